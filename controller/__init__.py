@@ -1,0 +1,1 @@
+"""The Kubernetes side: controller and coordinator server."""

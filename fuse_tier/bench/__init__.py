@@ -1,0 +1,1 @@
+"""The benchmarks that `fuse-tier bench` runs."""

@@ -1,0 +1,82 @@
+"""Immutable file content: its name, where it is read from, where it is written to.
+
+A blob is named by what it is, so a copy is right or it is not that blob. The protocols here are the seam
+between those who move bytes (streams, buckets) and those who keep them (the RAM tier, a directory).
+All their methods block on memory or disk only, and are called in worker threads.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from fuse_tier.errors import InvalidRequest
+
+MAX_BLOB_SIZE = (1 << 63) - 1  # what off_t can say
+_NAME = re.compile(r"([0-9a-f]{32})-(0|[1-9][0-9]{0,18})")
+
+Progress = Callable[[int], None]
+"""Told how many further bytes have been moved; called from any thread, must not block."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Blob:
+    """Immutable file content, named by what it is."""
+
+    digest: bytes  # xxh3-128, 16 bytes, big endian
+    size: int  # bytes
+
+    def __post_init__(self) -> None:
+        if len(self.digest) != 16 or not 0 <= self.size <= MAX_BLOB_SIZE:
+            raise InvalidRequest(f"no blob has digest {self.digest.hex()} and size {self.size}")
+
+    @property
+    def name(self) -> str:
+        """``<32 hex digits>-<size in bytes>``: a file or object name."""
+        return f"{self.digest.hex()}-{self.size}"
+
+    @classmethod
+    def parse(cls, name: str) -> Blob:
+        """The inverse of ``name``. Raises InvalidRequest."""
+        match = _NAME.fullmatch(name)
+        if match is None:
+            raise InvalidRequest(f"{name!r} is no blob name: expected 32 hex digits, '-', and the size")
+        return cls(bytes.fromhex(match[1]), int(match[2]))
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Source(Protocol):
+    """A place to read blobs from."""
+
+    def open(self, blob: Blob) -> int:
+        """A read-only descriptor at the start of the content, owned by the caller. Raises NotFound, Damaged."""
+        ...
+
+
+class Incoming(Protocol):
+    """A blob on its way in. Exactly one of ``accept`` and ``discard`` ends it; both close the descriptor."""
+
+    @property
+    def fd(self) -> int:
+        """Open for reading and writing; room for the blob's size is already allocated."""
+        ...
+
+    def accept(self) -> None:
+        """Hashes what landed and, if it is the blob, gives it its name at once. Raises Damaged (and discards)."""
+        ...
+
+    def discard(self) -> None:
+        """Removes what landed."""
+        ...
+
+
+class Sink(Protocol):
+    """A place to write blobs to."""
+
+    def create(self, blob: Blob) -> Incoming:
+        """Makes room for a blob. Raises TierFull."""
+        ...

@@ -1,0 +1,1 @@
+"""The coordinator: who is alive, who has what, who has mounted what."""

@@ -1,0 +1,1 @@
+"""The kernel side of a mount: mountpoints, descriptors, unmounting."""

@@ -1,0 +1,110 @@
+"""Where everything stands on a node's RAM tier.
+
+::
+
+    <root>/fuse-tier.json                    marker: this directory is ours; format, cluster and node
+    <root>/blobs/<2 hex>/<blob name>         immutable content, node-wide
+    <root>/incoming/<random>                 content on its way in; removed at the start of a worker
+    <root>/manifests/<ns>/<workload>/<replica>/<number>
+    <root>/volumes/<ns>/<workload>/<replica>/
+        tree/                                what the job sees at its mount
+        pins/<inode number>                  see pins.py
+        remote/<inode number>                symlink to the name of the blob that this file shall hold: its
+                                             content is not here yet, and it is opened only after it is
+        lock                                 flock: changes of pins
+        volume.json                          lineage of the tree, by atomic replacement
+
+Nothing else keeps state: what a process knows beyond this it can derive.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from fuse_tier.blobs import Blob
+from fuse_tier.identity import Identity, SnapshotId
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeLayout:
+    """The paths of one volume."""
+
+    root: str
+
+    @property
+    def tree(self) -> str:
+        """The live tree."""
+        return os.path.join(self.root, "tree")
+
+    @property
+    def pins(self) -> str:
+        """Directory of pins, by inode number."""
+        return os.path.join(self.root, "pins")
+
+    @property
+    def remote(self) -> str:
+        """Directory of placeholders, by inode number."""
+        return os.path.join(self.root, "remote")
+
+    @property
+    def lock(self) -> str:
+        """Held (flock) while a pin is changed."""
+        return os.path.join(self.root, "lock")
+
+    @property
+    def record(self) -> str:
+        """The lineage of the live tree."""
+        return os.path.join(self.root, "volume.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The paths of one RAM tier. ``root`` is absolute."""
+
+    root: str
+
+    @property
+    def marker(self) -> str:
+        """Says that the directory is ours."""
+        return os.path.join(self.root, "fuse-tier.json")
+
+    @property
+    def blobs(self) -> str:
+        """Parent of the 256 directories of blobs."""
+        return os.path.join(self.root, "blobs")
+
+    @property
+    def incoming(self) -> str:
+        """Content that has no name yet."""
+        return os.path.join(self.root, "incoming")
+
+    @property
+    def manifests(self) -> str:
+        """Parent of all volumes' manifests."""
+        return os.path.join(self.root, "manifests")
+
+    @property
+    def volumes(self) -> str:
+        """Parent of all local volumes."""
+        return os.path.join(self.root, "volumes")
+
+    def blob(self, blob: Blob) -> str:
+        """Where a blob stands, if it is here."""
+        return os.path.join(self.blobs, blob.digest[:1].hex(), blob.name)
+
+    def manifest(self, snapshot: SnapshotId) -> str:
+        """Where a manifest stands, if it is here."""
+        return os.path.join(self._of(self.manifests, snapshot.identity), str(snapshot.number))
+
+    def snapshots(self, identity: Identity) -> str:
+        """The directory of one volume's manifests."""
+        return self._of(self.manifests, identity)
+
+    def volume(self, identity: Identity) -> VolumeLayout:
+        """The paths of one local volume."""
+        return VolumeLayout(self._of(self.volumes, identity))
+
+    @staticmethod
+    def _of(parent: str, identity: Identity) -> str:
+        return os.path.join(parent, identity.namespace, identity.workload, identity.replica)

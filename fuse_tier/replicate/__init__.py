@@ -1,0 +1,1 @@
+"""Snapshots, fan-out, retention, restore: the replication worker."""

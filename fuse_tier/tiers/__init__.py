@@ -1,0 +1,1 @@
+"""The places that keep blobs and manifests, behind one interface."""

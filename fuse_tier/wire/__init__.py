@@ -1,0 +1,1 @@
+"""What travels between processes and nodes: control calls, bulk streams, TLS."""
