@@ -1,0 +1,97 @@
+"""What holds for every test: needs are met or told, logs are announced, random numbers have a seed."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import random
+import secrets
+import tempfile
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from tests.harness import needs
+from tests.harness.logs import ExpectedLogs, listen, stop_listening
+from tests.harness.watchdog import body_seconds, bounded
+
+settings.register_profile("dev", deadline=None, print_blob=True)
+settings.register_profile("ci", deadline=None, print_blob=True, max_examples=200)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
+
+_SEED = pytest.StashKey[int]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", type=int, default=None, help="seed of the fixture `rng` (default: drawn, and printed)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    chosen = config.getoption("--seed")
+    config.stash[_SEED] = secrets.randbits(32) if chosen is None else chosen
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"fuse-tier: --seed={config.stash[_SEED]}; required: {' '.join(sorted(needs.required(os.environ))) or '-'}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if not isinstance(item, pytest.Function):
+            continue
+        if {"emulator", "cluster", "make_cluster"} & set(item.fixturenames):
+            item.add_marker(pytest.mark.network)
+        if inspect.iscoroutinefunction(item.obj):
+            marker = item.get_closest_marker("timeout")
+            whole = marker.args[0] if marker and marker.args else float(item.config.getini("timeout"))
+            item.obj = bounded(item.obj, body_seconds(whole))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for need in ("root", "fuse"):
+        if item.get_closest_marker(need) is None:
+            continue
+        reason = needs.missing(need)
+        if reason is None:
+            continue
+        if need in needs.required(os.environ):
+            pytest.fail(f"{reason}, and {needs.REQUIRE} says that it must be here", pytrace=False)
+        pytest.skip(reason)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed and isinstance(item, pytest.Function) and "rng" in item.fixturenames:
+        report.sections.append(("random numbers", f"run again with --seed={item.config.stash[_SEED]}"))
+    return report
+
+
+@pytest.fixture(autouse=True)
+def expected_logs() -> Iterator[ExpectedLogs]:
+    """Announce with ``expected_logs.allow("event.name")`` what the test provokes; anything else fails it."""
+    expected = ExpectedLogs()
+    ear = listen(expected)
+    try:
+        yield expected
+    finally:
+        stop_listening(ear)
+    unannounced = expected.unannounced()
+    if unannounced:
+        shown = "\n".join(f"  {line}" for line in unannounced[:30])
+        pytest.fail(f"{len(unannounced)} log lines that were not announced:\n{shown}", pytrace=False)
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> random.Random:
+    """Random numbers of this test's own; the seed is printed when it fails."""
+    return random.Random(f"{request.config.stash[_SEED]}:{request.node.nodeid}")
+
+
+@pytest.fixture
+def memory_path() -> Iterator[Path]:
+    """An empty directory on a tmpfs, for tests of the RAM tier that need no mount of their own."""
+    with tempfile.TemporaryDirectory(prefix="fuse-tier-test-", dir="/dev/shm") as directory:
+        yield Path(directory)

@@ -1,0 +1,49 @@
+"""What a test may need of the machine, and whether it is here.
+
+A test marked ``fuse`` or ``root`` is skipped where that is lacking, with the reason; where FUSE_TIER_REQUIRE
+names the need, it fails instead: a suite that silently tests nothing must not look green.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+REQUIRE = "FUSE_TIER_REQUIRE"
+
+
+@cache
+def missing(need: str) -> str | None:
+    """Why ``need`` (``fuse`` or ``root``) is not met on this machine, or None if it is."""
+    return {"fuse": _missing_fuse, "root": _missing_root}[need]()
+
+
+def required(environment: Mapping[str, str]) -> frozenset[str]:
+    """The needs that FUSE_TIER_REQUIRE names, separated by commas or blanks."""
+    return frozenset(environment.get(REQUIRE, "").replace(",", " ").split())
+
+
+def _missing_root() -> str | None:
+    if os.geteuid() != 0:
+        return "needs root"
+    with tempfile.TemporaryDirectory(prefix="fuse-tier-probe-") as directory:
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "probe", directory], capture_output=True, check=False)
+        if mounted.returncode:
+            return "needs the right to mount (CAP_SYS_ADMIN)"
+        subprocess.run(["umount", directory], check=True)
+    return None
+
+
+def _missing_fuse() -> str | None:
+    if not Path("/dev/fuse").exists():
+        return "needs /dev/fuse"
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        return "needs to read and write /dev/fuse"
+    if os.geteuid() == 0:
+        return _missing_root()
+    return None if shutil.which("fusermount3") else "needs fusermount3 (Debian's package fuse3)"
