@@ -1,0 +1,41 @@
+# Each target sets up what it needs (tools/setup): Debian's packages and .venv. A second call only looks.
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast lint bench proto clean setup-runtime setup-test setup-lint
+
+PYTHON ?=
+ONLY ?=
+ARGS ?=
+export PYTHON
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: setup-runtime ## three nodes, a coordinator and a bucket on this machine: write, lose, restore, verify
+	@.venv/bin/fuse-tier demo $(ARGS)
+
+test: setup-test ## the whole suite; ARGS="-k name" for a part
+	@.venv/bin/pytest $(ARGS)
+
+test-fast: setup-test ## what needs no FUSE and no network: at each save
+	@.venv/bin/pytest -q -m "not fuse and not root and not network and not slow" $(ARGS)
+
+lint: setup-lint ## style, types, import layers, generated code
+	@.venv/bin/ruff check
+	@.venv/bin/ruff format --check
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+	@tools/proto --check
+
+bench: setup-runtime ## the benchmarks, into bench.json; ONLY="fs.write.seq1 peer.snapshot" for some
+	@.venv/bin/fuse-tier bench --json bench.json $(ONLY)
+
+proto: setup-lint ## generate the code of the wire protocol
+	@tools/proto
+
+clean: ## remove everything that make made
+	@rm -rf .venv .venv.lock bench.json dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+setup-runtime setup-test setup-lint: setup-%:
+	@tools/setup $*
