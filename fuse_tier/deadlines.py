@@ -1,0 +1,97 @@
+"""Every wait of fuse-tier, in one table: how long, and what it waits for in turn.
+
+What waits on another waits longer, so that the error that a person sees names the wait that really ran out.
+``check_order`` holds the table to that, at each start. Not here: what a configuration sets (``drain``, ``settle``,
+``lease``). Nothing here waits: callers do, with ``trio.fail_after`` and the like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from fuse_tier.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """One row: a name, its seconds, and the names of those that may run out within it, one after another."""
+
+    name: str
+    seconds: float
+    covers: tuple[str, ...] = ()
+
+
+class Deadline:
+    """Seconds, by name: ``Deadline.CONTROL_CALL``."""
+
+    HOLD: Final = 2.0  # a daemon keeps changes of its volume back at most so long
+    CONTROL_CONNECT: Final = 3.0  # TCP and TLS of a control connection
+    CONTROL_CALL: Final = 5.0  # one unary control call, its connection included
+    CHANNEL_CALL: Final = 5.0  # one call between processes of a node, a hold included
+    SUPERVISOR_CONNECT: Final = 10.0  # from a process's start until it has its channel
+    BULK_CONNECT: Final = 3.0  # TCP, TLS and token of a bulk stream
+    BULK_STALL: Final = 20.0  # no byte moved on a bulk stream
+    MANIFEST_TRANSFER: Final = 30.0  # one manifest there or back, its verification included
+    BUCKET_CALL: Final = 30.0  # one request to the bucket, or no byte moved on one
+    BUCKET_TOTAL: Final = 600.0  # one object there or back, tries included
+    THREAD_SHUTDOWN: Final = 10.0  # a blocking call that was interrupted comes back
+    METRICS_REQUEST: Final = 5.0  # one scrape
+    MOUNT: Final = 60.0  # a daemon's start until a stat through the mount answers
+    UNMOUNT: Final = 30.0  # operations in flight end, and the daemon
+    MATERIALIZE: Final = 600.0 + 60.0  # an open of a file whose content is elsewhere
+    SYNC: Final = 600.0 + 60.0  # an fsync that waits for a tier
+    RESTORE: Final = 24 * 3600.0  # a whole volume; progress is what BULK_STALL and BUCKET_CALL watch
+    VERIFY: Final = 24 * 3600.0  # everything on a tier
+    STATUS: Final = 10.0  # what a person waits for an answer about a node
+    WORKER_STOP: Final = 60.0  # a worker's orderly end, beyond the configured drain
+    NODE_STOP: Final = 120.0  # a node's orderly end, beyond the configured drain
+
+
+def table() -> tuple[Wait, ...]:
+    """The rows, each with what it covers."""
+    covers: Mapping[str, tuple[str, ...]] = {
+        "CONTROL_CALL": ("CONTROL_CONNECT",),
+        "CHANNEL_CALL": ("HOLD",),
+        "BULK_STALL": ("BULK_CONNECT", "CONTROL_CALL"),
+        "MANIFEST_TRANSFER": ("CONTROL_CALL", "BULK_STALL"),
+        "BUCKET_TOTAL": ("BUCKET_CALL",),
+        "STATUS": ("CONTROL_CALL",),
+        "MOUNT": ("SUPERVISOR_CONNECT", "CHANNEL_CALL", "CONTROL_CALL"),
+        "UNMOUNT": ("CHANNEL_CALL", "THREAD_SHUTDOWN"),
+        "MATERIALIZE": ("BUCKET_TOTAL", "BULK_STALL"),
+        "SYNC": ("BUCKET_TOTAL", "MANIFEST_TRANSFER", "CHANNEL_CALL"),
+        "RESTORE": ("MANIFEST_TRANSFER", "BUCKET_TOTAL"),
+        "VERIFY": ("MANIFEST_TRANSFER", "BUCKET_TOTAL"),
+        "WORKER_STOP": ("UNMOUNT", "THREAD_SHUTDOWN"),
+        "NODE_STOP": ("WORKER_STOP", "UNMOUNT"),
+    }
+    rows = tuple(
+        Wait(name, seconds, covers.get(name, ()))
+        for name, seconds in vars(Deadline).items()
+        if name.isupper() and isinstance(seconds, float)
+    )
+    known = {row.name for row in rows}
+    unknown = (set(covers) | {name for covered in covers.values() for name in covered}) - known
+    if unknown:
+        raise ConfigError(f"the table of deadlines names {', '.join(sorted(unknown))}, which are none")
+    return rows
+
+
+def violations(rows: tuple[Wait, ...]) -> Iterator[str]:
+    """A sentence for each wait that is not longer than all that may run out within it together."""
+    seconds = {row.name: row.seconds for row in rows}
+    for row in rows:
+        if row.seconds <= 0:
+            yield f"{row.name} is {row.seconds:g} s: a wait must be longer than nothing"
+        within = sum(seconds[name] for name in row.covers)
+        if row.covers and row.seconds <= within:
+            yield f"{row.name} is {row.seconds:g} s, but waits on {' and '.join(row.covers)}, {within:g} s"
+
+
+def check_order() -> None:
+    """Holds the table to its rule. Raises ConfigError with all that break it."""
+    broken = list(violations(table()))
+    if broken:
+        raise ConfigError("deadlines out of order: " + "; ".join(broken))
