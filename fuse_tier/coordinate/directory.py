@@ -1,0 +1,255 @@
+"""What a coordinator knows: who is alive, who holds what, and which node has which identity mounted.
+
+Pure and synchronous: time comes in as monotonic seconds, nothing is sent, nothing is stored. It keeps no
+truth of its own: everything is rebuilt from the nodes' reports, each of which is whole. The invariant: an
+identity is granted to no node while another that may have it mounted holds a lease.
+
+A node holds a lease for ``lease_seconds`` after each report. Its claims are what its newest report calls
+mounted, and what it was granted since. Each instance of a node numbers its calls; one that was overtaken is
+refused, so that a claim or a report that was stuck on the way cannot undo a later one.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from dataclasses import dataclass, field
+
+from fuse_tier.errors import IdentityBusy, TierRefused, TierUnavailable
+from fuse_tier.identity import Identity
+from fuse_tier.members import Location, Member, Picture, Report, VolumePicture
+
+FORGET_SECONDS = 3600.0  # how long a node that is gone is still shown
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """An identity that a node says it has mounted, while it belongs to another one that is alive."""
+
+    identity: Identity
+    holder: str
+    other: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    node: str
+    since: float
+
+
+@dataclass(slots=True)
+class _Node:
+    report: Report
+    sequence: int
+    expires: float
+    announced_gone: bool = False
+    superseded: deque[str] = field(default_factory=lambda: deque(maxlen=8))
+
+
+class Directory:
+    """One cluster's picture. ``now`` is monotonic seconds, never less than in the call before.
+
+    ``expire`` is to be called several times in a lease: time in which nobody called anything is time in
+    which reports may have been waiting unread, and counts against no node.
+    """
+
+    def __init__(self, lease_seconds: float, now: float) -> None:
+        self.lease_seconds = lease_seconds
+        self.epoch = secrets.token_hex(8)
+        self._nodes: dict[str, _Node] = {}
+        self._claims: dict[Identity, _Claim] = {}
+        self._conflicts: set[Conflict] = set()
+        self._settled = now + lease_seconds
+        self._observed = now
+
+    def report(self, report: Report, now: float) -> tuple[Conflict, ...]:
+        """Takes a node's report in, renews its lease, and gives the conflicts that it brought to light.
+
+        Raises TierRefused when the name belongs to another node that is alive, or the report was overtaken.
+        """
+        self._observe(now)
+        known = self._nodes.get(report.node)
+        if known is None:
+            known = self._nodes[report.node] = _Node(report, report.sequence, now)
+        else:
+            self._check_name(known, report, now)
+            if known.report.instance != report.instance:
+                known.superseded.append(known.report.instance)
+            else:
+                _check_sequence(known, report.node, report.sequence)
+        known.report = report
+        known.sequence = report.sequence
+        known.expires = now + self.lease_seconds
+        known.announced_gone = False
+        return self._take_claims(report, now)
+
+    def claim(self, identity: Identity, node: str, instance: str, sequence: int, now: float) -> None:
+        """Grants an identity to a node, until it releases it, reports without it, or loses its lease.
+
+        Raises IdentityBusy when another node that is alive has it, TierUnavailable when nobody can tell yet,
+        TierRefused for a caller that is not who it was.
+
+        Nobody can tell in the first lease after a start: a node that has the identity mounted may not have
+        reported yet. One that is alive and reaches us reports several times in a lease; one that doesn't
+        would have lost its lease with a coordinator that never went away. So one lease is enough, and nothing
+        less is without knowing who should report. What a node itself reports as mounted needs no such wait.
+        """
+        self._observe(now)
+        caller = self._caller(node, instance, sequence, now)
+        claim = self._claim_of(identity, now)
+        if claim is not None and claim.node != node:
+            raise IdentityBusy(
+                f"{identity} is mounted on node {claim.node} ({self._nodes[claim.node].report.control}), seen there "
+                f"for {now - claim.since:.0f} s: unmount it there, or stop that node, or mount another identity"
+            )
+        if claim is None and now < self._settled:
+            raise TierUnavailable(
+                f"the coordinator has just started and hears first who has {identity} mounted: "
+                f"try again in {self._settled - now:.1f} s"
+            )
+        caller.sequence = sequence
+        self._claims[identity] = _Claim(node, claim.since if claim else now)
+
+    def release(self, identity: Identity, node: str, instance: str, sequence: int, now: float) -> None:
+        """Gives an identity back. One that the node doesn't have is no error. Raises as ``claim`` does."""
+        self._observe(now)
+        self._caller(node, instance, sequence, now).sequence = sequence
+        claim = self._claims.get(identity)
+        if claim is not None and claim.node == node:
+            del self._claims[identity]
+
+    def holder(self, identity: Identity, now: float) -> tuple[Member, float] | None:
+        """The live node that has the identity, and for how many seconds its lease still runs."""
+        claim = self._claim_of(identity, now)
+        if claim is None:
+            return None
+        known = self._nodes[claim.node]
+        return self._member(known, now), known.expires - now
+
+    def members(self, now: float) -> tuple[Member, ...]:
+        """Every node known, by name, those that are gone included."""
+        return tuple(self._member(known, now) for _, known in sorted(self._nodes.items()))
+
+    def locate(self, identity: Identity, now: float) -> Location:
+        """Who lists which snapshots of a volume."""
+        holders: list[tuple[Member, tuple[int, ...]]] = []
+        bucket: set[int] = set()
+        for known in self._nodes.values():
+            bucket.update(known.report.facts.bucket.get(identity, ()))
+            if numbers := known.report.facts.holdings.get(identity):
+                holders.append((self._member(known, now), numbers))
+        holders.sort(key=lambda holder: (not holder[0].alive, -holder[1][-1], holder[0].node))
+        return Location(tuple(holders), tuple(sorted(bucket)))
+
+    def picture(self, now: float) -> Picture:
+        """Everything, for people."""
+        identities = set(self._claims)
+        for known in self._nodes.values():
+            identities.update(known.report.facts.holdings, known.report.facts.bucket)
+        volumes = []
+        for identity in sorted(identities):
+            claim = self._claim_of(identity, now)
+            volumes.append(VolumePicture(identity, claim.node if claim else "", self.locate(identity, now)))
+        return Picture(self.epoch, self.members(now), tuple(volumes))
+
+    def expire(self, now: float) -> tuple[str, ...]:
+        """Drops the claims of nodes whose lease has ended, forgets old ones; gives the names of those newly gone."""
+        self._observe(now)
+        gone = []
+        for name, known in list(self._nodes.items()):
+            if now < known.expires:
+                continue
+            if not known.announced_gone:
+                known.announced_gone = True
+                gone.append(name)
+            if now >= known.expires + FORGET_SECONDS:
+                del self._nodes[name]
+        for identity, claim in list(self._claims.items()):
+            if not self._is_alive(claim.node, now):
+                del self._claims[identity]
+        return tuple(sorted(gone))
+
+    def _observe(self, now: float) -> None:
+        """Renews the leases that ran when we last looked, if that is so long ago that reports may lie unread.
+
+        A coordinator that was stopped (SIGSTOP, a frozen machine) finds on waking all reports of that time in
+        its sockets, behind claims perhaps.
+        """
+        if now - self._observed > self.lease_seconds / 2:
+            for known in self._nodes.values():
+                if known.expires > self._observed:
+                    known.expires = max(known.expires, now + self.lease_seconds)
+        self._observed = now
+
+    def _check_name(self, known: _Node, report: Report, now: float) -> None:
+        if known.report.instance == report.instance or now >= known.expires:
+            return
+        if known.report.control != report.control:
+            raise TierRefused(
+                f"two nodes are called {report.node!r}: one at {known.report.control}, which is alive, and one at "
+                f"{report.control}, which is refused. Give one of them another name in its node.yaml; if the first "
+                f"has gone for good, start the second again in {known.expires - now:.1f} s"
+            )
+        if report.instance in known.superseded:
+            raise TierRefused(
+                f"another process has taken over as node {report.node!r} at {report.control}: if there are two, give "
+                "one of them another name and address in its node.yaml"
+            )
+
+    def _take_claims(self, report: Report, now: float) -> tuple[Conflict, ...]:
+        mounted = report.facts.mounted
+        for identity, claim in list(self._claims.items()):
+            if claim.node == report.node and identity not in mounted:
+                del self._claims[identity]
+        conflicts = set()
+        for identity in mounted:
+            claim = self._claim_of(identity, now)
+            if claim is not None and claim.node != report.node:
+                conflicts.add(Conflict(identity, claim.node, report.node))
+            else:
+                self._claims[identity] = _Claim(report.node, claim.since if claim else now)
+        new = conflicts - self._conflicts
+        # Told once each, and again if they come back after they were over.
+        self._conflicts = {known for known in self._conflicts if known.other != report.node} | conflicts
+        return tuple(sorted(new, key=lambda conflict: conflict.identity))
+
+    def _caller(self, node: str, instance: str, sequence: int, now: float) -> _Node:
+        known = self._nodes.get(node)
+        if known is None or now >= known.expires:
+            raise TierUnavailable(f"the coordinator has no report of node {node} yet: try again in a second")
+        if known.report.instance != instance:
+            raise TierRefused(
+                f"another process reports as node {node} at {known.report.control}: if there are two, give one of "
+                "them another name in its node.yaml"
+            )
+        _check_sequence(known, node, sequence)
+        return known
+
+    def _claim_of(self, identity: Identity, now: float) -> _Claim | None:
+        claim = self._claims.get(identity)
+        return claim if claim is not None and self._is_alive(claim.node, now) else None
+
+    def _is_alive(self, node: str, now: float) -> bool:
+        known = self._nodes.get(node)
+        return known is not None and now < known.expires
+
+    def _member(self, known: _Node, now: float) -> Member:
+        report = known.report
+        return Member(
+            node=report.node,
+            instance=report.instance,
+            control=report.control,
+            bulk=report.bulk,
+            alive=now < known.expires,
+            capacity_bytes=report.facts.capacity_bytes,
+            free_bytes=report.facts.free_bytes,
+            domain=report.domain,
+            mounted=report.facts.mounted,
+        )
+
+
+def _check_sequence(known: _Node, node: str, sequence: int) -> None:
+    if sequence <= known.sequence:
+        raise TierRefused(
+            f"call {sequence} of node {node} was overtaken by call {known.sequence} and is void: it needs no other step"
+        )

@@ -1,0 +1,89 @@
+"""Who takes part in a cluster, and who has what: the values that nodes and the coordinator exchange.
+
+Values only: how they travel is ``wire/members.py``, what is concluded from them is ``coordinate/directory.py``
+and ``replicate/placement.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fuse_tier.identity import Identity
+
+Holdings = Mapping[Identity, tuple[int, ...]]
+"""Numbers of the snapshots that are listed in a place, ascending, by volume."""
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """What a node fails together with. An empty name says that nothing is known, and equals no other."""
+
+    zone: str = ""
+    pool: str = ""
+    host: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One node, as last heard of."""
+
+    node: str  # its name, unique in the cluster
+    instance: str  # random, new at each start of its worker
+    control: str  # HOST:PORT
+    bulk: str  # HOST:PORT
+    alive: bool  # whether it was heard of within its lease
+    capacity_bytes: int = 0  # of its RAM tier
+    free_bytes: int = 0
+    domain: Domain = Domain()
+    mounted: frozenset[Identity] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFacts:
+    """What a node says of itself besides its name and addresses."""
+
+    capacity_bytes: int
+    free_bytes: int
+    mounted: frozenset[Identity] = frozenset()
+    holdings: Holdings = field(default_factory=dict)  # everything listed in its RAM tier, replicas included
+    bucket: Holdings = field(default_factory=dict)  # what it has itself committed to the bucket
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a node tells the coordinator, whole each time, so that a lost one costs nothing."""
+
+    node: str
+    instance: str
+    sequence: int  # grows with each call of this instance
+    control: str
+    bulk: str
+    facts: LocalFacts
+    domain: Domain = Domain()
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a volume's snapshots are, as far as is known: ask the place itself before relying on it."""
+
+    holders: tuple[tuple[Member, tuple[int, ...]], ...] = ()  # those alive first, most recent snapshot first
+    bucket: tuple[int, ...] = ()  # ascending; the bucket may hold more than anybody remembers
+
+
+@dataclass(frozen=True, slots=True)
+class VolumePicture:
+    """One volume, for people: where it is mounted ('' if nowhere) and where its snapshots are."""
+
+    identity: Identity
+    mounted_on: str
+    location: Location
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """Everything a coordinator knows at one moment."""
+
+    epoch: str
+    members: tuple[Member, ...]
+    volumes: tuple[VolumePicture, ...]

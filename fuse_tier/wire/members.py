@@ -1,0 +1,202 @@
+"""How the values of ``members.py`` travel in ``control.proto``.
+
+Parsing is strict: names become paths, addresses are connected to, so whatever is malformed is refused here
+with InvalidRequest, whole, and everything behind this module can trust its values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from fuse_tier.errors import ConfigError, InvalidRequest
+from fuse_tier.identity import Identity, SnapshotId, is_name
+from fuse_tier.members import (
+    Domain,
+    Holdings,
+    LocalFacts,
+    Location,
+    Member,
+    Picture,
+    Report,
+    VolumePicture,
+)
+from fuse_tier.wire import control_pb2 as pb
+
+_LONGEST_LABEL = 253
+
+
+def parse_identity(text: str) -> Identity:
+    """An identity from a peer. Raises InvalidRequest."""
+    try:
+        return Identity.parse(text)
+    except ConfigError as error:
+        raise InvalidRequest(str(error)) from None
+
+
+def report_to_wire(report: Report, cluster: str) -> pb.ReportRequest:
+    """What a node sends."""
+    facts = report.facts
+    return pb.ReportRequest(
+        cluster=cluster,
+        node=report.node,
+        instance=report.instance,
+        sequence=report.sequence,
+        addresses=pb.Addresses(control=report.control, bulk=report.bulk),
+        capacity_bytes=facts.capacity_bytes,
+        free_bytes=max(0, facts.free_bytes),
+        mounted=sorted(map(str, facts.mounted)),
+        holdings=_holdings_to_wire(facts.holdings),
+        bucket=_holdings_to_wire(facts.bucket),
+        zone=report.domain.zone,
+        pool=report.domain.pool,
+        host=report.domain.host,
+    )
+
+
+def report_from_wire(message: pb.ReportRequest) -> Report:
+    """Raises InvalidRequest."""
+    return Report(
+        node=_name(message.node, "node"),
+        instance=_name(message.instance, "instance"),
+        sequence=message.sequence,
+        control=_address(message.addresses.control),
+        bulk=_address(message.addresses.bulk),
+        facts=LocalFacts(
+            capacity_bytes=message.capacity_bytes,
+            free_bytes=message.free_bytes,
+            mounted=frozenset(map(parse_identity, message.mounted)),
+            holdings=_holdings_from_wire(message.holdings),
+            bucket=_holdings_from_wire(message.bucket),
+        ),
+        domain=_domain(message.zone, message.pool, message.host),
+    )
+
+
+def member_to_wire(member: Member) -> pb.Member:
+    """What the coordinator says of a node."""
+    return pb.Member(
+        node=member.node,
+        instance=member.instance,
+        addresses=pb.Addresses(control=member.control, bulk=member.bulk),
+        alive=member.alive,
+        capacity_bytes=member.capacity_bytes,
+        free_bytes=member.free_bytes,
+        zone=member.domain.zone,
+        pool=member.domain.pool,
+        host=member.domain.host,
+        mounted=sorted(map(str, member.mounted)),
+    )
+
+
+def member_from_wire(message: pb.Member) -> Member:
+    """Raises InvalidRequest."""
+    return Member(
+        node=_name(message.node, "node"),
+        instance=_name(message.instance, "instance"),
+        control=_address(message.addresses.control),
+        bulk=_address(message.addresses.bulk),
+        alive=message.alive,
+        capacity_bytes=message.capacity_bytes,
+        free_bytes=message.free_bytes,
+        domain=_domain(message.zone, message.pool, message.host),
+        mounted=frozenset(map(parse_identity, message.mounted)),
+    )
+
+
+def location_to_wire(location: Location) -> pb.LocateReply:
+    """The answer to Locate."""
+    return pb.LocateReply(holders=_holders_to_wire(location), bucket=location.bucket)
+
+
+def location_from_wire(message: pb.LocateReply) -> Location:
+    """Raises InvalidRequest."""
+    return _location(message.holders, message.bucket)
+
+
+def picture_to_wire(picture: Picture) -> pb.PictureReply:
+    """The answer to Picture."""
+    return pb.PictureReply(
+        epoch=picture.epoch,
+        members=map(member_to_wire, picture.members),
+        volumes=[
+            pb.Volume(
+                identity=str(volume.identity),
+                mounted_on=volume.mounted_on,
+                holders=_holders_to_wire(volume.location),
+                bucket=volume.location.bucket,
+            )
+            for volume in picture.volumes
+        ],
+    )
+
+
+def picture_from_wire(message: pb.PictureReply) -> Picture:
+    """Raises InvalidRequest."""
+    return Picture(
+        epoch=message.epoch,
+        members=tuple(map(member_from_wire, message.members)),
+        volumes=tuple(
+            VolumePicture(
+                parse_identity(volume.identity), volume.mounted_on, _location(volume.holders, volume.bucket)
+            )
+            for volume in message.volumes
+        ),
+    )
+
+
+def numbers_by_identity(ids: Iterable[str]) -> dict[Identity, tuple[int, ...]]:
+    """What a list of snapshot ids says, by volume. Raises InvalidRequest."""
+    found: dict[Identity, set[int]] = {}
+    for text in ids:
+        try:
+            snapshot = SnapshotId.parse(text)
+        except ConfigError as error:
+            raise InvalidRequest(str(error)) from None
+        found.setdefault(snapshot.identity, set()).add(snapshot.number)
+    return {identity: tuple(sorted(numbers)) for identity, numbers in found.items()}
+
+
+def _location(holders: Iterable[pb.Holder], bucket: Iterable[int]) -> Location:
+    return Location(
+        holders=tuple((member_from_wire(holder.member), _numbers(holder.numbers)) for holder in holders),
+        bucket=_numbers(bucket),
+    )
+
+
+def _holders_to_wire(location: Location) -> list[pb.Holder]:
+    return [pb.Holder(member=member_to_wire(member), numbers=numbers) for member, numbers in location.holders]
+
+
+def _holdings_to_wire(holdings: Holdings) -> list[pb.Holding]:
+    return [pb.Holding(identity=str(identity), numbers=numbers) for identity, numbers in holdings.items()]
+
+
+def _holdings_from_wire(messages: Iterable[pb.Holding]) -> Holdings:
+    return {parse_identity(message.identity): _numbers(message.numbers) for message in messages}
+
+
+def _numbers(numbers: Iterable[int]) -> tuple[int, ...]:
+    ascending = tuple(sorted(set(numbers)))
+    if ascending and not 1 <= ascending[0] <= ascending[-1] < 1 << 63:
+        raise InvalidRequest(f"snapshot numbers begin at 1 and are below 2^63: {ascending[0]} to {ascending[-1]}")
+    return ascending
+
+
+def _name(text: str, what: str) -> str:
+    if not is_name(text):
+        raise InvalidRequest(f"{text!r} is no valid name of a {what}")
+    return text
+
+
+def _address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16) or not text.isprintable():
+        raise InvalidRequest(f"{text!r} is no address: expected HOST:PORT")
+    return text
+
+
+def _domain(zone: str, pool: str, host: str) -> Domain:
+    for label in (zone, pool, host):
+        if len(label) > _LONGEST_LABEL or (label and not label.isprintable()):
+            raise InvalidRequest(f"{label[:40]!r} is no valid name of a zone, pool or host")
+    return Domain(zone, pool, host)
