@@ -1,0 +1,206 @@
+"""What a process counts and measures, and the small HTTP server from which Prometheus reads it.
+
+One registry for the process; the functions below are the only way to change it, so that names and labels are in one
+place. Labels are bounded: tiers, directions, kinds of errors, and the volumes that are mounted here. They may be
+called from any thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import structlog
+import trio
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from fuse_tier.config_fields import Address
+from fuse_tier.deadlines import Deadline
+from fuse_tier.errors import ConfigError
+
+log = structlog.get_logger(__name__)
+
+REGISTRY = CollectorRegistry()
+
+_SECONDS = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+_MAX_REQUEST_BYTES = 8192
+_MAX_CONNECTIONS = 32
+
+_seals = Counter("fuse_tier_seals", "Files sealed (hashed).", ["outcome"], registry=REGISTRY)
+_snapshots = Counter("fuse_tier_snapshots", "Snapshots taken of volumes of this node.", registry=REGISTRY)
+_snapshot_bytes = Counter("fuse_tier_snapshot_bytes", "What these snapshots hold, together.", registry=REGISTRY)
+_bytes = Counter("fuse_tier_bytes", "File content moved.", ["tier", "direction"], registry=REGISTRY)
+_copies = Histogram(
+    "fuse_tier_copy_seconds", "One snapshot's way to one place.", ["tier"], buckets=_SECONDS, registry=REGISTRY
+)
+_commits = Counter("fuse_tier_commit", "Snapshots made visible.", ["tier"], registry=REGISTRY)
+_restores = Histogram("fuse_tier_restore_seconds", "One volume's restore.", buckets=_SECONDS, registry=REGISTRY)
+_errors = Counter("fuse_tier_errors", "What went wrong; the log says what.", ["kind"], registry=REGISTRY)
+_queue = Gauge("fuse_tier_queue_length", "Copies waiting or under way.", registry=REGISTRY)
+_ram_capacity = Gauge("fuse_tier_ram_capacity_bytes", "Size of this node's RAM tier.", registry=REGISTRY)
+_ram_free = Gauge("fuse_tier_ram_free_bytes", "Room in this node's RAM tier.", registry=REGISTRY)
+_rejected = Counter("fuse_tier_rejected_connections", "Connections turned away.", ["reason"], registry=REGISTRY)
+
+
+class _DurableAges(Collector):
+    """Ages as of the scrape: a copy that nobody renews must be seen to grow old."""
+
+    def __init__(self) -> None:
+        self._created_ns: dict[tuple[str, str], int] = {}
+
+    def note(self, identity: str, tier: str, created_ns: int) -> None:
+        self._created_ns[identity, tier] = created_ns
+
+    def forget(self, identity: str) -> None:
+        for key in [key for key in list(self._created_ns) if key[0] == identity]:
+            self._created_ns.pop(key, None)
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        family = GaugeMetricFamily(
+            "fuse_tier_durable_snapshot_age_seconds",
+            "Time since the newest snapshot that a tier holds of a volume was taken.",
+            labels=["identity", "tier"],
+        )
+        now_ns = time.time_ns()
+        for (identity, tier), created_ns in sorted(self._created_ns.copy().items()):
+            family.add_metric([identity, tier], max(0, now_ns - created_ns) / 1e9)
+        yield family
+
+
+_ages = _DurableAges()
+REGISTRY.register(_ages)
+
+
+def sealed(count: int = 1, outcome: str = "sealed") -> None:
+    """Files were sealed; ``outcome`` is ``sealed`` or ``unchanged``."""
+    _seals.labels(outcome).inc(count)
+
+
+def snapshot_taken(size: int) -> None:
+    """A snapshot of a volume of this node was taken, of ``size`` bytes."""
+    _snapshots.inc()
+    _snapshot_bytes.inc(size)
+
+
+def bytes_moved(tier: str, direction: str, count: int) -> None:
+    """File content went to a tier (``out``) or came from it (``in``)."""
+    _bytes.labels(tier, direction).inc(count)
+
+
+def copied(tier: str, seconds: float) -> None:
+    """A snapshot's copy to a place of a tier was complete ``seconds`` after it was begun."""
+    _copies.labels(tier).observe(seconds)
+
+
+def committed(tier: str) -> None:
+    """A snapshot became visible on a tier."""
+    _commits.labels(tier).inc()
+
+
+def restored(seconds: float) -> None:
+    """A volume was restored."""
+    _restores.observe(seconds)
+
+
+def error(kind: str) -> None:
+    """Something went wrong and was logged; ``kind`` is the work that it was, such as ``snapshot`` or ``copy``."""
+    _errors.labels(kind).inc()
+
+
+def queue_length(copies: int) -> None:
+    """So many copies are waiting or under way."""
+    _queue.set(copies)
+
+
+def durable(identity: str, tier: str, created_ns: int) -> None:
+    """The newest snapshot that ``tier`` holds of a volume was taken at this time (nanoseconds since 1970)."""
+    _ages.note(identity, tier, created_ns)
+
+
+def forget_volume(identity: str) -> None:
+    """The volume is none of this node's any more: its age is not our matter."""
+    _ages.forget(identity)
+
+
+def ram(capacity_bytes: int, free_bytes: int) -> None:
+    """How large the RAM tier is, and how much of it is free."""
+    _ram_capacity.set(capacity_bytes)
+    _ram_free.set(free_bytes)
+
+
+def connection_rejected(reason: str) -> None:
+    """Somebody was turned away; ``reason`` is one of few words, such as ``certificate`` or ``cluster``."""
+    _rejected.labels(reason).inc()
+
+
+async def serve(
+    address: Address,
+    healthy: Callable[[], bool] = lambda: True,
+    *,
+    task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Answers ``GET /metrics`` and ``GET /healthz`` (503 unless ``healthy()``) until cancelled.
+
+    Reports the port as started. Raises ConfigError when the address cannot be listened on. A request that is too
+    long or too slow, and a connection too many, are cut off; nobody's request takes anybody else's down.
+    """
+    try:
+        listeners = await trio.open_tcp_listeners(address.port, host=address.host)
+    except OSError as cause:
+        reason = "the port is already in use" if cause.errno == errno.EADDRINUSE else cause.strerror or str(cause)
+        raise ConfigError(f"cannot listen on {address} (metrics): {reason}: choose another address") from cause
+    places = trio.CapacityLimiter(_MAX_CONNECTIONS)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(trio.serve_listeners, partial(_answer_one, healthy, places), listeners))
+        task_status.started(listeners[0].socket.getsockname()[1])
+
+
+async def _answer_one(healthy: Callable[[], bool], places: trio.CapacityLimiter, stream: trio.SocketStream) -> None:
+    try:
+        places.acquire_nowait()
+    except trio.WouldBlock:
+        return
+    try:
+        with trio.move_on_after(Deadline.METRICS_REQUEST):
+            await stream.send_all(_response(await _request_line(stream), healthy))
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        log.debug("metrics.reader_gone")
+    except Exception:
+        log.exception("metrics.request_failed")
+    finally:
+        places.release()
+
+
+async def _request_line(stream: trio.SocketStream) -> bytes:
+    """The first line, once the whole head has come; empty if it never does."""
+    head = b""
+    while b"\r\n\r\n" not in head:
+        received = await stream.receive_some(_MAX_REQUEST_BYTES)
+        head += received
+        if not received or len(head) > _MAX_REQUEST_BYTES:
+            return b""
+    return head.partition(b"\r\n")[0]
+
+
+def _response(request_line: bytes, healthy: Callable[[], bool]) -> bytes:
+    method, _, rest = request_line.partition(b" ")
+    path = rest.partition(b" ")[0].partition(b"?")[0]
+    kind, allowed = "text/plain; charset=utf-8", ""
+    if not path.startswith(b"/"):
+        status, body = "400 Bad Request", b"this is no request that can be answered here\n"
+    elif path not in (b"/metrics", b"/healthz"):
+        status, body = "404 Not Found", b"there are /metrics and /healthz\n"
+    elif method not in (b"GET", b"HEAD"):
+        status, body, allowed = "405 Method Not Allowed", b"only GET is answered here\n", "Allow: GET, HEAD\r\n"
+    elif path == b"/metrics":
+        status, body, kind = "200 OK", generate_latest(REGISTRY), CONTENT_TYPE_LATEST
+    elif healthy():
+        status, body = "200 OK", b"ok\n"
+    else:
+        status, body = "503 Service Unavailable", b"not ready\n"
+    fields = f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n{allowed}Connection: close\r\n"
+    return f"HTTP/1.1 {status}\r\n{fields}\r\n".encode() + (b"" if method == b"HEAD" else body)
