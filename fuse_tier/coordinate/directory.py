@@ -11,6 +11,7 @@ refused, so that a claim or a report that was stuck on the way cannot undo a lat
 
 from __future__ import annotations
 
+import enum
 import secrets
 from collections import deque
 from dataclasses import dataclass, field
@@ -29,6 +30,23 @@ class Conflict:
     identity: Identity
     holder: str
     other: str
+
+
+class Change(enum.StrEnum):
+    """What a report says of its node."""
+
+    JOINED = "joined"
+    SAME = "same"
+    RESTARTED = "restarted"
+    RETURNED = "returned"  # the same process, after its lease had ended
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """What came of a report; ``conflicts`` are those not told before."""
+
+    change: Change
+    conflicts: tuple[Conflict, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,26 +80,29 @@ class Directory:
         self._settled = now + lease_seconds
         self._observed = now
 
-    def report(self, report: Report, now: float) -> tuple[Conflict, ...]:
-        """Takes a node's report in, renews its lease, and gives the conflicts that it brought to light.
+    def report(self, report: Report, now: float) -> Accepted:
+        """Takes a node's report in and renews its lease.
 
         Raises TierRefused when the name belongs to another node that is alive, or the report was overtaken.
         """
         self._observe(now)
+        change = Change.SAME
         known = self._nodes.get(report.node)
         if known is None:
+            change = Change.JOINED
             known = self._nodes[report.node] = _Node(report, report.sequence, now)
-        else:
+        elif known.report.instance != report.instance:
             self._check_name(known, report, now)
-            if known.report.instance != report.instance:
-                known.superseded.append(known.report.instance)
-            else:
-                _check_sequence(known, report.node, report.sequence)
+            change = Change.RESTARTED
+            known.superseded.append(known.report.instance)
+        else:
+            _check_sequence(known, report.node, report.sequence)
+            change = Change.SAME if now < known.expires else Change.RETURNED
         known.report = report
         known.sequence = report.sequence
         known.expires = now + self.lease_seconds
         known.announced_gone = False
-        return self._take_claims(report, now)
+        return Accepted(change, self._take_claims(report, now))
 
     def claim(self, identity: Identity, node: str, instance: str, sequence: int, now: float) -> None:
         """Grants an identity to a node, until it releases it, reports without it, or loses its lease.
@@ -182,7 +203,7 @@ class Directory:
         self._observed = now
 
     def _check_name(self, known: _Node, report: Report, now: float) -> None:
-        if known.report.instance == report.instance or now >= known.expires:
+        if now >= known.expires:
             return
         if known.report.control != report.control:
             raise TierRefused(
@@ -198,16 +219,20 @@ class Directory:
 
     def _take_claims(self, report: Report, now: float) -> tuple[Conflict, ...]:
         mounted = report.facts.mounted
-        for identity, claim in list(self._claims.items()):
-            if claim.node == report.node and identity not in mounted:
-                del self._claims[identity]
+        given_back = [
+            identity
+            for identity, claim in self._claims.items()
+            if claim.node == report.node and identity not in mounted
+        ]
+        for identity in given_back:
+            del self._claims[identity]
         conflicts = set()
         for identity in mounted:
-            claim = self._claim_of(identity, now)
-            if claim is not None and claim.node != report.node:
-                conflicts.add(Conflict(identity, claim.node, report.node))
-            else:
-                self._claims[identity] = _Claim(report.node, claim.since if claim else now)
+            held = self._claim_of(identity, now)
+            if held is None:
+                self._claims[identity] = _Claim(report.node, now)
+            elif held.node != report.node:
+                conflicts.add(Conflict(identity, held.node, report.node))
         new = conflicts - self._conflicts
         # Told once each, and again if they come back after they were over.
         self._conflicts = {known for known in self._conflicts if known.other != report.node} | conflicts
@@ -251,5 +276,5 @@ class Directory:
 def _check_sequence(known: _Node, node: str, sequence: int) -> None:
     if sequence <= known.sequence:
         raise TierRefused(
-            f"call {sequence} of node {node} was overtaken by call {known.sequence} and is void: it needs no other step"
+            f"call {sequence} of node {node} was overtaken by call {known.sequence} and is void: nothing need be done"
         )

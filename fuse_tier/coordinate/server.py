@@ -1,0 +1,45 @@
+"""A coordinator as a process: its parts, their start and their end."""
+
+from __future__ import annotations
+
+import signal
+
+import structlog
+import trio
+
+from fuse_tier import metrics
+from fuse_tier.config import CoordinatorConfig
+from fuse_tier.coordinate.directory import Directory
+from fuse_tier.coordinate.service import CoordinatorService
+from fuse_tier.wire.control_pb2_grpc import add_CoordinatorServicer_to_server
+from fuse_tier.wire.grpc import serve
+from fuse_tier.wire.tls import TlsFiles
+
+log = structlog.get_logger(__name__)
+
+
+async def run_coordinator(config: CoordinatorConfig) -> None:
+    """Serves until SIGTERM or SIGINT. Raises ConfigError when it cannot listen."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve_coordinator, config)
+            async for received in signals:
+                log.info("coordinator.stopping", signal=signal.Signals(received).name)
+                break
+            nursery.cancel_scope.cancel()
+
+
+async def serve_coordinator(
+    config: CoordinatorConfig, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Serves until cancelled; started when it listens."""
+    tls = TlsFiles(config.tls.ca, config.tls.cert, config.tls.key) if config.tls else None
+    directory = Directory(config.lease, trio.current_time())
+    service = CoordinatorService(config.cluster, directory, authenticated=tls is not None)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(service.keep_leases)
+        if config.metrics:
+            await nursery.start(metrics.serve, config.metrics)
+        await nursery.start(serve, [(add_CoordinatorServicer_to_server, service)], str(config.listen), tls)
+        log.info("coordinator.serving", address=str(config.listen), cluster=config.cluster, epoch=directory.epoch)
+        task_status.started()

@@ -1,0 +1,159 @@
+"""The coordinator's calls: who may make them, what is logged and counted of them.
+
+What is concluded is the directory's. The invariant here: a node speaks for itself only, and a refused call
+changes nothing.
+"""
+
+from __future__ import annotations
+
+import structlog
+import trio
+
+from fuse_tier import members, metrics
+from fuse_tier.coordinate import counts
+from fuse_tier.coordinate.directory import Accepted, Change, Directory
+from fuse_tier.errors import FuseTierError, IdentityBusy, NotAuthorized, TierRefused, TierUnavailable
+from fuse_tier.identity import Identity
+from fuse_tier.wire import control_pb2 as pb
+from fuse_tier.wire.grpc import Caller
+from fuse_tier.wire.members import (
+    location_to_wire,
+    member_to_wire,
+    parse_identity,
+    picture_to_wire,
+    report_from_wire,
+)
+
+log = structlog.get_logger(__name__)
+
+_PROBE_SECONDS = 1.0
+_TOLD_AT_MOST = 1000
+
+
+class CoordinatorService:
+    """The servicer of ``Coordinator`` in control.proto. ``authenticated`` says that callers have certificates."""
+
+    def __init__(self, cluster: str, directory: Directory, *, authenticated: bool) -> None:
+        self._cluster = cluster
+        self._directory = directory
+        self._authenticated = authenticated
+        self._refusals_told: set[tuple[str, str]] = set()
+
+    async def Report(self, request: pb.ReportRequest, caller: Caller) -> pb.ReportReply:  # noqa: N802 - its wire name
+        """Renews a node's lease and answers with everybody's."""
+        try:
+            self._check_caller(request.node, caller)
+            if request.cluster != self._cluster:
+                raise TierRefused(
+                    f"node {request.node!r} is of cluster {request.cluster!r}, this coordinator of "
+                    f"{self._cluster!r}: give the node another coordinator, or the same cluster, in its node.yaml"
+                )
+            report = report_from_wire(request)
+            now = trio.current_time()
+            self._tell(report, self._directory.report(report, now))
+        except FuseTierError as error:
+            self._tell_refusal(request, caller, error)
+            raise
+        counts.report_accepted()
+        return pb.ReportReply(
+            epoch=self._directory.epoch,
+            members=map(member_to_wire, self._directory.members(now)),
+            lease_seconds=self._directory.lease_seconds,
+        )
+
+    async def Claim(self, request: pb.ClaimRequest, caller: Caller) -> pb.ClaimReply:  # noqa: N802 - its wire name
+        """Grants an identity. TierUnavailable says that asking again will help; IdentityBusy that it won't."""
+        self._check_caller(request.node, caller)
+        identity = parse_identity(request.identity)
+        try:
+            self._directory.claim(identity, request.node, request.instance, request.sequence, trio.current_time())
+        except IdentityBusy:
+            await self._see_that_holder_answers(identity)
+            raise
+        log.info("coordinator.claim_granted", identity=str(identity), holder=request.node)
+        return pb.ClaimReply(epoch=self._directory.epoch)
+
+    async def Release(self, request: pb.ReleaseRequest, caller: Caller) -> pb.Empty:  # noqa: N802 - its wire name
+        """Takes an identity back."""
+        self._check_caller(request.node, caller)
+        identity = parse_identity(request.identity)
+        self._directory.release(identity, request.node, request.instance, request.sequence, trio.current_time())
+        log.info("coordinator.claim_released", identity=str(identity), holder=request.node)
+        return pb.Empty()
+
+    async def Locate(self, request: pb.LocateRequest, caller: Caller) -> pb.LocateReply:  # noqa: N802 - its wire name
+        """Where a volume's snapshots are."""
+        return location_to_wire(self._directory.locate(parse_identity(request.identity), trio.current_time()))
+
+    async def Picture(self, request: pb.Empty, caller: Caller) -> pb.PictureReply:  # noqa: N802 - its wire name
+        """Everything, for people."""
+        return picture_to_wire(self._directory.picture(trio.current_time()))
+
+    async def keep_leases(self) -> None:
+        """Ends leases that were not renewed, until cancelled."""
+        while True:
+            now = trio.current_time()
+            for node in self._directory.expire(now):
+                log.warning("coordinator.node_gone", member=node, lease_seconds=self._directory.lease_seconds)
+            counts.nodes_alive(sum(member.alive for member in self._directory.members(now)))
+            await trio.sleep(self._directory.lease_seconds / 5)
+
+    def _check_caller(self, node: str, caller: Caller) -> None:
+        if self._authenticated and caller.node != node:
+            raise NotAuthorized(
+                f"{caller.address} has the certificate of node {caller.node!r} and speaks as {node!r}: "
+                f"give it a certificate made for {node!r}, or that name in its node.yaml"
+            )
+
+    async def _see_that_holder_answers(self, identity: Identity) -> None:
+        """Raises TierUnavailable when the node that has the identity seems gone, so that the claimer waits.
+
+        That nobody answers is no proof that its mounts are gone, since its worker may be starting again: so
+        it shortens no lease.
+        """
+        holder = self._directory.holder(identity, trio.current_time())
+        if holder is None:
+            raise TierUnavailable(f"the node that had {identity} mounted has just gone: try again")
+        member, lease_seconds = holder
+        if not await _answers(member.control, min(_PROBE_SECONDS, self._directory.lease_seconds / 5)):
+            raise TierUnavailable(
+                f"{identity} is mounted on node {member.node}, which doesn't answer at {member.control} any more: "
+                f"unless it comes back, others can mount it in {lease_seconds:.1f} s"
+            )
+
+    def _tell(self, report: members.Report, accepted: Accepted) -> None:
+        if accepted.change is not Change.SAME:
+            log.info(f"coordinator.node_{accepted.change}", member=report.node, address=report.control)
+            self._refusals_told = {told for told in self._refusals_told if told[0] != report.node}
+        for conflict in accepted.conflicts:
+            metrics.error("mounted-twice")
+            log.error(
+                "coordinator.mounted_twice",
+                identity=str(conflict.identity),
+                holder=conflict.holder,
+                other=conflict.other,
+                remedy=f"unmount it on {conflict.other}: what is written there may be refused as a snapshot",
+            )
+
+    def _tell_refusal(self, request: pb.ReportRequest, caller: Caller, error: FuseTierError) -> None:
+        counts.report_refused(type(error).__name__)
+        told = (request.node, request.instance)
+        if told in self._refusals_told:
+            return
+        if len(self._refusals_told) >= _TOLD_AT_MOST:
+            self._refusals_told.clear()
+        self._refusals_told.add(told)
+        log.warning("coordinator.report_refused", member=request.node, address=caller.address, reason=str(error))
+
+
+async def _answers(address: str, deadline_seconds: float) -> bool:
+    """Whether something takes a TCP connection there."""
+    host, _, port = address.rpartition(":")
+    with trio.move_on_after(deadline_seconds):
+        try:
+            stream = await trio.open_tcp_stream(host.strip("[]"), int(port))
+        except OSError:
+            return False
+        await trio.aclose_forcefully(stream)
+        return True
+    return False
