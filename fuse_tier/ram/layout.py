@@ -3,6 +3,7 @@
 ::
 
     <root>/fuse-tier.json                    marker: this directory is ours; format, cluster and node
+    <root>/node.lock                         flock: the node that runs on it; holds its pid
     <root>/blobs/<2 hex>/<blob name>         immutable content, node-wide
     <root>/incoming/<random>                 content on its way in; removed at the start of a worker
     <root>/manifests/<ns>/<workload>/<replica>/<number>
@@ -68,6 +69,11 @@ class Layout:
     def marker(self) -> str:
         """Says that the directory is ours."""
         return os.path.join(self.root, "fuse-tier.json")
+
+    @property
+    def node_lock(self) -> str:
+        """Held (flock) by the node that runs on it."""
+        return os.path.join(self.root, "node.lock")
 
     @property
     def blobs(self) -> str:

@@ -174,10 +174,16 @@ async def connected(path: str, handlers: Mapping[str, Handler]) -> AsyncIterator
             nursery.cancel_scope.cancel()
 
 
-async def serve(path: str, accept: Callable[[trio.SocketStream], Awaitable[None]]) -> None:
+async def serve(
+    path: str,
+    accept: Callable[[trio.SocketStream], Awaitable[None]],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
     """Listens on the unix socket ``path``, the owner's alone; ``accept`` serves one connection to its end.
 
-    A connection that fails takes no other down. The socket file is replaced if it is left from before.
+    A connection that fails takes no other down. The socket file is replaced if it is left from before; with
+    ``nursery.start``, it is there when that returns.
     """
     with trio.socket.socket(trio.socket.AF_UNIX) as listener:
         temporary = f"{path}.{os.getpid()}"
@@ -185,6 +191,7 @@ async def serve(path: str, accept: Callable[[trio.SocketStream], Awaitable[None]
         os.chmod(temporary, 0o600)
         listener.listen(128)
         os.rename(temporary, path)
+        task_status.started()
 
         async def serve_one(stream: trio.SocketStream) -> None:
             try:

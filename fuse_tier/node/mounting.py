@@ -1,0 +1,110 @@
+"""The steps of a mount and of its end that may block, each under its deadline.
+
+They run in threads. One that waits for a filesystem of ours is set free when its deadline has passed, by ending
+that filesystem's daemon or connection; one that waits for somebody else's cannot be, and is left behind.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Final, TypeVar
+
+import trio
+
+from fuse_tier import errors
+from fuse_tier.deadlines import Deadline
+from fuse_tier.errors import DeadlineExceeded, FuseTierError, MountError
+from fuse_tier.mount import mountpoint
+from fuse_tier.mount.table import Mount, canonical, mount_at
+from fuse_tier.node.holders import find_holders
+from fuse_tier.node.processes import Child, describe
+from fuse_tier.threads import run_interruptible
+
+T = TypeVar("T")
+
+_MOST_HOLDERS: Final = 5
+
+
+async def canonical_path(path: str) -> str:
+    """``path`` as the mount table has it. Raises MountError when it is not absolute, or nothing answers there."""
+    if not os.path.isabs(path) or "\0" in path:
+        raise MountError(f"mountpoint {path!r} is no absolute path: give it from the root")
+    return await _outside(partial(canonical, path), path)
+
+
+async def check(path: str, ram_root: str) -> None:
+    """Raises MountError unless a volume can be mounted at the canonical ``path``."""
+    await _outside(partial(mountpoint.check_mountpoint, path, ram_root), path)
+
+
+async def begin_serving(path: str, child: Child) -> tuple[Mount, bool]:
+    """Waits until the daemon ``child`` serves at ``path``, and sees for itself.
+
+    Returns the mount, and whether the kernel bypasses the daemon for file content. Raises MountError or what
+    the daemon reports.
+    """
+    with trio.move_on_after(Deadline.MOUNT):
+        said = await child.next_line()
+        if said is None:
+            raise MountError(f"{path} could not be mounted: the daemon {describe(await child.wait())}: see its log")
+        if "error" in said:
+            raise _reported(path, said["error"])
+        mount = await run_interruptible(partial(_find_our_mount, path), child.kill, trio.CapacityLimiter(1))
+        return mount, bool(said.get("passthrough"))
+    raise DeadlineExceeded(f"{path} was not mounted within {Deadline.MOUNT:g} s: see the daemon's log")
+
+
+def _find_our_mount(path: str) -> Mount:
+    mount = mount_at(path)
+    if mount is None or not mount.is_ours:
+        raise MountError(f"{path} could not be mounted: its daemon serves, but the mount table shows nothing of ours")
+    if os.stat(path).st_dev != mount.device:
+        raise MountError(f"{path} could not be mounted: another filesystem was mounted over it at the same time")
+    os.statvfs(path)  # attributes may come from the kernel's cache, this comes from the daemon
+    return mount
+
+
+def _reported(path: str, error: object) -> FuseTierError:
+    if not isinstance(error, dict):
+        return MountError(f"{path} could not be mounted: {error}")
+    kind = getattr(errors, str(error.get("type")), None)
+    if isinstance(kind, type) and issubclass(kind, FuseTierError) and kind is not errors.SnapshotConflict:
+        return kind(error.get("message"))
+    return MountError(f"{path} could not be mounted: {error.get('message')}")
+
+
+async def end(path: str, *, lazy: bool) -> None:
+    """Unmounts ``path``. Raises MountpointBusy when it is in use and not ``lazy``, MountError, DeadlineExceeded."""
+    limiter = trio.CapacityLimiter(1)
+    work = partial(mountpoint.unmount, path, lazy=lazy)
+    with trio.move_on_after(Deadline.UNMOUNT):
+        await run_interruptible(work, partial(mountpoint.abort_connection, path), limiter)
+        return
+    raise DeadlineExceeded(f"{path} was not unmounted within {Deadline.UNMOUNT:g} s: its connection was aborted")
+
+
+async def take_back(path: str) -> None:
+    """Takes away what a failed mount has left at ``path``, where no volume was before. Not to be cancelled."""
+    with trio.CancelScope(shield=True):
+        mount = mount_at(path)
+        if mount is not None and mount.is_ours:
+            await end(path, lazy=True)
+
+
+async def name_holders(path: str, complaint: str) -> str:
+    """``complaint`` about a busy mount at ``path``, with the processes that keep it so where they can be seen."""
+    holders = await trio.to_thread.run_sync(find_holders, path)
+    if not holders:
+        return complaint
+    shown = ", ".join(map(str, holders[:_MOST_HOLDERS]))
+    more = f" and {len(holders) - _MOST_HOLDERS} more" if len(holders) > _MOST_HOLDERS else ""
+    return f"{complaint} (in use by {shown}{more})"
+
+
+async def _outside(work: Callable[[], T], path: str) -> T:
+    """What may touch a filesystem that is not ours, and wait for it as long as it likes."""
+    with trio.move_on_after(Deadline.UNMOUNT):
+        return await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
+    raise MountError(f"mountpoint {path} cannot be used: the filesystem that it lies on does not answer")

@@ -1,0 +1,203 @@
+"""The processes that a supervisor starts, and how each of them ends.
+
+A child belongs to the ``async with running(...)`` that started it: it is gone when that is left, however. It
+has a process group of its own, so that Ctrl-C reaches the supervisor alone, which ends its children in order.
+
+No child outlives a supervisor that was killed: the kernel kills it (PR_SET_PDEATHSIG). The worker, because its
+addresses and sockets would be taken when the node is started again. The daemons too, as long as a new
+supervisor cannot take them over: one that it does not know of would let the same tree be mounted, and written,
+through two daemons. They are killed, not terminated, because a daemon that ends in order unmounts: its job
+would go on writing into the bare directory below, while in a dead mount it gets ENOTCONN. The data is in the
+RAM tier either way, and a worker may die at any instant.
+
+The kernel counts as a parent the thread that started a child, so that is the main thread, which ends last:
+a thread of trio's pool would take its children along when it idles. ``setpriv`` sets the signal, because code of
+ours between fork and exec is unsafe in a process with threads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import structlog
+import trio
+
+from fuse_tier.deadlines import Deadline
+from fuse_tier.errors import ConfigError, FuseTierError
+
+log = structlog.get_logger(__name__)
+
+_DIE_WITH_PARENT: Final = ("setpriv", "--pdeathsig", "KILL", "--")
+_HURRIED_SECONDS: Final = 3.0
+_LONGEST_LINE: Final = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """How long to wait before a process that ended is started again: ever longer, until it has held out."""
+
+    first_seconds: float = 0.2
+    longest_seconds: float = 10.0
+    steady_seconds: float = 30.0
+
+    def delay(self, failures: int) -> float:
+        """Seconds to wait after so many failures in a row, of which there is at least one."""
+        # The exponent is bounded because a float is: failures may go on for weeks.
+        return min(self.longest_seconds, self.first_seconds * 2.0 ** min(failures - 1, 60))
+
+    def count(self, failures: int, ran_seconds: float) -> int:
+        """The failures in a row, with one more after the process had run for ``ran_seconds``."""
+        return 1 if ran_seconds >= self.steady_seconds else failures + 1
+
+
+class Child:
+    """A process of ours. Made by ``running``."""
+
+    def __init__(
+        self, name: str, process: subprocess.Popen[bytes], handle: int, output: trio.lowlevel.FdStream
+    ) -> None:
+        self.name = name
+        self.pid = process.pid
+        self._process = process
+        self._handle = handle
+        self._output = output
+        self._unread = bytearray()
+        self._waiting = trio.Lock()
+
+    async def wait(self) -> int:
+        """Its exit status once it has ended, or minus the number of the signal that ended it."""
+        async with self._waiting:
+            if self._process.returncode is None:
+                await trio.lowlevel.wait_readable(self._handle)
+                # Still a zombie, so that its number cannot be another's yet. What it leaves behind goes with it.
+                os.killpg(self.pid, signal.SIGKILL)
+                self._process.wait()
+        return self._process.returncode
+
+    async def next_line(self) -> dict[str, Any] | None:
+        """What it says next on its standard output, a JSON object on a line of its own; None at the end of all.
+
+        Raises FuseTierError for anything else.
+        """
+        while b"\n" not in self._unread and len(self._unread) < _LONGEST_LINE:
+            received = await self._output.receive_some(_LONGEST_LINE)
+            if not received:
+                break
+            self._unread += received
+        line, _, rest = bytes(self._unread).partition(b"\n")
+        self._unread[:] = rest
+        if not line:
+            return None
+        try:
+            said = json.loads(line)
+        except ValueError:
+            said = None
+        if not isinstance(said, dict):
+            raise FuseTierError(f"the {self.name} (pid {self.pid}) printed {line[:200]!r}, which nobody understands")
+        return said
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends it a signal, if it still runs."""
+        if self._process.returncode is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Ends it at once, with all processes that it has started in its group. Any thread may call this."""
+        if self._process.returncode is None:
+            os.killpg(self.pid, signal.SIGKILL)
+
+    async def end(self, grace_seconds: float, hurry: trio.Event | None = None) -> None:
+        """SIGTERM, and SIGKILL when it still runs after ``grace_seconds``.
+
+        Once ``hurry`` is set it gets a second SIGTERM, and only moments.
+        """
+        self.signal(signal.SIGTERM)
+        with trio.move_on_after(grace_seconds) as grace:
+            async with trio.open_nursery() as nursery:
+                if hurry is not None:
+                    nursery.start_soon(self._shorten, grace, hurry)
+                await self.wait()
+                nursery.cancel_scope.cancel()
+        if self._process.returncode is None:
+            log.warning("process.killed", process=self.name, pid=self.pid, reason="still running after SIGTERM")
+        await self.destroy()
+
+    async def _shorten(self, grace: trio.CancelScope, hurry: trio.Event) -> None:
+        await hurry.wait()
+        self.signal(signal.SIGTERM)
+        grace.deadline = min(grace.deadline, trio.current_time() + _HURRIED_SECONDS)
+
+    async def destroy(self) -> None:
+        """Kills it, if it still runs, and waits until it is gone. Not to be cancelled."""
+        self.kill()
+        with trio.move_on_after(Deadline.THREAD_SHUTDOWN, shield=True) as patience:
+            await self.wait()
+        if patience.cancelled_caught:
+            # In the kernel, waiting for a device or for a FUSE filesystem: nothing that we do would end it.
+            log.error("process.unkillable", process=self.name, pid=self.pid)
+
+
+def check_starter() -> None:
+    """Raises ConfigError when this machine lacks what processes are started with."""
+    if shutil.which(_DIE_WITH_PARENT[0]) is None:
+        raise ConfigError(f"{_DIE_WITH_PARENT[0]} is missing: install Debian's package util-linux")
+
+
+@asynccontextmanager
+async def running(command: Sequence[str], name: str, *, told: str = "") -> AsyncIterator[Child]:
+    """Starts a process; when the block is left it is killed, if it still runs, and gone.
+
+    ``told`` is what it reads on its standard input. Its standard output is ours to read, its standard error
+    goes where ours goes. A command that can't be run shows as a child that ends with status 127.
+    """
+    with ExitStack() as stack:
+        process, output = _start(command, told)
+        stack.callback(output.close)
+        handle = os.pidfd_open(process.pid)
+        stack.callback(os.close, handle)
+        child = Child(name, process, handle, output)
+        try:
+            yield child
+        finally:
+            await child.destroy()
+
+
+def _start(command: Sequence[str], told: str) -> tuple[subprocess.Popen[bytes], trio.lowlevel.FdStream]:
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("a child would die with this thread: start it in the main thread")
+    with ExitStack() as stack:
+        # Not a pipe: that could fill before the child reads.
+        standard_input = os.memfd_create("standard-input")
+        stack.callback(os.close, standard_input)
+        os.write(standard_input, told.encode())
+        os.lseek(standard_input, 0, os.SEEK_SET)
+        ours, theirs = os.pipe()
+        stack.callback(os.close, theirs)
+        # Milliseconds, for which the supervisor's loop can stand still: it carries no data.
+        try:
+            process = subprocess.Popen(
+                [*_DIE_WITH_PARENT, *command], stdin=standard_input, stdout=theirs, process_group=0
+            )
+        except BaseException:
+            os.close(ours)
+            raise
+    return process, trio.lowlevel.FdStream(ours)
+
+
+def describe(status: int) -> str:
+    """A status in words that follow the name of a process."""
+    if status >= 0:
+        return f"ended with status {status}"
+    try:
+        return f"was ended by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"was ended by signal {-status}"

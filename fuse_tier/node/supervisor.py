@@ -1,0 +1,184 @@
+"""What ``fuse-tier node`` runs: one node, from its claim on a RAM tier until its orderly end.
+
+It starts things and ends things: the worker, one daemon per mounted volume, and the socket over which they are
+asked for. File content and snapshots are none of its business, and it may die without harm to them.
+
+The order of the end is the point: mounts first, so that the last writes are closed; then the worker, which copies
+what they left. Data stays in the RAM tier.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import structlog
+import trio
+
+from fuse_tier.config import NodeConfig
+from fuse_tier.errors import ConfigError, FuseTierError, InvalidRequest
+from fuse_tier.identity import Identity
+from fuse_tier.node.claims import ram_tier_claimed, refuse_taken_ram_tier, refuse_taken_socket
+from fuse_tier.node.processes import check_starter
+from fuse_tier.node.volumes import DaemonSettings, Volumes
+from fuse_tier.node.worker import Worker
+from fuse_tier.ram.layout import Layout
+from fuse_tier.ram.tmpfs import prepare_ram
+from fuse_tier.wire.channel import Arguments, Channel, Handler, serve
+
+log = structlog.get_logger(__name__)
+
+_PYTHON: Final = (sys.executable, "-P", "-m")  # -P: modules in the directory where a node is started are not ours
+
+
+@dataclass(frozen=True, slots=True)
+class Programs:
+    """The commands of the processes that a node is made of."""
+
+    worker: tuple[str, ...] = (*_PYTHON, "fuse_tier.replicate.worker")
+    daemon: tuple[str, ...] = (*_PYTHON, "fuse_tier.fs")
+
+
+async def run_node(config: NodeConfig, config_path: str, programs: Programs = Programs()) -> None:
+    """Runs a node until SIGTERM or SIGINT, in the main thread; a second one skips what the worker would still copy.
+
+    Raises ConfigError when the RAM tier or the socket can't be had, and FuseTierError or ConfigError, by its exit
+    status, when the worker refuses to start; it has then said why.
+    """
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        check_starter()
+        # Before anything is changed: the RAM tier may be another node's, of another size.
+        refuse_taken_ram_tier(Layout(config.ram.path))
+        for path in (config.socket, _supervisor_socket(config), _volumes_socket(config)):
+            refuse_taken_socket(path)
+        prepare = partial(prepare_ram, config.ram.path, config.ram.size, config.node, config.cluster)
+        setup = await trio.to_thread.run_sync(prepare)
+        with ram_tier_claimed(setup.layout):
+            _make_place(config.socket)
+            await _Node(config, config_path, programs).run(signals)
+
+
+def _make_place(path: str) -> None:
+    directory = os.path.dirname(path)
+    try:
+        os.makedirs(directory, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"socket: {directory} cannot be created: {error.strerror}: choose another path") from error
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise ConfigError(f"socket: {directory} may not be written by user {os.geteuid()}: choose another path")
+
+
+def _supervisor_socket(config: NodeConfig) -> str:
+    return f"{config.socket}.supervisor"
+
+
+def _volumes_socket(config: NodeConfig) -> str:
+    return f"{config.socket}.volumes"
+
+
+class _Node:
+    def __init__(self, config: NodeConfig, config_path: str, programs: Programs) -> None:
+        self._config = config
+        self._worker = Worker([*programs.worker, "--config", config_path])
+        self._daemons = DaemonSettings(programs.daemon, config.ram.path, _volumes_socket(config), config.fsync)
+        self._told_to_end = trio.Event()
+        self._hurry = trio.Event()
+
+    async def run(self, signals: AsyncIterator[int]) -> None:
+        async with trio.open_nursery() as nursery:
+            volumes = Volumes(self._daemons, nursery)
+            calls = await nursery.start(self._serve_calls, volumes)
+            nursery.start_soon(self._obey, signals)
+            nursery.start_soon(self._announce)
+            nursery.start_soon(self._end_when_refused)
+            nursery.start_soon(self._worker.run)
+            await self._told_to_end.wait()
+            await self._end(volumes, calls)
+            nursery.cancel_scope.cancel()
+        if self._worker.refused.is_set():
+            raise _refusal(self._worker.status)
+
+    async def _end(self, volumes: Volumes, calls: trio.CancelScope) -> None:
+        # First of all no more calls: a mount that is being made is taken back.
+        calls.cancel()
+        await volumes.end_all(self._hurry)
+        await self._worker.end(self._config.drain, self._hurry)
+        log.info("node.ended", node=self._config.node)
+
+    async def _obey(self, signals: AsyncIterator[int]) -> None:
+        async for number in signals:
+            name = signal.Signals(number).name
+            if self._told_to_end.is_set():
+                log.info("node.hurried", node=self._config.node, signal=name)
+                self._hurry.set()
+            else:
+                log.info("node.ending", node=self._config.node, signal=name, drain_seconds=self._config.drain)
+                self._told_to_end.set()
+
+    async def _end_when_refused(self) -> None:
+        await self._worker.refused.wait()
+        self._told_to_end.set()
+
+    async def _announce(self) -> None:
+        await self._worker.ready.wait()
+        config = self._config
+        lines = [
+            f"node {config.node} is ready: socket {config.socket}, control {config.listen.control}, "
+            f"metrics {config.metrics or 'off'}"
+        ]
+        if os.geteuid() != 0:
+            lines.insert(0, "running without root: mounts by fusermount3, RAM tier under /dev/shm, no passthrough")
+        log.info("node.ready", node=config.node, pid=os.getpid())
+        try:
+            sys.stdout.write("".join(f"{line}\n" for line in lines))
+            sys.stdout.flush()
+        except OSError as error:
+            # Who started us no longer listens; that is no reason to end.
+            log.warning("node.unheard", node=config.node, reason=str(error))
+
+    async def _serve_calls(self, volumes: Volumes, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
+        path = _supervisor_socket(self._config)
+        handlers = _handlers(volumes)
+
+        async def accept(stream: trio.SocketStream) -> None:
+            await Channel(stream, handlers).run()
+
+        with trio.CancelScope() as scope:
+            try:
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(partial(serve, path, accept))
+                    task_status.started(scope)
+            finally:
+                os.unlink(path)
+
+
+def _refusal(status: int) -> FuseTierError:
+    kind = ConfigError if status == ConfigError.exit_status else FuseTierError
+    return kind("the node could not start: its replication worker ended; the message above says why")
+
+
+def _handlers(volumes: Volumes) -> dict[str, Handler]:
+    async def mount(arguments: Arguments) -> dict[str, Any]:
+        identity = Identity.parse(_text(arguments, "identity"))
+        await volumes.mount(identity, _text(arguments, "mountpoint"), read_only=bool(arguments.get("read_only")))
+        return {}
+
+    async def unmount(arguments: Arguments) -> dict[str, Any]:
+        return {"identity": str(await volumes.unmount(_text(arguments, "mountpoint")))}
+
+    async def mounts(_: Arguments) -> list[dict[str, Any]]:
+        return volumes.listing()
+
+    return {"mount": mount, "unmount": unmount, "mounts": mounts}
+
+
+def _text(arguments: Arguments, name: str) -> str:
+    value = arguments.get(name)
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{name} is missing or no text")
+    return value
