@@ -38,8 +38,11 @@ class Deadline:
     BUCKET_TOTAL: Final = 600.0  # one object there or back, tries included
     THREAD_SHUTDOWN: Final = 10.0  # a blocking call that was interrupted comes back
     METRICS_REQUEST: Final = 5.0  # one scrape
-    MOUNT: Final = 60.0  # a daemon's start until a stat through the mount answers
-    UNMOUNT: Final = 30.0  # operations in flight end, and the daemon
+    DAEMON_START: Final = 35.0  # a daemon's start until a stat through the mount answers
+    KERNEL_UNMOUNT: Final = 8.0  # the kernel takes a mount away, or says that it is in use
+    DAEMON_STOP: Final = 15.0  # a daemon whose mount has gone ends
+    MOUNT: Final = 60.0  # the supervisor's answer to a mount
+    UNMOUNT: Final = 30.0  # the supervisor's answer to an unmount
     MATERIALIZE: Final = 600.0 + 60.0  # an open of a file whose content is elsewhere
     SYNC: Final = 600.0 + 60.0  # an fsync that waits for a tier
     RESTORE: Final = 24 * 3600.0  # a whole volume; progress is what BULK_STALL and BUCKET_CALL watch
@@ -58,8 +61,10 @@ def table() -> tuple[Wait, ...]:
         "MANIFEST_TRANSFER": ("CONTROL_CALL", "BULK_STALL"),
         "BUCKET_TOTAL": ("BUCKET_CALL",),
         "STATUS": ("CONTROL_CALL",),
-        "MOUNT": ("SUPERVISOR_CONNECT", "CHANNEL_CALL", "CONTROL_CALL"),
-        "UNMOUNT": ("CHANNEL_CALL", "THREAD_SHUTDOWN"),
+        "DAEMON_START": ("SUPERVISOR_CONNECT", "CHANNEL_CALL"),
+        "DAEMON_STOP": ("THREAD_SHUTDOWN",),
+        "MOUNT": ("DAEMON_START", "KERNEL_UNMOUNT", "CHANNEL_CALL", "CONTROL_CALL"),
+        "UNMOUNT": ("KERNEL_UNMOUNT", "DAEMON_STOP", "CHANNEL_CALL"),
         "MATERIALIZE": ("BUCKET_TOTAL", "BULK_STALL"),
         "SYNC": ("BUCKET_TOTAL", "MANIFEST_TRANSFER", "CHANNEL_CALL"),
         "RESTORE": ("MANIFEST_TRANSFER", "BUCKET_TOTAL"),

@@ -187,14 +187,14 @@ def _unmount_as_user(path: str, lazy: bool) -> str | None:
             command,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=Deadline.UNMOUNT,
+            timeout=Deadline.KERNEL_UNMOUNT,
             check=False,
             env={**os.environ, "LC_ALL": "C"},
         )
     except FileNotFoundError:
         return "fusermount3 is missing (install Debian's package fuse3)"
     except subprocess.TimeoutExpired:
-        return f"fusermount3 did not end within {Deadline.UNMOUNT:g} s"
+        return f"fusermount3 did not end within {Deadline.KERNEL_UNMOUNT:g} s"
     if ended.returncode == 0:
         return None
     said = os.fsdecode(ended.stderr).strip()

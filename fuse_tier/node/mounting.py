@@ -45,7 +45,7 @@ async def begin_serving(path: str, child: Child) -> tuple[Mount, bool]:
     Returns the mount, and whether the kernel bypasses the daemon for file content. Raises MountError or what
     the daemon reports.
     """
-    with trio.move_on_after(Deadline.MOUNT):
+    with trio.move_on_after(Deadline.DAEMON_START):
         said = await child.next_line()
         if said is None:
             raise MountError(f"{path} could not be mounted: the daemon {describe(await child.wait())}: see its log")
@@ -53,7 +53,7 @@ async def begin_serving(path: str, child: Child) -> tuple[Mount, bool]:
             raise _reported(path, said["error"])
         mount = await run_interruptible(partial(_find_our_mount, path), child.kill, trio.CapacityLimiter(1))
         return mount, bool(said.get("passthrough"))
-    raise DeadlineExceeded(f"{path} was not mounted within {Deadline.MOUNT:g} s: see the daemon's log")
+    raise DeadlineExceeded(f"{path} was not mounted within {Deadline.DAEMON_START:g} s: see the daemon's log")
 
 
 def _find_our_mount(path: str) -> Mount:
@@ -79,10 +79,10 @@ async def end(path: str, *, lazy: bool) -> None:
     """Unmounts ``path``. Raises MountpointBusy when it is in use and not ``lazy``, MountError, DeadlineExceeded."""
     limiter = trio.CapacityLimiter(1)
     work = partial(mountpoint.unmount, path, lazy=lazy)
-    with trio.move_on_after(Deadline.UNMOUNT):
+    with trio.move_on_after(Deadline.KERNEL_UNMOUNT):
         await run_interruptible(work, partial(mountpoint.abort_connection, path), limiter)
         return
-    raise DeadlineExceeded(f"{path} was not unmounted within {Deadline.UNMOUNT:g} s: its connection was aborted")
+    raise DeadlineExceeded(f"{path} was not unmounted within {Deadline.KERNEL_UNMOUNT:g} s: its connection was aborted")
 
 
 async def take_back(path: str) -> None:
@@ -105,6 +105,6 @@ async def name_holders(path: str, complaint: str) -> str:
 
 async def _outside(work: Callable[[], T], path: str) -> T:
     """What may touch a filesystem that is not ours, and wait for it as long as it likes."""
-    with trio.move_on_after(Deadline.UNMOUNT):
+    with trio.move_on_after(Deadline.CHANNEL_CALL):
         return await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
     raise MountError(f"mountpoint {path} cannot be used: the filesystem that it lies on does not answer")

@@ -150,14 +150,14 @@ class Volumes:
                 log.error("volume.left_mounted", **about, reason=str(error))  # noqa: TRY400 - an expected one
 
     async def _await_end(self, volume: _Volume) -> None:
-        with trio.move_on_after(Deadline.UNMOUNT):
+        with trio.move_on_after(Deadline.DAEMON_STOP):
             await volume.ended.wait()
         if not volume.ended.is_set():
             log.error(
                 "volume.daemon_hung",
                 identity=str(volume.identity),
                 mountpoint=volume.mountpoint,
-                seconds=Deadline.UNMOUNT,
+                seconds=Deadline.DAEMON_STOP,
                 reason="its mount has gone, but it goes on: it is killed",
             )
             if volume.child is not None:
