@@ -23,6 +23,7 @@ from fuse_tier.blobs import Blob, Progress, Sink, Source
 from fuse_tier.errors import TierError
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Manifest
+from fuse_tier.verified import VerifyReport
 
 
 class TierName(enum.StrEnum):
@@ -88,4 +89,8 @@ class Tier(Protocol):
 
     async def collect(self, grace_seconds: float) -> int:
         """Removes blobs that no manifest names and that are older than the grace; gives the bytes freed."""
+        ...
+
+    async def verify(self, identity: Identity | None = None) -> VerifyReport:
+        """Reads and hashes everything listed, of one volume or of all. Damage is reported, never raised."""
         ...
