@@ -61,6 +61,7 @@ class Report:
     bulk: str
     facts: LocalFacts
     domain: Domain = Domain()
+    leaving: bool = False  # its last one: nothing is mounted there any more, and its lease ends now
 
 
 @dataclass(frozen=True, slots=True)

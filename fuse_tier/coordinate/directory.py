@@ -39,6 +39,7 @@ class Change(enum.StrEnum):
     SAME = "same"
     RESTARTED = "restarted"
     RETURNED = "returned"  # the same process, after its lease had ended
+    LEFT = "left"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +101,10 @@ class Directory:
             change = Change.SAME if now < known.expires else Change.RETURNED
         known.report = report
         known.sequence = report.sequence
-        known.expires = now + self.lease_seconds
-        known.announced_gone = False
+        known.expires = now if report.leaving else now + self.lease_seconds
+        known.announced_gone = report.leaving
+        if report.leaving:
+            change = Change.LEFT
         return Accepted(change, self._take_claims(report, now))
 
     def claim(self, identity: Identity, node: str, instance: str, sequence: int, now: float) -> None:
@@ -218,7 +221,7 @@ class Directory:
             )
 
     def _take_claims(self, report: Report, now: float) -> tuple[Conflict, ...]:
-        mounted = report.facts.mounted
+        mounted = frozenset() if report.leaving else report.facts.mounted
         given_back = [
             identity
             for identity, claim in self._claims.items()

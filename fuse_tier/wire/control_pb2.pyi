@@ -427,6 +427,7 @@ class ReportRequest(_message.Message):
     HOST_FIELD_NUMBER: _builtins.int
     BUCKET_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
+    LEAVING_FIELD_NUMBER: _builtins.int
     cluster: _builtins.str
     node: _builtins.str
     instance: _builtins.str
@@ -437,6 +438,8 @@ class ReportRequest(_message.Message):
     host: _builtins.str
     sequence: _builtins.int
     """counts an instance's reports, claims and releases: overtaken ones are refused"""
+    leaving: _builtins.bool
+    """its last one: nothing is mounted there any more, and its lease ends now"""
     @_builtins.property
     def addresses(self) -> Global___Addresses: ...
     @_builtins.property
@@ -465,10 +468,11 @@ class ReportRequest(_message.Message):
         host: _builtins.str = ...,
         bucket: _abc.Iterable[Global___Holding] | None = ...,
         sequence: _builtins.int = ...,
+        leaving: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "bucket", b"bucket", "capacity_bytes", b"capacity_bytes", "cluster", b"cluster", "free_bytes", b"free_bytes", "holdings", b"holdings", "host", b"host", "instance", b"instance", "mounted", b"mounted", "node", b"node", "pool", b"pool", "sequence", b"sequence", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "bucket", b"bucket", "capacity_bytes", b"capacity_bytes", "cluster", b"cluster", "free_bytes", b"free_bytes", "holdings", b"holdings", "host", b"host", "instance", b"instance", "leaving", b"leaving", "mounted", b"mounted", "node", b"node", "pool", b"pool", "sequence", b"sequence", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

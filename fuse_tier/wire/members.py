@@ -22,6 +22,7 @@ from fuse_tier.members import (
 )
 from fuse_tier.wire import control_pb2 as pb
 
+PROTOCOL = 1  # major version of control.proto: one of another is refused at Hello
 _LONGEST_LABEL = 253
 
 
@@ -50,6 +51,7 @@ def report_to_wire(report: Report, cluster: str) -> pb.ReportRequest:
         zone=report.domain.zone,
         pool=report.domain.pool,
         host=report.domain.host,
+        leaving=report.leaving,
     )
 
 
@@ -69,6 +71,7 @@ def report_from_wire(message: pb.ReportRequest) -> Report:
             bucket=_holdings_from_wire(message.bucket),
         ),
         domain=_domain(message.zone, message.pool, message.host),
+        leaving=message.leaving,
     )
 
 
@@ -99,6 +102,21 @@ def member_from_wire(message: pb.Member) -> Member:
         capacity_bytes=message.capacity_bytes,
         free_bytes=message.free_bytes,
         domain=_domain(message.zone, message.pool, message.host),
+        mounted=frozenset(map(parse_identity, message.mounted)),
+    )
+
+
+def hello_from_wire(message: pb.HelloReply, control: str, domain: Domain) -> Member:
+    """The peer that answered at ``control``, which says nothing of its domain. Raises InvalidRequest."""
+    return Member(
+        node=_name(message.node, "node"),
+        instance=_name(message.instance, "instance"),
+        control=control,
+        bulk=_address(message.bulk),
+        alive=True,
+        capacity_bytes=message.capacity_bytes,
+        free_bytes=message.free_bytes,
+        domain=domain,
         mounted=frozenset(map(parse_identity, message.mounted)),
     )
 

@@ -1,0 +1,207 @@
+"""Membership through a coordinator.
+
+Calls to it that change something are made one at a time and numbered, and each report says everything anew,
+claims included: so a call that was lost, or came late, is put right by the next report. The invariant: what
+this node claimed stands in every report from the moment the claim is known to be granted until its release.
+"""
+
+from __future__ import annotations
+
+import itertools
+from contextlib import AsyncExitStack
+from typing import Any
+
+import structlog
+import trio
+
+from fuse_tier import metrics
+from fuse_tier.deadlines import Deadline
+from fuse_tier.errors import DeadlineExceeded, FuseTierError, TierUnavailable
+from fuse_tier.identity import Identity
+from fuse_tier.members import Location, Member
+from fuse_tier.replicate.own import OwnNode
+from fuse_tier.replicate.roster import Holders, Roster, ask_holders
+from fuse_tier.wire import control_pb2 as pb
+from fuse_tier.wire.control_pb2_grpc import CoordinatorStub, PeerStub
+from fuse_tier.wire.grpc import Client
+from fuse_tier.wire.members import location_from_wire, member_from_wire, report_to_wire
+
+log = structlog.get_logger(__name__)
+
+_FIRST_LEASE_SECONDS = 5.0  # until the coordinator has said how long it is
+_LEAST_PAUSE_SECONDS = 0.05  # between two reports, however many were asked for
+_CLAIM_PAUSE_SECONDS = 0.2
+
+
+class CoordinatorMembership:
+    """Implements ``Membership``."""
+
+    def __init__(self, own: OwnNode, address: str) -> None:
+        self._own = own
+        self._address = address
+        self._client = Client(address, CoordinatorStub, own.tls)
+        self._roster = Roster()
+        self._claimed: set[Identity] = set()
+        self._sequence = itertools.count(1)
+        self._turn = trio.Lock()
+        self._wanted = trio.Event()
+        self._lease_seconds = _FIRST_LEASE_SECONDS
+        self._epoch = ""
+        self._trouble = ""
+        self._left = False
+
+    @property
+    def version(self) -> int:
+        """See Membership."""
+        return self._roster.version
+
+    def own(self) -> Member:
+        """See Membership."""
+        return self._own.member(self._claimed)
+
+    def mounted(self) -> frozenset[Identity]:
+        """See Membership."""
+        return self.own().mounted
+
+    def members(self) -> tuple[Member, ...]:
+        """See Membership."""
+        return self._roster.members
+
+    async def wait_changed(self, version: int) -> int:
+        """See Membership."""
+        return await self._roster.wait_changed(version)
+
+    def report_soon(self) -> None:
+        """See Membership."""
+        self._wanted.set()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """See Membership."""
+        started = False
+        async with self._client:
+            while True:
+                self._wanted = trio.Event()
+                try:
+                    await self._report()
+                except FuseTierError as error:
+                    self._tell_trouble(error)
+                if not started:
+                    started = True
+                    task_status.started()
+                await trio.sleep(_LEAST_PAUSE_SECONDS)
+                with trio.move_on_after(self._lease_seconds / 5):
+                    await self._wanted.wait()
+
+    async def claim(self, identity: Identity) -> None:
+        """See Membership."""
+        # Long enough for the lease of a node that is gone, and for a coordinator that has just started.
+        patience_seconds = 2 * self._lease_seconds + 1
+        reason: FuseTierError = DeadlineExceeded(f"no answer within {patience_seconds:g} s")
+        with trio.move_on_after(patience_seconds):
+            while True:
+                try:
+                    await self._change("Claim", pb.ClaimRequest, identity)
+                except (TierUnavailable, DeadlineExceeded) as error:
+                    reason = error
+                else:
+                    self.report_soon()
+                    return
+                self.report_soon()
+                await trio.sleep(_CLAIM_PAUSE_SECONDS)
+        raise TierUnavailable(
+            f"the coordinator at {self._address} could not tell within {patience_seconds:g} s whether {identity} is "
+            f"mounted on another node: {reason}"
+        ) from reason
+
+    async def release(self, identity: Identity) -> None:
+        """See Membership."""
+        self._claimed.discard(identity)
+        try:
+            await self._change("Release", pb.ReleaseRequest, identity)
+        except FuseTierError as error:
+            log.debug("membership.release_left_to_next_report", identity=str(identity), reason=str(error))
+            self.report_soon()
+
+    async def leave(self) -> None:
+        """See Membership."""
+        if self.mounted():
+            return
+        self._left = True
+        try:
+            await self._report(leaving=True)
+        except FuseTierError as error:
+            log.debug("membership.leave_left_to_lease", reason=str(error))
+
+    async def locate(self, identity: Identity) -> Location:
+        """See Membership. Without the coordinator, the peers known from before are asked."""
+        try:
+            reply = await self._client.call("Locate", pb.LocateRequest(identity=str(identity)), Deadline.CONTROL_CALL)
+            location = location_from_wire(reply)
+        except FuseTierError as error:
+            log.warning("membership.asking_peers_instead", identity=str(identity), reason=str(error))
+            return Location(holders=await self._ask_peers(identity))
+        holders = tuple(holder for holder in location.holders if holder[0].node != self._own.node)
+        return Location(holders, location.bucket)
+
+    async def _report(self, *, leaving: bool = False) -> None:
+        async with self._turn:
+            if self._left and not leaving:
+                return
+            report = self._own.report(self._claimed, next(self._sequence), leaving=leaving)
+            request = report_to_wire(report, self._own.cluster)
+            reply: pb.ReportReply = await self._client.call("Report", request, self._report_deadline())
+        members = tuple(map(member_from_wire, reply.members))
+        if self._trouble:
+            log.info("membership.coordinator_back", address=self._address)
+        elif self._epoch and reply.epoch != self._epoch:
+            log.info("membership.coordinator_restarted", address=self._address, epoch=reply.epoch)
+        self._trouble = ""
+        self._epoch = reply.epoch
+        self._lease_seconds = reply.lease_seconds or _FIRST_LEASE_SECONDS
+        self._roster.update(member for member in members if member.node != self._own.node)
+
+    def _report_deadline(self) -> float:
+        """A report that hangs must leave time for another one within the lease."""
+        return min(Deadline.CONTROL_CALL, max(1.0, self._lease_seconds / 2))
+
+    def _tell_trouble(self, error: FuseTierError) -> None:
+        """Logs an outage or a refusal once; raises a refusal of one that was never accepted."""
+        passing = isinstance(error, TierUnavailable | DeadlineExceeded)
+        if not passing and not self._epoch:
+            raise error
+        trouble = "unavailable" if passing else "refused"
+        if self._trouble == trouble:
+            return
+        self._trouble = trouble
+        metrics.error("coordinator")
+        if passing:
+            log.warning(
+                "membership.coordinator_unavailable",
+                address=self._address,
+                reason=str(error),
+                remedy="it is tried again; until it answers, nothing new can be mounted",
+            )
+        else:
+            log.error("membership.refused", address=self._address, reason=str(error))
+
+    async def _change(self, name: str, request: Any, identity: Identity) -> None:
+        async with self._turn:
+            message = request(
+                identity=str(identity),
+                node=self._own.node,
+                instance=self._own.instance,
+                sequence=next(self._sequence),
+            )
+            await self._client.call(name, message, Deadline.CONTROL_CALL)
+            if name == "Claim":
+                # Before the turn ends, lest a report without it takes it back.
+                self._claimed.add(identity)
+
+    async def _ask_peers(self, identity: Identity) -> Holders:
+        async with AsyncExitStack() as stack:
+            live = [member for member in self._roster.members if member.alive]
+            clients = {
+                member: await stack.enter_async_context(Client(member.control, PeerStub, self._own.tls))
+                for member in live
+            }
+            return await ask_holders(live, identity, clients.__getitem__)

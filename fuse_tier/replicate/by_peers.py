@@ -1,0 +1,179 @@
+"""Membership without a coordinator: the configured peers are asked.
+
+Weaker than a coordinator: a peer that doesn't answer counts as gone, so when two nodes that cannot reach each
+other mount one identity, neither is refused. Among nodes that can, a claim is announced before anybody is
+asked, so that of two at the same moment at most one succeeds, perhaps neither.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import structlog
+import trio
+
+from fuse_tier import metrics
+from fuse_tier.deadlines import Deadline
+from fuse_tier.errors import FuseTierError, IdentityBusy, TierRefused
+from fuse_tier.identity import Identity
+from fuse_tier.members import Domain, Location, Member
+from fuse_tier.replicate.own import OwnNode
+from fuse_tier.replicate.roster import Roster, ask_holders
+from fuse_tier.wire import control_pb2 as pb
+from fuse_tier.wire.control_pb2_grpc import PeerStub
+from fuse_tier.wire.grpc import Client
+from fuse_tier.wire.members import PROTOCOL, hello_from_wire
+
+log = structlog.get_logger(__name__)
+
+_ASK_EVERY_SECONDS = 2.0
+
+
+@dataclass(slots=True)
+class _Peer:
+    address: str
+    domain: Domain
+    client: Client
+    member: Member | None = None  # as last heard
+    trouble: type[FuseTierError] | None = None  # told already
+
+
+class PeerMembership:
+    """Implements ``Membership``. ``peers`` are control addresses and what is known of their domains."""
+
+    def __init__(self, own: OwnNode, peers: tuple[tuple[str, Domain], ...]) -> None:
+        self._own = own
+        self._peers = [_Peer(address, domain, Client(address, PeerStub, own.tls)) for address, domain in peers]
+        self._roster = Roster()
+        self._claimed: set[Identity] = set()
+        self._asking = trio.Lock()
+
+    @property
+    def version(self) -> int:
+        """See Membership."""
+        return self._roster.version
+
+    def own(self) -> Member:
+        """See Membership."""
+        return self._own.member(self._claimed)
+
+    def mounted(self) -> frozenset[Identity]:
+        """See Membership."""
+        return self.own().mounted
+
+    def members(self) -> tuple[Member, ...]:
+        """See Membership."""
+        return self._roster.members
+
+    async def wait_changed(self, version: int) -> int:
+        """See Membership."""
+        return await self._roster.wait_changed(version)
+
+    def report_soon(self) -> None:
+        """See Membership. Nothing to do: peers ask for themselves."""
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """See Membership."""
+        try:
+            await self._ask_all()
+            self._refuse_own_name()
+            task_status.started()
+            while True:
+                await trio.sleep(_ASK_EVERY_SECONDS)
+                await self._ask_all()
+        finally:
+            with trio.CancelScope(shield=True):
+                for peer in self._peers:
+                    await peer.client.aclose()
+
+    async def claim(self, identity: Identity) -> None:
+        """See Membership."""
+        was_claimed = identity in self._claimed
+        self._claimed.add(identity)
+        granted = False
+        try:
+            await self._ask_all()
+            for member in self._roster.members:
+                if member.alive and identity in member.mounted:
+                    raise IdentityBusy(
+                        f"{identity} is mounted on node {member.node} ({member.control}), or about to be: unmount it "
+                        "there, or stop that node, or mount another identity"
+                    )
+            granted = True
+        finally:
+            if not granted and not was_claimed:
+                self._claimed.discard(identity)
+
+    async def release(self, identity: Identity) -> None:
+        """See Membership."""
+        self._claimed.discard(identity)
+        await trio.lowlevel.checkpoint()
+
+    async def leave(self) -> None:
+        """See Membership. Nothing to do: a node that doesn't answer counts as gone at once."""
+        await trio.lowlevel.checkpoint()
+
+    async def locate(self, identity: Identity) -> Location:
+        """See Membership."""
+        clients = {peer.member: peer.client for peer in self._peers if peer.member is not None}
+        return Location(holders=await ask_holders(list(clients), identity, clients.__getitem__))
+
+    async def _ask_all(self) -> None:
+        # One round at a time: no answer is overwritten by an older one.
+        async with self._asking, trio.open_nursery() as nursery:
+            for peer in self._peers:
+                nursery.start_soon(self._ask, peer)
+        self._roster.update(
+            {
+                peer.member.node: peer.member
+                for peer in self._peers
+                if peer.member is not None and peer.member.node != self._own.node
+            }.values()
+        )
+
+    async def _ask(self, peer: _Peer) -> None:
+        request = pb.HelloRequest(
+            protocol=PROTOCOL, cluster=self._own.cluster, node=self._own.node, instance=self._own.instance
+        )
+        try:
+            reply: pb.HelloReply = await peer.client.call("Hello", request, Deadline.CONTROL_CALL)
+            self._check(reply, peer.address)
+            peer.member = hello_from_wire(reply, peer.address, peer.domain)
+        except FuseTierError as error:
+            if peer.member is not None:
+                peer.member = replace(peer.member, alive=False)
+            self._tell_trouble(peer, error)
+            return
+        if peer.trouble is not None:
+            log.info("membership.peer_back", member=peer.member.node, address=peer.address)
+            peer.trouble = None
+
+    def _check(self, reply: pb.HelloReply, address: str) -> None:
+        """Raises TierRefused for one that we cannot work with."""
+        if reply.protocol != PROTOCOL:
+            raise TierRefused(
+                f"the peer at {address} speaks protocol {reply.protocol} (fuse-tier {reply.version}), this node "
+                f"{PROTOCOL}: bring both to the same major version"
+            )
+        if reply.cluster != self._own.cluster:
+            raise TierRefused(
+                f"the peer at {address} is of cluster {reply.cluster!r}, this node of {self._own.cluster!r}: take it "
+                "out of peers, or give both the same cluster, in node.yaml"
+            )
+
+    def _refuse_own_name(self) -> None:
+        for peer in self._peers:
+            if peer.member is not None and peer.member.node == self._own.node:
+                raise TierRefused(
+                    f"two nodes are called {self._own.node!r}: one at {peer.address}, and this one at "
+                    f"{self._own.control}. Give one of them another name in its node.yaml"
+                )
+
+    def _tell_trouble(self, peer: _Peer, error: FuseTierError) -> None:
+        """Logs an outage or a refusal once."""
+        if peer.trouble is type(error):
+            return
+        peer.trouble = type(error)
+        metrics.error("peer")
+        name = peer.member.node if peer.member else ""
+        log.warning("membership.peer_unavailable", member=name, address=peer.address, reason=str(error))

@@ -1,0 +1,107 @@
+"""Who else is there, what they hold, and who has which identity mounted: the worker's one way to know.
+
+Two implementations of one interface: through a coordinator (``by_coordinator.py``), or by asking the
+configured peers (``by_peers.py``), which is weaker and needs nothing else. A node without either is alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import trio
+
+from fuse_tier.config import NodeConfig
+from fuse_tier.identity import Identity
+from fuse_tier.members import Domain, LocalFacts, Location, Member
+from fuse_tier.replicate.by_coordinator import CoordinatorMembership
+from fuse_tier.replicate.by_peers import PeerMembership
+from fuse_tier.replicate.own import OwnNode
+from fuse_tier.wire.tls import TlsFiles
+
+
+class Membership(Protocol):
+    """Kept up to date by ``run``; everything else may be called from any task while that runs."""
+
+    @property
+    def version(self) -> int:
+        """Grows when a member comes, goes, starts again, or mounts something; for ``wait_changed``."""
+        ...
+
+    def own(self) -> Member:
+        """This node, as others are told of it."""
+        ...
+
+    def mounted(self) -> frozenset[Identity]:
+        """What others have to be told is mounted here: what is, and what was claimed for it."""
+        ...
+
+    def members(self) -> tuple[Member, ...]:
+        """The other nodes, by name, those that are gone included; as last heard, even during an outage."""
+        ...
+
+    async def wait_changed(self, version: int) -> int:
+        """Returns the version as soon as it is another one than ``version``."""
+        ...
+
+    def report_soon(self) -> None:
+        """Others shall learn of changed facts now rather than at the next turn. Never waits; calls are merged."""
+        ...
+
+    async def claim(self, identity: Identity) -> None:
+        """Before a mount: sees that nobody else has the identity mounted, and makes it this node's.
+
+        Waits for some seconds when a node that had it seems gone, or the coordinator is starting. Raises
+        IdentityBusy naming who has it, TierUnavailable when nobody can tell, TierRefused. Claiming what this
+        node has already is no error.
+        """
+        ...
+
+    async def release(self, identity: Identity) -> None:
+        """After an unmount, or when nothing came of a claim: never fails, and is heard later if not now."""
+        ...
+
+    async def leave(self) -> None:
+        """At this node's orderly end: others need not wait for its lease to end. Never fails.
+
+        Does nothing while anything is mounted here. After it only ``run`` remains to be cancelled.
+        """
+        ...
+
+    async def locate(self, identity: Identity) -> Location:
+        """Which other nodes list which snapshots, and what nodes have put into the bucket.
+
+        As far as can be known now: it never fails, and may be empty. Ask the holders and the bucket itself
+        before relying on it.
+        """
+        ...
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Reports and listens until cancelled; started after the first attempt, whatever came of it.
+
+        Raises what refuses this node for good before it was ever accepted: another node has its name, its
+        cluster is another, its certificate another name. Refusals after that are logged, and tried again.
+        """
+        ...
+
+
+def build_membership(config: NodeConfig, instance: str, facts: Callable[[], LocalFacts]) -> Membership:
+    """The membership that a configuration asks for.
+
+    ``instance`` is random and new at each start of a worker. ``facts`` is called for every report and has to
+    be quick.
+    """
+    domain = config.domain
+    own = OwnNode(
+        node=config.node,
+        instance=instance,
+        cluster=config.cluster,
+        control=str(config.listen.control),
+        bulk=str(config.listen.bulk),
+        domain=Domain(domain.zone, domain.pool, domain.host or config.listen.control.host),
+        facts=facts,
+        tls=TlsFiles(config.tls.ca, config.tls.cert, config.tls.key) if config.tls else None,
+    )
+    if config.coordinator:
+        return CoordinatorMembership(own, str(config.coordinator))
+    return PeerMembership(own, tuple((str(peer), Domain(host=peer.host)) for peer in config.peers))

@@ -1,0 +1,53 @@
+"""What a node knows of itself and tells others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Set
+from dataclasses import dataclass, replace
+
+from fuse_tier.identity import Identity
+from fuse_tier.members import Domain, LocalFacts, Member, Report
+from fuse_tier.wire.tls import TlsFiles
+
+
+@dataclass(frozen=True, slots=True)
+class OwnNode:
+    """One worker's life of this node."""
+
+    node: str
+    instance: str
+    cluster: str
+    control: str  # HOST:PORT
+    bulk: str  # HOST:PORT
+    domain: Domain
+    facts: Callable[[], LocalFacts]
+    tls: TlsFiles | None
+
+    def member(self, claimed: Set[Identity]) -> Member:
+        """This node, with what was claimed for it."""
+        facts = self.facts()
+        return Member(
+            node=self.node,
+            instance=self.instance,
+            control=self.control,
+            bulk=self.bulk,
+            alive=True,
+            capacity_bytes=facts.capacity_bytes,
+            free_bytes=facts.free_bytes,
+            domain=self.domain,
+            mounted=facts.mounted | claimed,
+        )
+
+    def report(self, claimed: Set[Identity], sequence: int, *, leaving: bool = False) -> Report:
+        """Everything that the coordinator wants to know."""
+        facts = self.facts()
+        return Report(
+            node=self.node,
+            instance=self.instance,
+            sequence=sequence,
+            leaving=leaving,
+            control=self.control,
+            bulk=self.bulk,
+            facts=replace(facts, mounted=facts.mounted | claimed),
+            domain=self.domain,
+        )

@@ -1,0 +1,71 @@
+"""The other nodes as last heard of, and who is told when that changes; and asking them what they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import structlog
+import trio
+
+from fuse_tier.deadlines import Deadline
+from fuse_tier.errors import FuseTierError
+from fuse_tier.identity import Identity
+from fuse_tier.members import Member
+from fuse_tier.wire import control_pb2 as pb
+from fuse_tier.wire.grpc import Client
+from fuse_tier.wire.members import numbers_by_identity
+
+log = structlog.get_logger(__name__)
+
+Holders = tuple[tuple[Member, tuple[int, ...]], ...]
+
+
+class Roster:
+    """The members but for the own node, by name. ``version`` grows when more changes than their free room."""
+
+    def __init__(self) -> None:
+        self.members: tuple[Member, ...] = ()
+        self.version = 0
+        self._changed = trio.Event()
+
+    def update(self, members: Iterable[Member]) -> None:
+        """Takes over what was heard."""
+        previous, self.members = self.members, tuple(sorted(members, key=lambda member: member.node))
+        if [replace(member, free_bytes=0) for member in previous] != [
+            replace(member, free_bytes=0) for member in self.members
+        ]:
+            self.version += 1
+            self._changed.set()
+            self._changed = trio.Event()
+
+    async def wait_changed(self, version: int) -> int:
+        """Returns the version as soon as it is another one than ``version``."""
+        while self.version == version:
+            await self._changed.wait()
+        return self.version
+
+
+async def ask_holders(
+    members: Iterable[Member], identity: Identity, client_of: Callable[[Member], Client]
+) -> Holders:
+    """What live members list of a volume, asked at once; those that don't answer are passed over, and said so."""
+    holders: dict[Member, tuple[int, ...]] = {}
+
+    async def ask(member: Member) -> None:
+        try:
+            reply = await client_of(member).call(
+                "Snapshots", pb.SnapshotsRequest(identity=str(identity)), Deadline.CONTROL_CALL
+            )
+            numbers = numbers_by_identity(reply.ids).get(identity)
+        except FuseTierError as error:
+            log.warning("membership.peer_passed_over", member=member.node, identity=str(identity), reason=str(error))
+            return
+        if numbers:
+            holders[member] = numbers
+
+    async with trio.open_nursery() as nursery:
+        for member in members:
+            if member.alive:
+                nursery.start_soon(ask, member)
+    return tuple(sorted(holders.items(), key=lambda holder: (-holder[1][-1], holder[0].node)))
