@@ -47,7 +47,9 @@ class Deadline:
     SYNC: Final = 600.0 + 60.0  # an fsync that waits for a tier
     RESTORE: Final = 24 * 3600.0  # a whole volume; progress is what BULK_STALL and BUCKET_CALL watch
     VERIFY: Final = 24 * 3600.0  # everything on a tier
+    DRAIN: Final = 24 * 3600.0  # an unmount whose own drain only the node's configuration knows
     STATUS: Final = 10.0  # what a person waits for an answer about a node
+    LISTING: Final = 90.0  # a listing or a manifest, of all tiers
     WORKER_STOP: Final = 60.0  # a worker's orderly end, beyond the configured drain
     NODE_STOP: Final = 120.0  # a node's orderly end, beyond the configured drain
 
@@ -61,6 +63,8 @@ def table() -> tuple[Wait, ...]:
         "MANIFEST_TRANSFER": ("CONTROL_CALL", "BULK_STALL"),
         "BUCKET_TOTAL": ("BUCKET_CALL",),
         "STATUS": ("CONTROL_CALL",),
+        "LISTING": ("MANIFEST_TRANSFER", "BUCKET_CALL", "CONTROL_CALL"),
+        "DRAIN": ("SYNC", "UNMOUNT"),
         "DAEMON_START": ("SUPERVISOR_CONNECT", "CHANNEL_CALL"),
         "DAEMON_STOP": ("THREAD_SHUTDOWN",),
         "MOUNT": ("DAEMON_START", "KERNEL_UNMOUNT", "CHANNEL_CALL", "CONTROL_CALL"),

@@ -1,0 +1,156 @@
+"""Commands that ask a node something and change nothing: status, ls, show, verify."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fuse_tier.cli.options import TIERS, IdentityType, SecondsType, SnapshotType, json_option, node_option, print_json
+from fuse_tier.deadlines import Deadline
+from fuse_tier.errors import TierUnavailable
+
+if TYPE_CHECKING:
+    from fuse_tier.cli.node_client import NodeClient
+
+
+@click.command(short_help="Show tiers, volumes, what is where.")
+@node_option
+@click.option("--watch", is_flag=True, help="Show it again and again, until interrupted.")
+@click.option("--interval", type=SecondsType(), default=1.0, show_default=True, help="How often, with --watch.")
+@json_option
+def status(socket: str | None, watch: bool, interval: float, as_json: bool) -> None:
+    """Shows a node's tiers and volumes, what is durable where, its queue and rates.
+
+    \b
+    Example:
+      fuse-tier status --node run/a/node.sock --watch
+    """
+    from fuse_tier.cli.node_client import connected
+
+    if watch:
+        _watch_status(socket, interval, as_json)
+        return
+    with connected(socket) as node:
+        facts = _status(node)
+    if as_json:
+        print_json(facts)
+    else:
+        from fuse_tier.cli.rendering import print_out, status_view
+
+        print_out(status_view(facts))
+
+
+def _status(node: NodeClient) -> dict[str, Any]:
+    from fuse_tier.wire import control_pb2 as pb
+
+    return dict(json.loads(node.call("Status", pb.Empty(), Deadline.STATUS).facts))
+
+
+def _watch_status(socket: str | None, interval: float, as_json: bool) -> None:
+    """A node that is away is part of what is watched: it may come back."""
+    from rich.live import Live
+    from rich.text import Text
+
+    from fuse_tier.cli.node_client import connected
+    from fuse_tier.cli.rendering import output, status_view
+
+    def look() -> dict[str, Any]:
+        try:
+            with connected(socket) as node:
+                return _status(node)
+        except TierUnavailable as error:
+            return {"error": str(error)}
+
+    if as_json:
+        while True:
+            print_json(look(), compact=True)
+            time.sleep(interval)
+    with Live(console=output(), auto_refresh=False) as live:
+        while True:
+            facts = look()
+            live.update(Text(facts["error"]) if "error" in facts else status_view(facts), refresh=True)
+            time.sleep(interval)
+
+
+@click.command("ls", short_help="List snapshots and where they are.")
+@click.argument("identity", type=IdentityType(), required=False)
+@node_option
+@json_option
+def list_snapshots(identity: str | None, socket: str | None, as_json: bool) -> None:
+    """Lists snapshots, of all volumes or of one, and the tiers that hold them.
+
+    \b
+    Example:
+      fuse-tier ls default/llama/0
+    """
+    from fuse_tier.cli.node_client import connected
+    from fuse_tier.cli.rendering import print_out, snapshot_facts, snapshots_view
+    from fuse_tier.wire import control_pb2 as pb
+
+    with connected(socket) as node:
+        reply = node.call("List", pb.ListRequest(identity=identity or ""), Deadline.LISTING)
+    facts = [snapshot_facts(snapshot) for snapshot in reply.snapshots]
+    if as_json:
+        print_json(facts)
+    elif facts:
+        print_out(snapshots_view(facts))
+    else:
+        click.echo(f"there is no snapshot of {identity}" if identity else "there are no snapshots")
+
+
+@click.command(short_help="Show the files of a snapshot.")
+@click.argument("snapshot", type=SnapshotType())
+@node_option
+@json_option
+def show(snapshot: str, socket: str | None, as_json: bool) -> None:
+    """Shows the files of one snapshot, and whose it is.
+
+    \b
+    Example:
+      fuse-tier show default/llama/0@12
+    """
+    from fuse_tier.cli.node_client import connected
+    from fuse_tier.cli.rendering import manifest_facts, manifest_view, print_out
+    from fuse_tier.manifest import decode
+    from fuse_tier.wire import control_pb2 as pb
+
+    with connected(socket) as node:
+        reply = node.call("Show", pb.ShowRequest(id=snapshot), Deadline.LISTING)
+    manifest = decode(reply.text)
+    if as_json:
+        print_json(manifest_facts(manifest))
+    else:
+        print_out(manifest_view(manifest))
+
+
+@click.command(short_help="Read and check every byte.")
+@node_option
+@click.option("--tier", type=click.Choice(TIERS), help="Only this tier. [default: all]")
+@click.option("--identity", type=IdentityType(), help="Only this volume. [default: all]")
+@json_option
+def verify(socket: str | None, tier: str | None, identity: str | None, as_json: bool) -> int:
+    """Reads and checks every byte that the tiers hold. Damage is listed, and the exit status is 1.
+
+    \b
+    Example:
+      fuse-tier verify --tier bucket
+    """
+    from fuse_tier.cli.node_client import connected, facts_of
+    from fuse_tier.cli.progress import watch
+    from fuse_tier.cli.rendering import print_out, verify_view
+    from fuse_tier.wire import control_pb2 as pb
+
+    request = pb.NodeVerifyRequest(tier=tier or "", identity=identity or "")
+    with connected(socket) as node:
+        facts = facts_of(watch(node.steps("Verify", request, Deadline.VERIFY)))
+    damaged = [(entry["place"], name) for entry in facts["tiers"] for name in entry["damaged"]]
+    if as_json:
+        print_json(facts)
+    else:
+        print_out(verify_view(facts))
+    for place, name in damaged:
+        click.echo(f"fuse-tier: {place}: {name} is damaged", err=True)
+    return 1 if damaged else 0

@@ -1,0 +1,188 @@
+"""Commands that do something with a volume: mount, unmount, wait, restore."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import click
+
+from fuse_tier.cli.options import TIERS, IdentityType, SecondsType, json_option, node_option, print_json
+from fuse_tier.deadlines import Deadline
+from fuse_tier.quantities import format_duration, format_rate, format_size
+
+run_option = click.option("--run", default="", help="Which life of the workload this is. [default: its name]")
+snapshot_option = click.option(
+    "--snapshot", type=click.IntRange(min=1), default=None, metavar="N", help="Restore this one, not the newest."
+)
+
+
+@click.command(short_help="Mount a volume, restoring what it had.")
+@click.argument("directory", metavar="DIR", type=click.Path())
+@node_option
+@click.option("--identity", required=True, type=IdentityType(), help="Whose volume it is.")
+@run_option
+@click.option("--owner-uid", default="", metavar="UID", help="The job's uid; recorded with every snapshot.")
+@click.option(
+    "--world-size", type=click.IntRange(min=0), default=0, help="Ranks of the job; must match what is restored."
+)
+@click.option("--topology", default="", help="Such as 2x8; must match what is restored.")
+@snapshot_option
+@click.option("--read-only", is_flag=True, help="Nothing may be written.")
+@json_option
+def mount(
+    directory: str,
+    socket: str | None,
+    identity: str,
+    run: str,
+    owner_uid: str,
+    world_size: int,
+    topology: str,
+    snapshot: int | None,
+    read_only: bool,
+    as_json: bool,
+) -> None:
+    """Mounts a volume at DIR, an empty directory, with everything back that it had.
+
+    What is missing here comes from the nearest place that has it: this node's RAM, a peer's, the bucket.
+
+    \b
+    Example:
+      fuse-tier mount --identity default/llama/slice-0-3 /ckpt
+    """
+    from fuse_tier.cli.node_client import connected, facts_of
+    from fuse_tier.cli.progress import watch
+    from fuse_tier.wire import control_pb2 as pb
+
+    request = pb.MountRequest(
+        identity=identity,
+        mountpoint=os.path.abspath(directory),
+        run=run,
+        owner_uid=owner_uid,
+        world_size=world_size,
+        topology=topology,
+        snapshot=snapshot or 0,
+        read_only=read_only,
+    )
+    with connected(socket) as node:
+        facts = facts_of(watch(node.steps("Mount", request, Deadline.RESTORE)))
+    if as_json:
+        print_json(facts)
+        return
+    click.echo(f"{facts['identity']} is mounted at {facts['mountpoint']}: {_restored(facts.get('restored'))}")
+
+
+def _restored(restored: dict[str, Any] | None) -> str:
+    if not restored:
+        return "nothing had to be restored"
+    size, seconds = restored["bytes"], restored["seconds"]
+    return (
+        f"snapshot {restored['snapshot']} restored from {restored['from']}, {restored['files']} files, "
+        f"{format_size(size)} in {format_duration(seconds)}"
+    )
+
+
+@click.command(short_help="End a mount.")
+@click.argument("directory", metavar="DIR", type=click.Path())
+@node_option
+@click.option(
+    "--drain",
+    type=SecondsType(),
+    default=None,
+    help="How long to wait for copies to be made. [default: as the node is configured]",
+)
+@json_option
+def unmount(directory: str, socket: str | None, drain: float | None, as_json: bool) -> None:
+    """Ends the mount at DIR. The data stays where it is, in RAM and in all copies.
+
+    Waits for operations that are under way, and for copies to be made. `fusermount3 -u DIR` does the same.
+
+    \b
+    Example:
+      fuse-tier unmount /ckpt
+    """
+    from fuse_tier.cli.node_client import connected
+    from fuse_tier.cli.rendering import snapshot_facts
+    from fuse_tier.wire import control_pb2 as pb
+
+    mountpoint = os.path.abspath(directory)
+    request = pb.UnmountRequest(mountpoint=mountpoint, drain_seconds=-1.0 if drain is None else drain)
+    deadline = Deadline.DRAIN if drain is None else drain + Deadline.UNMOUNT + Deadline.CONTROL_CALL
+    with connected(socket, directory) as node:
+        reply = node.call("Unmount", request, deadline)
+    newest = snapshot_facts(reply.newest) if reply.HasField("newest") else None
+    if as_json:
+        print_json({"identity": reply.identity, "mountpoint": mountpoint, "newest": newest})
+    elif newest:
+        where = ", ".join(newest["tiers"]) or "no tier"
+        click.echo(
+            f"{reply.identity} is unmounted from {mountpoint}; its newest snapshot {newest['number']} is on {where}"
+        )
+    else:
+        click.echo(f"{reply.identity} is unmounted from {mountpoint}; there is no snapshot of it")
+
+
+@click.command(short_help="Wait until a tier has everything.")
+@click.argument("directory", metavar="DIR", type=click.Path())
+@node_option
+@click.option("--tier", required=True, type=click.Choice(TIERS), help="Where everything shall be.")
+@click.option(
+    "--timeout", type=SecondsType(), default=Deadline.SYNC, show_default=True, help="How long to wait; then status 1."
+)
+@json_option
+def wait(directory: str, socket: str | None, tier: str, timeout: float, as_json: bool) -> None:
+    """Returns when everything sealed so far in DIR, a mounted volume, is on a tier.
+
+    \b
+    Example:
+      fuse-tier wait /ckpt --tier bucket --timeout 5m
+    """
+    from fuse_tier.cli.node_client import connected, facts_of, identity_of
+    from fuse_tier.cli.progress import watch
+    from fuse_tier.wire import control_pb2 as pb
+
+    request = pb.WaitRequest(identity=identity_of(directory), tier=tier, timeout_seconds=timeout)
+    with connected(socket, directory) as node:
+        facts = facts_of(watch(node.steps("Wait", request, timeout + Deadline.CONTROL_CALL)))
+    if as_json:
+        print_json(facts)
+    else:
+        took = format_duration(facts["seconds"])
+        click.echo(f"{facts['identity']}: snapshot {facts['snapshot']} is on {facts['tier']} after {took}")
+
+
+@click.command(short_help="Write a snapshot into a directory.")
+@node_option
+@click.option("--identity", required=True, type=IdentityType(), help="Whose files.")
+@snapshot_option
+@run_option
+@click.option("--to", "directory", required=True, metavar="DIR", type=click.Path(), help="Where to.")
+@json_option
+def restore(socket: str | None, identity: str, snapshot: int | None, run: str, directory: str, as_json: bool) -> None:
+    """Writes the files of a volume's snapshot into a directory, without a mount, from any tier.
+
+    Every byte is verified. Nothing is left in DIR when it fails.
+
+    \b
+    Example:
+      fuse-tier restore --identity default/llama/0 --snapshot 12 --to /tmp/step-12
+    """
+    from fuse_tier.cli.node_client import connected, facts_of
+    from fuse_tier.cli.progress import watch
+    from fuse_tier.wire import control_pb2 as pb
+
+    request = pb.RestoreRequest(identity=identity, snapshot=snapshot or 0, to=os.path.abspath(directory), run=run)
+    started = time.monotonic()
+    with connected(socket) as node:
+        facts = facts_of(watch(node.steps("Restore", request, Deadline.RESTORE)))
+    if as_json:
+        print_json(facts)
+        return
+    seconds = time.monotonic() - started
+    click.echo(
+        f"{identity}: snapshot {facts['snapshot']} restored to {facts['to']}: {facts['files']} files, "
+        f"{format_size(facts['bytes'])} in {format_duration(seconds)} ({format_rate(facts['bytes'] / seconds)})"
+    )
+    for place, size in facts.get("sources", {}).items():
+        click.echo(f"  {format_size(size)} from {place}")
