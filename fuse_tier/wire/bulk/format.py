@@ -1,0 +1,146 @@
+"""What stands on a bulk stream, byte by byte. All numbers are big endian.
+
+::
+
+    connecting node              listening node
+    PRELUDE: "FTBS", version, token
+                                 ANSWER: "FTBS", version, Answer
+    then the blobs of the session, in the session's order, from the sender (push: the connecting node,
+    pull: the listening one), each as
+        HEADER: digest, size, Outcome of opening it
+        content, if that outcome is OK
+    and after a push, from the listening node, for each blob
+        VERDICT: Outcome, length of the reason
+        the reason, UTF-8
+
+Values and their bytes only; no socket is touched here.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+
+from fuse_tier.blobs import Blob
+from fuse_tier.errors import Damaged, InvalidRequest, NotFound, TierError, TierFull, TierUnavailable
+
+VERSION = 1
+TOKEN_BYTES = 32
+TLS_HANDSHAKE = 0x16  # RFC 8446, 5.1: the first byte of a TLS connection; no prelude begins with it
+
+_MAGIC = b"FTBS"
+_PRELUDE = struct.Struct(f">4sB{TOKEN_BYTES}s")
+_ANSWER = struct.Struct(">4sBB")
+_BLOB = struct.Struct(">16sQ")
+_HEADER = struct.Struct(">16sQB")
+_VERDICT = struct.Struct(">BH")
+_LONGEST_REASON = 1000  # bytes
+
+PRELUDE_BYTES = _PRELUDE.size
+ANSWER_BYTES = _ANSWER.size
+HEADER_BYTES = _HEADER.size
+VERDICT_BYTES = _VERDICT.size
+
+
+class Answer(enum.IntEnum):
+    """Whether a stream may begin."""
+
+    OK = 0
+    OTHER_VERSION = 1
+    NO_SUCH_SESSION = 2
+
+
+class Outcome(enum.IntEnum):
+    """What became of one blob."""
+
+    OK = 0
+    NOT_FOUND = 1
+    DAMAGED = 2
+    FULL = 3
+    FAILED = 4
+
+
+_KINDS: dict[Outcome, type[TierError]] = {
+    Outcome.NOT_FOUND: NotFound,
+    Outcome.DAMAGED: Damaged,
+    Outcome.FULL: TierFull,
+    Outcome.FAILED: TierUnavailable,
+}
+
+
+def outcome_of(error: TierError | None) -> Outcome:
+    """How an error is said to the other side."""
+    return next(
+        (outcome for outcome, kind in _KINDS.items() if isinstance(error, kind)),
+        Outcome.FAILED if error else Outcome.OK,
+    )
+
+
+def error_of(outcome: Outcome, reason: str) -> TierError | None:
+    """What the other side said; None when all is well."""
+    return _KINDS[outcome](reason) if outcome in _KINDS else None
+
+
+def encode_blob(blob: Blob) -> bytes:
+    """A blob as it stands in control messages: digest and size, 24 bytes."""
+    return _BLOB.pack(blob.digest, blob.size)
+
+
+def decode_blob(encoded: bytes) -> Blob:
+    """The inverse of ``encode_blob``. Raises InvalidRequest."""
+    if len(encoded) != _BLOB.size:
+        raise InvalidRequest(f"a blob is named by {_BLOB.size} bytes, not by {len(encoded)}")
+    return Blob(*_BLOB.unpack(encoded))
+
+
+def encode_prelude(token: bytes) -> bytes:
+    """How a stream begins."""
+    return _PRELUDE.pack(_MAGIC, VERSION, token)
+
+
+def decode_prelude(encoded: bytes) -> tuple[int, bytes]:
+    """Version and token. Raises InvalidRequest."""
+    magic, version, token = _PRELUDE.unpack(encoded)
+    if magic != _MAGIC:
+        raise InvalidRequest("this is no bulk stream of fuse-tier")
+    return version, token
+
+
+def encode_answer(answer: Answer) -> bytes:
+    """What the listening node replies to a prelude."""
+    return _ANSWER.pack(_MAGIC, VERSION, answer)
+
+
+def decode_answer(encoded: bytes) -> Answer:
+    """The inverse of ``encode_answer``. Raises InvalidRequest."""
+    magic, _, answer = _ANSWER.unpack(encoded)
+    if magic != _MAGIC or answer not in set(Answer):
+        raise InvalidRequest("this is no bulk port of fuse-tier")
+    return Answer(answer)
+
+
+def encode_header(blob: Blob, outcome: Outcome) -> bytes:
+    """What stands before a blob."""
+    return _HEADER.pack(blob.digest, blob.size, outcome)
+
+
+def decode_header(encoded: memoryview, expected: Blob) -> Outcome:
+    """What became of the blob whose turn it is. Raises InvalidRequest when the header is of any other."""
+    digest, size, outcome = _HEADER.unpack(encoded)
+    if (digest, size) != (expected.digest, expected.size) or outcome not in set(Outcome):
+        raise InvalidRequest(f"the header of {expected} was due, and something else came")
+    return Outcome(outcome)
+
+
+def encode_verdict(error: TierError | None) -> bytes:
+    """What the receiver of a push says of one blob."""
+    reason = str(error or "").encode()[:_LONGEST_REASON]
+    return _VERDICT.pack(outcome_of(error), len(reason)) + reason
+
+
+def decode_verdict(encoded: memoryview) -> tuple[Outcome, int]:
+    """Outcome, and the bytes of the reason that follows. Raises InvalidRequest."""
+    outcome, length = _VERDICT.unpack(encoded)
+    if outcome not in set(Outcome) or length > _LONGEST_REASON:
+        raise InvalidRequest("a verdict was due, and something else came")
+    return Outcome(outcome), length

@@ -1,0 +1,190 @@
+"""The listening side of bulk streams.
+
+One task and one thread a stream, so many at most; a stream that fails takes no other down, is logged once with
+its address, and leaves nothing behind. Nothing is read or written before a token has been redeemed.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+import time
+from functools import partial
+
+import structlog
+import trio
+
+from fuse_tier.blobs import Blob, Sink, Source
+from fuse_tier.deadlines import Deadline
+from fuse_tier.errors import ConfigError, FuseTierError, InvalidRequest, NotAuthorized, TierError
+from fuse_tier.threads import run_interruptible
+from fuse_tier.wire.bulk import format
+from fuse_tier.wire.bulk.format import Answer
+from fuse_tier.wire.bulk.sessions import Direction, Session, Sessions
+from fuse_tier.wire.bulk.streams import Stream, StreamBroken
+from fuse_tier.wire.bulk.transfer import patience_for, receive, send_verdicts, transmit
+from fuse_tier.wire.tls import TlsFiles, node_of, server_context
+
+log = structlog.get_logger(__name__)
+
+MAX_STREAMS = 64
+_BACKLOG = 128
+_OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
+_RESPITE_SECONDS = 0.1
+
+
+async def serve_bulk(
+    address: str,
+    sessions: Sessions,
+    source: Source,
+    sink: Sink,
+    tls: TlsFiles | None,
+    *,
+    max_streams: int = MAX_STREAMS,
+    task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serves until cancelled; reports the bound port as started. Raises ConfigError when it can not listen.
+
+    Streams in the clear are taken beside encrypted ones: each session says which it needs.
+    """
+    context = server_context(tls) if tls is not None else None
+    if context is not None:
+        context.num_tickets = 0  # nobody resumes, and a client that only sends would leave them unread
+    server = _Server(sessions, source, sink, context, max_streams)
+    with await _listen(address) as listener:
+        async with trio.open_nursery() as nursery:
+            task_status.started(listener.getsockname()[1])
+            await server.accept(listener, nursery)
+
+
+async def _listen(address: str) -> trio.socket.SocketType:
+    host, _, port = address.rpartition(":")
+    try:
+        found = await trio.socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+        family, kind, protocol, _, target = found[0]
+        listener = trio.socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            await listener.bind(target)
+            listener.listen(_BACKLOG)
+        except BaseException:
+            listener.close()
+            raise
+        return listener
+    except OSError as error:
+        cause = error.strerror or str(error)
+        if error.errno == errno.EADDRINUSE:
+            cause = "the port is already in use: end the process that has it, or choose another port"
+        raise ConfigError(f"cannot listen on {address}: {cause}") from error
+
+
+class _Server:
+    def __init__(
+        self, sessions: Sessions, source: Source, sink: Sink, context: ssl.SSLContext | None, max_streams: int
+    ) -> None:
+        self._sessions = sessions
+        self._source = source
+        self._sink = sink
+        self._context = context
+        self._slots = trio.Semaphore(max_streams)
+        self._threads = trio.CapacityLimiter(max_streams)
+        self._max_streams = max_streams
+
+    async def accept(self, listener: trio.socket.SocketType, nursery: trio.Nursery) -> None:
+        """Takes connections for ever."""
+        while True:
+            try:
+                connection, peer = await listener.accept()
+            except OSError as error:
+                if error.errno not in _OUT_OF_RESOURCES:
+                    continue  # accept(2): errors of the new connection, which has gone
+                log.warning("bulk.accept_failed", reason=error.strerror)
+                await trio.sleep(_RESPITE_SECONDS)  # the backlog keeps who comes until something was freed
+                continue
+            accepted = socket.socket(fileno=connection.detach())
+            address = f"{peer[0]}:{peer[1]}"
+            try:
+                self._slots.acquire_nowait()
+            except trio.WouldBlock:
+                accepted.close()
+                log.warning("bulk.stream_refused", address=address, reason=f"{self._max_streams} streams are open")
+                continue
+            nursery.start_soon(self._serve, accepted, address)
+
+    async def _serve(self, accepted: socket.socket, address: str) -> None:
+        """Survives whatever a stream does."""
+        stream: Stream | None = None
+        try:
+            accepted.setblocking(True)
+            stream = Stream(accepted, Deadline.BULK_CONNECT)
+            await self._converse(stream, address)
+        except (FuseTierError, OSError) as error:
+            log.warning("bulk.stream_failed", address=address, reason=str(error))
+        except Exception:
+            log.exception("bulk.stream_failed", address=address)
+        finally:
+            if stream is not None:
+                stream.close()
+            accepted.close()
+            self._slots.release()
+
+    async def _converse(self, stream: Stream, address: str) -> None:
+        with trio.move_on_after(Deadline.BULK_CONNECT) as scope:
+            begun = await run_interruptible(partial(self._begin, stream), stream.interrupt, self._threads)
+        if scope.cancelled_caught:
+            raise StreamBroken(f"it did not begin within {Deadline.BULK_CONNECT:g} s")
+        if begun is None:
+            return
+        version, token, caller = begun
+        answer, session = self._admit(version, token, caller, stream.encrypted)
+        started = time.monotonic()
+        await run_interruptible(partial(self._transfer, stream, answer, session), stream.interrupt, self._threads)
+        if isinstance(session, NotAuthorized):
+            raise session
+        log.debug(
+            "bulk.stream_ended",
+            address=address,
+            direction=session.direction.value,
+            blobs=len(session.blobs),
+            bytes=sum(blob.size for blob in session.blobs),
+            seconds=round(time.monotonic() - started, 3),
+        )
+
+    def _begin(self, stream: Stream) -> tuple[int, bytes, str | None] | None:
+        """Version, token, and the caller's name where it has proved one; None when nobody spoke."""
+        first = stream.peek()
+        if not first:
+            return None
+        if first[0] == format.TLS_HANDSHAKE:
+            if self._context is None:
+                raise InvalidRequest("it speaks TLS, and no certificate is configured here")
+            stream.encrypt(self._context, None)
+        version, token = format.decode_prelude(stream.receive_exactly(format.PRELUDE_BYTES))
+        return version, token, node_of(stream.secured) if stream.secured is not None else None
+
+    def _admit(
+        self, version: int, token: bytes, caller: str | None, encrypted: bool
+    ) -> tuple[Answer, Session | NotAuthorized]:
+        if version != format.VERSION:
+            return Answer.OTHER_VERSION, NotAuthorized(f"it speaks version {version}, and we {format.VERSION}")
+        try:
+            return Answer.OK, self._sessions.redeem(token, caller, encrypted)
+        except NotAuthorized as error:
+            return Answer.NO_SUCH_SESSION, error
+
+    def _transfer(self, stream: Stream, answer: Answer, session: Session | NotAuthorized) -> None:
+        stream.send(format.encode_answer(answer))
+        if isinstance(session, NotAuthorized):
+            return
+        stream.patience(patience_for(session.blobs))
+        if session.direction is Direction.PULL:
+            transmit(stream, session.blobs, self._source, _nobody_watches)
+        else:
+            failed: dict[Blob, TierError] = {}
+            receive(stream, session.blobs, self._sink, _nobody_watches, set(), failed)
+            send_verdicts(stream, session.blobs, failed)
+
+
+def _nobody_watches(moved: int) -> None:
+    """Progress is shown where the transfer was asked for."""

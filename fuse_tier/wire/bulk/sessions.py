@@ -1,0 +1,77 @@
+"""Who may move which blobs over a bulk stream: tokens, each good for one stream of one caller.
+
+Lives in the trio thread; its clock is trio's. Invariant: a token is used at most once, and never after
+``UNUSED_SECONDS``.
+"""
+
+from __future__ import annotations
+
+import enum
+import secrets
+from dataclasses import dataclass
+
+import trio
+
+from fuse_tier.blobs import Blob
+from fuse_tier.errors import NotAuthorized, TierUnavailable
+from fuse_tier.wire.bulk.format import TOKEN_BYTES
+
+UNUSED_SECONDS = 30.0
+_MOST_OPEN = 1024
+
+
+class Direction(enum.Enum):
+    """Seen from the connecting node."""
+
+    PUSH = "push"
+    PULL = "pull"
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What one stream is for. ``caller`` is the node in the certificate of who asked, None without TLS."""
+
+    caller: str | None
+    direction: Direction
+    blobs: tuple[Blob, ...]
+    encrypted: bool  # a stream in the clear is refused then
+
+
+class Sessions:
+    """Sessions that were granted and not begun yet."""
+
+    def __init__(self) -> None:
+        self._granted: dict[bytes, tuple[float, Session]] = {}  # in the order of their expiry
+
+    def grant(self, session: Session) -> bytes:
+        """The token of a new session. Raises TierUnavailable when too many are waiting to begin."""
+        self._expire()
+        if len(self._granted) >= _MOST_OPEN:
+            raise TierUnavailable(f"{_MOST_OPEN} transfers are waiting to begin: try again later")
+        token = secrets.token_bytes(TOKEN_BYTES)
+        self._granted[token] = (trio.current_time() + UNUSED_SECONDS, session)
+        return token
+
+    def redeem(self, token: bytes, caller: str | None, encrypted: bool) -> Session:
+        """The session that a stream begins. Raises NotAuthorized; an attempt uses the token up.
+
+        ``caller`` is the name in the stream's certificate; a stream in the clear has none, and then the token,
+        which only its caller has seen, stands for it.
+        """
+        self._expire()
+        _, session = self._granted.pop(token, (0.0, None))
+        if session is None:
+            raise NotAuthorized("no session has this token: it was used before, has expired, or was never granted")
+        if encrypted and caller != session.caller:
+            raise NotAuthorized(f"the session was granted to {session.caller!r}, and {caller!r} came for it")
+        if session.encrypted and not encrypted:
+            raise NotAuthorized("the session was granted for an encrypted stream, and one in the clear came")
+        return session
+
+    def _expire(self) -> None:
+        now = trio.current_time()
+        while self._granted:
+            token, (expires, _) = next(iter(self._granted.items()))
+            if expires > now:
+                return
+            del self._granted[token]

@@ -1,0 +1,205 @@
+"""A connected TCP stream, in the clear or under TLS, for threads that block on it.
+
+In the clear, file content goes by ``sendfile`` and arrives by ``splice`` through a pipe, so that no byte passes
+through this process's memory. Every operation waits at most ``patience`` for a byte to move, and raises
+StreamBroken when none does, or when the other side has gone.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import ssl
+import struct
+from contextlib import suppress
+
+from fuse_tier.blobs import Progress
+from fuse_tier.errors import TierUnavailable
+
+_PIPE_BYTES = 1 << 20  # /proc/sys/fs/pipe-max-size, as kernels come
+_CHUNK_BYTES = 8 << 20  # of one sendfile: between two reports of progress
+_TLS_BUFFER_BYTES = 1 << 20
+_ZEROS = bytes(64 << 10)
+
+
+class StreamBroken(TierUnavailable):
+    """The other side went away, or stopped moving bytes, in the middle of a stream."""
+
+
+class Stream:
+    """Owns a connected, blocking socket. One thread at a time uses it; ``interrupt`` is for any other."""
+
+    def __init__(self, connected: socket.socket, patience_seconds: float) -> None:
+        self._socket = connected
+        # A name of its own, so that an interruption can not miss while TLS takes the socket over.
+        self._control = connected.dup()
+        self._pipe: tuple[int, int] | None = None
+        self._tls_buffer: memoryview | None = None
+        self._patience = patience_seconds
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # whoever sends fills its packets itself
+        self.patience(patience_seconds)
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether TLS is in use."""
+        return isinstance(self._socket, ssl.SSLSocket)
+
+    @property
+    def secured(self) -> ssl.SSLSocket | None:
+        """The TLS connection, if it is one."""
+        return self._socket if isinstance(self._socket, ssl.SSLSocket) else None
+
+    def patience(self, seconds: float) -> None:
+        """How long an operation waits for a byte to move, from here on."""
+        self._patience = seconds
+        if self.encrypted:
+            self._socket.settimeout(seconds)
+        else:
+            # The kernel's own timeouts: sendfile and splice keep them too, and no poll goes before each call.
+            limit = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+
+    def encrypt(self, context: ssl.SSLContext, server_name: str | None) -> None:
+        """Shakes hands; a listening side gives no ``server_name``."""
+        try:
+            self._socket = context.wrap_socket(
+                self._socket,
+                server_side=server_name is None,
+                server_hostname=server_name,
+                do_handshake_on_connect=False,
+            )
+            self.patience(self._patience)
+            self._socket.do_handshake()
+        except ssl.SSLCertVerificationError as error:
+            raise StreamBroken(f"its certificate was refused: {error.verify_message}") from error
+        except OSError as error:
+            raise self._broken(error) from error
+
+    def peek(self) -> bytes:
+        """The first byte that will be received; empty when the other side went away without one."""
+        try:
+            return self._socket.recv(1, socket.MSG_PEEK)
+        except OSError as error:
+            raise self._broken(error) from error
+
+    def send(self, content: bytes | memoryview) -> None:
+        """Sends all of it."""
+        try:
+            self._socket.sendall(content)
+        except OSError as error:
+            raise self._broken(error) from error
+
+    def receive_into(self, buffer: memoryview) -> int:
+        """Receives at least one byte, and tells how many."""
+        try:
+            received = self._socket.recv_into(buffer)
+        except OSError as error:
+            raise self._broken(error) from error
+        if not received:
+            raise StreamBroken("the other side ended the stream in the middle")
+        return received
+
+    def receive_exactly(self, size: int) -> bytes:
+        """Receives so many bytes, and none that follow."""
+        buffer = memoryview(bytearray(size))
+        received = 0
+        while received < size:
+            received += self.receive_into(buffer[received:])
+        return bytes(buffer)
+
+    def send_file(self, fd: int, size: int, progress: Progress) -> bool:
+        """Sends ``size`` bytes from the start of a file; False when it was shorter, and zeros went in its place."""
+        sent = 0
+        while sent < size:
+            moved = self._send_part(fd, sent, size - sent)
+            if not moved:
+                self._send_zeros(size - sent)
+                return False
+            sent += moved
+            progress(moved)
+        return True
+
+    def receive_file(self, fd: int, offset: int, size: int, progress: Progress) -> None:
+        """Writes the next ``size`` bytes into a file. Raises OSError when the file does not take them."""
+        while size:
+            moved = self._receive_part(fd, offset, size)
+            offset += moved
+            size -= moved
+            progress(moved)
+
+    def interrupt(self) -> None:
+        """Makes the operation under way, and all after it, fail soon. Any thread, any time before ``close``."""
+        with suppress(OSError):  # ENOTCONN: the other side was faster
+            self._control.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """By the owner, when no thread uses the stream any more."""
+        self._socket.close()
+        self._control.close()
+        for end in self._pipe or ():
+            os.close(end)
+
+    def _send_part(self, fd: int, offset: int, left: int) -> int:
+        if not self.encrypted:
+            try:
+                return os.sendfile(self._socket.fileno(), fd, offset, min(left, _CHUNK_BYTES))
+            except OSError as error:
+                raise self._broken(error) from error
+        buffer = self._buffer()
+        got = os.preadv(fd, [buffer[:left]], offset)
+        self.send(buffer[:got])
+        return got
+
+    def _send_zeros(self, left: int) -> None:
+        while left:
+            self.send(_ZEROS[:left])
+            left -= min(left, len(_ZEROS))
+
+    def _receive_part(self, fd: int, offset: int, left: int) -> int:
+        if self.encrypted:
+            buffer = self._buffer()[:left]
+            filled = 0
+            while filled < len(buffer):  # TLS gives 16 KiB at a time
+                filled += self.receive_into(buffer[filled:])
+            write_fully(fd, buffer, offset)
+            return filled
+        outlet, inlet = self._pipe or self._open_pipe()
+        try:
+            filled = os.splice(self._socket.fileno(), inlet, min(left, _PIPE_BYTES))
+        except OSError as error:
+            raise self._broken(error) from error
+        if not filled:
+            raise StreamBroken("the other side ended the stream in the middle")
+        emptied = 0
+        while emptied < filled:
+            emptied += os.splice(outlet, fd, filled - emptied, offset_dst=offset + emptied)
+        return filled
+
+    def _open_pipe(self) -> tuple[int, int]:
+        self._pipe = os.pipe2(os.O_CLOEXEC)
+        with suppress(PermissionError):  # more than the user may have in pipes: a smaller one serves as well
+            fcntl.fcntl(self._pipe[1], fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        return self._pipe
+
+    def _buffer(self) -> memoryview:
+        if self._tls_buffer is None:
+            self._tls_buffer = memoryview(bytearray(_TLS_BUFFER_BYTES))
+        return self._tls_buffer
+
+    def _broken(self, error: OSError) -> StreamBroken:
+        if isinstance(error, TimeoutError) or error.errno in (errno.EAGAIN, errno.ETIMEDOUT):
+            return StreamBroken(f"no byte moved for {self._patience:g} s")
+        if isinstance(error, ssl.SSLError):
+            return StreamBroken(f"TLS failed: {error.reason or error}")
+        return StreamBroken(f"the stream broke: {error.strerror or error}")
+
+
+def write_fully(fd: int, content: memoryview, offset: int) -> None:
+    """``pwrite`` until all is written. Raises OSError."""
+    while content:
+        written = os.pwrite(fd, content, offset)
+        content = content[written:]
+        offset += written
