@@ -1,0 +1,131 @@
+"""Blobs as files: a source and a sink over ``blobs/`` and ``incoming/`` of the RAM layout.
+
+A blob gets its name by one link, after what landed was hashed: nothing under ``blobs/`` is ever half there, and
+what is there is not replaced (a live file may be the same inode, see pins.py). All methods block, in threads.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+
+import structlog
+
+from fuse_tier.blobs import Blob, Incoming
+from fuse_tier.errors import Damaged, NotFound, TierFull, TierRefused
+from fuse_tier.hashing import hash_descriptor
+from fuse_tier.ram.layout import Layout
+
+log = structlog.get_logger(__name__)
+
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM})
+
+
+class RamContent:
+    """The blobs of one RAM tier; ``place`` is its name in messages."""
+
+    def __init__(self, layout: Layout, place: str) -> None:
+        self._layout = layout
+        self._place = place
+
+    def open(self, blob: Blob) -> int:
+        """A read-only descriptor. Raises NotFound, and Damaged when the size is another.
+
+        If a job writes to the file that this is, the blob becomes a copy of what it was, and the descriptor shows
+        what the job writes: whoever reads has to hash what arrives, and open once more when it is something else.
+        """
+        try:
+            fd = os.open(self._layout.blob(blob), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise NotFound(f"{blob} is not in the {self._place}") from None
+        except OSError as error:
+            raise TierRefused(f"{blob} in the {self._place} cannot be read: {error.strerror}") from error
+        size = os.fstat(fd).st_size
+        if size != blob.size:
+            os.close(fd)
+            log.error("blob.damaged", place=self._place, blob=blob.name, bytes=size)
+            raise Damaged(f"{blob} has {size} bytes in the {self._place}: another source is needed")
+        return fd
+
+    def create(self, blob: Blob) -> Incoming:
+        """Makes room for a blob. Raises TierFull, and nothing is left then."""
+        return _Landing(self._layout, self._place, blob)
+
+    def missing(self, blobs: Collection[Blob]) -> set[Blob]:
+        """Which of these are not here with their size."""
+        return {blob for blob in blobs if not self.has(blob)}
+
+    def has(self, blob: Blob) -> bool:
+        """Whether a blob is here with its size."""
+        return is_whole(self._layout.blob(blob), blob)
+
+    def remove(self, blob: Blob) -> None:
+        """Removes a blob that was found to be damaged. One that is not there is no error."""
+        with suppress(FileNotFoundError):
+            os.unlink(self._layout.blob(blob))
+
+    def clear_incoming(self) -> None:
+        """Removes what a worker before this one left half done."""
+        for name in os.listdir(self._layout.incoming):
+            path = os.path.join(self._layout.incoming, name)
+            if not os.path.isdir(path) or os.path.islink(path):
+                os.unlink(path)
+
+
+def is_whole(path: str, blob: Blob) -> bool:
+    """Whether a file is there and has the blob's size."""
+    try:
+        return os.lstat(path).st_size == blob.size
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def room_in(place: str) -> Iterator[None]:
+    """Turns the errors of a full tmpfs into TierFull."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise TierFull(f"the {place} is full: {error.strerror}; give it more (ram.size), or keep less") from error
+
+
+class _Landing:
+    def __init__(self, layout: Layout, place: str, blob: Blob) -> None:
+        self._blob = blob
+        self._place = place
+        self._path = os.path.join(layout.incoming, secrets.token_hex(8))
+        self._target = layout.blob(blob)
+        with room_in(place):
+            self.fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                if blob.size:
+                    os.posix_fallocate(self.fd, 0, blob.size)
+            except BaseException:
+                self.discard()
+                raise
+
+    def accept(self) -> None:
+        try:
+            found = hash_descriptor(self.fd)
+            if found != self._blob:
+                raise Damaged(f"{found} arrived in the {self._place} in place of {self._blob}: ask another source")
+            os.fchmod(self.fd, 0o600)
+            with room_in(self._place):
+                try:
+                    os.link(self._path, self._target)
+                except FileExistsError:
+                    # What is there stays: a live file may be the same inode. Not if it is plainly something else.
+                    if not is_whole(self._target, self._blob):
+                        os.replace(self._path, self._target)
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        os.close(self.fd)
+        with suppress(FileNotFoundError):
+            os.unlink(self._path)

@@ -1,0 +1,140 @@
+"""Going through a whole RAM tier: removing what nothing names, and reading everything to see that it is right.
+
+Both block for long, in threads, and look at ``stop`` between two files. ``collect`` relies on nothing being
+listed while it runs: the caller sees to that.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from threading import Event
+
+import structlog
+
+from fuse_tier.blobs import Blob, Progress
+from fuse_tier.errors import InvalidRequest, MalformedManifest, NotFound, TierError
+from fuse_tier.hashing import hash_descriptor
+from fuse_tier.identity import Identity
+from fuse_tier.manifest import quote
+from fuse_tier.ram.content import RamContent
+from fuse_tier.ram.layout import Layout
+from fuse_tier.ram.listing import RamListing
+from fuse_tier.verified import VerifyReport
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What a collection removed, and what it met."""
+
+    blobs: int = 0
+    bytes: int = 0  # of memory that came free: content that is a live file, too, frees none
+    unreadable_manifests: int = 0
+
+
+def collect(layout: Layout, listing: RamListing, grace_seconds: float, stop: Event) -> Collected:
+    """Removes blobs that no listed manifest names and that were linked or written longer ago than the grace."""
+    needed, unreadable = _needed(listing)
+    blobs = size = 0
+    # The wall clock is the filesystem's: if it jumps, content of an unfinished snapshot may go too early; its
+    # commit is then refused as incomplete, and the snapshot is stored again.
+    newest = time.time() - grace_seconds
+    for first in sorted(os.listdir(layout.blobs)):
+        with os.scandir(os.path.join(layout.blobs, first)) as found:
+            unneeded = [entry for entry in found if entry.name not in needed]
+        for entry in unneeded:
+            if stop.is_set():
+                return Collected(blobs, size, unreadable)
+            with suppress(FileNotFoundError):  # a detach puts a copy in place meanwhile
+                status = entry.stat(follow_symlinks=False)
+                if not _is_blob_name(entry.name) or status.st_ctime > newest:
+                    continue
+                os.unlink(entry.path)
+                blobs += 1
+                size += status.st_size if status.st_nlink == 1 else 0
+    listing.remove_empty()
+    return Collected(blobs, size, unreadable)
+
+
+def _needed(listing: RamListing) -> tuple[set[str], int]:
+    """The names of all blobs that must stay, and how many manifests do not tell theirs."""
+    needed: set[str] = set()
+    unreadable: list[str] = []
+    for snapshot in listing.snapshots():
+        try:
+            needed.update(blob.name for blob in listing.read(snapshot).blobs)
+        except NotFound:
+            continue  # dropped since
+        except MalformedManifest as error:
+            unreadable.append(str(snapshot))
+            reason = str(error)
+    if unreadable:
+        log.error(
+            "ram.manifests_unreadable", snapshots=unreadable, reason=reason, remedy="drop them: they name nothing"
+        )
+    return needed, len(unreadable)
+
+
+def verify(
+    listing: RamListing, content: RamContent, identity: Identity | None, progress: Progress, stop: Event
+) -> VerifyReport:
+    """Reads and hashes every blob of every listed manifest. Damage is reported, never raised."""
+    good: set[Blob] = set()
+    bad: dict[Blob, str] = {}
+    damaged: list[str] = []
+    snapshots = 0
+    for snapshot in listing.snapshots(identity):
+        try:
+            manifest = listing.read(snapshot)
+        except NotFound:
+            continue  # dropped since
+        except MalformedManifest as error:
+            damaged.append(f"{snapshot}: {error}")
+            continue
+        snapshots += 1
+        for entry in manifest.entries:
+            if stop.is_set():
+                return VerifyReport(snapshots, len(good), sum(blob.size for blob in good), tuple(damaged))
+            if entry.blob is None:
+                continue
+            if entry.blob not in good and entry.blob not in bad:
+                wrong = _what_is_wrong(content, entry.blob)
+                if wrong is None:
+                    good.add(entry.blob)
+                else:
+                    bad[entry.blob] = wrong
+                progress(entry.blob.size)
+            if entry.blob in bad:
+                damaged.append(f"{snapshot}: {quote(entry.path)}: {bad[entry.blob]}")
+    return VerifyReport(snapshots, len(good) + len(bad), sum(blob.size for blob in good | bad.keys()), tuple(damaged))
+
+
+def _what_is_wrong(content: RamContent, blob: Blob) -> str | None:
+    try:
+        if _hash(content, blob) == blob:
+            return None
+        # A job may have written to the file while it was read: a second look finds the copy of what it was.
+        found = _hash(content, blob)
+    except TierError as error:
+        return str(error)
+    return None if found == blob else f"content is {found}, not {blob}"
+
+
+def _hash(content: RamContent, blob: Blob) -> Blob:
+    fd = content.open(blob)
+    try:
+        return hash_descriptor(fd)
+    finally:
+        os.close(fd)
+
+
+def _is_blob_name(name: str) -> bool:
+    try:
+        Blob.parse(name)
+    except InvalidRequest:
+        return False
+    return True

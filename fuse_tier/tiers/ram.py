@@ -1,0 +1,159 @@
+"""RAM on this node as a tier: blobs and manifests as files of the RAM layout.
+
+Owns the order of things; the files are those of ``ram/content.py`` and ``ram/listing.py``. Live trees and pins
+are their volumes' business. One process at a time has it: the worker.
+
+``commit`` looks for the blobs and links the manifest while nothing is being collected, and ``collect`` removes
+nothing while something is committed: so no listed manifest ever lacks a blob.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Collection, Sequence
+from threading import Event
+from typing import TypeVar
+
+import structlog
+import trio
+
+from fuse_tier.blobs import Blob, Incoming, Progress, Sink, Source
+from fuse_tier.errors import IncompleteSnapshot
+from fuse_tier.identity import Identity, SnapshotId
+from fuse_tier.manifest import Manifest, encode
+from fuse_tier.ram import upkeep
+from fuse_tier.ram.content import RamContent
+from fuse_tier.ram.layout import Layout
+from fuse_tier.ram.listing import RamListing
+from fuse_tier.threads import run_interruptible
+from fuse_tier.tiers.base import Fetched, TierName, no_progress
+from fuse_tier.tiers.local import copy_available, copy_blob
+from fuse_tier.verified import VerifyReport
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+_NAMED_AT_MOST = 3  # of what is missing, in a message
+
+
+class RamTier:
+    """The RAM tier of one node; a source and a sink as well. The layout's directories are there (tmpfs.py)."""
+
+    name = TierName.RAM
+
+    def __init__(self, layout: Layout, node: str) -> None:
+        self.place = f"ram of {node}"
+        self._layout = layout
+        self._content = RamContent(layout, self.place)
+        self._listing = RamListing(layout, self.place)
+        self._listed_or_collected = trio.Lock()
+        self._copying = trio.CapacityLimiter(2)
+        self._looking = trio.CapacityLimiter(4)  # apart, so that a look never waits for a copy
+
+    def open(self, blob: Blob) -> int:
+        """A read-only descriptor; see ``RamContent.open``. Raises NotFound, Damaged. Blocks."""
+        return self._content.open(blob)
+
+    def create(self, blob: Blob) -> Incoming:
+        """Makes room for a blob. Raises TierFull, and nothing is left then. Blocks."""
+        return self._content.create(blob)
+
+    def remove(self, blob: Blob) -> None:
+        """Removes a blob that was found to be damaged, so that it can be fetched again. Blocks."""
+        self._content.remove(blob)
+
+    def clear_incoming(self) -> None:
+        """Removes what a worker before this one left half done: for the start, before anything else. Blocks."""
+        self._content.clear_incoming()
+
+    def capacity_bytes(self) -> int:
+        """How much the tmpfs may hold."""
+        found = os.statvfs(self._layout.root)
+        return found.f_blocks * found.f_frsize
+
+    def free_bytes(self) -> int:
+        """How much room the tmpfs has left."""
+        found = os.statvfs(self._layout.root)
+        return found.f_bavail * found.f_frsize
+
+    async def missing(self, blobs: Collection[Blob]) -> set[Blob]:
+        """Which of these are not here yet."""
+        return await self._look(lambda: self._content.missing(blobs))
+
+    async def store(self, blobs: Collection[Blob], source: Source, progress: Progress = no_progress) -> None:
+        """Copies blobs from a source of this machine. Raises what the source raises, Damaged, TierFull."""
+        stop = Event()
+
+        def copy() -> None:
+            for blob in sorted(self._content.missing(blobs)):
+                copy_blob(blob, source, self._content, progress, stop)
+
+        await run_interruptible(copy, stop.set, self._copying)
+
+    async def commit(self, manifest: Manifest) -> None:
+        """Makes a snapshot visible. Raises IncompleteSnapshot, SnapshotConflict, TierFull."""
+
+        def publish() -> bool:
+            missing = self._content.missing(manifest.blobs)
+            if missing:
+                named = ", ".join(blob.name for blob in sorted(missing)[:_NAMED_AT_MOST])
+                raise IncompleteSnapshot(
+                    f"{manifest.id} lacks {len(missing)} of {len(manifest.blobs)} blobs in the {self.place}: {named}"
+                )
+            return self._listing.publish(manifest.id, text)
+
+        text = await self._look(lambda: encode(manifest))
+        async with self._listed_or_collected:
+            await self._look(publish)
+
+    async def snapshots(self, identity: Identity | None = None) -> Sequence[SnapshotId]:
+        """Everything listed, of one volume or of all, in order. Reads no manifest."""
+        return await self._look(lambda: self._listing.snapshots(identity))
+
+    async def manifest(self, snapshot: SnapshotId) -> Manifest:
+        """Raises NotFound, MalformedManifest."""
+        return await self._look(lambda: self._listing.read(snapshot))
+
+    async def fetch(self, blobs: Collection[Blob], sink: Sink, progress: Progress = no_progress) -> Fetched:
+        """Copies as many as possible into a sink of this machine."""
+        stop = Event()
+        return await run_interruptible(
+            lambda: copy_available(blobs, self._content, sink, progress, stop), stop.set, self._copying
+        )
+
+    async def drop(self, snapshot: SnapshotId) -> None:
+        """Takes a snapshot from the list. One that is not there is no error."""
+        await self._look(lambda: self._listing.remove(snapshot))
+
+    async def collect(self, grace_seconds: float) -> int:
+        """Removes blobs that no manifest names and that are older than the grace; gives the bytes freed.
+
+        Content of snapshots that are being made is protected by the grace alone. A manifest that cannot be read
+        names nothing.
+        """
+        stop, started = Event(), time.monotonic()
+        async with self._listed_or_collected:
+            collected = await run_interruptible(
+                lambda: upkeep.collect(self._layout, self._listing, grace_seconds, stop), stop.set, self._looking
+            )
+        if collected.blobs:
+            log.info(
+                "ram.collected",
+                blobs=collected.blobs,
+                bytes=collected.bytes,
+                seconds=round(time.monotonic() - started, 3),
+                unreadable_manifests=collected.unreadable_manifests,
+            )
+        return collected.bytes
+
+    async def verify(self, identity: Identity | None = None, progress: Progress = no_progress) -> VerifyReport:
+        """Reads and hashes all content of the listed snapshots, of one volume or of all. Damage is reported only."""
+        stop = Event()
+        return await run_interruptible(
+            lambda: upkeep.verify(self._listing, self._content, identity, progress, stop), stop.set, self._copying
+        )
+
+    async def _look(self, work: Callable[[], T]) -> T:
+        """In a thread that is waited for: what it does is brief, and it never runs on beyond its caller."""
+        return await trio.to_thread.run_sync(work, limiter=self._looking)

@@ -1,0 +1,17 @@
+"""A RAM layout on a real tmpfs, as any user can have it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fuse_tier.ram.layout import Layout
+from fuse_tier.ram.tmpfs import create_directories
+
+
+@pytest.fixture
+def layout(memory_path: Path) -> Layout:
+    layout = Layout(str(memory_path))
+    create_directories(layout)
+    return layout
