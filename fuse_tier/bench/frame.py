@@ -1,0 +1,102 @@
+"""How a benchmark is made and told: rows by name, each measured beside its reference in the same run.
+
+Only ratios taken in one run mean anything on a machine that is shared, so ours and the reference take turns,
+after a warm-up of both, and the median counts. A row never judges itself: bars are for people.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from fuse_tier.errors import ConfigError
+
+RUNS = 5
+
+Measure = Callable[[], Awaitable[float]]
+"""Does the thing once and gives the figure of that one time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """What a row found: ours and the reference, in the row's unit."""
+
+    value: float
+    reference_value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A benchmark: its fixed name, what it measures against, and how."""
+
+    name: str
+    unit: str
+    reference: str
+    measure: Callable[[Path], Awaitable[Figure]]
+    """Gets an empty directory of its own and leaves nothing mounted in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A row as scripts read it from ``bench.json``."""
+
+    name: str
+    value: float
+    unit: str
+    reference: str
+    reference_value: float
+    ratio: float
+
+    @classmethod
+    def of(cls, row: Row, figure: Figure) -> Result:
+        """The figure over its reference."""
+        ratio = figure.value / figure.reference_value
+        return cls(row.name, figure.value, row.unit, row.reference, figure.reference_value, ratio)
+
+
+async def alternating(ours: Measure, reference: Measure, runs: int = RUNS) -> Figure:
+    """Measures both in turn, after one time of each that does not count; gives the medians."""
+    await ours()
+    await reference()
+    values, references = [], []
+    for _ in range(runs):
+        values.append(await ours())
+        references.append(await reference())
+    return Figure(statistics.median(values), statistics.median(references))
+
+
+def choose(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
+    """The rows of these names, in the order of the registry; all for none. Raises ConfigError."""
+    known = [row.name for row in rows]
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"there is no benchmark {name!r}; there are: {', '.join(known)}")
+    return [row for row in rows if not names or row.name in names]
+
+
+def write_json(results: Sequence[Result], path: Path) -> None:
+    """Writes the list that scripts read."""
+    path.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
+
+
+def print_table(results: Sequence[Result], console: Console) -> None:
+    """One table for people."""
+    table = Table(title="fuse-tier bench")
+    for column in ("name", "value", "unit", "reference", "reference value", "ratio"):
+        table.add_column(column, justify="right" if column in ("value", "reference value", "ratio") else "left")
+    for result in results:
+        table.add_row(
+            result.name,
+            f"{result.value:.3g}",
+            result.unit,
+            result.reference,
+            f"{result.reference_value:.3g}",
+            f"{result.ratio:.2f}",
+        )
+    console.print(table)

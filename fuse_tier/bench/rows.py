@@ -1,0 +1,131 @@
+"""The benchmarks. Their names are fixed: scripts read them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from fuse_tier.bench.frame import Figure, Row, alternating
+from fuse_tier.bench.places import BLOCK_BYTES, GIB, copy_seconds, tmpfs, warm, write_file, write_files
+from fuse_tier.errors import FuseTierError
+from fuse_tier.localcluster import LocalCluster, LocalNode, local_cluster
+
+_IDENTITY = "default/bench/0"
+_WAIT_SECONDS = 300.0
+_DEMO_LIMIT_SECONDS = 60.0
+_MEMORY_LIMIT_MB = 300.0
+_WORKER = b"fuse_tier.replicate.worker"
+
+
+async def _demo_seconds(directory: Path) -> Figure:
+    async def once() -> float:
+        begun = time.perf_counter()
+        command = [sys.executable, "-m", "fuse_tier.cli", "demo", "--json"]
+        done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
+        if done.returncode:
+            raise FuseTierError(f"fuse-tier demo failed: {done.stderr.decode(errors='replace').strip()}")
+        return time.perf_counter() - begun
+
+    async def limit() -> float:
+        return _DEMO_LIMIT_SECONDS
+
+    return await alternating(once, limit)
+
+
+async def _write_sequentially(directory: Path) -> Figure:
+    block = os.urandom(BLOCK_BYTES)
+    with tmpfs(directory, 4 * GIB) as plain:
+        await _in_thread(warm, plain, 3 * GIB)
+        async with _mounted(directory / "c", ["a"], ram_size="5GiB", coordinator=False) as (cluster, mount):
+
+            async def write(place: Path) -> float:
+                seconds: float = await _in_thread(write_file, place / "file", GIB, block)
+                await _settled(cluster["a"], "ram")  # else the hashing of one run would slow down the next
+                (place / "file").unlink()
+                await _settled(cluster["a"], "ram")
+                return GIB / seconds / 1e9
+
+            return await alternating(partial(write, mount), partial(write, plain))
+
+
+async def _snapshot_to_peer(directory: Path) -> Figure:
+    with tmpfs(directory, 4 * GIB) as plain:
+        await _in_thread(warm, plain, 3 * GIB)
+        await _in_thread(write_files, plain / "source", 8, GIB // 8)
+        keep: dict[str, Any] = {"keep": {"ram": 1}, "encryptPeerTraffic": False}
+        async with _mounted(directory / "c", ["a", "b"], ram_size="5GiB", **keep) as (cluster, mount):
+
+            async def replicate() -> float:
+                await _in_thread(write_files, mount / "step", 8, GIB // 8)
+                begun = time.perf_counter()
+                await _settled(cluster["a"], "peer")
+                seconds = time.perf_counter() - begun
+                await _in_thread(shutil.rmtree, mount / "step")
+                await _settled(cluster["a"], "peer")
+                return seconds
+
+            async def copy() -> float:
+                seconds: float = await _in_thread(copy_seconds, plain / "source", plain / "target")
+                return seconds
+
+            return await alternating(replicate, copy)
+
+
+async def _worker_memory(directory: Path) -> Figure:
+    """The highest that any worker came to; a peak needs no second run."""
+    async with _mounted(directory / "c", ["a", "b"], ram_size="6GiB", bucket=True) as (cluster, mount):
+        await _in_thread(write_files, mount / "small", 10_000, 4 << 10)
+        await _settled(cluster["a"], "peer")
+        await _settled(cluster["a"], "bucket")
+        peaks = [worker_peak_megabytes(node) for node in cluster]
+    async with _mounted(directory / "d", ["a", "b"], ram_size="6GiB") as (cluster, mount):
+        await _in_thread(write_file, mount / "large", 4 * GIB, os.urandom(BLOCK_BYTES))
+        await _settled(cluster["a"], "peer")
+        peaks += [worker_peak_megabytes(node) for node in cluster]
+    return Figure(max(peaks), _MEMORY_LIMIT_MB)
+
+
+def worker_peak_megabytes(node: LocalNode) -> float:
+    """The most memory that a node's worker has had resident (VmHWM, proc(5)), in MB."""
+    for pid in node.family.members():
+        process = Path(f"/proc/{pid}")
+        if _WORKER in process.joinpath("cmdline").read_bytes().split(b"\0"):
+            for line in process.joinpath("status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024 / 1e6
+    raise FuseTierError(f"node {node.name} has no worker")
+
+
+@asynccontextmanager
+async def _mounted(
+    directory: Path, names: list[str], *, bucket: bool = False, **settings: Any
+) -> AsyncIterator[tuple[LocalCluster, Path]]:
+    async with local_cluster(directory, names, bucket=bucket, **settings) as cluster:
+        mount = cluster.mountpoint("a")
+        await cluster["a"].mount(_IDENTITY, mount)
+        yield cluster, mount
+
+
+async def _settled(node: LocalNode, tier: str) -> None:
+    await node.wait(_IDENTITY, tier, _WAIT_SECONDS)
+
+
+async def _in_thread(work: Any, *arguments: Any) -> Any:
+    return await trio.to_thread.run_sync(work, *arguments)
+
+
+ROWS = (
+    Row("demo.seconds", "s", "limit", _demo_seconds),
+    Row("fs.write.seq1", "GB/s", "tmpfs huge=within_size", _write_sequentially),
+    Row("peer.snapshot", "s", "cp between two tmpfs directories", _snapshot_to_peer),
+    Row("worker.memory", "MB", "limit", _worker_memory),
+)

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from fuse_tier.bench.frame import Figure, Result, Row, alternating, choose, print_table, write_json
+from fuse_tier.bench.rows import ROWS
+from fuse_tier.errors import ConfigError
+
+
+async def _nothing(directory: Path) -> Figure:
+    return Figure(1.0, 2.0)
+
+
+_ROWS = (Row("first", "s", "limit", _nothing), Row("second", "GB/s", "tmpfs", _nothing))
+
+
+async def test_ours_and_the_reference_take_turns_and_the_median_counts() -> None:
+    calls: list[str] = []
+    times = iter([100.0, 3.0, 1.0, 2.0, 50.0, 4.0])
+
+    async def ours() -> float:
+        calls.append("ours")
+        return next(times)
+
+    async def reference() -> float:
+        calls.append("reference")
+        return 2.0
+
+    figure = await alternating(ours, reference)
+    assert calls == ["ours", "reference"] * 6
+    assert figure == Figure(3.0, 2.0)
+
+
+def test_rows_keep_the_order_of_the_registry() -> None:
+    assert [row.name for row in choose(_ROWS, ["second", "first"])] == ["first", "second"]
+    assert choose(_ROWS, []) == list(_ROWS)
+
+
+def test_an_unknown_name_is_refused_and_the_known_ones_are_listed() -> None:
+    with pytest.raises(ConfigError, match="no benchmark 'third'; there are: first, second"):
+        choose(_ROWS, ["third"])
+
+
+def test_the_file_has_the_keys_that_scripts_read(tmp_path: Path) -> None:
+    write_json([Result.of(_ROWS[0], Figure(1.0, 2.0))], tmp_path / "bench.json")
+    assert json.loads((tmp_path / "bench.json").read_text()) == [
+        {"name": "first", "value": 1.0, "unit": "s", "reference": "limit", "reference_value": 2.0, "ratio": 0.5}
+    ]
+
+
+def test_the_table_shows_figure_reference_and_ratio() -> None:
+    out = io.StringIO()
+    print_table([Result.of(_ROWS[1], Figure(3.0, 2.0))], Console(file=out, width=120))
+    assert all(text in out.getvalue() for text in ("second", "GB/s", "tmpfs", "1.50"))
+
+
+def test_the_fixed_names_are_there() -> None:
+    assert {row.name for row in ROWS} >= {"demo.seconds", "fs.write.seq1", "peer.snapshot", "worker.memory"}
