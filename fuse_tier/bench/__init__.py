@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import trio
 from rich.console import Console
 
 from fuse_tier.bench.frame import Result, Row, choose, print_table, write_json
 from fuse_tier.bench.rows import ROWS
-from fuse_tier.localcluster import run_in_directory
+from fuse_tier.localcluster import in_directory
 
 __all__ = ["run_bench"]
 
@@ -29,4 +30,4 @@ def run_bench(names: Sequence[str] = (), json_path: Path | None = None) -> None:
 
 
 def _measure(row: Row) -> Result:
-    return Result.of(row, run_in_directory("fuse-tier-bench-", row.measure))
+    return Result.of(row, trio.run(in_directory, "fuse-tier-bench-", row.measure))

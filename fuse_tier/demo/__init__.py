@@ -19,7 +19,7 @@ from rich.console import Console
 from fuse_tier.demo.checkpoint import Checkpoint, make_checkpoint, verify_checkpoint, write_checkpoint
 from fuse_tier.demo.narration import Narration, Ongoing, Row
 from fuse_tier.errors import FuseTierError, IdentityBusy
-from fuse_tier.localcluster import LocalCluster, LocalNode, local_cluster, run_in_directory
+from fuse_tier.localcluster import LocalCluster, LocalNode, in_directory, local_cluster
 
 __all__ = ["Row", "demo", "run_demo"]
 
@@ -29,14 +29,15 @@ _GONE_SECONDS = 30.0  # until the coordinator counts a silent node as gone: its 
 _RETRY_SECONDS = 0.2
 
 
-def run_demo(as_json: bool = False) -> None:
-    """Runs it and prints it: a table, or JSON on stdout and the rest on stderr. Raises FuseTierError."""
-    narration = Narration(Console(stderr=as_json))
-    run_in_directory("fuse-tier-demo-", partial(demo, narration))
-    if as_json:
+async def run_demo(console: Console, *, json: bool = False) -> int:
+    """Runs it and prints it: a table to ``console``, or JSON to stdout. Raises FuseTierError."""
+    narration = Narration(console)
+    await in_directory("fuse-tier-demo-", partial(demo, narration))
+    if json:
         sys.stdout.write(narration.as_json() + "\n")
     else:
-        narration.console.print(narration.table())
+        console.print(narration.table())
+    return 0
 
 
 async def demo(narration: Narration, directory: Path) -> None:
@@ -86,24 +87,22 @@ async def _save(narration: Narration, checkpoint: Checkpoint, node: LocalNode, m
 
 
 async def _come_back(narration: Narration, name: str, checkpoint: Checkpoint, node: LocalNode, mount: Path) -> None:
-    facts = await _mount(narration, name, node, mount, checkpoint.size)
+    await _mount(narration, name, node, mount)
     with narration.step("verify") as step:
         await trio.to_thread.run_sync(verify_checkpoint, checkpoint, mount)
         step.what = f"{len(checkpoint.files)} files against what was written"
         step.bytes = checkpoint.size
         step.verified = True
-    narration.say(f"    {node.name} has snapshot {facts.get('snapshot', '?')}")
 
 
-async def _mount(
-    narration: Narration, name: str, node: LocalNode, mount: Path, restored_bytes: int = 0
-) -> dict[str, Any]:
+async def _mount(narration: Narration, name: str, node: LocalNode, mount: Path) -> None:
     with narration.step(name) as step:
         facts = await _mount_when_free(node, mount, step)
         step.what = f"{IDENTITY} mounted on {node.name}"
-        step.source = str(facts.get("from") or "")
-        step.bytes = restored_bytes
-    return facts
+        if restored := facts.get("restored"):
+            step.what += f": snapshot {restored['snapshot']}"
+            step.source = str(restored["from"])
+            step.bytes = int(restored["bytes"])
 
 
 async def _mount_when_free(node: LocalNode, mount: Path, step: Ongoing) -> dict[str, Any]:

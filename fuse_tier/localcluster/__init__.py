@@ -21,7 +21,7 @@ from fuse_tier.localcluster.node import LocalNode, NotStarted, run_cli
 from fuse_tier.localcluster.ports import free_ports
 from fuse_tier.localcluster.processes import Family, detach_mounts, kill_all
 from fuse_tier.localcluster.services import LocalBucket, LocalCoordinator
-from fuse_tier.localcluster.session import run_in_directory
+from fuse_tier.localcluster.session import in_directory
 from fuse_tier.wire.tls import TlsFiles, make_authority, make_certificate
 
 __all__ = [
@@ -30,9 +30,9 @@ __all__ = [
     "LocalCoordinator",
     "LocalNode",
     "NotStarted",
+    "in_directory",
     "local_cluster",
     "run_cli",
-    "run_in_directory",
 ]
 
 _TRIES = 3

@@ -27,7 +27,10 @@ _LOG_TAIL_LINES = 15
 
 
 class Family:
-    """One started process and whatever it starts. ``log`` takes what they write to stdout and stderr."""
+    """One started process and whatever it starts.
+
+    ``log`` takes what they write to stderr, which is their log; stdout goes to a file ``.out`` beside it.
+    """
 
     def __init__(self, name: str, command: Sequence[str], log: Path) -> None:
         self.name = name
@@ -51,13 +54,13 @@ class Family:
     def start(self) -> None:
         """Starts it in a session of its own, away from the terminal's signals."""
         key, _, value = self._mark.partition("=")
-        with self.log.open("ab") as log:
+        with self.log.open("ab") as log, self.log.with_suffix(".out").open("ab") as out:
             self._head = subprocess.Popen(
                 [*_DIE_WITH_PARENT, sys.executable, *self._command],
                 env={**os.environ, key: value},
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
+                stdout=out,
+                stderr=log,
                 start_new_session=True,
             )
 

@@ -18,14 +18,14 @@ from fuse_tier.localcluster.processes import mounts_below
 T = TypeVar("T")
 
 
-def run_in_directory(prefix: str, main: Callable[[Path], Awaitable[T]]) -> T:
-    """Runs ``main`` with trio and a temporary directory; nothing is left of it, however it ends.
+async def in_directory(prefix: str, main: Callable[[Path], Awaitable[T]]) -> T:
+    """Runs ``main`` with a temporary directory; nothing is left of it, however it ends. In the main thread.
 
     SIGTERM ends it as Ctrl-C does. Raises the FuseTierError that ended it, out of whatever groups.
     """
     try:
         with _directory(prefix) as directory:
-            return trio.run(_until_signalled, main, directory)
+            return await _until_signalled(main, directory)
     except BaseExceptionGroup as group:
         error = _first_of_ours(group)
         if error is None:

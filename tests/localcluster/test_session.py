@@ -6,20 +6,21 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from fuse_tier.errors import Damaged, FuseTierError
-from fuse_tier.localcluster import run_in_directory
+from fuse_tier.localcluster import in_directory
 
 
-def test_the_directory_is_there_meanwhile_and_gone_afterwards() -> None:
+async def test_the_directory_is_there_meanwhile_and_gone_afterwards() -> None:
     async def main(directory: Path) -> Path:
         (directory / "file").write_text("content")
         return directory
 
-    assert not run_in_directory("fuse-tier-test-", main).exists()
+    assert not (await in_directory("fuse-tier-test-", main)).exists()
 
 
-def test_an_error_out_of_nested_nurseries_is_raised_alone() -> None:
+async def test_an_error_out_of_nested_nurseries_is_raised_alone() -> None:
     async def fail() -> None:
         raise Damaged("the bytes are wrong")
 
@@ -30,18 +31,18 @@ def test_an_error_out_of_nested_nurseries_is_raised_alone() -> None:
                 inner.start_soon(fail)
 
     with pytest.raises(Damaged, match="the bytes are wrong"):
-        run_in_directory("fuse-tier-test-", main)
+        await in_directory("fuse-tier-test-", main)
 
 
-def test_what_is_no_error_of_ours_is_not_disguised() -> None:
+async def test_what_is_no_error_of_ours_is_not_disguised() -> None:
     async def main(directory: Path) -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ExceptionGroup):
-        run_in_directory("fuse-tier-test-", main)
+        await in_directory("fuse-tier-test-", main)
 
 
-def test_sigterm_cleans_up() -> None:
+async def test_sigterm_cleans_up() -> None:
     seen: list[Path] = []
 
     async def main(directory: Path) -> None:
@@ -51,5 +52,5 @@ def test_sigterm_cleans_up() -> None:
         await trio.sleep_forever()
 
     with pytest.raises(FuseTierError, match="SIGTERM"):
-        run_in_directory("fuse-tier-test-", main)
+        await in_directory("fuse-tier-test-", main)
     assert not seen[0].exists()
