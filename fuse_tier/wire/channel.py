@@ -48,7 +48,7 @@ class Channel:
         self._last_id = 0
         self.closed = trio.Event()
 
-    async def call(self, name: str, deadline_seconds: float, **arguments: Any) -> Any:
+    async def call(self, name: str, deadline_seconds: float, /, **arguments: Any) -> Any:
         """Calls the other side. Raises what its handler raised, ChannelClosed, or DeadlineExceeded."""
         self._last_id += 1
         number = self._last_id
@@ -69,7 +69,7 @@ class Channel:
             raise _rebuild(answer["error"])
         return answer.get("ok")
 
-    async def notify(self, name: str, **arguments: Any) -> None:
+    async def notify(self, name: str, /, **arguments: Any) -> None:
         """Calls the other side and wants no answer. Raises ChannelClosed."""
         await self._send({"call": name, "args": arguments})
 
