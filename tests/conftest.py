@@ -7,8 +7,10 @@ import os
 import random
 import secrets
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
@@ -16,6 +18,9 @@ from hypothesis import settings
 from tests.harness import needs
 from tests.harness.logs import ExpectedLogs, listen, stop_listening
 from tests.harness.watchdog import body_seconds, bounded
+
+if TYPE_CHECKING:
+    from tests.harness.clusters import Clusters
 
 settings.register_profile("dev", deadline=None, print_blob=True)
 settings.register_profile("ci", deadline=None, print_blob=True, max_examples=200)
@@ -95,3 +100,16 @@ def memory_path() -> Iterator[Path]:
     """An empty directory on a tmpfs, for tests of the RAM tier that need no mount of their own."""
     with tempfile.TemporaryDirectory(prefix="fuse-tier-test-", dir="/dev/shm") as directory:
         yield Path(directory)
+
+
+@pytest.fixture
+async def make_cluster(tmp_path: Path, expected_logs: ExpectedLogs) -> AsyncIterator[Clusters]:
+    """``await make_cluster("a", "b", tls=False)``: real nodes, a coordinator, a bucket; all checked in the end."""
+    # All of the driver: tests that need no cluster start faster without.
+    from tests.harness.clusters import Clusters
+
+    async with AsyncExitStack() as stack:
+        clusters = Clusters(stack, tmp_path, expected_logs)
+        yield clusters
+        if clusters.check:
+            await clusters.check_all()
