@@ -1,0 +1,213 @@
+"""What is where, for people: the status of a node, the snapshots on all tiers, and whether they are intact."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import structlog
+import trio
+
+from fuse_tier import __version__
+from fuse_tier.deadlines import Deadline
+from fuse_tier.errors import ConfigError, FuseTierError, TierRefused, TierUnavailable
+from fuse_tier.identity import Identity, SnapshotId
+from fuse_tier.manifest import Manifest
+from fuse_tier.members import Member
+from fuse_tier.replicate.fanout import Fanout
+from fuse_tier.replicate.places import Places
+from fuse_tier.replicate.steps import Report
+from fuse_tier.replicate.supervisor import Supervisor
+from fuse_tier.replicate.volume import Volume
+from fuse_tier.replicate.volumes import Volumes
+from fuse_tier.tiers.base import Tier, TierName
+from fuse_tier.verified import VerifyReport
+
+log = structlog.get_logger(__name__)
+
+
+class Inventory:
+    """Asks the tiers; changes nothing."""
+
+    def __init__(
+        self,
+        node: str,
+        cluster: str,
+        places: Places,
+        volumes: Volumes,
+        fanout: Fanout,
+        supervisor: Supervisor,
+        replicas: int,
+    ) -> None:
+        self._node = node
+        self._cluster = cluster
+        self._places = places
+        self._volumes = volumes
+        self._fanout = fanout
+        self._supervisor = supervisor
+        self._replicas = replicas
+
+    def _peers(self) -> list[Member]:
+        return [member for member in self._places.membership.members() if member.alive and member.node != self._node]
+
+    def check_reachable(self, tier: TierName) -> None:
+        """Raises ConfigError for a tier that this node does not have at all."""
+        if tier is TierName.BUCKET and self._places.bucket is None:
+            raise ConfigError("this node has no bucket: set `bucket.url` in its configuration")
+        if tier is TierName.PEER and not self._replicas:
+            raise ConfigError("this node keeps no copies on peers: set `replicas` in its configuration")
+
+    # ---- status ----
+
+    async def status(self) -> str:
+        """JSON; docs/operations.md says what it means."""
+        tiers: list[dict[str, Any]] = [{} for _ in range(2 + len(self._peers()))]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._ram_status, tiers, 0)
+            for index, member in enumerate(self._peers(), 1):
+                nursery.start_soon(self._tier_status, tiers, index, self._places.peer(member), member)
+            if self._places.bucket is not None:
+                nursery.start_soon(self._tier_status, tiers, len(tiers) - 1, self._places.bucket, None)
+        volumes = [self._volume_status(volume) for volume in self._volumes if volume.has_tree]
+        return json.dumps(
+            {
+                "node": self._node,
+                "version": __version__,
+                "cluster": self._cluster,
+                "passthrough": "off",
+                "tiers": [tier for tier in tiers if tier],
+                "volumes": volumes,
+                "queue": {
+                    "copies": self.copies_waiting(),
+                    "bytes": sum(
+                        volume.newest.size * self._lacking(volume) for volume in self._volumes if volume.newest
+                    ),
+                },
+                "rates": {
+                    f"{tier}_bytes_per_second": meter.rate() for tier, meter in sorted(self._fanout.meters.items())
+                },
+            }
+        )
+
+    async def _ram_status(self, tiers: list[dict[str, Any]], index: int) -> None:
+        ram = self._places.ram
+        tiers[index] = {
+            "tier": ram.name.value,
+            "place": ram.place,
+            "state": "ok",
+            "reason": "",
+            "capacity_bytes": ram.capacity_bytes(),
+            "free_bytes": ram.free_bytes(),
+            "snapshots": len(await ram.snapshots()),
+        }
+
+    async def _tier_status(self, tiers: list[dict[str, Any]], index: int, tier: Tier, member: Member | None) -> None:
+        state, reason, snapshots = "ok", "", None
+        try:
+            with trio.fail_after(Deadline.CONTROL_CALL):
+                snapshots = len(await tier.snapshots())
+        except TierRefused as error:
+            state, reason = "refused", str(error)
+        except FuseTierError as error:
+            state, reason = "unavailable", str(error)
+        except trio.TooSlowError:
+            state, reason = "unavailable", f"no answer within {Deadline.CONTROL_CALL:g} s"
+        tiers[index] = {
+            "tier": tier.name.value,
+            "place": tier.place,
+            "state": state,
+            "reason": reason,
+            "capacity_bytes": member.capacity_bytes if member else None,
+            "free_bytes": member.free_bytes if member else None,
+            "snapshots": snapshots,
+        }
+
+    def _volume_status(self, volume: Volume) -> dict[str, Any]:
+        newest = volume.newest
+        return {
+            "identity": str(volume.identity),
+            "mountpoint": volume.mountpoint,
+            "mounted": volume.mountpoint is not None,
+            "run": volume.lineage.run,
+            "newest": {
+                "number": newest.id.number,
+                "created_ns": newest.created_ns,
+                "files": sum(1 for entry in newest.entries if entry.blob is not None),
+                "bytes": newest.size,
+            }
+            if newest
+            else None,
+            "dirty": volume.is_dirty,
+            "durable": {tier.value: volume.durable(tier, max(1, self._replicas)) or None for tier in TierName},
+            "peers": volume.held(TierName.PEER),
+            "queue": self._lacking(volume),
+        }
+
+    def _lacking(self, volume: Volume) -> int:
+        """On how many tiers the newest snapshot is not yet."""
+        if volume.newest is None:
+            return 0
+        reach = self._volumes.tiers_to_reach()
+        return sum(volume.durable(tier, copies) < volume.newest.id.number for tier, copies in reach)
+
+    def copies_waiting(self) -> int:
+        """How many copies of newest snapshots are still to be made."""
+        return sum(self._lacking(volume) for volume in self._volumes)
+
+    # ---- listing ----
+
+    async def listing(self, identity: Identity | None) -> list[tuple[Manifest, list[str]]]:
+        """Every snapshot that some tier lists, with the tiers that do."""
+        found: dict[SnapshotId, list[Tier]] = {}
+        for tier in self._everywhere():
+            try:
+                for snapshot in await tier.snapshots(identity):
+                    found.setdefault(snapshot, []).append(tier)
+            except FuseTierError as error:
+                log.warning("list.place_silent", place=tier.place, reason=str(error))
+        listed: list[tuple[Manifest, list[str]]] = []
+        for snapshot, tiers in sorted(found.items()):
+            manifest = await self._manifest(snapshot, tiers)
+            if manifest is not None:
+                listed.append((manifest, list(dict.fromkeys(tier.name.value for tier in tiers))))
+        return listed
+
+    def _everywhere(self) -> list[Tier]:
+        tiers: list[Tier] = [self._places.ram, *(self._places.peer(member) for member in self._peers())]
+        return [*tiers, self._places.bucket] if self._places.bucket is not None else tiers
+
+    async def _manifest(self, snapshot: SnapshotId, tiers: Sequence[Tier]) -> Manifest | None:
+        for tier in tiers:
+            try:
+                return await tier.manifest(snapshot)
+            except FuseTierError as error:
+                log.warning("list.manifest_unreadable", snapshot=str(snapshot), place=tier.place, reason=str(error))
+        return None
+
+    # ---- verification ----
+
+    async def verify(self, tiers: Sequence[TierName], identity: Identity | None, report: Report) -> dict[str, Any]:
+        """Reads and hashes everything on the tiers. Raises TierError when one that was named cannot be read."""
+        results: list[dict[str, Any]] = []
+        for tier in self._everywhere():
+            if tier.name not in tiers:
+                continue
+            report.begin(f"verifying {tier.place}")
+            try:
+                verified = await tier.verify(identity)
+            except TierUnavailable as error:
+                if len(tiers) == 1:
+                    raise
+                verified = VerifyReport(0, 0, 0, (f"not verified: {error}",))
+            results.append(
+                {
+                    "tier": tier.name.value,
+                    "place": tier.place,
+                    "snapshots": verified.snapshots,
+                    "blobs": verified.blobs,
+                    "bytes": verified.bytes,
+                    "damaged": list(verified.damaged),
+                }
+            )
+        return {"tiers": results}

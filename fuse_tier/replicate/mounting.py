@@ -1,0 +1,211 @@
+"""Giving a volume to a pod and taking it back: the claim, the files, the mount, and the way back.
+
+The order is what matters. Nothing is touched before the mountpoint has been looked at and the identity is
+ours; the tree stands whole before the mount is made; after the mount has ended the last snapshot is taken
+before the identity is given up, so that whoever mounts it next finds everything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import structlog
+import trio
+
+from fuse_tier.deadlines import Deadline
+from fuse_tier.errors import FuseTierError, IdentityBusy, MountError
+from fuse_tier.identity import Identity
+from fuse_tier.manifest import Lineage
+from fuse_tier.mount.mountpoint import check_mountpoint
+from fuse_tier.replicate.daemons import leave_quiescent
+from fuse_tier.replicate.membership import Membership
+from fuse_tier.replicate.restore import Restored, Restorer
+from fuse_tier.replicate.steps import Report
+from fuse_tier.replicate.supervisor import Supervisor
+from fuse_tier.replicate.volume import Volume, final_snapshot
+from fuse_tier.replicate.volumes import Volumes
+from fuse_tier.tiers.base import TierName
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class MountOrder:
+    """What is to be mounted where. ``snapshot`` 0 means the newest of the run."""
+
+    identity: Identity
+    lineage: Lineage
+    mountpoint: str
+    snapshot: int = 0
+    read_only: bool = False
+
+
+class Mounting:
+    """Mounts and unmounts volumes of one node."""
+
+    def __init__(
+        self, volumes: Volumes, restorer: Restorer, membership: Membership, supervisor: Supervisor, ram_root: str
+    ) -> None:
+        self._volumes = volumes
+        self._restorer = restorer
+        self._membership = membership
+        self._supervisor = supervisor
+        self._ram_root = ram_root
+        self.claimed: set[Identity] = set()  # from a claim until the last snapshot after the unmount
+
+    async def mount(self, order: MountOrder, report: Report) -> dict[str, Any]:
+        """Mounts a volume with the files it had. Raises MountError, IdentityBusy, RunMismatch, TierError.
+
+        What a failed mount leaves is what was there before, or the restored files, not mounted.
+        """
+        volume = await self._volumes.open(order.identity)
+        async with volume.mounting:
+            await trio.to_thread.run_sync(check_mountpoint, order.mountpoint, self._ram_root)
+            await self._refuse_mounted(order.identity)
+            report.begin("claiming the identity")
+            await self._claim(order.identity)
+            try:
+                restored = await self._prepare(volume, order, report)
+                report.begin("mounting")
+                volume.gate = None
+                await self._supervisor.mount(order.identity, order.mountpoint, read_only=order.read_only)
+                await self._wait_until_serving(volume)
+            except BaseException:
+                with trio.CancelScope(shield=True):
+                    await self._undo(volume, order.mountpoint)
+                raise
+        return {
+            "identity": str(order.identity),
+            "mountpoint": order.mountpoint,
+            "restored": _facts(restored) if restored else None,
+        }
+
+    async def _refuse_mounted(self, identity: Identity) -> None:
+        for mount in await self._supervisor.mounts():
+            if mount["identity"] == str(identity):
+                raise IdentityBusy(
+                    f"{identity} is mounted on this node already, at {mount['mountpoint']}: "
+                    f"end that with `fuse-tier unmount {mount['mountpoint']}` first"
+                )
+
+    async def _claim(self, identity: Identity) -> None:
+        self.claimed.add(identity)
+        try:
+            await self._membership.claim(identity)
+        except BaseException:
+            self.claimed.discard(identity)
+            raise
+
+    async def _undo(self, volume: Volume, mountpoint: str) -> None:
+        """After a mount that failed, or that nobody waits for any more."""
+        if volume.gate is None:
+            with trio.move_on_after(Deadline.UNMOUNT):
+                try:
+                    if any(mount["mountpoint"] == mountpoint for mount in await self._supervisor.mounts()):
+                        await self._supervisor.unmount(mountpoint)
+                except FuseTierError as error:
+                    log.warning("mount.not_undone", identity=str(volume.identity), reason=str(error))
+        leave_quiescent(volume)
+        await self._give_up(volume)
+
+    async def _prepare(self, volume: Volume, order: MountOrder, report: Report) -> Restored | None:
+        report.begin("looking for snapshots")
+        if volume.has_tree and volume.is_dirty:
+            await final_snapshot(volume)
+        chosen = await self._restorer.choose(order.identity, order.lineage, order.snapshot)
+        if not order.snapshot and self._restorer.is_current(volume, order.lineage, chosen):
+            volume.resume(order.lineage, chosen.highest)
+            log.info("volume.resumed", identity=str(order.identity), snapshot=volume.highest)
+            return None
+        if chosen.manifest is not None:
+            report.begin(f"restoring {chosen.manifest.id} from {chosen.places[0].place}", chosen.manifest.size)
+        return await self._restorer.into_volume(volume, chosen, order.lineage, report.moved)
+
+    @staticmethod
+    async def _wait_until_serving(volume: Volume) -> None:
+        with trio.move_on_after(Deadline.SUPERVISOR_CONNECT):
+            while volume.mountpoint is None:
+                await volume.news.wait_beyond(volume.news.version)
+            return
+        raise MountError(
+            f"the mount daemon of {volume.identity} did not report within {Deadline.SUPERVISOR_CONNECT:g} s: "
+            "see its log"
+        )
+
+    async def find_mounted(self) -> None:
+        """At a worker's start: what is mounted already stays ours, and is not touched before its daemon reports."""
+        for mount in await self._supervisor.mounts():
+            identity = Identity.parse(mount["identity"])
+            volume = await self._volumes.open(identity)
+            self.claimed.add(identity)
+            if volume.mountpoint is None:
+                volume.gate = None
+                volume.mountpoint = mount["mountpoint"]
+
+    async def unmount(self, mountpoint: str, drain_seconds: float) -> Volume:
+        """Ends a mount and gives its last snapshot time to be copied. Raises MountError; the data stays."""
+        identity = await self._supervisor.unmount(mountpoint)
+        volume = await self._volumes.open(identity)
+        with trio.move_on_after(Deadline.UNMOUNT):
+            while volume.mountpoint is not None:
+                await volume.news.wait_beyond(volume.news.version)
+        await self.drain(volume, drain_seconds)
+        return volume
+
+    async def ended(self, volume: Volume, orderly: bool) -> None:
+        """A daemon's connection has closed. A tree without a daemon is ours again; a dead mount is waited for."""
+        if not orderly:
+            log.error("volume.daemon_lost", identity=str(volume.identity), mountpoint=volume.mountpoint)
+            await self._wait_until_unmounted(volume)
+        if volume.gate is None:
+            await self._finish(volume)
+
+    async def _wait_until_unmounted(self, volume: Volume) -> None:
+        while volume.gate is None:
+            mounts = await self._supervisor.mounts()
+            if not any(mount["identity"] == str(volume.identity) for mount in mounts):
+                return
+            if any(mount["identity"] == str(volume.identity) and mount["state"] == "failed" for mount in mounts):
+                return
+            with trio.move_on_after(Deadline.HOLD):
+                await volume.news.wait_beyond(volume.news.version)
+
+    async def _finish(self, volume: Volume) -> None:
+        async with volume.ending:
+            if volume.gate is None:
+                leave_quiescent(volume)
+                await final_snapshot(volume)
+                await self._give_up(volume)
+                volume.news.announce()
+
+    async def _give_up(self, volume: Volume) -> None:
+        self.claimed.discard(volume.identity)
+        with trio.move_on_after(Deadline.CONTROL_CALL):
+            await self._membership.release(volume.identity)
+
+    async def drain(self, volume: Volume, seconds: float) -> None:
+        """Waits until the newest snapshot is on every tier that is configured, for so many seconds at most."""
+        await final_snapshot(volume)
+        newest = volume.newest
+        if newest is None:
+            return
+        with trio.move_on_after(seconds) as scope:
+            for tier, copies in self._volumes.tiers_to_reach():
+                await volume.wait_until_on(tier, newest.id.number, copies)
+        if scope.cancelled_caught:
+            log.warning(
+                "drain.ran_out",
+                snapshot=str(newest.id),
+                seconds=seconds,
+                peer=volume.durable(TierName.PEER),
+                bucket=volume.durable(TierName.BUCKET),
+            )
+
+
+def _facts(restored: Restored) -> dict[str, Any]:
+    facts = asdict(restored)
+    facts["snapshot"] = str(restored.snapshot)
+    facts["bytes"] = facts.pop("size")
+    facts["from"] = " and ".join(restored.sources)
+    return facts

@@ -1,0 +1,170 @@
+"""The node's API for its operator, on a unix socket that is its owner's alone (control.proto, service Node)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+from typing import Any
+
+import trio
+
+from fuse_tier.deadlines import Deadline
+from fuse_tier.errors import ConfigError, DeadlineExceeded, InvalidRequest, NotFound
+from fuse_tier.identity import Identity, SnapshotId
+from fuse_tier.manifest import Lineage, Manifest, encode
+from fuse_tier.replicate.inventory import Inventory
+from fuse_tier.replicate.mounting import Mounting, MountOrder
+from fuse_tier.replicate.restore import Restorer
+from fuse_tier.replicate.steps import Report, steps
+from fuse_tier.replicate.volumes import Volumes
+from fuse_tier.tiers.base import TierName
+from fuse_tier.wire import control_pb2 as pb
+from fuse_tier.wire.grpc import Caller
+
+
+class NodeService:
+    """Checks what is asked and hands it on; every answer of more than a moment comes in steps."""
+
+    def __init__(
+        self,
+        volumes: Volumes,
+        mounting: Mounting,
+        restorer: Restorer,
+        inventory: Inventory,
+        nursery: trio.Nursery,
+        *,
+        replicas: int,
+        drain_seconds: float,
+    ) -> None:
+        self._volumes = volumes
+        self._mounting = mounting
+        self._restorer = restorer
+        self._inventory = inventory
+        self._nursery = nursery
+        self._copies = max(1, replicas)
+        self._drain_seconds = drain_seconds
+
+    async def Mount(self, request: pb.MountRequest, caller: Caller) -> AsyncIterator[pb.Step]:  # noqa: N802
+        """Restores and mounts."""
+        identity = Identity.parse(request.identity)
+        lineage = Lineage(
+            run=request.run or identity.workload,
+            owner_uid=request.owner_uid,
+            world_size=request.world_size,
+            topology=request.topology,
+        )
+        order = MountOrder(identity, lineage, _absolute(request.mountpoint), request.snapshot, request.read_only)
+        async for step in steps(self._nursery, lambda report: self._mounting.mount(order, report)):
+            yield step
+
+    async def Unmount(self, request: pb.UnmountRequest, caller: Caller) -> pb.UnmountReply:  # noqa: N802
+        """Unmounts, takes the last snapshot, and waits for its copies as long as is asked."""
+        seconds = self._drain_seconds if request.drain_seconds < 0 else request.drain_seconds
+        volume = await self._mounting.unmount(_absolute(request.mountpoint), seconds)
+        reply = pb.UnmountReply(identity=str(volume.identity))
+        if volume.newest is not None:
+            tiers = [tier.value for tier in TierName if volume.durable(tier, self._copies) >= volume.newest.id.number]
+            reply.newest.CopyFrom(_describe(volume.newest, tiers))
+        return reply
+
+    async def Status(self, request: pb.Empty, caller: Caller) -> pb.StatusReply:  # noqa: N802
+        """What this node is doing."""
+        return pb.StatusReply(facts=await self._inventory.status())
+
+    async def List(self, request: pb.ListRequest, caller: Caller) -> pb.ListReply:  # noqa: N802
+        """Snapshots, and where they are."""
+        identity = Identity.parse(request.identity) if request.identity else None
+        found = await self._inventory.listing(identity)
+        return pb.ListReply(snapshots=[_describe(manifest, tiers) for manifest, tiers in found])
+
+    async def Show(self, request: pb.ShowRequest, caller: Caller) -> pb.ManifestText:  # noqa: N802
+        """One snapshot's manifest."""
+        snapshot = SnapshotId.parse(request.id)
+        chosen = await self._restorer.choose(snapshot.identity, None, snapshot.number)
+        if chosen.manifest is None:
+            raise NotFound(f"no tier has {snapshot}: see `fuse-tier ls`")
+        return pb.ManifestText(text=encode(chosen.manifest))
+
+    async def Wait(self, request: pb.WaitRequest, caller: Caller) -> AsyncIterator[pb.Step]:  # noqa: N802
+        """Waits until everything sealed so far is on a tier."""
+        identity, tier = Identity.parse(request.identity), _tier(request.tier)
+        seconds = request.timeout_seconds or Deadline.SYNC
+        async for step in steps(self._nursery, lambda report: self._wait(identity, tier, seconds, report)):
+            yield step
+
+    async def _wait(self, identity: Identity, tier: TierName, seconds: float, report: Report) -> dict[str, Any]:
+        volume = self._volumes.find(identity)
+        if volume is None or not volume.has_tree:
+            raise NotFound(f"{identity} has no files on this node: name a directory that is mounted here")
+        self._inventory.check_reachable(tier)
+        started, number = trio.current_time(), 0
+        with trio.move_on_after(seconds):
+            report.begin("taking a snapshot")
+            snapshot = await volume.take_snapshot()
+            if snapshot is not None:
+                number = snapshot.id.number
+                report.begin(f"waiting for {snapshot.id} on {tier}", snapshot.size)
+                await volume.wait_until_on(tier, number, self._copies)
+            return {
+                "identity": str(identity),
+                "snapshot": str(snapshot.id) if snapshot else None,
+                "tier": tier.value,
+                "seconds": trio.current_time() - started,
+            }
+        raise DeadlineExceeded(
+            f"{identity}@{number or '?'} was not on the {tier} tier within {seconds:g} s: "
+            "`fuse-tier status` tells why"
+        )
+
+    async def Restore(self, request: pb.RestoreRequest, caller: Caller) -> AsyncIterator[pb.Step]:  # noqa: N802
+        """Makes a plain tree of a snapshot, without a mount."""
+        identity, target = Identity.parse(request.identity), _absolute(request.to)
+        lineage = Lineage(request.run) if request.run else None
+        async for step in steps(
+            self._nursery, lambda report: self._restore(identity, lineage, request.snapshot, target, report)
+        ):
+            yield step
+
+    async def _restore(
+        self, identity: Identity, lineage: Lineage | None, number: int, target: str, report: Report
+    ) -> dict[str, Any]:
+        report.begin("looking for snapshots")
+        chosen = await self._restorer.choose(identity, lineage, number)
+        if chosen.manifest is not None:
+            report.begin(f"restoring {chosen.manifest.id}", chosen.manifest.size)
+        restored = await self._restorer.into_directory(identity, chosen, target, report.moved)
+        facts = asdict(restored)
+        return facts | {"snapshot": str(restored.snapshot), "to": target, "bytes": facts.pop("size")}
+
+    async def Verify(self, request: pb.NodeVerifyRequest, caller: Caller) -> AsyncIterator[pb.Step]:  # noqa: N802
+        """Reads and checks every byte of a tier, or of all."""
+        identity = Identity.parse(request.identity) if request.identity else None
+        tiers = [_tier(request.tier)] if request.tier else list(TierName)
+        async for step in steps(self._nursery, lambda report: self._inventory.verify(tiers, identity, report)):
+            yield step
+
+
+def _describe(manifest: Manifest, tiers: list[str]) -> pb.Snapshot:
+    return pb.Snapshot(
+        id=str(manifest.id),
+        run=manifest.lineage.run,
+        files=sum(1 for entry in manifest.entries if entry.blob is not None),
+        bytes=manifest.size,
+        created_ns=manifest.created_ns,
+        node=manifest.node,
+        tiers=tiers,
+    )
+
+
+def _absolute(path: str) -> str:
+    if not os.path.isabs(path) or "\0" in path:
+        raise InvalidRequest(f"{path!r} must be an absolute path")
+    return os.path.normpath(path)
+
+
+def _tier(text: str) -> TierName:
+    try:
+        return TierName(text)
+    except ValueError as error:
+        raise ConfigError(f"{text!r} is no tier: use {', '.join(TierName)}") from error

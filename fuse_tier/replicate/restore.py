@@ -1,0 +1,398 @@
+"""Bringing a volume's files back: which snapshot, from where, and into a tree.
+
+Nothing unverified is restored: content that comes from elsewhere is hashed when it lands, and content of the
+own RAM is hashed again before it is used. What one place cannot give, or gives damaged, the next is asked for.
+A volume that has snapshots is never begun empty because somebody could not be asked.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import structlog
+import trio
+
+from fuse_tier import metrics
+from fuse_tier.blobs import Blob, Progress, Sink
+from fuse_tier.errors import Damaged, NotFound, RunMismatch, TierError, TierUnavailable
+from fuse_tier.hashing import hash_descriptor
+from fuse_tier.identity import Identity, SnapshotId
+from fuse_tier.manifest import Lineage, Manifest
+from fuse_tier.ram.layout import Layout
+from fuse_tier.ram.pins import link_to_blob
+from fuse_tier.replicate.places import Holdings, Places
+from fuse_tier.replicate.record import read_record
+from fuse_tier.replicate.staging import StagingDirectory
+from fuse_tier.replicate.tree import build_tree, check_new_directory, copy_into, make_placeholder, remove_tree
+from fuse_tier.replicate.volume import Volume
+from fuse_tier.tiers.base import Tier, no_progress
+
+log = structlog.get_logger(__name__)
+
+_BATCH_BLOBS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The snapshot to restore, and who has it, nearest first. ``highest`` is the highest number anywhere."""
+
+    manifest: Manifest | None
+    places: tuple[Tier, ...] = ()
+    highest: int = 0
+
+
+@dataclass(slots=True)
+class Restored:
+    """What a restore did."""
+
+    snapshot: SnapshotId
+    files: int
+    size: int
+    seconds: float
+    sources: dict[str, int] = field(default_factory=dict)  # place -> bytes that it gave
+    unreadable: tuple[str, ...] = ()  # files whose content no place could give
+
+
+class Restorer:
+    """Restores volumes of one node."""
+
+    def __init__(self, layout: Layout, places: Places, node: str, limiter: trio.CapacityLimiter) -> None:
+        self._layout = layout
+        self._places = places
+        self._node = node
+        self._limiter = limiter
+
+    async def choose(self, identity: Identity, lineage: Lineage | None, number: int = 0) -> Chosen:
+        """The newest snapshot of a run (of any run without a lineage), or the one of a number.
+
+        Raises NotFound (no such number), RunMismatch, TierUnavailable (nothing was found, but not everybody
+        could be asked).
+        """
+        holdings = await self._places.holdings(identity)
+        numbers = sorted({one for _, several in holdings.places for one in several}, reverse=True)
+        if number and number not in numbers:
+            raise NotFound(_no_such(identity, number, numbers, holdings))
+        for candidate in [number] if number else numbers:
+            snapshot = SnapshotId(identity, candidate)
+            places = tuple(place for place, several in holdings.places if candidate in several)
+            manifest = await self._read_manifest(snapshot, places)
+            if manifest is None:
+                continue
+            if lineage is None or (number and manifest.lineage.run == lineage.run) or _is_of(manifest, lineage):
+                if lineage is not None:
+                    _check_shape(manifest, lineage)
+                return Chosen(manifest, places, holdings.highest)
+        if number:
+            raise NotFound(f"{identity}@{number} is of another run, or no place has it intact: see the log")
+        if holdings.silent and lineage is not None:
+            raise TierUnavailable(
+                f"{identity}: no snapshot was found, but {' and '.join(holdings.silent)} could not be asked: "
+                "beginning empty could lose what is there; try again when it answers"
+            )
+        return Chosen(None, (), holdings.highest)
+
+    async def _read_manifest(self, snapshot: SnapshotId, places: Collection[Tier]) -> Manifest | None:
+        for place in places:
+            try:
+                return await place.manifest(snapshot)
+            except TierError as error:
+                metrics.error("manifest")
+                log.warning(
+                    "restore.manifest_unreadable", snapshot=str(snapshot), place=place.place, reason=str(error)
+                )
+        return None
+
+    async def fetch(
+        self,
+        manifest: Manifest,
+        blobs: Collection[Blob],
+        sink: Sink,
+        chosen: Chosen,
+        progress: Progress = no_progress,
+    ) -> tuple[dict[str, int], dict[Blob, TierError]]:
+        """Brings blobs into a sink, from those that have the snapshot, nearest first, then from anybody else.
+
+        Gives the bytes that each place gave, and what nobody could give, with the last reason.
+        """
+        wanted = set(blobs)
+        sources: dict[str, int] = {}
+        failed: dict[Blob, TierError] = {}
+        for place in await self._in_order(chosen):
+            if not wanted:
+                break
+            try:
+                fetched = await place.fetch(wanted, sink, progress)
+            except TierError as error:
+                log.warning("restore.place_failed", snapshot=str(manifest.id), place=place.place, reason=str(error))
+                failed |= {blob: _worse(failed.get(blob), error) for blob in wanted}
+                continue
+            for blob, reason in fetched.failed.items():
+                failed[blob] = _worse(failed.get(blob), reason)
+                if isinstance(reason, Damaged):
+                    metrics.error("damaged")
+                    log.warning(
+                        "restore.content_damaged",
+                        snapshot=str(manifest.id),
+                        place=place.place,
+                        blob=blob.name,
+                        reason=str(reason),
+                    )
+            if fetched.arrived:
+                sources[place.place] = sum(blob.size for blob in fetched.arrived)
+            wanted -= fetched.arrived
+        return sources, {blob: failed.get(blob, NotFound(f"no place has {blob}")) for blob in wanted}
+
+    async def _in_order(self, chosen: Chosen) -> list[Tier]:
+        others = [
+            self._places.peer(member)
+            for member in self._places.membership.members()
+            if member.alive and member.node != self._node
+        ]
+        everybody: list[Tier] = [*chosen.places, *others]
+        if self._places.bucket is not None:
+            everybody.append(self._places.bucket)
+        unique: dict[str, Tier] = {}
+        for place in everybody:
+            unique.setdefault(place.place, place)
+        return list(unique.values())
+
+    # ---- into a volume ----
+
+    def is_current(self, volume: Volume, lineage: Lineage, chosen: Chosen) -> bool:
+        """Whether the live tree that is here is at least as new as anything else of its run."""
+        record = read_record(volume.layout) if volume.has_tree else None
+        if record is None or record.lineage.run != lineage.run:
+            return False
+        newest = chosen.manifest
+        return newest is None or newest.id.number <= record.number or newest.node == self._node
+
+    async def into_volume(
+        self, volume: Volume, chosen: Chosen, lineage: Lineage, progress: Progress = no_progress
+    ) -> Restored | None:
+        """Makes the live tree of a volume anew: from the chosen snapshot, or empty when there is none.
+
+        What stood there gives way: it is in its snapshots. Raises TierUnavailable when content could not be
+        had now that may be had later; nothing has changed then. Content that is damaged or gone everywhere
+        leaves a placeholder, which gives EIO when it is opened.
+        """
+        manifest, started = chosen.manifest, trio.current_time()
+        sources: dict[str, int] = {}
+        failed: dict[Blob, TierError] = {}
+        if manifest is not None:
+            sources, failed = await self._into_ram(manifest, chosen, progress)
+            hopeful = [error for error in failed.values() if not isinstance(error, Damaged | NotFound)]
+            if hopeful:
+                raise TierUnavailable(
+                    f"{manifest.id}: the content of {len(hopeful)} files could not be had ({hopeful[0]}): "
+                    "try again later"
+                )
+            if not failed:
+                await self._places.ram.commit(manifest)
+        await trio.to_thread.run_sync(self._replace_tree, volume, manifest, frozenset(failed))
+        volume.began(lineage, manifest, chosen.highest)
+        if manifest is None:
+            return None
+        unreadable = tuple(os.fsdecode(entry.path) for entry in manifest.entries if entry.blob in failed)
+        for path in unreadable:
+            log.error("restore.file_lost", identity=str(volume.identity), snapshot=manifest.id.number, path=path)
+        restored = _report(manifest, trio.current_time() - started, sources, unreadable)
+        metrics.restored(restored.seconds)
+        log.info(
+            "volume.restored",
+            identity=str(volume.identity),
+            snapshot=manifest.id.number,
+            bytes=restored.size,
+            seconds=round(restored.seconds, 3),
+            sources=sources,
+        )
+        return restored
+
+    async def _into_ram(
+        self, manifest: Manifest, chosen: Chosen, progress: Progress
+    ) -> tuple[dict[str, int], dict[Blob, TierError]]:
+        ram = self._places.ram
+        absent = await ram.missing(manifest.blobs)
+        here = manifest.blobs - absent
+        damaged = await self._damaged(here, progress)
+        elsewhere = Chosen(manifest, tuple(place for place in chosen.places if place is not ram))
+        sources, failed = await self.fetch(manifest, absent | damaged, ram, elsewhere, progress)
+        own = sum(blob.size for blob in here - damaged)
+        return ({ram.place: own} if own or not sources else {}) | sources, failed
+
+    async def _damaged(self, blobs: Collection[Blob], progress: Progress) -> set[Blob]:
+        """Those of our own blobs that are not what they are called; they are removed."""
+        ordered = sorted(blobs)
+        damaged: set[Blob] = set()
+        for start in range(0, len(ordered), _BATCH_BLOBS):
+            batch = ordered[start : start + _BATCH_BLOBS]
+            damaged |= await trio.to_thread.run_sync(self._check_batch, batch, progress, limiter=self._limiter)
+        for blob in damaged:
+            metrics.error("damaged")
+            log.error("ram.content_damaged", blob=blob.name, remedy="fetched again from another place")
+        return damaged
+
+    def _check_batch(self, blobs: Collection[Blob], progress: Progress) -> set[Blob]:
+        damaged = set()
+        for blob in blobs:
+            try:
+                fd = self._places.ram.open(blob)
+            except TierError:
+                damaged.add(blob)
+                continue
+            try:
+                if hash_descriptor(fd) != blob:
+                    damaged.add(blob)
+            finally:
+                os.close(fd)
+            progress(blob.size)
+        for blob in damaged:
+            self._places.ram.remove(blob)
+        return damaged
+
+    def _replace_tree(self, volume: Volume, manifest: Manifest | None, failed: Collection[Blob]) -> None:
+        self._clear(volume)
+        fresh = f"{volume.layout.tree}.new"
+        remove_tree(fresh)
+        if manifest is None:
+            os.mkdir(fresh, 0o777)
+            os.chmod(fresh, 0o777)  # noqa: S103 - a pod's user is not known here; the mount belongs to one pod alone
+        else:
+            build_tree(manifest, fresh, lambda blob, path: self._place(volume, blob, path, blob in failed))
+        os.rename(fresh, volume.layout.tree)
+
+    def _clear(self, volume: Volume) -> None:
+        """The old tree goes first: its inodes are those of the blobs that the new one wants to link."""
+        if os.path.exists(volume.layout.record):
+            os.unlink(volume.layout.record)
+        if os.path.exists(volume.layout.tree):
+            trash = os.path.join(self._layout.incoming, f"tree-{secrets.token_hex(8)}")
+            os.rename(volume.layout.tree, trash)
+            remove_tree(trash)
+        for directory in (volume.layout.pins, volume.layout.remote):
+            remove_tree(directory)
+        volume.make_directories()
+
+    def _place(self, volume: Volume, blob: Blob, path: str, is_lost: bool) -> None:
+        if is_lost:
+            make_placeholder(blob, path)
+            inode = os.lstat(path).st_ino
+            os.link(path, os.path.join(volume.layout.remote, f"{inode}.file"))
+            link_to_blob(self._layout, self._layout.blob(blob), os.path.join(volume.layout.remote, str(inode)))
+            return
+        os.link(self._layout.blob(blob), path)
+        status = os.lstat(path)
+        if status.st_nlink == 2:
+            link_to_blob(self._layout, self._layout.blob(blob), volume.pins.path(status.st_ino))
+            return
+        os.unlink(path)  # another file is this inode already: two files must never share one
+        copy_into(self._places.ram, blob, path)
+
+    async def materialize(self, volume: Volume, inode: int) -> None:
+        """Tries once more to get the content of a placeholder. Raises TierError."""
+        marker = os.path.join(volume.layout.remote, str(inode))
+        blob = Blob.parse(os.path.basename(os.readlink(marker)))
+        chosen = Chosen(volume.newest, ())
+        if volume.newest is None:
+            raise NotFound(f"{volume.identity}: no snapshot says where the content of inode {inode} could be")
+        ram = self._places.ram
+        if await ram.missing([blob]):
+            _, failed = await self.fetch(volume.newest, [blob], ram, chosen)
+            for error in failed.values():
+                log.error("restore.content_lost", identity=str(volume.identity), blob=blob.name, reason=str(error))
+                raise error
+        await trio.to_thread.run_sync(self._fill, volume, blob, marker)
+
+    def _fill(self, volume: Volume, blob: Blob, marker: str) -> None:
+        """Content is written to a placeholder in place: the job has its inode open."""
+        source = self._places.ram.open(blob)
+        try:
+            target = os.open(f"{marker}.file", os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                status = os.fstat(target)
+                while os.sendfile(target, source, None, 64 << 20):
+                    continue
+                os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+            finally:
+                os.close(target)
+        finally:
+            os.close(source)
+        os.unlink(marker)
+        os.unlink(f"{marker}.file")
+
+    # ---- into a directory ----
+
+    async def into_directory(
+        self, identity: Identity, chosen: Chosen, target: str, progress: Progress = no_progress
+    ) -> Restored:
+        """Makes a plain tree at ``target``, which must be missing or empty, without using the RAM tier.
+
+        Raises MountError (the target), NotFound, and TierError when content could not be had: nothing is left
+        at the target then.
+        """
+        manifest, started = chosen.manifest, trio.current_time()
+        if manifest is None:
+            raise NotFound(f"no snapshot of {identity} was found on any tier: see `fuse-tier ls`")
+        await trio.to_thread.run_sync(check_new_directory, target)
+        staging = StagingDirectory(f"{target}.restoring-{secrets.token_hex(4)}")
+        tree = os.path.join(staging.root, "tree")
+        try:
+            staging.make()
+            sources, failed = await self.fetch(manifest, manifest.blobs, staging, chosen, progress)
+            if failed:
+                blob, error = next(iter(failed.items()))
+                raise type(error)(f"{manifest.id}: no place could give {len(failed)} files intact ({blob}: {error})")
+            await trio.to_thread.run_sync(build_tree, manifest, tree, staging.place)
+            await trio.to_thread.run_sync(_put_in_place, tree, target)
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(remove_tree, staging.root)
+        return _report(manifest, trio.current_time() - started, sources, ())
+
+
+def _put_in_place(tree: str, target: str) -> None:
+    os.chmod(os.path.dirname(tree), 0o700)
+    os.rename(tree, target)
+
+
+def _is_of(manifest: Manifest, lineage: Lineage) -> bool:
+    return manifest.lineage.run == lineage.run
+
+
+def _check_shape(manifest: Manifest, lineage: Lineage) -> None:
+    had = manifest.lineage
+    for what, before, asked in (
+        ("world size", had.world_size, lineage.world_size),
+        ("topology", had.topology, lineage.topology),
+    ):
+        if before and asked and before != asked:
+            raise RunMismatch(
+                f"{manifest.id} was saved with {what} {before}, but {asked} is asked for: it is not restored. "
+                "Start the job in its old shape, or name another run to begin empty"
+            )
+    if had.owner_uid and lineage.owner_uid and had.owner_uid != lineage.owner_uid:
+        log.info(
+            "volume.resumed_by_another_owner", snapshot=str(manifest.id), before=had.owner_uid, now=lineage.owner_uid
+        )
+
+
+def _no_such(identity: Identity, number: int, numbers: list[int], holdings: Holdings) -> str:
+    known = ", ".join(str(one) for one in numbers[:10]) or "none"
+    silent = f"; {' and '.join(holdings.silent)} could not be asked" if holdings.silent else ""
+    return f"no tier has snapshot {number} of {identity}: those found are {known}{silent}"
+
+
+def _worse(before: TierError | None, now: TierError) -> TierError:
+    """Of two reasons the one that may pass by itself."""
+    if before is not None and not isinstance(before, Damaged | NotFound):
+        return before
+    if isinstance(now, NotFound) and before is not None:
+        return before
+    return now
+
+
+def _report(manifest: Manifest, seconds: float, sources: dict[str, int], unreadable: tuple[str, ...]) -> Restored:
+    files = sum(1 for entry in manifest.entries if entry.blob is not None)
+    return Restored(manifest.id, files, manifest.size, seconds, sources, unreadable)

@@ -1,0 +1,236 @@
+"""Taking a snapshot: the state of a volume's whole tree at one instant, with no copy of what is sealed.
+
+The tree is walked while the job goes on. The mount daemon counts changes; if the count is the same before
+and after the walk, what was read stood there at one instant. If the job never pauses that long, the daemon
+is asked to hold changes back for the time of one walk, which is bounded. Hashing comes after: pinned content
+cannot change unseen any more (ram/pins.py), whatever the job does meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
+
+import trio
+
+from fuse_tier.blobs import Blob
+from fuse_tier.deadlines import Deadline
+from fuse_tier.hashing import hash_descriptor
+from fuse_tier.identity import SnapshotId
+from fuse_tier.manifest import Entry, Kind, Lineage, Manifest
+from fuse_tier.ram.layout import Layout, VolumeLayout
+from fuse_tier.ram.pins import Pins
+from fuse_tier.replicate.walk import Found, TreeChanged, Walk, Writers, walk_tree
+
+T = TypeVar("T")
+
+_OPTIMISTIC_ATTEMPTS = 3
+_BATCH_FILES = 512
+_BATCH_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class TreeVersion:
+    """What the mount daemon says of its tree at one instant."""
+
+    counter: int
+    writers: Writers
+
+
+class Gate(Protocol):
+    """The one who can say whether the tree has changed, and can keep it from changing."""
+
+    async def version(self) -> TreeVersion:
+        """The state of now."""
+        ...
+
+    async def hold(self, seconds: float) -> TreeVersion:
+        """Keeps the tree as it is until ``release``, or until the seconds have passed."""
+        ...
+
+    async def release(self) -> None:
+        """Lets changes go on."""
+        ...
+
+
+class Quiescent:
+    """The gate of a tree that is not mounted."""
+
+    async def version(self) -> TreeVersion:
+        """Nobody writes."""
+        await trio.lowlevel.checkpoint()
+        return TreeVersion(0, Writers())
+
+    async def hold(self, seconds: float) -> TreeVersion:
+        """Nothing to hold."""
+        return await self.version()
+
+    async def release(self) -> None:
+        """Nothing was held."""
+        await trio.lowlevel.checkpoint()
+
+
+class Snapshotter:
+    """Takes the snapshots of one volume, one at a time (the caller sees to that)."""
+
+    def __init__(self, layout: Layout, volume: VolumeLayout, node: str, limiter: trio.CapacityLimiter) -> None:
+        self._layout = layout
+        self._volume = volume
+        self._pins = Pins(layout, volume)
+        self._node = node
+        self._limiter = limiter  # threads that hash: what trainers feel
+
+    async def take(self, identity: SnapshotId, lineage: Lineage, gate: Gate, previous: Manifest | None) -> Manifest:
+        """The tree as it is now, as a manifest with the id ``identity``; all its blobs are in the RAM tier.
+
+        Raises TreeChanged when it changed under every attempt, OSError (ENOSPC) when there is no room for a
+        copy that is needed.
+        """
+        before = {entry.path: entry for entry in previous.entries} if previous else {}
+        walk = await self._walk_consistently(gate, before)
+        blobs = await self._hash(walk.unhashed)
+        await self._in_thread(lambda: self._forget_vanished(walk.inodes))
+        entries = _fill(walk, blobs, before)
+        return Manifest(identity, lineage, self._node, time.time_ns(), entries)
+
+    async def _walk_consistently(self, gate: Gate, previous: dict[bytes, Entry]) -> Walk:
+        for _ in range(_OPTIMISTIC_ATTEMPTS):
+            before = await gate.version()
+            walk = await self._try_walk(before.writers, previous)
+            if walk is not None:
+                after = await gate.version()
+                if after.counter == before.counter:
+                    return walk
+                await self._take_back(walk, after.writers)
+        before = await gate.hold(Deadline.HOLD)
+        try:
+            walk = await self._try_walk(before.writers, previous)
+            after = await gate.version()
+        finally:
+            with trio.move_on_after(Deadline.HOLD) as scope:
+                scope.shield = True
+                await gate.release()
+        if walk is None or after.counter != before.counter:
+            if walk is not None:
+                await self._take_back(walk, after.writers)
+            raise TreeChanged(f"the tree of {self._volume.root} changed for longer than it can be held back")
+        return walk
+
+    async def _try_walk(self, writers: Writers, previous: dict[bytes, Entry]) -> Walk | None:
+        try:
+            return await self._in_thread(lambda: walk_tree(self._volume, self._pins, writers, previous))
+        except TreeChanged:
+            return None
+
+    async def _take_back(self, walk: Walk, writers: Writers) -> None:
+        """Removes pins that a writer may have overtaken."""
+        late = [found.inode for found in walk.unhashed if found.inode in writers.inodes]
+        if late:
+            await self._in_thread(lambda: self._unpin(late))
+
+    def _unpin(self, inodes: Sequence[int]) -> None:
+        for inode in inodes:
+            self._pins.unpin(inode)
+
+    async def _hash(self, unhashed: Sequence[Found]) -> list[Blob | None]:
+        """The blobs of files, in their order. Batches of files go to threads; small ones share a thread's turn."""
+        results: list[list[Blob | None]] = []
+        async with trio.open_nursery() as nursery:
+
+            async def hash_batch(index: int, batch: Sequence[Found]) -> None:
+                results[index] = await self._in_thread(lambda: [self._hash_one(found) for found in batch])
+
+            for index, batch in enumerate(_batches(unhashed)):
+                results.append([])
+                nursery.start_soon(hash_batch, index, batch)
+        return [blob for batch in results for blob in batch]
+
+    def _hash_one(self, found: Found) -> Blob | None:
+        return self._copy_and_hash(found) if found.copied else self._hash_pin(found)
+
+    def _hash_pin(self, found: Found) -> Blob:
+        """Hashes what the walk pinned. A detach meanwhile replaces the pin by a copy of the same content."""
+        for _ in range(_OPTIMISTIC_ATTEMPTS):
+            known = self._pins.known_blob(found.inode)
+            if known is not None:  # two names of one tree, or an attempt before this one
+                return known
+            try:
+                fd = os.open(self._pins.path(found.inode), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                break
+            try:
+                blob = hash_descriptor(fd)
+                if self._pins.adopt(found.inode, os.fstat(fd), blob):
+                    return blob
+            finally:
+                os.close(fd)
+        raise TreeChanged(f"{found.path!r} changed while it was hashed")
+
+    def _copy_and_hash(self, found: Found) -> Blob | None:
+        """Keeps a copy of a file that has a writer, which has fsynced; None if it has been written since."""
+        copy = os.path.join(self._layout.incoming, secrets.token_hex(8))
+        try:
+            source = os.open(found.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+        try:
+            with open(copy, "xb+", opener=_private) as target:
+                while os.sendfile(target.fileno(), source, None, _BATCH_BYTES):
+                    continue
+                blob = hash_descriptor(target.fileno())
+            after = os.fstat(source)
+            if (after.st_ino, after.st_ctime_ns) != (found.inode, found.ctime_ns):
+                return None
+            with suppress(FileExistsError):
+                os.link(copy, self._layout.blob(blob))
+            return blob
+        finally:
+            os.close(source)
+            with suppress(FileNotFoundError):
+                os.unlink(copy)
+
+    def _forget_vanished(self, inodes: frozenset[int]) -> None:
+        """Pins of files that are gone: their blobs stay for as long as manifests name them."""
+        for name in os.listdir(self._volume.pins):
+            if name.isdigit() and int(name) not in inodes:
+                self._pins.forget(int(name))
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(work, limiter=self._limiter)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
+def _fill(walk: Walk, blobs: Sequence[Blob | None], previous: Mapping[bytes, Entry]) -> tuple[Entry, ...]:
+    """The walk's entries with their blobs; a file without one stands as it was last sealed, if it was."""
+    entries: list[Entry | None] = list(walk.entries)
+    lost: set[bytes] = set()
+    for found, blob in zip(walk.unhashed, blobs, strict=True):
+        entry = walk.entries[found.index]
+        before = previous.get(entry.path)
+        blob = blob or (before.blob if before else None)
+        entries[found.index] = replace(entry, blob=blob) if blob else None
+        if blob is None:
+            lost.add(entry.path)
+    return tuple(
+        entry for entry in entries if entry is not None and not (entry.kind is Kind.HARDLINK and entry.target in lost)
+    )
+
+
+def _batches(unhashed: Sequence[Found]) -> list[list[Found]]:
+    batches: list[list[Found]] = []
+    total = 0
+    for found in unhashed:
+        if not batches or len(batches[-1]) >= _BATCH_FILES or total + found.size > _BATCH_BYTES:
+            batches.append([])
+            total = 0
+        batches[-1].append(found)
+        total += found.size
+    return batches

@@ -1,0 +1,33 @@
+"""Asking the node's supervisor, which alone makes mounts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fuse_tier.deadlines import Deadline
+from fuse_tier.identity import Identity
+from fuse_tier.wire.channel import connected
+
+
+class Supervisor:
+    """A connection for each question: they are rare, and either process may have been started anew."""
+
+    def __init__(self, socket: str) -> None:
+        self._socket = socket
+
+    async def mount(self, identity: Identity, mountpoint: str, *, read_only: bool) -> None:
+        """Mounts a volume whose tree stands. Raises MountError."""
+        await self._ask("mount", Deadline.MOUNT, identity=str(identity), mountpoint=mountpoint, read_only=read_only)
+
+    async def unmount(self, mountpoint: str) -> Identity:
+        """Ends a mount; gives whose it was. Raises MountError."""
+        return Identity.parse((await self._ask("unmount", Deadline.UNMOUNT, mountpoint=mountpoint))["identity"])
+
+    async def mounts(self) -> list[dict[str, Any]]:
+        """The mounts there are: identity, mountpoint, pid, passthrough, state, reason."""
+        mounts: list[dict[str, Any]] = await self._ask("mounts", Deadline.CHANNEL_CALL)
+        return mounts
+
+    async def _ask(self, name: str, deadline_seconds: float, **arguments: object) -> Any:
+        async with connected(self._socket, {}) as channel:
+            return await channel.call(name, deadline_seconds, **arguments)

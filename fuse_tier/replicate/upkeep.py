@@ -1,0 +1,97 @@
+"""Giving up what was superseded: retention on the RAM tier and in the bucket, and collecting what it leaves.
+
+Which snapshots go is decided in retention.py; this carries it out, for every volume that the RAM tier lists,
+replicas included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import structlog
+import trio
+
+from fuse_tier import metrics
+from fuse_tier.errors import FuseTierError
+from fuse_tier.identity import Identity, SnapshotId
+from fuse_tier.replicate.broadcast import Broadcast
+from fuse_tier.replicate.places import Places
+from fuse_tier.replicate.retention import plan_retention
+from fuse_tier.replicate.volume import Volume
+from fuse_tier.tiers.base import Tier, TierName
+
+log = structlog.get_logger(__name__)
+
+_SETTLE_SECONDS = 1.0
+_RAM_GRACE_SECONDS = 30.0  # content of a snapshot that is being taken or received, and not committed yet
+_BUCKET_GRACE_SECONDS = 3600.0  # likewise, of nodes that may be slow
+_BUCKET_COLLECT_EVERY_SECONDS = 3600.0
+
+
+class Upkeep:
+    """Keeps the tiers of one node from filling up with the past."""
+
+    def __init__(
+        self, places: Places, find: Callable[[Identity], Volume | None], keep_ram: int, keep_bucket: int
+    ) -> None:
+        self._places = places
+        self._find = find
+        self._keep_ram = keep_ram
+        self._keep_bucket = keep_bucket
+        self._bucket_collected = float("-inf")
+        self.wake = Broadcast()  # announced when a snapshot was committed to the RAM tier, by whomever
+
+    async def run(self) -> None:
+        """Runs until cancelled."""
+        seen = -1
+        while True:
+            with trio.move_on_after(_RAM_GRACE_SECONDS):
+                await self.wake.wait_beyond(seen)
+            await trio.sleep(_SETTLE_SECONDS)
+            seen = self.wake.version
+            try:
+                await self._tidy_ram()
+            except (FuseTierError, OSError) as error:
+                metrics.error("retention")
+                log.warning("retention.postponed", place=self._places.ram.place, reason=str(error))
+
+    async def _tidy_ram(self) -> None:
+        listed: dict[Identity, list[int]] = {}
+        for snapshot in await self._places.ram.snapshots():
+            listed.setdefault(snapshot.identity, []).append(snapshot.number)
+        for identity, numbers in listed.items():
+            volume = self._find(identity)
+            elsewhere: set[int] = set()
+            in_use: set[int] = set()
+            if volume is not None:
+                elsewhere = {*volume.held(TierName.PEER).values(), *volume.held(TierName.BUCKET).values()}
+                in_use = set(volume.in_use)
+            await self._drop(
+                self._places.ram,
+                identity,
+                plan_retention(numbers, self._keep_ram, durable_elsewhere=elsewhere, in_use=in_use),
+            )
+        freed = await self._places.ram.collect(_RAM_GRACE_SECONDS)
+        if freed:
+            log.info("ram.collected", bytes=freed)
+
+    async def tidy_bucket(self, identity: Identity) -> None:
+        """Retention of one volume in the bucket, after a commit there; what fails is left to the next."""
+        bucket = self._places.bucket
+        if bucket is None:
+            return
+        try:
+            numbers = [snapshot.number for snapshot in await bucket.snapshots(identity)]
+            await self._drop(bucket, identity, plan_retention(numbers, self._keep_bucket))
+            if trio.current_time() - self._bucket_collected > _BUCKET_COLLECT_EVERY_SECONDS:
+                self._bucket_collected = trio.current_time()
+                freed = await bucket.collect(_BUCKET_GRACE_SECONDS)
+                log.info("bucket.collected", place=bucket.place, bytes=freed)
+        except FuseTierError as error:
+            metrics.error("retention")
+            log.warning("retention.postponed", place=bucket.place, identity=str(identity), reason=str(error))
+
+    async def _drop(self, tier: Tier, identity: Identity, numbers: tuple[int, ...]) -> None:
+        for number in numbers:
+            await tier.drop(SnapshotId(identity, number))
+            log.info("snapshot.dropped", identity=str(identity), snapshot=number, place=tier.place)

@@ -1,0 +1,305 @@
+"""One local volume as its node's worker sees it: its live tree, its snapshots, and where copies of them are.
+
+It takes snapshots when the tree has settled, and tells everybody who waits. It copies nothing (fanout.py)
+and restores nothing (restore.py). What it holds in memory is either read from the RAM tier at the start or
+told by those who verified it; a restart loses nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import structlog
+import trio
+
+from fuse_tier import metrics
+from fuse_tier.blobs import Blob
+from fuse_tier.deadlines import Deadline
+from fuse_tier.errors import FuseTierError, SnapshotConflict
+from fuse_tier.identity import Identity, SnapshotId
+from fuse_tier.manifest import Lineage, Manifest
+from fuse_tier.ram.layout import Layout
+from fuse_tier.ram.pins import Pins
+from fuse_tier.replicate.broadcast import Broadcast
+from fuse_tier.replicate.record import TreeRecord, read_record, write_record
+from fuse_tier.replicate.snapshot import Gate, Quiescent, Snapshotter
+from fuse_tier.tiers.base import TierName
+from fuse_tier.tiers.ram import RamTier
+
+log = structlog.get_logger(__name__)
+
+_SETTLE_AT_MOST = 10  # times the settle time: then a snapshot is taken of a tree that never settles
+_RETRY_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeOptions:
+    """What the node's configuration says about all its volumes."""
+
+    node: str
+    settle: float  # seconds without a change before a snapshot is taken
+    replicas: int  # copies in peers' RAM
+
+
+class Volume:
+    """A volume whose live tree is on this node. Use from one trio thread."""
+
+    def __init__(
+        self, identity: Identity, ram: RamTier, layout: Layout, options: VolumeOptions, hashing: trio.CapacityLimiter
+    ) -> None:
+        self.identity = identity
+        self.layout = layout.volume(identity)
+        self.pins = Pins(layout, self.layout)
+        self.newest: Manifest | None = None
+        self.mountpoint: str | None = None
+        self.gate: Gate | None = Quiescent()  # None: mounted, but its daemon cannot be asked at present
+        self.changes = Broadcast()  # of the live tree
+        self.news = Broadcast()  # of snapshots, of where they are, and of mounting
+        self.mounting = trio.Lock()
+        self.ending = trio.Lock()
+        self.in_use: Counter[int] = Counter()
+        self._ram = ram
+        self.options = options
+        self._copies = max(1, options.replicas)
+        self._lineage: Lineage | None = None
+        self._highest = 0
+        self._snapshotting = trio.Lock()
+        self._snapshotter = Snapshotter(layout, self.layout, options.node, hashing)
+        self._seen = -1  # version of the changes that the newest snapshot has
+        self._renumber = False
+        self._held: dict[tuple[TierName, str], int] = {}
+        self._blobs: dict[int, frozenset[Blob]] = {}  # of the newest snapshots, to tell where a file is
+
+    @property
+    def lineage(self) -> Lineage:
+        """Of the live tree. Raises FuseTierError when there is none."""
+        if self._lineage is None:
+            raise FuseTierError(f"{self.identity} has no files on this node: mount it first")
+        return self._lineage
+
+    @property
+    def has_tree(self) -> bool:
+        """Whether there is a live tree."""
+        return self._lineage is not None
+
+    @property
+    def is_dirty(self) -> bool:
+        """Whether the tree has changed since the newest snapshot."""
+        return self.has_tree and self.changes.version > self._seen
+
+    @property
+    def highest(self) -> int:
+        """The highest snapshot number known to exist anywhere: the next one is above it."""
+        return self._highest
+
+    def make_directories(self) -> None:
+        """Everything but the tree."""
+        for path in (self.layout.root, self.layout.pins, self.layout.remote):
+            os.makedirs(path, mode=0o700, exist_ok=True)
+
+    async def load(self) -> None:
+        """Reads what the RAM tier has of this volume."""
+        self.make_directories()
+        record = read_record(self.layout) if os.path.isdir(self.layout.tree) else None
+        numbers = [snapshot.number for snapshot in await self._ram.snapshots(self.identity)]
+        self._highest = max([self._highest, *numbers])
+        self._lineage = record.lineage if record else None
+        if record:
+            self._highest = max(self._highest, record.number)
+            own = [number for number in numbers if number <= record.number]
+            self.newest = await self._load_newest(own)
+            if self.newest is not None:
+                self._remember(self.newest)
+        self.changes.announce()
+
+    def _remember(self, manifest: Manifest) -> None:
+        """Keeps the content of a snapshot in mind, until a newer one is on every tier that had an older one."""
+        self._blobs[manifest.id.number] = manifest.blobs
+        wanted = {self.durable(tier, self._copies) for tier in TierName} | {manifest.id.number}
+        self._blobs = {number: blobs for number, blobs in self._blobs.items() if number >= min(wanted - {0})}
+
+    async def _load_newest(self, numbers: list[int]) -> Manifest | None:
+        for number in reversed(numbers):
+            try:
+                return await self._ram.manifest(SnapshotId(self.identity, number))
+            except FuseTierError as error:
+                log.error("snapshot.unreadable", identity=str(self.identity), snapshot=number, reason=str(error))
+        return None
+
+    def began(self, lineage: Lineage, restored: Manifest | None, highest: int) -> None:
+        """The live tree has been made anew: from a snapshot, or empty."""
+        self._lineage = lineage
+        self.newest = restored
+        self._held.clear()
+        self._blobs.clear()
+        if restored is not None:
+            self._remember(restored)
+        self._highest = max(self._highest, highest, restored.id.number if restored else 0)
+        write_record(self.layout, TreeRecord(lineage, restored.id.number if restored else 0))
+        self.changes.announce()
+        self.news.announce()
+
+    def resume(self, lineage: Lineage, highest: int) -> None:
+        """The live tree goes on as it is, under the lineage of who mounts it now."""
+        self._highest = max(self._highest, highest)
+        if lineage != self._lineage:
+            self._lineage = lineage
+            write_record(self.layout, TreeRecord(lineage, self.newest.id.number if self.newest else 0))
+            self.changes.announce()
+
+    def exists_elsewhere(self, number: int) -> None:
+        """Somebody has a snapshot of this number: ours must have another."""
+        if number > self._highest:
+            self._highest = number
+            if self.newest is not None and number >= self.newest.id.number:
+                self._renumber = True
+                self.changes.announce()
+
+    # ---- where snapshots are ----
+
+    def stored(self, tier: TierName, place: str, number: int) -> None:
+        """A copy of a snapshot has been verified at a place."""
+        self._held[tier, place] = max(number, self._held.get((tier, place), 0))
+        self.news.announce()
+
+    def lost(self, tier: TierName, place: str) -> None:
+        """A place has lost what it had."""
+        if self._held.pop((tier, place), None) is not None:
+            self.news.announce()
+
+    def held(self, tier: TierName) -> dict[str, int]:
+        """The newest snapshot that each place of a tier has, by place."""
+        return {place: number for (kind, place), number in self._held.items() if kind is tier}
+
+    def durable(self, tier: TierName, copies: int = 1) -> int:
+        """The newest snapshot that is on a tier, for peers in at least so many copies; 0: none."""
+        if tier is TierName.RAM:
+            return self.newest.id.number if self.newest else 0
+        numbers = sorted(self.held(tier).values(), reverse=True)
+        return numbers[copies - 1] if len(numbers) >= copies else 0
+
+    def in_bucket(self) -> int:
+        """The newest snapshot that this node knows to be in the bucket; 0: none."""
+        return self.durable(TierName.BUCKET)
+
+    def state(self) -> str:
+        """For people: ``dirty``, or the tiers that have the whole tree."""
+        if self.is_dirty or self.newest is None:
+            return "dirty"
+        number = self.newest.id.number
+        return ",".join(tier for tier in TierName if self.durable(tier, self._copies) >= number)
+
+    def state_of(self, blob: Blob) -> str:
+        """For people: the tiers that have a file's content as part of a snapshot, or ``sealed`` for none yet."""
+        have = []
+        for tier in TierName:
+            blobs = self._blobs.get(self.durable(tier, self._copies))
+            if blobs is not None and blob in blobs:
+                have.append(tier.value)
+        return ",".join(have) or "sealed"
+
+    @contextmanager
+    def using(self, number: int) -> Iterator[None]:
+        """While a snapshot is being copied it is not given up."""
+        self.in_use[number] += 1
+        try:
+            yield
+        finally:
+            self.in_use[number] -= 1
+            if not self.in_use[number]:
+                del self.in_use[number]
+
+    # ---- snapshots ----
+
+    async def keep_snapshots(self) -> None:
+        """Takes a snapshot whenever the tree has changed and settled. Runs for as long as the volume is local."""
+        while True:
+            await self.changes.wait_beyond(self._seen)
+            if not self.has_tree or self.gate is None:
+                await self.news.wait_beyond(self.news.version)
+                continue
+            await self._wait_until_settled()
+            try:
+                await self.take_snapshot()
+            except (FuseTierError, OSError) as error:
+                metrics.error("snapshot")
+                log.warning("snapshot.postponed", identity=str(self.identity), reason=str(error))
+                await trio.sleep(_RETRY_SECONDS)
+
+    async def _wait_until_settled(self) -> None:
+        with trio.move_on_after(self.options.settle * _SETTLE_AT_MOST):
+            unsettled = True
+            while unsettled:
+                with trio.move_on_after(self.options.settle) as quiet:
+                    await self.changes.wait_beyond(self.changes.version)
+                unsettled = not quiet.cancelled_caught
+
+    async def take_snapshot(self) -> Manifest | None:
+        """The newest snapshot, after one was taken of the tree as it is now, if it differs.
+
+        None when there never was anything in the tree: emptiness is not worth a number, and must not push
+        out what an earlier run left. Raises FuseTierError (no tree, or it changes for too long, or the daemon is
+        away), OSError (no room).
+        """
+        async with self._snapshotting:
+            gate = self.gate
+            if gate is None:
+                raise FuseTierError(f"{self.identity}: its mount daemon is away; it is started again by itself")
+            version, previous, started = self.changes.version, self.newest, trio.current_time()
+            snapshot = SnapshotId(self.identity, self._highest + 1)
+            manifest = await self._snapshotter.take(snapshot, self.lineage, gate, previous)
+            is_first = previous is None and len(manifest.entries) > 1
+            if is_first or (previous is not None and (self._renumber or _differs(previous, manifest))):
+                previous = await self._commit(manifest, trio.current_time() - started)
+            self._seen = version
+            return previous
+
+    async def _commit(self, manifest: Manifest, seconds: float) -> Manifest:
+        try:
+            await self._ram.commit(manifest)
+        except SnapshotConflict as conflict:
+            # A replica that came from elsewhere has the number: take one above it.
+            log.info("snapshot.renumbered", snapshot=str(manifest.id), reason=str(conflict))
+            manifest = replace(manifest, id=SnapshotId(self.identity, conflict.highest + 1))
+            await self._ram.commit(manifest)
+        number = manifest.id.number
+        await trio.to_thread.run_sync(write_record, self.layout, TreeRecord(manifest.lineage, number))
+        self._highest = max(self._highest, number)
+        self._renumber = False
+        self.newest = manifest
+        self._remember(manifest)
+        self.news.announce()
+        metrics.snapshot_taken(manifest.size)
+        log.info(
+            "snapshot.committed",
+            identity=str(self.identity),
+            snapshot=number,
+            entries=len(manifest.entries),
+            bytes=manifest.size,
+            seconds=round(seconds, 3),
+        )
+        return manifest
+
+    async def wait_until_on(self, tier: TierName, number: int, copies: int) -> None:
+        """Returns when a snapshot, or a newer one, is on a tier."""
+        version = self.news.version
+        while self.durable(tier, copies) < number:
+            version = await self.news.wait_beyond(version)
+
+
+def _differs(previous: Manifest, manifest: Manifest) -> bool:
+    return previous.entries != manifest.entries or previous.lineage != manifest.lineage
+
+
+async def final_snapshot(volume: Volume) -> None:
+    """Catches up with the tree after its last writer has gone; what fails is tried again by the volume itself."""
+    if volume.has_tree and volume.is_dirty:
+        with trio.move_on_after(Deadline.UNMOUNT):
+            try:
+                await volume.take_snapshot()
+            except (FuseTierError, OSError) as error:
+                log.warning("snapshot.postponed", identity=str(volume.identity), reason=str(error))

@@ -1,0 +1,254 @@
+"""The replication worker of one node: everything but the mounts.
+
+``python -m fuse_tier.replicate.worker --config node.yaml``, started by the node's supervisor. One nursery
+owns every task. It prints ``{"ready": true}`` when its socket answers. SIGTERM ends it in order: the newest
+snapshots get the configured time to reach the other tiers; data stays in the RAM tier.
+
+The start is in this order for a reason: garbage is collected before anything is adopted (ram/pins.py); what is
+mounted is known before others are told what is mounted here.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import signal
+import sys
+from collections.abc import AsyncIterator
+from functools import partial
+
+import click
+import structlog
+import trio
+
+from fuse_tier import logs, metrics
+from fuse_tier.config import NodeConfig, load_node_config
+from fuse_tier.deadlines import Deadline, check_order
+from fuse_tier.errors import FuseTierError, TierUnavailable
+from fuse_tier.identity import Identity
+from fuse_tier.members import LocalFacts, Member
+from fuse_tier.ram.layout import Layout
+from fuse_tier.replicate.daemons import DaemonSession
+from fuse_tier.replicate.fanout import Fanout
+from fuse_tier.replicate.inventory import Inventory
+from fuse_tier.replicate.membership import Membership, build_membership
+from fuse_tier.replicate.mounting import Mounting
+from fuse_tier.replicate.node_service import NodeService
+from fuse_tier.replicate.places import Places
+from fuse_tier.replicate.restore import Restorer
+from fuse_tier.replicate.supervisor import Supervisor
+from fuse_tier.replicate.upkeep import Upkeep
+from fuse_tier.replicate.volume import Volume, VolumeOptions
+from fuse_tier.replicate.volumes import Volumes
+from fuse_tier.tiers.bucket import BucketTier
+from fuse_tier.tiers.peer import PeerTier
+from fuse_tier.tiers.ram import RamTier
+from fuse_tier.wire import channel, grpc
+from fuse_tier.wire.control_pb2_grpc import add_NodeServicer_to_server
+from fuse_tier.wire.tls import TlsFiles
+
+log = structlog.get_logger(__name__)
+
+_HASHING_THREADS = 2
+_FACTS_EVERY_SECONDS = 1.0
+_SUPERVISOR_PAUSE_SECONDS = 0.1
+
+
+class Worker:
+    """The parts of a worker, put together."""
+
+    def __init__(self, config: NodeConfig, nursery: trio.Nursery) -> None:
+        self._config = config
+        self._nursery = nursery
+        self._instance = secrets.token_hex(8)
+        self._tls = TlsFiles(config.tls.ca, config.tls.cert, config.tls.key) if config.tls else None
+        layout = Layout(config.ram.path)
+        hashing = trio.CapacityLimiter(_HASHING_THREADS)
+        self._ram = RamTier(layout, config.node)
+        bucket = BucketTier(config.bucket.url, config.bucket.endpoint) if config.bucket else None
+        self._holdings: dict[Identity, tuple[int, ...]] = {}
+        self._membership: Membership = build_membership(config, self._instance, self._facts)
+        self._places = Places(self._ram, self._membership, bucket, self._connect)
+        options = VolumeOptions(config.node, config.settle, config.replicas)
+        self._volumes = Volumes(layout, self._ram, options, hashing, nursery, has_bucket=bucket is not None)
+        self._fanout = Fanout(self._places, self._membership.own, config.replicas)
+        self._upkeep = Upkeep(self._places, self._volumes.find, config.keep.ram, config.keep.bucket)
+        self._restorer = Restorer(layout, self._places, config.node, hashing)
+        self._supervisor = Supervisor(f"{config.socket}.supervisor")
+        self._mounting = Mounting(self._volumes, self._restorer, self._membership, self._supervisor, config.ram.path)
+        self._inventory = Inventory(
+            config.node, config.cluster, self._places, self._volumes, self._fanout, self._supervisor, config.replicas
+        )
+        self._volumes.tasks = [self._fanout.keep_peers, self._keep_bucket, self._pass_news_on]
+
+    def _connect(self, member: Member) -> PeerTier:
+        raise NotImplementedError
+
+    def _facts(self) -> LocalFacts:
+        return LocalFacts(
+            capacity_bytes=self._ram.capacity_bytes(),
+            free_bytes=self._ram.free_bytes(),
+            mounted=frozenset(self._mounting.claimed),
+            holdings=self._holdings,
+            bucket={volume.identity: (number,) for volume in self._volumes if (number := volume.in_bucket())},
+        )
+
+    # ---- tasks ----
+
+    async def run(self, task_status: trio.TaskStatus[None]) -> None:
+        """Runs until cancelled; started when everything answers."""
+        self._ram.clear_incoming()
+        await self._ram.collect(0)
+        await self._refresh_holdings()
+        await self._volumes.discover()
+        await self._find_mounted()
+        nursery, config = self._nursery, self._config
+        await nursery.start(partial(self._membership.run))
+        await nursery.start(self._serve_bulk)
+        await nursery.start(self._serve_peers)
+        await nursery.start(partial(channel.serve, f"{config.socket}.volumes", self._serve_daemon))
+        if config.metrics is not None:
+            await nursery.start(metrics.serve, config.metrics)
+        nursery.start_soon(self._upkeep.run)
+        nursery.start_soon(self._pass_members_on)
+        nursery.start_soon(self._keep_facts)
+        await nursery.start(self._serve_operator)
+        task_status.started()
+
+    async def _find_mounted(self) -> None:
+        with trio.move_on_after(Deadline.SUPERVISOR_CONNECT):
+            while True:
+                try:
+                    return await self._mounting.find_mounted()
+                except TierUnavailable:
+                    await trio.sleep(_SUPERVISOR_PAUSE_SECONDS)
+        raise FuseTierError(
+            f"the supervisor does not answer on {self._config.socket}.supervisor: start `fuse-tier node`, "
+            "which starts this worker itself"
+        )
+
+    async def _serve_operator(self, task_status: trio.TaskStatus[int]) -> None:
+        config = self._config
+        service = NodeService(
+            self._volumes,
+            self._mounting,
+            self._restorer,
+            self._inventory,
+            self._nursery,
+            replicas=config.replicas,
+            drain_seconds=config.drain,
+        )
+        await grpc.serve(
+            [(add_NodeServicer_to_server, service)], f"unix:{config.socket}", None, task_status=task_status
+        )
+
+    async def _serve_daemon(self, stream: trio.SocketStream) -> None:
+        session = DaemonSession(
+            self._volumes.find, self._restorer.materialize, self._mounting.ended, max(1, self._config.replicas)
+        )
+        await session.serve(stream)
+
+    async def _keep_bucket(self, volume: Volume) -> None:
+        await self._fanout.keep_bucket(volume, self._upkeep.tidy_bucket)
+
+    async def _pass_news_on(self, volume: Volume) -> None:
+        """What is new of a volume is of interest to retention and to the coordinator."""
+        version = -1
+        while True:
+            version = await volume.news.wait_beyond(version)
+            self._upkeep.wake.announce()
+
+    async def _pass_members_on(self) -> None:
+        """Who comes and goes changes where copies belong."""
+        version = self._membership.version
+        while True:
+            version = await self._membership.wait_changed(version)
+            for volume in self._volumes:
+                volume.news.announce()
+
+    async def _keep_facts(self) -> None:
+        version = -1
+        while True:
+            with trio.move_on_after(_FACTS_EVERY_SECONDS):
+                version = await self._upkeep.wake.wait_beyond(version)
+            await self._refresh_holdings()
+            metrics.ram(self._ram.capacity_bytes(), self._ram.free_bytes())
+            metrics.queue_length(self._inventory.copies_waiting())
+
+    async def _refresh_holdings(self) -> None:
+        found: dict[Identity, list[int]] = {}
+        for snapshot in await self._ram.snapshots():
+            found.setdefault(snapshot.identity, []).append(snapshot.number)
+        holdings = {identity: tuple(numbers) for identity, numbers in found.items()}
+        if holdings != self._holdings:
+            self._holdings = holdings
+            self._membership.report_soon()
+
+    async def drain(self) -> None:
+        """Gives the newest snapshots the configured time to get where they shall be."""
+        async with trio.open_nursery() as nursery:
+            for volume in self._volumes:
+                if volume.has_tree:
+                    nursery.start_soon(self._mounting.drain, volume, self._config.drain)
+        await self._membership.leave()
+
+    async def aclose(self) -> None:
+        """Ends the connections to others."""
+        await self._places.aclose()
+
+
+async def run_worker(config: NodeConfig) -> None:
+    """Runs until SIGTERM or SIGINT; a second one skips what would still be copied."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            worker = Worker(config, nursery)
+            try:
+                await nursery.start(worker.run)
+                log.info("worker.ready", node=config.node)
+                sys.stdout.write(json.dumps({"ready": True}) + "\n")
+                sys.stdout.flush()
+                await anext(signals)
+                async with trio.open_nursery() as ending:
+                    ending.start_soon(_cancel_on_signal, signals, ending.cancel_scope)
+                    await worker.drain()
+                    ending.cancel_scope.cancel()
+            finally:
+                with trio.move_on_after(Deadline.CONTROL_CALL) as closing:
+                    closing.shield = True
+                    await worker.aclose()
+            nursery.cancel_scope.cancel()
+    log.info("worker.ended", node=config.node)
+
+
+async def _cancel_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    await anext(signals)
+    scope.cancel()
+
+
+@click.command()
+@click.option("--config", "config_path", required=True, type=click.Path(), help="The node's configuration file.")
+def main(config_path: str) -> None:
+    """Runs the replication worker of one node; `fuse-tier node` starts it."""
+    try:
+        config = load_node_config(config_path)
+        logs.configure("worker", config.node)
+        check_order()
+        trio.run(run_worker, config)
+    except* FuseTierError as group:
+        error = _first(group)
+        sys.stderr.write(f"fuse-tier: {error}\n")
+        sys.stderr.flush()
+        sys.exit(error.exit_status)
+
+
+def _first(group: BaseExceptionGroup[FuseTierError]) -> FuseTierError:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if not isinstance(error, FuseTierError):
+        raise error
+    return error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fuse_tier.hashing import hash_bytes
+from fuse_tier.manifest import Kind, Manifest
+from fuse_tier.replicate.snapshot import TreeVersion
+from fuse_tier.replicate.walk import TreeChanged, Writers
+from tests.replicate.conftest import Bench
+
+
+def content(bench: Bench, manifest: Manifest, path: str) -> bytes:
+    entry = next(entry for entry in manifest.entries if entry.path == path.encode())
+    assert entry.blob is not None
+    fd = bench.ram.open(entry.blob)
+    with open(fd, "rb") as file:
+        return file.read()
+
+
+def paths(manifest: Manifest) -> list[str]:
+    return [os.fsdecode(entry.path) for entry in manifest.entries]
+
+
+class Scripted:
+    """A gate whose answers are given; ``on_version`` is what the job does meanwhile."""
+
+    def __init__(self, writers: Writers | None = None) -> None:
+        self.counter = 0
+        self.writers = writers or Writers()
+        self.held = 0
+        self.changes_left = 0
+
+    async def version(self) -> TreeVersion:
+        if self.changes_left and not self.held:
+            self.changes_left -= 1
+            self.counter += 1
+        return TreeVersion(self.counter, self.writers)
+
+    async def hold(self, seconds: float) -> TreeVersion:
+        self.held += 1
+        return TreeVersion(self.counter, self.writers)
+
+    async def release(self) -> None:
+        self.held -= 1
+
+
+async def test_a_snapshot_has_the_whole_tree(bench: Bench) -> None:
+    (bench.tree / "step_1").mkdir(mode=0o750)
+    (bench.tree / "step_1" / "model.bin").write_bytes(b"weights" * 1000)
+    (bench.tree / "latest").symlink_to("step_1")
+    os.link(bench.tree / "step_1" / "model.bin", bench.tree / "step_1" / "z-same.bin")
+    os.mkfifo(bench.tree / "pipe")
+    (bench.tree / "empty").touch()
+    os.utime(bench.tree / "empty", ns=(5, 1_234_567_891))
+
+    taken = await bench.snapshot()
+
+    assert paths(taken) == ["", "empty", "latest", "pipe", "step_1", "step_1/model.bin", "step_1/z-same.bin"]
+    by_path = {os.fsdecode(entry.path): entry for entry in taken.entries}
+    assert by_path["step_1/model.bin"].blob == hash_bytes(b"weights" * 1000)
+    assert by_path["step_1/z-same.bin"].kind is Kind.HARDLINK
+    assert by_path["latest"].target == b"step_1"
+    assert by_path["step_1"].mode == 0o750
+    assert by_path["empty"].mtime_ns == 1_234_567_891
+
+
+async def test_sealing_copies_nothing(bench: Bench) -> None:
+    (bench.tree / "model.bin").write_bytes(b"x" * 100_000)
+    taken = await bench.snapshot()
+    (blob,) = taken.blobs
+    assert os.stat(bench.layout.blob(blob)).st_ino == (bench.tree / "model.bin").stat().st_ino
+
+
+async def test_a_snapshot_keeps_its_content_when_the_job_writes_on(bench: Bench) -> None:
+    file = bench.tree / "model.bin"
+    file.write_bytes(b"first")
+    first = await bench.snapshot()
+    bench.volume.pins.detach(file.stat().st_ino)  # what the daemon does before it lets anybody write
+    file.write_bytes(b"second")
+    second = await bench.snapshot(2, first)
+    assert content(bench, first, "model.bin") == b"first"
+    assert content(bench, second, "model.bin") == b"second"
+
+
+async def test_equal_files_share_one_blob_and_stay_two_files(bench: Bench) -> None:
+    for name in ("a", "b"):
+        (bench.tree / name).write_bytes(b"same")
+    first = await bench.snapshot()
+    assert len(first.blobs) == 1
+    bench.volume.pins.detach((bench.tree / "b").stat().st_ino)
+    (bench.tree / "b").write_bytes(b"else")
+    second = await bench.snapshot(2, first)
+    assert content(bench, second, "a") == b"same"
+    assert content(bench, second, "b") == b"else"
+    assert content(bench, first, "b") == b"same"
+
+
+async def test_a_file_that_is_being_written_stands_as_it_was_last_sealed(bench: Bench) -> None:
+    file = bench.tree / "log"
+    file.write_bytes(b"sealed")
+    first = await bench.snapshot()
+    inode = file.stat().st_ino
+    bench.volume.pins.detach(inode)
+    file.write_bytes(b"half writ")
+    (bench.tree / "never-sealed").write_bytes(b"half")
+    writers = Writers(frozenset({inode, (bench.tree / "never-sealed").stat().st_ino}))
+    second = await bench.snapshot(2, first, Scripted(writers))
+    assert content(bench, second, "log") == b"sealed"
+    assert "never-sealed" not in paths(second)
+
+
+async def test_a_file_that_was_fsynced_and_is_still_open_is_kept_as_a_copy(bench: Bench) -> None:
+    file = bench.tree / "events"
+    file.write_bytes(b"synced")
+    inode = file.stat().st_ino
+    writers = Writers(frozenset({inode}), frozenset({inode}))
+    first = await bench.snapshot(1, None, Scripted(writers))
+    with file.open("ab") as still_open:
+        still_open.write(b" and more")
+    assert content(bench, first, "events") == b"synced"
+    assert not bench.volume.pins.shares_inode(inode)
+
+
+async def test_a_walk_that_a_change_overtook_is_made_again(bench: Bench) -> None:
+    (bench.tree / "a").write_bytes(b"a")
+    gate = Scripted()
+    gate.changes_left = 2
+    taken = await bench.snapshot(1, None, gate)
+    assert content(bench, taken, "a") == b"a"
+    assert gate.changes_left == 0
+
+
+async def test_a_tree_that_never_rests_is_held_for_one_walk(bench: Bench) -> None:
+    (bench.tree / "a").write_bytes(b"a")
+    gate = Scripted()
+    gate.changes_left = 1000
+    held = []
+    hold = gate.hold
+
+    async def remember(seconds: float) -> TreeVersion:
+        held.append(seconds)
+        return await hold(seconds)
+
+    gate.hold = remember  # type: ignore[method-assign]
+    taken = await bench.snapshot(1, None, gate)
+    assert content(bench, taken, "a") == b"a"
+    assert len(held) == 1
+    assert gate.held == 0
+
+
+async def test_a_tree_that_changes_while_it_is_held_gives_no_snapshot(bench: Bench) -> None:
+    class Unreliable(Scripted):
+        async def version(self) -> TreeVersion:
+            self.counter += 1
+            return await super().version()
+
+    (bench.tree / "a").write_bytes(b"a")
+    with pytest.raises(TreeChanged, match="changed for longer"):
+        await bench.snapshot(1, None, Unreliable())
+    assert list(await bench.ram.snapshots()) == []
+
+
+async def test_ten_thousand_small_files_are_sealed(bench: Bench) -> None:
+    for index in range(10_000):
+        (bench.tree / f"{index:05d}").write_bytes(b"%d" % index)
+    taken = await bench.snapshot()
+    assert len(taken.blobs) == 10_000
+    assert content(bench, taken, "09999") == b"9999"
+
+
+async def test_pins_of_removed_files_are_forgotten_but_not_their_blobs(bench: Bench) -> None:
+    file = bench.tree / "old"
+    file.write_bytes(b"old")
+    first = await bench.snapshot()
+    file.unlink()
+    await bench.snapshot(2, first)
+    assert content(bench, first, "old") == b"old"
+
+
+async def test_users_attributes_are_kept_and_ours_are_not(bench: Bench) -> None:
+    file = bench.tree / "f"
+    file.write_bytes(b"x")
+    try:
+        os.setxattr(file, "user.note", b"mine")
+    except OSError as error:
+        pytest.skip(f"this tmpfs keeps no user attributes: {error.strerror}")
+    taken = await bench.snapshot()
+    assert taken.entries[1].xattrs == ((b"user.note", b"mine"),)
+
+
+async def test_paths_in_any_bytes_are_kept(bench: Bench) -> None:
+    name = bytes(range(1, 47)) + bytes(range(48, 256))
+    Path(os.fsdecode(os.path.join(os.fsencode(bench.tree), name))).write_bytes(b"x")
+    taken = await bench.snapshot()
+    assert taken.entries[1].path == name

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import trio
+from trio.testing import MockClock
+
+from fuse_tier.identity import SnapshotId
+from fuse_tier.replicate.record import read_record
+from fuse_tier.replicate.volume import Volume
+from fuse_tier.tiers.base import TierName
+from tests.replicate.conftest import IDENTITY, LINEAGE, Bench
+
+
+async def test_an_empty_volume_takes_no_number(bench: Bench) -> None:
+    assert await bench.volume.take_snapshot() is None
+    assert list(await bench.ram.snapshots()) == []
+
+
+async def test_a_tree_that_has_not_changed_gives_the_snapshot_that_it_has(bench: Bench) -> None:
+    (bench.tree / "a").write_bytes(b"a")
+    first = await bench.volume.take_snapshot()
+    assert first is not None
+    assert await bench.volume.take_snapshot() is first
+    assert not bench.volume.is_dirty
+
+
+async def test_a_change_is_followed_by_a_snapshot_once_it_has_settled(bench: Bench, nursery: trio.Nursery) -> None:
+    nursery.start_soon(bench.volume.keep_snapshots)
+    (bench.tree / "a").write_bytes(b"a")
+    bench.volume.changes.announce()
+    with trio.fail_after(10):
+        await bench.volume.wait_until_on(TierName.RAM, 1, 1)
+    assert [str(snapshot) for snapshot in await bench.ram.snapshots()] == [f"{IDENTITY}@1"]
+
+
+async def test_numbers_grow_beyond_any_that_exists_elsewhere(bench: Bench) -> None:
+    (bench.tree / "a").write_bytes(b"a")
+    first = await bench.volume.take_snapshot()
+    bench.volume.exists_elsewhere(41)
+    second = await bench.volume.take_snapshot()
+    assert first is not None
+    assert second is not None
+    assert (first.id.number, second.id.number) == (1, 42)
+    assert second.entries == first.entries
+
+
+async def test_a_restarted_worker_knows_the_volume_from_the_ram_tier_alone(bench: Bench) -> None:
+    (bench.tree / "a").write_bytes(b"a")
+    taken = await bench.volume.take_snapshot()
+    again = Volume(IDENTITY, bench.ram, bench.layout, bench.volume.options, trio.CapacityLimiter(1))
+    await again.load()
+    assert again.newest == taken
+    assert again.lineage == LINEAGE
+    assert again.highest == 1
+    assert again.is_dirty  # until it has looked
+    assert await again.take_snapshot() is again.newest
+
+
+async def test_a_snapshot_is_durable_on_peers_when_there_are_enough_of_them(bench: Bench) -> None:
+    volume = bench.volume
+    volume.stored(TierName.PEER, "b", 3)
+    volume.stored(TierName.PEER, "c", 2)
+    assert volume.durable(TierName.PEER) == 3
+    assert volume.durable(TierName.PEER, copies=2) == 2
+    assert volume.durable(TierName.PEER, copies=3) == 0
+    volume.lost(TierName.PEER, "b")
+    assert volume.durable(TierName.PEER) == 2
+
+
+async def test_the_record_says_up_to_where_the_tree_has_come(bench: Bench) -> None:
+    for content in (b"a", b"b"):
+        bench.volume.pins.detach((bench.tree / "a").stat().st_ino if (bench.tree / "a").exists() else 0)
+        (bench.tree / "a").write_bytes(content)
+        await bench.volume.take_snapshot()
+    record = read_record(bench.volume.layout)
+    assert record is not None
+    assert record.number == 2
+
+
+async def test_a_file_tells_on_which_tiers_it_is(bench: Bench) -> None:
+    (bench.tree / "a").write_bytes(b"a")
+    taken = await bench.volume.take_snapshot()
+    assert taken is not None
+    (blob,) = taken.blobs
+    assert bench.volume.state_of(blob) == "ram"
+    bench.volume.stored(TierName.PEER, "b", 1)
+    bench.volume.stored(TierName.BUCKET, "gs://x", 1)
+    assert bench.volume.state_of(blob) == "ram,peer,bucket"
+    assert bench.volume.state() == "ram,peer,bucket"
+    bench.volume.changes.announce()
+    assert bench.volume.state() == "dirty"
+
+
+async def test_what_is_in_use_is_known(bench: Bench, autojump_clock: MockClock) -> None:
+    with bench.volume.using(7):
+        assert set(bench.volume.in_use) == {7}
+    assert not bench.volume.in_use
+
+
+async def test_conflicting_numbers_on_the_own_tier_are_stepped_over(bench: Bench) -> None:
+    (bench.tree / "a").write_bytes(b"a")
+    first = await bench.volume.take_snapshot()
+    assert first is not None
+    again = Volume(IDENTITY, bench.ram, bench.layout, bench.volume.options, trio.CapacityLimiter(1))
+    again.began(LINEAGE, None, 0)
+    taken = await again.take_snapshot()
+    assert taken is not None
+    assert taken.id == SnapshotId(IDENTITY, 2)
