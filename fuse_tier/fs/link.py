@@ -1,0 +1,150 @@
+"""The daemon's connection to the node's replication worker.
+
+The worker may be away for seconds at any time, and no file operation minds: the link keeps trying, announces changes
+as soon as somebody listens, and repeats calls that a worker's end cut off (all of them may be repeated). Only what
+waits for the worker by its nature waits here, each with a deadline.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Mapping
+from typing import Any, Final
+
+import structlog
+import trio
+
+from fuse_tier.deadlines import Deadline
+from fuse_tier.errors import DeadlineExceeded, FuseTierError
+from fuse_tier.fs.changes import ANNOUNCE_EVERY_SECONDS, Changes
+from fuse_tier.fs.handles import Handles
+from fuse_tier.fs.spec import MountSpec
+from fuse_tier.wire.channel import Arguments, Channel, ChannelClosed, Handler, connected
+
+log = structlog.get_logger(__name__)
+
+_FIRST_PAUSE_SECONDS: Final = 0.05
+_LONGEST_PAUSE_SECONDS: Final = 1.0
+_GOODBYE_SECONDS: Final = 1.0
+
+
+class Link:
+    """The connection of one volume. ``run`` keeps it up; everything else may be used at any time."""
+
+    def __init__(self, spec: MountSpec, changes: Changes, handles: Handles) -> None:
+        self._spec = spec
+        self._changes = changes
+        self._handles = handles
+        self._channel: Channel | None = None
+        self._connected = trio.Event()
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the worker is there."""
+        return self._channel is not None
+
+    async def run(self) -> None:
+        """Connects again and again, until it is cancelled."""
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            if await self._serve_once():
+                pause = _FIRST_PAUSE_SECONDS
+            # Not all daemons of a node at once, when its worker has come back.
+            await trio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
+            pause = min(_LONGEST_PAUSE_SECONDS, pause * 2)
+
+    async def _serve_once(self) -> bool:
+        """One connection from its start to its end; says whether the worker knew us."""
+        handlers: Mapping[str, Handler] = {"version": self._version, "hold": self._hold, "release": self._release}
+        greeted = False
+        try:
+            async with connected(self._spec.worker_socket, handlers) as channel:
+                greeted = await self._greet(channel)
+                if greeted:
+                    await self._announce(channel)
+        except ChannelClosed as error:
+            log.debug("worker.away", reason=str(error))
+        finally:
+            self._changes.release()
+        return greeted
+
+    async def _greet(self, channel: Channel) -> bool:
+        try:
+            await channel.call(
+                "hello",
+                Deadline.CHANNEL_CALL,
+                identity=str(self._spec.identity),
+                pid=os.getpid(),
+                mountpoint=self._spec.mountpoint,
+                passthrough=False,
+                counter=self._changes.counter,
+            )
+        except (FuseTierError, OSError) as error:
+            log.warning("worker.refused", identity=str(self._spec.identity), reason=str(error))
+            return False
+        log.info("worker.connected", identity=str(self._spec.identity))
+        return True
+
+    async def _announce(self, channel: Channel) -> None:
+        self._channel = channel
+        self._connected.set()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._announce_changes, channel)
+                await channel.closed.wait()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._channel = None
+            self._connected = trio.Event()
+        log.info("worker.disconnected", identity=str(self._spec.identity))
+
+    async def _announce_changes(self, channel: Channel) -> None:
+        while True:
+            counter = await self._changes.unannounced()
+            try:
+                await channel.notify("changed", counter=counter)
+            except ChannelClosed:
+                self._changes.announce_again()
+                return
+            await trio.sleep(ANNOUNCE_EVERY_SECONDS)
+
+    async def call(self, name: str, deadline_seconds: float, /, **arguments: Any) -> Any:
+        """Calls the worker, once it is there. Raises what it raises, or DeadlineExceeded."""
+        with trio.move_on_after(deadline_seconds):
+            while True:
+                await self._connected.wait()
+                channel = self._channel
+                if channel is None:  # it was lost in the moment that we were woken
+                    await trio.lowlevel.checkpoint()
+                    continue
+                try:
+                    return await channel.call(name, deadline_seconds, **arguments)
+                except ChannelClosed:
+                    log.info("worker.lost", call=name)
+                    await channel.closed.wait()
+        raise DeadlineExceeded(
+            f"{name!r} was not answered within {deadline_seconds:g} s: see with `fuse-tier status` what it does"
+        )
+
+    async def say_goodbye(self) -> None:
+        """Tells the worker, if it is there, that the mount has ended in an orderly way."""
+        channel = self._channel
+        if channel is None:
+            return
+        with trio.move_on_after(_GOODBYE_SECONDS):
+            try:
+                await channel.notify("goodbye", counter=self._changes.counter)
+            except ChannelClosed as error:
+                log.debug("worker.away", reason=str(error))
+
+    async def _version(self, arguments: Arguments) -> dict[str, Any]:
+        return {"counter": self._changes.counter, "writers": self._handles.writers()}
+
+    async def _hold(self, arguments: Arguments) -> dict[str, Any]:
+        self._changes.hold(float(arguments.get("seconds", Deadline.HOLD)))
+        return await self._version({})
+
+    async def _release(self, arguments: Arguments) -> dict[str, Any]:
+        self._changes.release()
+        return {}

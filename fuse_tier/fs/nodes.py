@@ -1,0 +1,281 @@
+"""Which file an inode number of the mount means: its name in the tree, for as long as the kernel knows it.
+
+Inode numbers are those of the tmpfs, except the root, which is 1. A name is a parent and a last part, and every
+system call is made relative to a descriptor of the parent, without following symlinks: so a directory can be
+renamed without touching what is below it, paths may be as long as they like, and nothing leaves the tree.
+
+What the kernel has looked up and not forgotten is here, and nothing else. The invariant: a known inode either has
+a name here that leads to it, or, once its last known name is gone, a descriptor of its own (an orphan: a file that
+is unlinked and still open, somebody's removed working directory).
+
+Descriptors of directories are cached; one that ``directory`` gave is good until the next await.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+ROOT: Final = 1  # FUSE_ROOT_ID
+_CACHED_DIRECTORIES: Final = 512
+_HANDLE: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_NO_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE})
+
+Name = tuple[int, bytes]
+"""The parent's inode number, and the last part."""
+
+
+class _Node:
+    __slots__ = ("lookups", "name", "parent")
+
+    def __init__(self, parent: int, name: bytes) -> None:
+        self.parent = parent
+        self.name = name
+        self.lookups = 1
+
+
+class Nodes:
+    """The inodes of one tree that the kernel knows. Used by one task at a time, never across an await."""
+
+    def __init__(self, tree: str) -> None:
+        self.root = os.open(tree, _HANDLE | os.O_DIRECTORY)
+        self._root_inode = os.fstat(self.root).st_ino
+        self._known: dict[int, _Node] = {}
+        self._more_names: dict[int, set[Name]] = {}  # of inodes known by several
+        self._orphans: dict[int, int] = {}  # descriptors
+        self._directories: OrderedDict[int, int] = OrderedDict()  # descriptors, the longest unused first
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def close(self) -> None:
+        """Closes all descriptors."""
+        for fd in (*self._directories.values(), *self._orphans.values(), self.root):
+            os.close(fd)
+        self._directories.clear()
+        self._orphans.clear()
+
+    def number(self, inode: int) -> int:
+        """What the mount calls an inode of the tmpfs."""
+        return ROOT if inode == self._root_inode else inode
+
+    def seen(self, found: os.stat_result, parent: int, name: bytes) -> None:
+        """Counts a reply that made the kernel know an inode by a name."""
+        inode = found.st_ino
+        node = self._known.get(inode)
+        if node is None:
+            self._known[inode] = _Node(parent, name)
+            return
+        node.lookups += 1
+        if node.name != name or node.parent != parent:
+            orphan = self._orphans.pop(inode, None)
+            if orphan is not None:  # it had a further name, which the kernel did not know until now
+                os.close(orphan)
+                node.parent, node.name = parent, name
+            elif found.st_nlink > 1 and not stat.S_ISDIR(found.st_mode):
+                self._more_names.setdefault(inode, set()).add((parent, name))
+            else:
+                node.parent, node.name = parent, name
+
+    def forget(self, forgotten: Iterable[tuple[int, int]]) -> None:
+        """Takes back counts; what the kernel no longer knows is dropped."""
+        for inode, count in forgotten:
+            node = self._known.get(inode)
+            if node is None:
+                continue
+            node.lookups -= count
+            if node.lookups > 0:
+                continue
+            del self._known[inode]
+            self._more_names.pop(inode, None)
+            for descriptors in (self._orphans, self._directories):
+                fd = descriptors.pop(inode, None)
+                if fd is not None:
+                    os.close(fd)
+
+    def directory(self, inode: int) -> int:
+        """A descriptor (O_PATH) of a directory. Raises OSError, ESTALE when it is not known."""
+        if inode == ROOT:
+            return self.root
+        fd = self._directories.get(inode)
+        if fd is not None:
+            self._directories.move_to_end(inode)
+            return fd
+        return self._open_directory(inode)
+
+    def _open_directory(self, inode: int) -> int:
+        names: list[bytes] = []
+        above = inode
+        while (start := self._descriptor(above)) is None:
+            node = self._node(above)
+            names.append(node.name)
+            above = node.parent
+        if not names:
+            return start
+        fd = start
+        for name in reversed(names):
+            try:
+                below = os.open(name, _HANDLE | os.O_DIRECTORY, dir_fd=fd)
+            finally:
+                if fd != start:
+                    os.close(fd)
+            fd = below
+        # Before the new one comes in, so that the one that the caller asked for just before stays.
+        while len(self._directories) >= _CACHED_DIRECTORIES:
+            os.close(self._directories.popitem(last=False)[1])
+        self._directories[inode] = fd
+        return fd
+
+    def _descriptor(self, inode: int) -> int | None:
+        if inode == ROOT:
+            return self.root
+        fd = self._directories.get(inode)
+        return self._orphans.get(inode) if fd is None else fd
+
+    def _node(self, inode: int) -> _Node:
+        node = self._known.get(inode)
+        if node is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return node
+
+    def status(self, inode: int) -> os.stat_result:
+        """What lstat says. Raises OSError."""
+        fd = self.root if inode == ROOT else self._orphans.get(inode)
+        if fd is not None:
+            return os.stat(fd)
+        node = self._node(inode)
+        found = os.stat(node.name, dir_fd=self.directory(node.parent), follow_symlinks=False)
+        if found.st_ino != inode:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return found
+
+    def name(self, inode: int) -> tuple[int, bytes] | None:
+        """A directory's descriptor and the name in it that leads to an inode; None for an orphan."""
+        if inode == ROOT:
+            return self.root, b"."
+        if inode in self._orphans:
+            return None
+        node = self._node(inode)
+        return self.directory(node.parent), node.name
+
+    @contextmanager
+    def path(self, inode: int) -> Iterator[bytes]:
+        """A path that leads to exactly this inode, for system calls that take nothing else."""
+        fd = self.root if inode == ROOT else self._orphans.get(inode)
+        if fd is not None:
+            yield b"/proc/self/fd/%d" % fd
+            return
+        node = self._node(inode)
+        fd = os.open(node.name, _HANDLE, dir_fd=self.directory(node.parent))
+        try:
+            if os.fstat(fd).st_ino != inode:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            yield b"/proc/self/fd/%d" % fd
+        finally:
+            os.close(fd)
+
+    def open(self, inode: int, flags: int) -> int:
+        """Opens a regular file. Raises OSError."""
+        fd = self._orphans.get(inode)
+        if fd is not None:
+            return os.open(b"/proc/self/fd/%d" % fd, flags | os.O_CLOEXEC)
+        node = self._node(inode)
+        return os.open(node.name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.directory(node.parent))
+
+    @contextmanager
+    def removing(self, parent: int, name: bytes) -> Iterator[int]:
+        """Around the system call that removes a name; gives the parent's descriptor. Raises OSError."""
+        directory = self.directory(parent)
+        leaving = self._leaving(directory, name)
+        try:
+            yield directory
+        except BaseException:
+            leaving.stay()
+            raise
+        self._left(leaving, (parent, name))
+
+    @contextmanager
+    def renaming(self, old: Name, new: Name, *, exchange: bool) -> Iterator[tuple[int, int]]:
+        """Around the system call that renames; gives the descriptors of both parents. Raises OSError."""
+        old_directory, new_directory = self.directory(old[0]), self.directory(new[0])
+        moved = os.stat(old[1], dir_fd=old_directory, follow_symlinks=False).st_ino
+        try:
+            replaced = self._leaving(new_directory, new[1])
+        except FileNotFoundError:
+            replaced = _Leaving(0, None)
+        try:
+            yield old_directory, new_directory
+        except BaseException:
+            replaced.stay()
+            raise
+        if moved == replaced.inode:  # two names of one file: rename(2) does nothing
+            replaced.stay()
+        elif exchange:
+            replaced.stay()
+            self._move(moved, old, new)
+            self._move(replaced.inode, new, old)
+        else:
+            self._left(replaced, new)
+            self._move(moved, old, new)
+
+    def _leaving(self, directory: int, name: bytes) -> _Leaving:
+        inode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_ino
+        if inode not in self._known or inode in self._more_names:
+            return _Leaving(inode, None)
+        try:
+            return _Leaving(inode, os.open(name, _HANDLE, dir_fd=directory))
+        except OSError as error:
+            # Without descriptors the file can be removed all the same; who holds it gets ESTALE for its attributes.
+            if error.errno not in _NO_DESCRIPTORS:
+                raise
+            return _Leaving(inode, None)
+
+    def _left(self, leaving: _Leaving, name: Name) -> None:
+        inode, node = leaving.inode, self._known.get(leaving.inode)
+        if node is None:
+            return
+        others = self._more_names.get(inode)
+        if others is not None:
+            leaving.stay()
+            others.discard(name)
+            if (node.parent, node.name) == name and others:
+                node.parent, node.name = others.pop()
+            if not others:
+                del self._more_names[inode]
+            return
+        cached = self._directories.pop(inode, None)
+        if cached is not None:
+            os.close(cached)
+        if leaving.fd is not None:
+            self._orphans[inode] = leaving.fd
+
+    def _move(self, inode: int, old: Name, new: Name) -> None:
+        node = self._known.get(inode)
+        if node is None:
+            return
+        others = self._more_names.get(inode)
+        if others is not None and old in others:
+            others.discard(old)
+            others.add(new)
+        else:
+            node.parent, node.name = new
+
+
+class _Leaving:
+    """An inode that is about to lose a name, held so that it can become an orphan."""
+
+    __slots__ = ("fd", "inode")
+
+    def __init__(self, inode: int, fd: int | None) -> None:
+        self.inode = inode
+        self.fd = fd
+
+    def stay(self) -> None:
+        """The name was not removed."""
+        if self.fd is not None:
+            os.close(self.fd)
