@@ -7,7 +7,6 @@ a tree that is not touched until the supervisor says that its mount has ended, o
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -124,7 +123,7 @@ class DaemonSession:
         volume, inode = self._mounted(), arguments["inode"]
         if inode is None:
             return {"state": volume.state(), "hash": ""}
-        if os.path.lexists(os.path.join(volume.layout.remote, str(int(inode)))):
+        if volume.is_remote(int(inode)):
             return {"state": "remote", "hash": ""}
         blob = volume.pins.known_blob(int(inode))
         if blob is None:

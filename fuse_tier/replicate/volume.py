@@ -96,6 +96,13 @@ class Volume:
         """The highest snapshot number known to exist anywhere: the next one is above it."""
         return self._highest
 
+    def is_remote(self, inode: int) -> bool:
+        """Whether a file's content is not here yet."""
+        return os.path.lexists(os.path.join(self.layout.remote, str(inode)))
+
+    def _read_record(self) -> TreeRecord | None:
+        return read_record(self.layout) if os.path.isdir(self.layout.tree) else None
+
     def make_directories(self) -> None:
         """Everything but the tree."""
         for path in (self.layout.root, self.layout.pins, self.layout.remote):
@@ -104,7 +111,7 @@ class Volume:
     async def load(self) -> None:
         """Reads what the RAM tier has of this volume."""
         self.make_directories()
-        record = read_record(self.layout) if os.path.isdir(self.layout.tree) else None
+        record = self._read_record()
         numbers = [snapshot.number for snapshot in await self._ram.snapshots(self.identity)]
         self._highest = max([self._highest, *numbers])
         self._lineage = record.lineage if record else None
