@@ -126,9 +126,8 @@ def _volumes(volumes: Iterable[dict[str, Any]]) -> Table:
 def _newest(newest: dict[str, Any] | None) -> str:
     if not newest:
         return "none"
-    return (
-        f"{newest['number']} ({newest['files']} files, {format_size(newest['bytes'])}, {_age(newest['created_ns'])})"
-    )
+    size, age = format_size(newest["bytes"]), _age(newest["created_ns"])
+    return f"{newest['number']} ({newest['files']} files, {size}, {age} ago)"
 
 
 def verify_view(facts: dict[str, Any]) -> Table:

@@ -65,15 +65,14 @@ def demo(as_json: bool) -> int:
     Example:
       fuse-tier demo
     """
+    from functools import partial
+
     import trio
     from rich.console import Console
 
     from fuse_tier.demo import run_demo
 
-    async def run() -> int:
-        return await run_demo(Console(stderr=as_json), json=as_json)
-
-    return trio.run(run)
+    return trio.run(partial(run_demo, Console(stderr=as_json), json=as_json))
 
 
 @click.command(short_help="Measure it on this machine.")
