@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fuse_tier.cli.options import TIERS, IdentityType, SecondsType, SnapshotType, json_option, node_option, print_json
+from fuse_tier.cli.reporting import say_error
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import TierUnavailable
 
@@ -152,5 +153,5 @@ def verify(socket: str | None, tier: str | None, identity: str | None, as_json: 
     else:
         print_out(verify_view(facts))
     for place, name in damaged:
-        click.echo(f"fuse-tier: {place}: {name} is damaged", err=True)
+        say_error(f"damage in {place}: {name}")
     return 1 if damaged else 0

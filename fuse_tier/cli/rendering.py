@@ -77,11 +77,12 @@ def status_view(facts: dict[str, Any]) -> Group:
     """What ``status`` shows."""
     queue, rates = facts["queue"], facts["rates"]
     head = f"node {facts['node']}, cluster {facts['cluster']}, version {facts['version']}"
-    tail = (
-        f"queue: {queue['copies']} copies, {format_size(queue['bytes'])}; "
-        f"to peers {format_rate(rates['peer_bytes_per_second'])}, "
-        f"to the bucket {format_rate(rates['bucket_bytes_per_second'])}"
+    speeds = ", ".join(
+        f"to {name} {format_rate(rates[key])}"
+        for key, name in (("peer_bytes_per_second", "peers"), ("bucket_bytes_per_second", "the bucket"))
+        if key in rates
     )
+    tail = f"queue: {queue['copies']} copies, {format_size(queue['bytes'])}{'; ' if speeds else ''}{speeds}"
     volumes: RenderableType = _volumes(facts["volumes"]) if facts["volumes"] else Text("no volumes")
     passthrough = Text(f"passthrough: {facts['passthrough']}")
     return Group(Text(head, style="bold"), passthrough, "", _tiers(facts["tiers"]), "", volumes, "", Text(tail))

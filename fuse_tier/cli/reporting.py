@@ -40,9 +40,13 @@ def _run(commands: click.Group) -> int:
 def report(error: FuseTierError) -> int:
     """Says what is wrong, a line for each mistake, and gives the exit status."""
     for line in str(error).splitlines() or [type(error).__name__]:
-        # What a node says may quote a name from elsewhere: nothing of it shall steer the terminal.
-        click.echo(f"fuse-tier: {''.join(c if c.isprintable() else '?' for c in line)}", err=True)
+        say_error(line)
     return error.exit_status
+
+
+def say_error(line: str) -> None:
+    """One line on stderr. It may quote a name from elsewhere: nothing of it shall steer the terminal."""
+    click.echo(f"fuse-tier: {''.join(c if c.isprintable() else '?' for c in line)}", err=True)
 
 
 def _of_system(error: OSError) -> int:

@@ -67,20 +67,30 @@ def mount(
     )
     with connected(socket) as node:
         facts = facts_of(watch(node.steps("Mount", request, Deadline.RESTORE)))
+    restored = facts["restored"]
     if as_json:
         print_json(facts)
-        return
-    click.echo(f"{facts['identity']} is mounted at {facts['mountpoint']}: {_restored(facts.get('restored'))}")
+    else:
+        click.echo(f"{facts['identity']} is mounted at {facts['mountpoint']}: {_restored(restored)}")
+    for path in restored.get("unreadable", ()) if restored else ():
+        click.echo(
+            f"fuse-tier: {printable(path)}: no tier has its content intact: reading it gives an I/O error", err=True
+        )
 
 
 def _restored(restored: dict[str, Any] | None) -> str:
     if not restored:
         return "nothing had to be restored"
-    size, seconds = restored["bytes"], restored["seconds"]
+    source = f" from {restored['from']}" if restored["from"] else ""
     return (
-        f"snapshot {restored['snapshot']} restored from {restored['from']}, {restored['files']} files, "
-        f"{format_size(size)} in {format_duration(seconds)}"
+        f"snapshot {_number(restored['snapshot'])} restored{source}, {restored['files']} files, "
+        f"{format_size(restored['bytes'])} in {format_duration(restored['seconds'])}"
     )
+
+
+def _number(snapshot: str) -> str:
+    """Of ``NAMESPACE/WORKLOAD/REPLICA@NUMBER`` the number, where the rest was said already."""
+    return snapshot.rpartition("@")[2]
 
 
 @click.command(short_help="End a mount.")
@@ -147,9 +157,11 @@ def wait(directory: str, socket: str | None, tier: str, timeout: float, as_json:
         facts = facts_of(watch(node.steps("Wait", request, timeout + Deadline.CONTROL_CALL)))
     if as_json:
         print_json(facts)
+    elif facts["snapshot"] is None:
+        click.echo(f"{facts['identity']}: nothing was written yet, so nothing is missing on {facts['tier']}")
     else:
-        took = format_duration(facts["seconds"])
-        click.echo(f"{facts['identity']}: snapshot {facts['snapshot']} is on {facts['tier']} after {took}")
+        number, took = _number(facts["snapshot"]), format_duration(facts["seconds"])
+        click.echo(f"{facts['identity']}: snapshot {number} is on {facts['tier']} after {took}")
 
 
 @click.command(short_help="Write a snapshot into a directory.")
@@ -181,7 +193,7 @@ def restore(socket: str | None, identity: str, snapshot: int | None, run: str, d
         return
     seconds = time.monotonic() - started
     click.echo(
-        f"{identity}: snapshot {facts['snapshot']} restored to {facts['to']}: {facts['files']} files, "
+        f"{identity}: snapshot {_number(facts['snapshot'])} restored to {facts['to']}: {facts['files']} files, "
         f"{format_size(facts['bytes'])} in {format_duration(seconds)} ({format_rate(facts['bytes'] / seconds)})"
     )
     for place, size in facts.get("sources", {}).items():

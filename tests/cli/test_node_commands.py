@@ -17,10 +17,18 @@ from fuse_tier.errors import IdentityBusy, TierUnavailable
 from fuse_tier.wire import control_pb2 as pb
 from tests.cli.conftest import CREATED_NS, SNAPSHOT, AskedNode, command, environment, run, running, status_facts
 
-MOUNTED = {
+MOUNTED: dict[str, Any] = {
     "identity": "default/llama/0",
     "mountpoint": "/ckpt",
-    "restored": {"snapshot": 12, "from": "peer b", "files": 8, "bytes": 1 << 30, "seconds": 0.8},
+    "restored": {
+        "snapshot": SNAPSHOT,
+        "from": "peer b",
+        "files": 8,
+        "bytes": 1 << 30,
+        "seconds": 0.8,
+        "sources": {"peer b": 1 << 30},
+        "unreadable": [],
+    },
 }
 
 
@@ -159,8 +167,17 @@ async def test_a_mount_says_what_it_restored_and_from_where(node: AskedNode, tmp
     node.facts = MOUNTED | {"restored": None}
     plain = await run("mount", "--node", node.socket, "--identity", "default/llama/0", "/ckpt")
     assert plain.stdout == "default/llama/0 is mounted at /ckpt: nothing had to be restored\n"
+    assert plain.stderr == ""
     as_json = await run("mount", "--json", "--node", node.socket, "--identity", "default/llama/0", "/ckpt")
     assert json.loads(as_json.stdout) == node.facts
+
+
+async def test_a_mount_names_the_files_that_no_tier_has_intact(node: AskedNode) -> None:
+    node.facts = MOUNTED | {"restored": MOUNTED["restored"] | {"unreadable": ["step/w\x1b"], "from": ""}}
+    done = await run("mount", "--node", node.socket, "--identity", "default/llama/0", "/ckpt")
+    assert done.returncode == 0
+    assert ": snapshot 12 restored, 8 files" in done.stdout
+    assert done.stderr == "fuse-tier: step/w?: no tier has its content intact: reading it gives an I/O error\n"
 
 
 async def test_an_interrupted_mount_is_cancelled_at_the_node(node: AskedNode) -> None:
@@ -192,7 +209,7 @@ def mounted(node: AskedNode, tmp_path: Path) -> Path:
 
 
 async def test_a_wait_asks_the_node_that_mounted_the_directory(node: AskedNode, mounted: Path) -> None:
-    node.facts = {"identity": "default/llama/0", "snapshot": 12, "tier": "bucket", "seconds": 2.5}
+    node.facts = {"identity": "default/llama/0", "snapshot": SNAPSHOT, "tier": "bucket", "seconds": 2.5}
     done = await run("wait", str(mounted), "--tier", "bucket", "--timeout", "90", FUSE_TIER_NODE="/nowhere")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "default/llama/0: snapshot 12 is on bucket after 2.5 s\n"
@@ -200,6 +217,9 @@ async def test_a_wait_asks_the_node_that_mounted_the_directory(node: AskedNode, 
     done = await run("wait", str(mounted), "--tier", "bucket", "--timeout", "5m", "--json")
     assert json.loads(done.stdout) == node.facts
     assert node.requests[1].timeout_seconds == 300
+    node.facts = node.facts | {"snapshot": None}
+    done = await run("wait", str(mounted), "--tier", "bucket")
+    assert done.stdout == "default/llama/0: nothing was written yet, so nothing is missing on bucket\n"
 
 
 async def test_an_unmount_says_where_the_newest_snapshot_is(node: AskedNode, mounted: Path) -> None:
@@ -216,7 +236,7 @@ async def test_an_unmount_says_where_the_newest_snapshot_is(node: AskedNode, mou
 
 async def test_a_restore_says_what_came_from_where(node: AskedNode, tmp_path: Path) -> None:
     node.facts = {
-        "snapshot": 12,
+        "snapshot": SNAPSHOT,
         "to": str(tmp_path),
         "files": 8,
         "bytes": 3 << 20,
@@ -236,11 +256,11 @@ async def test_verify_lists_damage_and_ends_with_1(node: AskedNode) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert re.split(r"\s{2,}", done.stdout.splitlines()[1].strip()) == ["ram", "ram of a", "2", "9", "3 MiB", "0"]
     assert node.requests == [pb.NodeVerifyRequest(tier="ram")]
-    node.facts = {"tiers": [tier | {"damaged": ["default/llama/0@12 weights.bin"]}]}
+    node.facts = {"tiers": [tier | {"damaged": ["default/llama/0@12: weights\x1b.bin: it is cut short"]}]}
     for arguments in ([], ["--json"]):
         done = await run("verify", *arguments, "--node", node.socket)
         assert done.returncode == 1
-        assert done.stderr == "fuse-tier: ram of a: default/llama/0@12 weights.bin is damaged\n"
+        assert done.stderr == "fuse-tier: damage in ram of a: default/llama/0@12: weights?.bin: it is cut short\n"
 
 
 async def test_a_terminal_gets_a_progress_bar_on_stderr(node: AskedNode) -> None:
