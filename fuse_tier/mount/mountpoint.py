@@ -144,6 +144,11 @@ def _check_privileges(path: str) -> None:
             f"{path} cannot be mounted: {FUSE_DEVICE} is missing: load the kernel module with `modprobe fuse`, "
             "or give the container that device"
         )
+    if not os.access(FUSE_DEVICE, os.R_OK | os.W_OK):
+        raise MountError(
+            f"{path} cannot be mounted: {FUSE_DEVICE} may not be opened by {_user()}: "
+            f"let root `chmod 666 {FUSE_DEVICE}`, which is usual, or run the node as root"
+        )
     if os.geteuid() != 0 and shutil.which("fusermount3") is None:
         raise MountError(
             f"{path} cannot be mounted without root: fusermount3 is missing: install Debian's package fuse3"
