@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from fuse_tier.cli.options import TIERS, IdentityType, SecondsType, json_option, node_option, print_json
+from fuse_tier.cli.reporting import say_error
 from fuse_tier.deadlines import Deadline
 from fuse_tier.quantities import format_duration, format_rate, format_size
 
@@ -73,9 +74,7 @@ def mount(
     else:
         click.echo(f"{facts['identity']} is mounted at {facts['mountpoint']}: {_restored(restored)}")
     for path in restored.get("unreadable", ()) if restored else ():
-        click.echo(
-            f"fuse-tier: {printable(path)}: no tier has its content intact: reading it gives an I/O error", err=True
-        )
+        say_error(f"{path}: no tier has its content intact: reading it gives an I/O error")
 
 
 def _restored(restored: dict[str, Any] | None) -> str:
