@@ -192,7 +192,10 @@ class Mounting:
             return
         with trio.move_on_after(seconds) as scope:
             for tier, copies in self._volumes.tiers_to_reach():
-                await volume.wait_until_on(tier, newest.id.number, copies)
+                if tier is TierName.PEER:
+                    copies = min(copies, sum(member.alive for member in self._membership.members()))
+                if copies:
+                    await volume.wait_until_on(tier, newest.id.number, copies)
         if scope.cancelled_caught:
             log.warning(
                 "drain.ran_out",

@@ -111,6 +111,7 @@ class Volume:
     async def load(self) -> None:
         """Reads what the RAM tier has of this volume."""
         self.make_directories()
+        await trio.to_thread.run_sync(self.pins.recover)
         record = self._read_record()
         numbers = [snapshot.number for snapshot in await self._ram.snapshots(self.identity)]
         self._highest = max([self._highest, *numbers])

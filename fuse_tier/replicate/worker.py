@@ -34,6 +34,7 @@ from fuse_tier.replicate.inventory import Inventory
 from fuse_tier.replicate.membership import Membership, build_membership
 from fuse_tier.replicate.mounting import Mounting
 from fuse_tier.replicate.node_service import NodeService
+from fuse_tier.replicate.peer_service import PeerService
 from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.restore import Restorer
 from fuse_tier.replicate.supervisor import Supervisor
@@ -41,10 +42,12 @@ from fuse_tier.replicate.upkeep import Upkeep
 from fuse_tier.replicate.volume import Volume, VolumeOptions
 from fuse_tier.replicate.volumes import Volumes
 from fuse_tier.tiers.bucket import BucketTier
-from fuse_tier.tiers.peer import PeerTier
+from fuse_tier.tiers.peer import Introduction, PeerTier
 from fuse_tier.tiers.ram import RamTier
 from fuse_tier.wire import channel, grpc
-from fuse_tier.wire.control_pb2_grpc import add_NodeServicer_to_server
+from fuse_tier.wire.bulk.server import serve_bulk
+from fuse_tier.wire.bulk.sessions import Sessions
+from fuse_tier.wire.control_pb2_grpc import add_NodeServicer_to_server, add_PeerServicer_to_server
 from fuse_tier.wire.tls import TlsFiles
 
 log = structlog.get_logger(__name__)
@@ -66,6 +69,7 @@ class Worker:
         hashing = trio.CapacityLimiter(_HASHING_THREADS)
         self._ram = RamTier(layout, config.node)
         bucket = BucketTier(config.bucket.url, config.bucket.endpoint) if config.bucket else None
+        self._sessions = Sessions()
         self._holdings: dict[Identity, tuple[int, ...]] = {}
         self._membership: Membership = build_membership(config, self._instance, self._facts)
         self._places = Places(self._ram, self._membership, bucket, self._connect)
@@ -82,7 +86,8 @@ class Worker:
         self._volumes.tasks = [self._fanout.keep_peers, self._keep_bucket, self._pass_news_on]
 
     def _connect(self, member: Member) -> PeerTier:
-        raise NotImplementedError
+        own = Introduction(self._config.cluster, self._config.node, self._instance)
+        return PeerTier(member.node, member.control, own, self._tls, encrypt=self._config.encrypt_peer_traffic)
 
     def _facts(self) -> LocalFacts:
         return LocalFacts(
@@ -126,6 +131,22 @@ class Worker:
             f"the supervisor does not answer on {self._config.socket}.supervisor: start `fuse-tier node`, "
             "which starts this worker itself"
         )
+
+    async def _serve_bulk(self, task_status: trio.TaskStatus[int]) -> None:
+        address = str(self._config.listen.bulk)
+        await serve_bulk(address, self._sessions, self._ram, self._ram, self._tls, task_status=task_status)
+
+    async def _serve_peers(self, task_status: trio.TaskStatus[int]) -> None:
+        service = PeerService(
+            self._ram,
+            self._sessions,
+            self._membership.own,
+            self._config.cluster,
+            secure=self._tls is not None,
+            encrypt=self._config.encrypt_peer_traffic,
+        )
+        services = [(add_PeerServicer_to_server, service)]
+        await grpc.serve(services, str(self._config.listen.control), self._tls, task_status=task_status)
 
     async def _serve_operator(self, task_status: trio.TaskStatus[int]) -> None:
         config = self._config
@@ -182,6 +203,7 @@ class Worker:
         holdings = {identity: tuple(numbers) for identity, numbers in found.items()}
         if holdings != self._holdings:
             self._holdings = holdings
+            self._upkeep.wake.announce()
             self._membership.report_soon()
 
     async def drain(self) -> None:

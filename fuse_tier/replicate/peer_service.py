@@ -1,0 +1,181 @@
+"""What a node does for its peers: keeps copies in its RAM tier, and hands them out.
+
+Peers are believed nothing: every field is checked here, before the tier sees it, and content is hashed by the
+tier. Decides nothing about what should be where; bytes of content travel in sessions over bulk streams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import trio
+
+from fuse_tier import __version__
+from fuse_tier.blobs import Blob
+from fuse_tier.errors import (
+    ConfigError,
+    InvalidRequest,
+    MalformedManifest,
+    NotAuthorized,
+    TierFull,
+    TierRefused,
+)
+from fuse_tier.identity import SnapshotId, is_name
+from fuse_tier.manifest import Manifest, decode, encode
+from fuse_tier.members import Member
+from fuse_tier.tiers.ram import RamTier
+from fuse_tier.wire import control_pb2 as pb
+from fuse_tier.wire.bulk.format import MAX_SESSION_BLOBS, decode_blob, encode_blob
+from fuse_tier.wire.bulk.sessions import Direction, Session, Sessions
+from fuse_tier.wire.grpc import Caller
+from fuse_tier.wire.members import PROTOCOL, parse_identity
+
+SMALLEST_GRACE_SECONDS = 600.0
+"""Content that peers have pushed, and will name in a manifest soon, is never collected sooner at a peer's wish."""
+
+_MOST_BLOBS_ASKED = 1 << 20
+_RESERVE_BYTES = 16 << 20  # of the RAM tier, for manifests and what a job's markers need
+_RESERVE_PART = 50  # or this part of a small tier
+
+
+class PeerService:
+    """The gRPC service ``Peer`` of ``control.proto``, for ``wire/grpc.py`` to serve.
+
+    ``own`` gives what the node says of itself at the moment; ``secure`` says whether it has certificates, and then
+    ``encrypt`` whether content has to be encrypted even when the peer would do without.
+    """
+
+    def __init__(
+        self,
+        ram: RamTier,
+        sessions: Sessions,
+        own: Callable[[], Member],
+        cluster: str,
+        *,
+        secure: bool,
+        encrypt: bool,
+        smallest_grace_seconds: float = SMALLEST_GRACE_SECONDS,
+    ) -> None:
+        self._ram = ram
+        self._sessions = sessions
+        self._own = own
+        self._cluster = cluster
+        self._secure = secure
+        self._encrypt = encrypt
+        self._smallest_grace_seconds = smallest_grace_seconds
+        self._parsing = trio.CapacityLimiter(2)
+
+    async def Hello(self, request: pb.HelloRequest, caller: Caller) -> pb.HelloReply:  # noqa: N802 - gRPC's name
+        """Who we are. Refuses another protocol and another cluster; two of one name the caller has to notice."""
+        own = self._own()
+        if not is_name(request.node) or not is_name(request.instance):
+            raise InvalidRequest(f"{request.node!r} with instance {request.instance!r} is no valid name of a node")
+        if caller.node is not None and caller.node != request.node:
+            raise NotAuthorized(
+                f"the certificate is of node {caller.node!r}, and it says that it is {request.node!r}: give each "
+                "node its own certificate (tls in node.yaml)"
+            )
+        if request.protocol != PROTOCOL:
+            raise TierRefused(
+                f"node {own.node} runs fuse-tier {__version__} with protocol {PROTOCOL}, and {request.node} speaks "
+                f"protocol {request.protocol}: run one version on all nodes"
+            )
+        if request.cluster != self._cluster:
+            raise TierRefused(
+                f"node {own.node} belongs to cluster {self._cluster!r}, and {request.node} to {request.cluster!r}: "
+                "correct the cluster or the peers' addresses in node.yaml"
+            )
+        return pb.HelloReply(
+            protocol=PROTOCOL,
+            cluster=self._cluster,
+            node=own.node,
+            instance=own.instance,
+            version=__version__,
+            bulk=own.bulk,
+            mounted=sorted(map(str, own.mounted)),
+            capacity_bytes=own.capacity_bytes,
+            free_bytes=max(0, own.free_bytes),
+        )
+
+    async def Missing(self, request: pb.BlobList, caller: Caller) -> pb.BlobList:  # noqa: N802
+        """Which of these are not here yet."""
+        blobs = _decode_blobs(request.blobs, _MOST_BLOBS_ASKED)
+        return pb.BlobList(blobs=map(encode_blob, await self._ram.missing(blobs)))
+
+    async def OpenPush(self, request: pb.PushRequest, caller: Caller) -> pb.Session:  # noqa: N802
+        """A session in which the caller sends these blobs. Refuses what there is no room for."""
+        blobs = _decode_blobs(request.blobs, MAX_SESSION_BLOBS)
+        needed = sum(blob.size for blob in blobs)
+        capacity = self._ram.capacity_bytes()
+        free = self._ram.free_bytes() - min(_RESERVE_BYTES, capacity // _RESERVE_PART)
+        if needed > free:
+            raise TierFull(
+                f"the {self._ram.place} has room for {max(0, free)} bytes, and {needed} are offered: give it more "
+                "(ram.size), or keep fewer snapshots (keep.ram)"
+            )
+        return self._grant(Direction.PUSH, blobs, request.encrypt, caller)
+
+    async def OpenPull(self, request: pb.PullRequest, caller: Caller) -> pb.Session:  # noqa: N802
+        """A session in which the caller receives these blobs, or is told for each that it is not here."""
+        blobs = _decode_blobs(request.blobs, MAX_SESSION_BLOBS)
+        return self._grant(Direction.PULL, blobs, request.encrypt, caller)
+
+    async def Commit(self, request: pb.ManifestText, caller: Caller) -> pb.Empty:  # noqa: N802
+        """Lists a snapshot whose content is all here."""
+        await self._ram.commit(await _parse_manifest(request.text, self._parsing))
+        return pb.Empty()
+
+    async def Snapshots(self, request: pb.SnapshotsRequest, caller: Caller) -> pb.SnapshotsReply:  # noqa: N802
+        """Everything listed, of one volume or of all."""
+        identity = parse_identity(request.identity) if request.identity else None
+        return pb.SnapshotsReply(ids=map(str, await self._ram.snapshots(identity)))
+
+    async def Manifest(self, request: pb.SnapshotRequest, caller: Caller) -> pb.ManifestText:  # noqa: N802
+        """The text of a listed manifest."""
+        manifest = await self._ram.manifest(_parse_snapshot(request.id))
+        return pb.ManifestText(text=await trio.to_thread.run_sync(encode, manifest, limiter=self._parsing))
+
+    async def Drop(self, request: pb.SnapshotRequest, caller: Caller) -> pb.Empty:  # noqa: N802
+        """Takes a snapshot from the list."""
+        await self._ram.drop(_parse_snapshot(request.id))
+        return pb.Empty()
+
+    async def Verify(self, request: pb.VerifyRequest, caller: Caller) -> pb.VerifyReply:  # noqa: N802
+        """Reads and hashes what is listed here, of one volume or of all."""
+        report = await self._ram.verify(parse_identity(request.identity) if request.identity else None)
+        return pb.VerifyReply(
+            snapshots=report.snapshots, blobs=report.blobs, bytes=report.bytes, damaged=report.damaged
+        )
+
+    async def Collect(self, request: pb.CollectRequest, caller: Caller) -> pb.CollectReply:  # noqa: N802
+        """Removes blobs that no manifest names, but none that might still be named soon."""
+        grace = max(request.grace_seconds, self._smallest_grace_seconds)  # NaN gives way as well
+        return pb.CollectReply(freed_bytes=await self._ram.collect(grace))
+
+    def _grant(self, direction: Direction, blobs: tuple[Blob, ...], encrypt: bool, caller: Caller) -> pb.Session:
+        encrypted = self._secure and (self._encrypt or encrypt)
+        token = self._sessions.grant(Session(caller.node, direction, blobs, encrypted))
+        return pb.Session(token=token, encrypted=encrypted)
+
+
+async def _parse_manifest(text: bytes, limiter: trio.CapacityLimiter) -> Manifest:
+    try:
+        return await trio.to_thread.run_sync(decode, text, limiter=limiter)
+    except MalformedManifest as error:
+        raise InvalidRequest(f"the manifest that was to be committed is refused: {error}") from error
+
+
+def _decode_blobs(encoded: Iterable[bytes], most: int) -> tuple[Blob, ...]:
+    blobs = tuple(map(decode_blob, encoded))
+    if len(blobs) > most:
+        raise InvalidRequest(f"{len(blobs)} blobs in one call are more than the {most} that are accepted")
+    if len(set(blobs)) != len(blobs):
+        raise InvalidRequest("a blob stands in the list twice")
+    return blobs
+
+
+def _parse_snapshot(text: str) -> SnapshotId:
+    try:
+        return SnapshotId.parse(text)
+    except ConfigError as error:
+        raise InvalidRequest(str(error)) from None
