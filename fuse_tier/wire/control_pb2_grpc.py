@@ -81,6 +81,11 @@ class PeerStub:
                 request_serializer=fuse__tier_dot_wire_dot_control__pb2.VerifyRequest.SerializeToString,
                 response_deserializer=fuse__tier_dot_wire_dot_control__pb2.VerifyReply.FromString,
                 _registered_method=True)
+        self.Collect = channel.unary_unary(
+                '/fuse_tier.v1.Peer/Collect',
+                request_serializer=fuse__tier_dot_wire_dot_control__pb2.CollectRequest.SerializeToString,
+                response_deserializer=fuse__tier_dot_wire_dot_control__pb2.CollectReply.FromString,
+                _registered_method=True)
 
 
 class PeerServicer:
@@ -145,6 +150,13 @@ class PeerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Collect(self, request, context):
+        """removes what no manifest names and is older than the grace
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PeerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -192,6 +204,11 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.Verify,
                     request_deserializer=fuse__tier_dot_wire_dot_control__pb2.VerifyRequest.FromString,
                     response_serializer=fuse__tier_dot_wire_dot_control__pb2.VerifyReply.SerializeToString,
+            ),
+            'Collect': grpc.unary_unary_rpc_method_handler(
+                    servicer.Collect,
+                    request_deserializer=fuse__tier_dot_wire_dot_control__pb2.CollectRequest.FromString,
+                    response_serializer=fuse__tier_dot_wire_dot_control__pb2.CollectReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -439,6 +456,33 @@ class Peer:
             '/fuse_tier.v1.Peer/Verify',
             fuse__tier_dot_wire_dot_control__pb2.VerifyRequest.SerializeToString,
             fuse__tier_dot_wire_dot_control__pb2.VerifyReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Collect(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fuse_tier.v1.Peer/Collect',
+            fuse__tier_dot_wire_dot_control__pb2.CollectRequest.SerializeToString,
+            fuse__tier_dot_wire_dot_control__pb2.CollectReply.FromString,
             options,
             channel_credentials,
             insecure,

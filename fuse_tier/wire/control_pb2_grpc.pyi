@@ -48,6 +48,8 @@ class PeerStub:
     Drop: _grpc.UnaryUnaryMultiCallable[_control_pb2.SnapshotRequest, _control_pb2.Empty]
     Verify: _grpc.UnaryUnaryMultiCallable[_control_pb2.VerifyRequest, _control_pb2.VerifyReply]
     """reads and hashes what it holds"""
+    Collect: _grpc.UnaryUnaryMultiCallable[_control_pb2.CollectRequest, _control_pb2.CollectReply]
+    """removes what no manifest names and is older than the grace"""
 
 @_typing.type_check_only
 class PeerAsyncStub(PeerStub):
@@ -66,6 +68,8 @@ class PeerAsyncStub(PeerStub):
     Drop: _aio.UnaryUnaryMultiCallable[_control_pb2.SnapshotRequest, _control_pb2.Empty]  # type: ignore[assignment]
     Verify: _aio.UnaryUnaryMultiCallable[_control_pb2.VerifyRequest, _control_pb2.VerifyReply]  # type: ignore[assignment]
     """reads and hashes what it holds"""
+    Collect: _aio.UnaryUnaryMultiCallable[_control_pb2.CollectRequest, _control_pb2.CollectReply]  # type: ignore[assignment]
+    """removes what no manifest names and is older than the grace"""
 
 class PeerServicer(metaclass=_abc_1.ABCMeta):
     """---- between nodes ----"""
@@ -135,6 +139,14 @@ class PeerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.VerifyReply, _abc.Awaitable[_control_pb2.VerifyReply]]:
         """reads and hashes what it holds"""
+
+    @_abc_1.abstractmethod
+    def Collect(
+        self,
+        request: _control_pb2.CollectRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.CollectReply, _abc.Awaitable[_control_pb2.CollectReply]]:
+        """removes what no manifest names and is older than the grace"""
 
 def add_PeerServicer_to_server(servicer: PeerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

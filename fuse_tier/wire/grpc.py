@@ -255,8 +255,12 @@ class Client:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def call(self, name: str, request: Any, deadline_seconds: float) -> Any:
-        """One request, one answer. Cancelling it cancels the handler."""
+    async def call(self, name: str, request: Any, deadline_seconds: float, settle_seconds: float = 0.0) -> Any:
+        """One request, one answer. Cancelling it cancels the handler.
+
+        A call that changes something may be given ``settle_seconds``: cancelled, it waits so long for its answer, so
+        that its change has come about or will not, rather than at any time later.
+        """
         token = trio.lowlevel.current_trio_token()
         answered = trio.Event()
 
@@ -269,6 +273,8 @@ class Client:
         try:
             await answered.wait()
         except trio.Cancelled:
+            with trio.move_on_after(settle_seconds, shield=True):
+                await answered.wait()
             call.cancel()
             raise
         try:

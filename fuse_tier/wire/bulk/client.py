@@ -1,6 +1,7 @@
 """The connecting side of bulk streams: one session there, or back.
 
-A cancelled transfer ends its stream, and thereby the other side's part in it.
+A cancelled transfer ends its stream, and with it the other side's part: a cancelled push waits, briefly, until
+the receiver has let go, so that nothing of it lands later.
 """
 
 from __future__ import annotations
@@ -10,26 +11,25 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 import trio
 
 from fuse_tier.blobs import Blob, Progress, Sink, Source
 from fuse_tier.deadlines import Deadline
-from fuse_tier.errors import InvalidRequest, TierError, TierRefused, TierUnavailable
+from fuse_tier.errors import InvalidRequest, TierRefused, TierUnavailable
 from fuse_tier.threads import run_interruptible
 from fuse_tier.wire.bulk import format
 from fuse_tier.wire.bulk.format import Answer
 from fuse_tier.wire.bulk.streams import Stream, StreamBroken
-from fuse_tier.wire.bulk.transfer import patience_for, receive, receive_verdicts, transmit
+from fuse_tier.wire.bulk.transfer import Receipt, patience_for, receive, receive_verdicts, transmit
 from fuse_tier.wire.tls import SERVER_NAME, TlsFiles, client_context
 
-_T = TypeVar("_T")
+_LETTING_GO_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Destination:
-    """Where and how to begin a granted session. ``tls`` is None for a stream in the clear."""
+class Grant:
+    """Where a session was granted, and its token. ``tls`` is None for a stream in the clear."""
 
     address: str  # HOST:PORT
     token: bytes
@@ -37,82 +37,110 @@ class Destination:
 
 
 async def push(
-    to: Destination, blobs: Sequence[Blob], source: Source, progress: Progress, threads: trio.CapacityLimiter
-) -> dict[Blob, TierError]:
-    """Sends the session's blobs; gives those that did not get there. All others the receiver has verified.
+    grant: Grant, blobs: Sequence[Blob], source: Source, progress: Progress, threads: trio.CapacityLimiter
+) -> Receipt:
+    """Sends the session's blobs. What the receipt says has arrived, the receiver has verified.
 
     Raises TierUnavailable, and then nothing is known of any; TierRefused.
     """
 
-    def send(stream: Stream) -> dict[Blob, TierError]:
-        unreadable = transmit(stream, blobs, source, progress)
-        return receive_verdicts(stream, blobs) | unreadable
+    receipt = Receipt()
 
-    return await _transfer(to, blobs, send, threads)
+    def send(stream: Stream) -> None:
+        try:
+            _begin(stream, grant, blobs)
+            unreadable = transmit(stream, blobs, source, progress)
+            receive_verdicts(stream, blobs, receipt)
+        except StreamBroken:
+            stream.await_end(_LETTING_GO_SECONDS)
+            raise
+        receipt.failed |= unreadable
+        receipt.torn -= unreadable.keys()
+
+    async with _connected(grant.address) as stream:
+        await _run_ending_gently(stream, partial(send, stream), threads)
+    return receipt
 
 
 async def pull(
-    from_: Destination,
+    grant: Grant,
     blobs: Sequence[Blob],
     sink: Sink,
     progress: Progress,
     threads: trio.CapacityLimiter,
-    arrived: set[Blob],
-    failed: dict[Blob, TierError],
+    receipt: Receipt,
 ) -> None:
     """Receives the session's blobs into the sink, and notes for each how it went, as it goes.
 
     Raises TierUnavailable and TierRefused; what was noted before holds.
     """
-    await _transfer(from_, blobs, lambda stream: receive(stream, blobs, sink, progress, arrived, failed), threads)
+
+    def fetch(stream: Stream) -> None:
+        _begin(stream, grant, blobs)
+        receive(stream, blobs, sink, progress, receipt)
+
+    async with _connected(grant.address) as stream:
+        await run_interruptible(partial(fetch, stream), stream.interrupt, threads)
 
 
-async def _transfer(
-    to: Destination, blobs: Sequence[Blob], work: Callable[[Stream], _T], threads: trio.CapacityLimiter
-) -> _T:
-    def converse(stream: Stream) -> _T:
-        _begin(stream, to)
-        stream.patience(patience_for(blobs))
-        return work(stream)
+def _begin(stream: Stream, grant: Grant, blobs: Sequence[Blob]) -> None:
+    if grant.tls is not None:
+        stream.encrypt(client_context(grant.tls), SERVER_NAME)
+    stream.send(format.encode_prelude(grant.token))
+    answer = format.decode_answer(stream.receive_exactly(format.ANSWER_BYTES))
+    if answer is Answer.OTHER_VERSION:
+        raise TierRefused(
+            f"{grant.address} speaks another version of the bulk protocol: run one version on both nodes"
+        )
+    if answer is Answer.NO_SUCH_SESSION:
+        raise TierUnavailable(f"{grant.address} does not know the session any more: another try begins a new one")
+    stream.patience(patience_for(blobs))
 
-    async with _connected(to.address) as stream:
+
+async def _run_ending_gently(stream: Stream, work: Callable[[], None], threads: trio.CapacityLimiter) -> None:
+    """Runs ``work``; when cancelled, ends only what it sends, and waits a little for the other side to end."""
+    ended = trio.Event()
+    failure: Exception | None = None
+
+    async def end_when_cancelled() -> None:
         try:
-            return await run_interruptible(partial(converse, stream), stream.interrupt, threads)
-        except StreamBroken as error:
-            raise TierUnavailable(f"transfer with {to.address} failed: {error}") from error
-        except InvalidRequest as error:
-            raise TierRefused(f"{to.address} does not keep to the bulk protocol: {error}") from error
+            await ended.wait()
+        except trio.Cancelled:
+            stream.interrupt_sending()
+            with trio.move_on_after(_LETTING_GO_SECONDS, shield=True):
+                await ended.wait()
+            running.cancel()
+            raise
 
-
-def _begin(stream: Stream, to: Destination) -> None:
-    if to.tls is not None:
-        stream.encrypt(client_context(to.tls), SERVER_NAME)
-    stream.send(format.encode_prelude(to.token))
-    match format.decode_answer(stream.receive_exactly(format.ANSWER_BYTES)):
-        case Answer.OTHER_VERSION:
-            raise TierRefused(
-                f"{to.address} speaks another version of the bulk protocol: run the same version on both"
-            )
-        case Answer.NO_SUCH_SESSION:
-            raise TierUnavailable(
-                f"{to.address} has forgotten the session, as after a restart: another try gets a new one"
-            )
-        case Answer.OK:
-            return
+    async with trio.open_nursery() as nursery:
+        with trio.CancelScope(shield=True) as running:
+            nursery.start_soon(end_when_cancelled)
+            try:
+                await run_interruptible(work, stream.interrupt, threads)
+            except Exception as error:  # noqa: BLE001 - raised below, out of the nursery's group
+                failure = error
+        ended.set()
+    if failure is not None:
+        raise failure
 
 
 @asynccontextmanager
 async def _connected(address: str) -> AsyncIterator[Stream]:
+    """A stream for one transfer, whose errors are told with the address."""
     stream = await _connect(address)
     try:
         yield stream
+    except StreamBroken as error:
+        raise TierUnavailable(f"the transfer with {address} failed: {error}") from error
+    except InvalidRequest as error:
+        raise TierRefused(f"{address} does not keep to the bulk protocol: {error}") from error
     finally:
         stream.close()
 
 
 async def _connect(address: str) -> Stream:
     host, _, port = address.rpartition(":")
-    cause: OSError | None = None
+    cause = "it has no address"
     with trio.move_on_after(Deadline.BULK_CONNECT):
         try:
             found = await trio.socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
@@ -123,10 +151,10 @@ async def _connect(address: str) -> Stream:
                 try:
                     await connecting.connect(target)
                 except OSError as error:
-                    cause = error
+                    cause = error.strerror or str(error)
                     continue
                 connected = socket.socket(fileno=connecting.detach())
             connected.setblocking(True)
             return Stream(connected, Deadline.BULK_CONNECT)
-        raise TierUnavailable(f"{address} does not answer: {cause.strerror if cause else 'it has no address'}")
+        raise TierUnavailable(f"{address} does not answer: {cause.lower()}")
     raise TierUnavailable(f"{address} did not answer within {Deadline.BULK_CONNECT:g} s")

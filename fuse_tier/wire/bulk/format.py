@@ -26,6 +26,7 @@ from fuse_tier.errors import Damaged, InvalidRequest, NotFound, TierError, TierF
 
 VERSION = 1
 TOKEN_BYTES = 32
+MAX_SESSION_BLOBS = 4096
 TLS_HANDSHAKE = 0x16  # RFC 8446, 5.1: the first byte of a TLS connection; no prelude begins with it
 
 _MAGIC = b"FTBS"
@@ -60,7 +61,7 @@ class Outcome(enum.IntEnum):
     FAILED = 4
 
 
-_KINDS: dict[Outcome, type[TierError]] = {
+ERRORS: dict[Outcome, type[TierError]] = {
     Outcome.NOT_FOUND: NotFound,
     Outcome.DAMAGED: Damaged,
     Outcome.FULL: TierFull,
@@ -70,15 +71,9 @@ _KINDS: dict[Outcome, type[TierError]] = {
 
 def outcome_of(error: TierError | None) -> Outcome:
     """How an error is said to the other side."""
-    return next(
-        (outcome for outcome, kind in _KINDS.items() if isinstance(error, kind)),
-        Outcome.FAILED if error else Outcome.OK,
-    )
-
-
-def error_of(outcome: Outcome, reason: str) -> TierError | None:
-    """What the other side said; None when all is well."""
-    return _KINDS[outcome](reason) if outcome in _KINDS else None
+    if error is None:
+        return Outcome.OK
+    return next((outcome for outcome, kind in ERRORS.items() if isinstance(error, kind)), Outcome.FAILED)
 
 
 def encode_blob(blob: Blob) -> bytes:

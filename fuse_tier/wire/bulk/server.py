@@ -15,15 +15,15 @@ from functools import partial
 import structlog
 import trio
 
-from fuse_tier.blobs import Blob, Sink, Source
+from fuse_tier.blobs import Sink, Source
 from fuse_tier.deadlines import Deadline
-from fuse_tier.errors import ConfigError, FuseTierError, InvalidRequest, NotAuthorized, TierError
+from fuse_tier.errors import ConfigError, FuseTierError, InvalidRequest, NotAuthorized
 from fuse_tier.threads import run_interruptible
 from fuse_tier.wire.bulk import format
 from fuse_tier.wire.bulk.format import Answer
 from fuse_tier.wire.bulk.sessions import Direction, Session, Sessions
-from fuse_tier.wire.bulk.streams import Stream, StreamBroken
-from fuse_tier.wire.bulk.transfer import patience_for, receive, send_verdicts, transmit
+from fuse_tier.wire.bulk.streams import HandshakeFailed, Stream, StreamBroken
+from fuse_tier.wire.bulk.transfer import Receipt, patience_for, receive, send_verdicts, transmit
 from fuse_tier.wire.tls import TlsFiles, node_of, server_context
 
 log = structlog.get_logger(__name__)
@@ -119,6 +119,10 @@ class _Server:
             accepted.setblocking(True)
             stream = Stream(accepted, Deadline.BULK_CONNECT)
             await self._converse(stream, address)
+        except HandshakeFailed as error:
+            log.warning("bulk.stream_failed", address=address, reason=str(error))
+        except StreamBroken as error:
+            log.info("bulk.stream_broken", address=address, reason=str(error))  # who asked for it knows, or has ended
         except (FuseTierError, OSError) as error:
             log.warning("bulk.stream_failed", address=address, reason=str(error))
         except Exception:
@@ -181,9 +185,9 @@ class _Server:
         if session.direction is Direction.PULL:
             transmit(stream, session.blobs, self._source, _nobody_watches)
         else:
-            failed: dict[Blob, TierError] = {}
-            receive(stream, session.blobs, self._sink, _nobody_watches, set(), failed)
-            send_verdicts(stream, session.blobs, failed)
+            receipt = Receipt()
+            receive(stream, session.blobs, self._sink, _nobody_watches, receipt)
+            send_verdicts(stream, session.blobs, receipt.failed)
 
 
 def _nobody_watches(moved: int) -> None:

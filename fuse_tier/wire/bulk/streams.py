@@ -10,9 +10,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import selectors
 import socket
 import ssl
 import struct
+import time
 from contextlib import suppress
 
 from fuse_tier.blobs import Progress
@@ -26,6 +28,10 @@ _ZEROS = bytes(64 << 10)
 
 class StreamBroken(TierUnavailable):
     """The other side went away, or stopped moving bytes, in the middle of a stream."""
+
+
+class HandshakeFailed(StreamBroken):
+    """TLS did not come about: no certificate, one of another authority, or no TLS at all."""
 
 
 class Stream:
@@ -74,7 +80,11 @@ class Stream:
             self.patience(self._patience)
             self._socket.do_handshake()
         except ssl.SSLCertVerificationError as error:
-            raise StreamBroken(f"its certificate was refused: {error.verify_message}") from error
+            raise HandshakeFailed(f"its certificate was refused: {error.verify_message}") from error
+        except ssl.SSLEOFError as error:
+            raise StreamBroken("the other side ended the stream while hands were shaken") from error
+        except ssl.SSLError as error:
+            raise HandshakeFailed(f"the TLS handshake failed: {error.reason or error}") from error
         except OSError as error:
             raise self._broken(error) from error
 
@@ -110,17 +120,16 @@ class Stream:
             received += self.receive_into(buffer[received:])
         return bytes(buffer)
 
-    def send_file(self, fd: int, size: int, progress: Progress) -> bool:
-        """Sends ``size`` bytes from the start of a file; False when it was shorter, and zeros went in its place."""
+    def send_file(self, fd: int, size: int, progress: Progress) -> None:
+        """Sends ``size`` bytes from the start of a file; if it is shorter, zeros go in its place."""
         sent = 0
         while sent < size:
             moved = self._send_part(fd, sent, size - sent)
             if not moved:
                 self._send_zeros(size - sent)
-                return False
+                return
             sent += moved
             progress(moved)
-        return True
 
     def receive_file(self, fd: int, offset: int, size: int, progress: Progress) -> None:
         """Writes the next ``size`` bytes into a file. Raises OSError when the file does not take them."""
@@ -134,6 +143,19 @@ class Stream:
         """Makes the operation under way, and all after it, fail soon. Any thread, any time before ``close``."""
         with suppress(OSError):  # ENOTCONN: the other side was faster
             self._control.shutdown(socket.SHUT_RDWR)
+
+    def interrupt_sending(self) -> None:
+        """The same for operations that send; the other side sees the end of what was sent before."""
+        with suppress(OSError):
+            self._control.shutdown(socket.SHUT_WR)
+
+    def await_end(self, seconds: float) -> None:
+        """After an interruption: waits until the other side has let go too, or so long."""
+        with suppress(OSError), selectors.DefaultSelector() as selector:
+            selector.register(self._control, selectors.EVENT_READ)
+            latest = time.monotonic() + seconds
+            while selector.select(max(0.0, latest - time.monotonic())) and self._control.recv(1 << 16):
+                continue
 
     def close(self) -> None:
         """By the owner, when no thread uses the stream any more."""

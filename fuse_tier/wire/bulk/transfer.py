@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from fuse_tier.blobs import Blob, Progress, Sink, Source
 from fuse_tier.deadlines import Deadline
@@ -29,8 +30,20 @@ def patience_for(blobs: Sequence[Blob]) -> float:
     return Deadline.BULK_STALL + max((blob.size for blob in blobs), default=0) / _SLOWEST_HASHING
 
 
+@dataclass(slots=True)
+class Receipt:
+    """What came of a transfer so far: a blob that is in neither was not come to."""
+
+    arrived: set[Blob] = field(default_factory=set)
+    failed: dict[Blob, TierError] = field(default_factory=dict)
+    torn: set[Blob] = field(default_factory=set)  # failed, and worth another try: see local.py, copy_blob
+
+
 def transmit(stream: Stream, blobs: Sequence[Blob], source: Source, progress: Progress) -> dict[Blob, TierError]:
-    """Sends the blobs in order; gives those that the source could not produce. Raises StreamBroken."""
+    """Sends the blobs in order; gives those that the source could not produce. Raises StreamBroken.
+
+    A file that has become shorter is filled up with zeros: it is the receiver who finds that it is not the blob.
+    """
     failed: dict[Blob, TierError] = {}
     outgoing = _Outgoing(stream)
     for blob in blobs:
@@ -43,60 +56,48 @@ def transmit(stream: Stream, blobs: Sequence[Blob], source: Source, progress: Pr
         try:
             outgoing.add(format.encode_header(blob, Outcome.OK))
             if blob.size <= _SMALL:
-                whole = outgoing.add_file(fd, blob.size)
+                outgoing.add_file(fd, blob.size)
                 progress(blob.size)
             else:
                 outgoing.flush()
-                whole = stream.send_file(fd, blob.size, progress)
+                stream.send_file(fd, blob.size, progress)
         finally:
             os.close(fd)
-        if not whole:
-            failed[blob] = Damaged(f"{blob} was cut short while it was sent")
     outgoing.flush()
     return failed
 
 
-def receive(
-    stream: Stream,
-    blobs: Sequence[Blob],
-    sink: Sink,
-    progress: Progress,
-    arrived: set[Blob],
-    failed: dict[Blob, TierError],
-) -> None:
+def receive(stream: Stream, blobs: Sequence[Blob], sink: Sink, progress: Progress, receipt: Receipt) -> None:
     """Receives the blobs in order, and notes for each how it went, as it goes.
 
     Raises StreamBroken, InvalidRequest when something else comes, and OSError when the sink's file can not be
-    written; the blob under way is discarded then, and it and all after it are in neither note.
+    written; the blob under way is discarded then.
     """
     incoming = _Incoming(stream)
     for blob in blobs:
         outcome = format.decode_header(incoming.take(format.HEADER_BYTES), blob)
-        error = format.error_of(outcome, f"the sender could not read {blob}: {outcome.name.lower()}")
-        if error is None:
-            error = _receive_one(incoming, blob, sink, progress)
-        if error is None:
-            arrived.add(blob)
+        if outcome is not Outcome.OK:
+            receipt.failed[blob] = format.ERRORS[outcome](f"the sender could not read {blob}: {outcome.name.lower()}")
+            continue
+        try:
+            landing = sink.create(blob)
+        except TierError as error:
+            receipt.failed[blob] = error
+            incoming.skip(blob.size)
+            continue
+        try:
+            incoming.take_file(landing.fd, blob.size, progress)
+        except BaseException:
+            landing.discard()
+            raise
+        try:
+            landing.accept()
+        except TierError as error:
+            receipt.failed[blob] = error
+            if isinstance(error, Damaged):
+                receipt.torn.add(blob)
         else:
-            failed[blob] = error
-
-
-def _receive_one(incoming: _Incoming, blob: Blob, sink: Sink, progress: Progress) -> TierError | None:
-    try:
-        landing = sink.create(blob)
-    except TierError as error:
-        incoming.skip(blob.size)
-        return error
-    try:
-        incoming.take_file(landing.fd, blob.size, progress)
-    except BaseException:
-        landing.discard()
-        raise
-    try:
-        landing.accept()
-    except TierError as error:
-        return error
-    return None
+            receipt.arrived.add(blob)
 
 
 def send_verdicts(stream: Stream, blobs: Sequence[Blob], failed: dict[Blob, TierError]) -> None:
@@ -104,16 +105,18 @@ def send_verdicts(stream: Stream, blobs: Sequence[Blob], failed: dict[Blob, Tier
     stream.send(b"".join(format.encode_verdict(failed.get(blob)) for blob in blobs))
 
 
-def receive_verdicts(stream: Stream, blobs: Sequence[Blob]) -> dict[Blob, TierError]:
-    """The blobs that the receiver has not. Raises StreamBroken, InvalidRequest."""
-    failed: dict[Blob, TierError] = {}
+def receive_verdicts(stream: Stream, blobs: Sequence[Blob], receipt: Receipt) -> None:
+    """Notes what the receiver says of each blob. Raises StreamBroken, InvalidRequest."""
     incoming = _Incoming(stream)
     for blob in blobs:
         outcome, length = format.decode_verdict(incoming.take(format.VERDICT_BYTES))
-        error = format.error_of(outcome, bytes(incoming.take(length)).decode(errors="replace"))
-        if error is not None:
-            failed[blob] = error
-    return failed
+        reason = bytes(incoming.take(length)).decode(errors="replace")
+        if outcome is Outcome.OK:
+            receipt.arrived.add(blob)
+            continue
+        receipt.failed[blob] = format.ERRORS[outcome](reason)
+        if outcome is Outcome.DAMAGED:
+            receipt.torn.add(blob)
 
 
 class _Outgoing:
@@ -126,17 +129,16 @@ class _Outgoing:
         """Sent soon: with what follows, or by ``flush``."""
         self._buffer[self._reserve(len(content)) : self._used] = content
 
-    def add_file(self, fd: int, size: int) -> bool:
-        """A file from its start; False when it was shorter, and zeros went in its place."""
+    def add_file(self, fd: int, size: int) -> None:
+        """A file from its start; if it is shorter, zeros go in its place."""
         place = self._buffer[self._reserve(size) : self._used]
         got = 0
         while got < size:
             step = os.preadv(fd, [place[got:]], got)
             if not step:
                 place[got:] = bytes(size - got)
-                return False
+                return
             got += step
-        return True
 
     def flush(self) -> None:
         """Sends what was added."""

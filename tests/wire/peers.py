@@ -1,0 +1,68 @@
+"""A peer as real as it gets within one process: its RAM tier on a tmpfs, its control and bulk ports on loopback."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from fuse_tier.members import Member
+from fuse_tier.ram.layout import Layout
+from fuse_tier.ram.tmpfs import create_directories
+from fuse_tier.replicate.peer_service import PeerService
+from fuse_tier.tiers.peer import Introduction, PeerTier
+from fuse_tier.tiers.ram import RamTier
+from fuse_tier.wire import grpc
+from fuse_tier.wire.bulk.server import serve_bulk
+from fuse_tier.wire.bulk.sessions import Sessions
+from fuse_tier.wire.control_pb2_grpc import add_PeerServicer_to_server
+from fuse_tier.wire.tls import TlsFiles
+
+CLUSTER = "test"
+OWN = Introduction(CLUSTER, "a", "a-1")
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A node that serves its peers."""
+
+    node: str
+    layout: Layout
+    ram: RamTier
+    sessions: Sessions
+    control: str
+    bulk: str
+
+    def tier(self, tls: TlsFiles | None = None, *, own: Introduction = OWN, encrypt: bool = True) -> PeerTier:
+        """It, as another node sees it; to be closed."""
+        return PeerTier(self.node, self.control, own, tls, encrypt=encrypt)
+
+
+@asynccontextmanager
+async def running_peer(
+    root: Path, tls: TlsFiles | None = None, *, node: str = "b", cluster: str = CLUSTER, encrypt: bool = True
+) -> AsyncIterator[Peer]:
+    """Serves until the block ends. Content is collected at once when a peer asks for it."""
+    layout = Layout(str(root))
+    create_directories(layout)
+    ram, sessions = RamTier(layout, node), Sessions()
+    addresses = {"control": "", "bulk": ""}
+
+    def own() -> Member:
+        return Member(node, f"{node}-1", addresses["control"], addresses["bulk"], True, 1 << 40, 1 << 39)
+
+    service = PeerService(
+        ram, sessions, own, cluster, secure=tls is not None, encrypt=encrypt, smallest_grace_seconds=0.0
+    )
+    async with trio.open_nursery() as nursery:
+        bulk = await nursery.start(partial(serve_bulk, "127.0.0.1:0", sessions, ram, ram, tls))
+        control = await nursery.start(
+            partial(grpc.serve, [(add_PeerServicer_to_server, service)], "127.0.0.1:0", tls)
+        )
+        addresses.update(control=f"127.0.0.1:{control}", bulk=f"127.0.0.1:{bulk}")
+        yield Peer(node, layout, ram, sessions, addresses["control"], addresses["bulk"])
+        nursery.cancel_scope.cancel()
