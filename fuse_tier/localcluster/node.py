@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -14,7 +14,7 @@ from typing import Any
 import trio
 import yaml
 
-from fuse_tier.errors import FuseTierError, TierUnavailable
+from fuse_tier.errors import FuseTierError
 from fuse_tier.localcluster.processes import Family, detach_mounts
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire import control_pb2_grpc as rpc
@@ -73,7 +73,10 @@ class LocalNode:
         self.config |= changes
         self.config_path.write_text(yaml.safe_dump(self.config, sort_keys=False))
         self.family.start()
-        await until_answered(self.family, self.status)
+        await until_so(self.family, self._said_that_it_is_ready)
+
+    async def _said_that_it_is_ready(self) -> bool:
+        return f"node {self.config['node']} is ready" in self.family.output()
 
     async def stop(self) -> int:
         """Asks it to end (SIGTERM) and gives its exit status."""
@@ -173,14 +176,12 @@ async def run_cli(*arguments: str, environment: Mapping[str, str] | None = None)
     return CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
-async def until_answered(family: Family, ask: Callable[[], Any]) -> None:
-    """Asks until there is an answer. Raises NotStarted, with the end of the process's log."""
+async def until_so(family: Family, fact: Callable[[], Awaitable[bool]]) -> None:
+    """Asks until it is so. Raises NotStarted, with the end of the process's log."""
     with trio.move_on_after(_START_SECONDS):
         while family.runs:
-            try:
-                await ask()
+            if await fact():
                 return
-            except TierUnavailable:
-                await trio.sleep(_POLL_SECONDS)
+            await trio.sleep(_POLL_SECONDS)
         raise NotStarted(f"{family.name} ended when it was started; {family.last_words()}")
-    raise NotStarted(f"{family.name} did not answer within {_START_SECONDS:g} s; {family.last_words()}")
+    raise NotStarted(f"{family.name} was not ready within {_START_SECONDS:g} s; {family.last_words()}")

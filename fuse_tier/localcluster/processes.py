@@ -24,12 +24,13 @@ _MARK = "FUSE_TIER_LOCAL_PROCESS"
 _DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
 _KILL_SECONDS = 10.0
 _LOG_TAIL_LINES = 15
+_LOG_LINE = 500
 
 
 class Family:
     """One started process and whatever it starts.
 
-    ``log`` takes what they write to stderr, which is their log; stdout goes to a file ``.out`` beside it.
+    ``log`` takes what they write to stderr, which is their log; stdout goes to a file beside it.
     """
 
     def __init__(self, name: str, command: Sequence[str], log: Path) -> None:
@@ -38,6 +39,10 @@ class Family:
         self._command = list(command)
         self._mark = f"{_MARK}={secrets.token_hex(8)}"
         self._head: subprocess.Popen[bytes] | None = None
+
+    @property
+    def _out(self) -> Path:
+        return self.log.with_suffix(".out")
 
     @property
     def pid(self) -> int:
@@ -54,7 +59,7 @@ class Family:
     def start(self) -> None:
         """Starts it in a session of its own, away from the terminal's signals."""
         key, _, value = self._mark.partition("=")
-        with self.log.open("ab") as log, self.log.with_suffix(".out").open("ab") as out:
+        with self.log.open("ab") as log, self._out.open("wb") as out:
             self._head = subprocess.Popen(
                 [*_DIE_WITH_PARENT, sys.executable, *self._command],
                 env={**os.environ, key: value},
@@ -110,11 +115,15 @@ class Family:
             self._head.wait()
             self._head = None
 
+    def output(self) -> str:
+        """What they wrote to stdout since it was started last."""
+        return self._out.read_text(errors="replace")
+
     def last_words(self) -> str:
         """The end of its log, for an error message."""
         if not self.log.exists():
             return "it wrote no log"
-        lines = self.log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
+        lines = [line[:_LOG_LINE] for line in self.log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:]]
         return "\n".join(["the end of its log:", *lines]) if lines else "its log is empty"
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from fuse_tier.emulator import Emulator, running_emulator
-from fuse_tier.errors import FuseTierError
-from fuse_tier.localcluster.node import until_answered
+from fuse_tier.errors import FuseTierError, TierUnavailable
+from fuse_tier.localcluster.node import until_so
 from fuse_tier.localcluster.processes import Family
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire import control_pb2_grpc as rpc
@@ -47,7 +47,14 @@ class LocalCoordinator:
         """Starts it and returns when it answers. Raises NotStarted."""
         (self.directory / "coordinator.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False))
         self.family.start()
-        await until_answered(self.family, self.picture)
+        await until_so(self.family, self._answers)
+
+    async def _answers(self) -> bool:
+        try:
+            await self.picture()
+        except TierUnavailable:
+            return False
+        return True
 
     async def stop(self) -> int:
         """Asks it to end (SIGTERM) and gives its exit status."""

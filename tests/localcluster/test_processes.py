@@ -20,7 +20,7 @@ time.sleep(600)
 
 
 async def _until_logged(family: Family, text: str) -> None:
-    while text not in family.log.with_suffix(".out").read_text():  # noqa: ASYNC110 - a file tells nobody that it has grown
+    while text not in family.output():  # noqa: ASYNC110 - a file tells nobody that it has grown
         await trio.sleep(0.01)
 
 
