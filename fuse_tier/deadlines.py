@@ -50,6 +50,7 @@ class Deadline:
     DRAIN: Final = 24 * 3600.0  # an unmount whose own drain only the node's configuration knows
     STATUS: Final = 10.0  # what a person waits for an answer about a node
     LISTING: Final = 90.0  # a listing or a manifest, of all tiers
+    HURRIED_STOP: Final = 3.0  # a process that was told a second time to end
     WORKER_STOP: Final = 60.0  # a worker's orderly end, beyond the configured drain
     NODE_STOP: Final = 120.0  # a node's orderly end, beyond the configured drain
 
@@ -66,7 +67,7 @@ def table() -> tuple[Wait, ...]:
         "LISTING": ("MANIFEST_TRANSFER", "BUCKET_CALL", "CONTROL_CALL"),
         "DRAIN": ("SYNC", "UNMOUNT"),
         "DAEMON_START": ("SUPERVISOR_CONNECT", "CHANNEL_CALL"),
-        "DAEMON_STOP": ("THREAD_SHUTDOWN",),
+        "DAEMON_STOP": ("THREAD_SHUTDOWN", "HURRIED_STOP"),
         "MOUNT": ("DAEMON_START", "KERNEL_UNMOUNT", "CHANNEL_CALL", "CONTROL_CALL"),
         "UNMOUNT": ("KERNEL_UNMOUNT", "DAEMON_STOP", "CHANNEL_CALL"),
         "MATERIALIZE": ("BUCKET_TOTAL", "BULK_STALL"),

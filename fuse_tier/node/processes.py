@@ -37,7 +37,6 @@ from fuse_tier.errors import ConfigError, FuseTierError
 log = structlog.get_logger(__name__)
 
 _DIE_WITH_PARENT: Final = ("setpriv", "--pdeathsig", "KILL", "--")
-_HURRIED_SECONDS: Final = 3.0
 _LONGEST_LINE: Final = 1 << 16
 
 
@@ -116,25 +115,19 @@ class Child:
             os.killpg(self.pid, signal.SIGKILL)
 
     async def end(self, grace_seconds: float, hurry: trio.Event | None = None) -> None:
-        """SIGTERM, and SIGKILL when it still runs after ``grace_seconds``.
-
-        Once ``hurry`` is set it gets a second SIGTERM, and only moments.
-        """
-        self.signal(signal.SIGTERM)
-        with trio.move_on_after(grace_seconds) as grace:
-            async with trio.open_nursery() as nursery:
-                if hurry is not None:
-                    nursery.start_soon(self._shorten, grace, hurry)
-                await self.wait()
-                nursery.cancel_scope.cancel()
-        if self._process.returncode is None:
-            log.warning("process.killed", process=self.name, pid=self.pid, reason="still running after SIGTERM")
+        """SIGTERM; a second one after ``grace_seconds``, or once ``hurry`` is set; SIGKILL when that doesn't help."""
+        for patience_seconds, sooner in ((grace_seconds, hurry), (Deadline.HURRIED_STOP, None)):
+            self.signal(signal.SIGTERM)
+            with trio.move_on_after(patience_seconds) as patience:
+                async with trio.open_nursery() as nursery:
+                    if sooner is not None:
+                        nursery.start_soon(_cancel_when, sooner, patience)
+                    await self.wait()
+                    nursery.cancel_scope.cancel()
+            if self._process.returncode is not None:
+                return
+        log.warning("process.killed", process=self.name, pid=self.pid, reason="still running after SIGTERM")
         await self.destroy()
-
-    async def _shorten(self, grace: trio.CancelScope, hurry: trio.Event) -> None:
-        await hurry.wait()
-        self.signal(signal.SIGTERM)
-        grace.deadline = min(grace.deadline, trio.current_time() + _HURRIED_SECONDS)
 
     async def destroy(self) -> None:
         """Kills it, if it still runs, and waits until it is gone. Not to be cancelled."""
@@ -144,6 +137,11 @@ class Child:
         if patience.cancelled_caught:
             # In the kernel, waiting for a device or for a FUSE filesystem: nothing that we do would end it.
             log.error("process.unkillable", process=self.name, pid=self.pid)
+
+
+async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
 
 
 def check_starter() -> None:

@@ -144,7 +144,7 @@ class Volumes:
                     )
                     await mounting.end(volume.mountpoint, lazy=True)
                     if volume.child is not None:
-                        await volume.child.end(Deadline.THREAD_SHUTDOWN, hurry)
+                        await volume.child.end(Deadline.HURRIED_STOP, hurry)
                 await self._await_end(volume)
             except (FuseTierError, OSError) as error:
                 log.error("volume.left_mounted", **about, reason=str(error))  # noqa: TRY400 - an expected one
