@@ -53,7 +53,12 @@ class Source(Protocol):
     """A place to read blobs from."""
 
     def open(self, blob: Blob) -> int:
-        """A read-only descriptor at the start of the content, owned by the caller. Raises NotFound, Damaged."""
+        """A read-only descriptor at the start of the content, owned by the caller. Raises NotFound, Damaged.
+
+        The bytes are not verified yet, and may change while they are read: in RAM a blob may be a live file, which
+        becomes another file when a job writes to it (``ram/pins.py``). So whoever copies from here lets the
+        receiver hash what landed, and when that is something else, opens once more before it calls it damage.
+        """
         ...
 
 

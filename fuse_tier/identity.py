@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from fuse_tier.errors import ConfigError
 
+_NUMBER = re.compile(r"[1-9][0-9]{0,18}")
 _PART = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?")
 
 
@@ -66,7 +67,7 @@ class SnapshotId:
     def parse(cls, text: str) -> SnapshotId:
         """Reads ``NAMESPACE/WORKLOAD/REPLICA@NUMBER``. Raises ConfigError."""
         identity, at, number = text.rpartition("@")
-        if not at or not number.isascii() or not number.isdigit():
+        if not at or _NUMBER.fullmatch(number) is None:
             raise ConfigError(f"snapshot {text!r} must look like NAMESPACE/WORKLOAD/REPLICA@NUMBER")
         return cls(Identity.parse(identity), int(number))
 

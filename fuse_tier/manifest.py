@@ -13,51 +13,23 @@ Paths, link targets and attribute names are bytes on Linux: they are written as 
 
 from __future__ import annotations
 
-import enum
 import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import xxhash
 
 from fuse_tier.blobs import Blob
+from fuse_tier.entries import Entry, Kind, quote, unquote, validate
 from fuse_tier.errors import ConfigError, InvalidRequest, MalformedManifest
 from fuse_tier.identity import Identity, SnapshotId, is_name
 
+__all__ = ["Entry", "Kind", "Lineage", "Manifest", "decode", "encode", "quote", "unquote", "validate"]
+
 FORMAT = 1
 MAX_ENCODED_BYTES = 256 << 20  # a tree of about a million files
-_SAFE = "!$&'()*+,/:;=@[]{}#^| ~"  # readable in JSON and in a terminal; never '%', '"' or '\\'
-_MAX_NAME = 255  # linux/limits.h, NAME_MAX
-_MAX_TARGET = 4095  # linux/limits.h, PATH_MAX without its NUL
-_MAX_TEXT = 253
-
-
-class Kind(enum.StrEnum):
-    """What an entry is. Devices and sockets are never part of a snapshot."""
-
-    DIRECTORY = "d"
-    FILE = "f"
-    SYMLINK = "l"
-    FIFO = "p"
-    HARDLINK = "h"  # a further name of a file that comes earlier in the manifest
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One name in the tree. ``path`` is relative, without ``.`` or ``..``; the root's is empty."""
-
-    path: bytes
-    kind: Kind
-    mode: int = 0  # permission, setuid, setgid and sticky bits
-    uid: int = 0
-    gid: int = 0
-    mtime_ns: int = 0
-    blob: Blob | None = None  # files only
-    target: bytes | None = None  # of a symlink: its text; of a hard link: the path of the first name
-    xattrs: tuple[tuple[bytes, bytes], ...] = ()  # user.* without ours, by name
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,21 +77,18 @@ class Manifest:
         return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.created_ns / 1e9))
 
 
-def quote(raw: bytes) -> str:
-    """Bytes as printable ASCII; ``unquote`` is its inverse."""
-    return quote_from_bytes(raw, safe=_SAFE)
-
-
-def unquote(text: str) -> bytes:
-    """The inverse of ``quote``. Raises MalformedManifest for a text that ``quote`` would not write."""
-    raw = unquote_to_bytes(text)
-    if quote(raw) != text:
-        raise MalformedManifest(f"{text!r} is not in the canonical quoting")
-    return raw
-
-
 def encode(manifest: Manifest) -> bytes:
-    """The text of a manifest. Equal manifests have equal texts."""
+    """The text of a manifest. Equal manifests have equal texts.
+
+    Raises MalformedManifest for one that ``decode`` would refuse.
+    """
+    _check(manifest)
+    text = _write(manifest)
+    _check_length(text)
+    return text
+
+
+def _write(manifest: Manifest) -> bytes:
     lines = [_compact(_header(manifest)), *(_compact(_entry(entry)) for entry in manifest.entries)]
     body = ("\n".join(lines) + "\n").encode("ascii")
     return body + (_compact({"xxh3_128": xxhash.xxh3_128_hexdigest(body)}) + "\n").encode("ascii")
@@ -127,8 +96,7 @@ def encode(manifest: Manifest) -> bytes:
 
 def decode(text: bytes) -> Manifest:
     """Reads a manifest from a tier that may lie. Raises MalformedManifest, and then nothing of it is used."""
-    if len(text) > MAX_ENCODED_BYTES:
-        raise MalformedManifest(f"the manifest is {len(text)} bytes long; at most {MAX_ENCODED_BYTES} are accepted")
+    _check_length(text)
     body_end = text.rfind(b"\n", 0, len(text) - 1) + 1
     body, last = text[:body_end], text[body_end:]
     expected = (_compact({"xxh3_128": xxhash.xxh3_128_hexdigest(body)}) + "\n").encode("ascii")
@@ -141,74 +109,25 @@ def decode(text: bytes) -> Manifest:
         raise
     except (ConfigError, InvalidRequest, ValueError, KeyError, TypeError, RecursionError) as error:
         raise MalformedManifest(f"the manifest cannot be read: {error}") from error
-    if encode(manifest) != text:
+    if _write(manifest) != text:
         raise MalformedManifest("the manifest is not in the canonical form")
     return manifest
 
 
-def validate(entries: tuple[Entry, ...]) -> None:
-    """Checks that the entries are a tree that can be made below a directory, and nothing else.
-
-    Raises MalformedManifest, naming the first path that breaks a rule.
-    """
-    if not entries or entries[0].path != b"" or entries[0].kind is not Kind.DIRECTORY:
-        raise MalformedManifest("the first entry must be the root directory")
-    directories: set[bytes] = set()
-    files: set[bytes] = set()
-    previous: bytes | None = None
-    for entry in entries:
-        shown = quote(entry.path)
-        if previous is not None:
-            if entry.path == previous:
-                raise MalformedManifest(f"{shown!r} stands in the manifest twice")
-            if entry.path < previous:
-                raise MalformedManifest(f"{shown!r} is out of order")
-            _check_path(entry.path, shown)
-            parent = entry.path.rpartition(b"/")[0]
-            if parent not in directories and parent != b"":
-                raise MalformedManifest(f"{shown!r} is not in a directory of the manifest")
-        previous = entry.path
-        _check_fields(entry, shown, files)
-        if entry.kind is Kind.DIRECTORY:
-            directories.add(entry.path)
-        elif entry.kind is Kind.FILE:
-            files.add(entry.path)
+def _check_length(text: bytes) -> None:
+    if len(text) > MAX_ENCODED_BYTES:
+        raise MalformedManifest(f"the manifest is {len(text)} bytes long; at most {MAX_ENCODED_BYTES} are accepted")
 
 
-def _check_path(path: bytes, shown: str) -> None:
-    if path.startswith(b"/"):
-        raise MalformedManifest(f"{shown!r} is an absolute path")
-    for name in path.split(b"/"):
-        if name in (b"", b".", b".."):
-            raise MalformedManifest(f"{shown!r} has a component {quote(name)!r}: it could leave the volume")
-        if len(name) > _MAX_NAME or b"\0" in name:
-            raise MalformedManifest(f"{shown!r} has a component that is no file name")
+def _check(manifest: Manifest) -> None:
+    if not is_name(manifest.node):
+        raise MalformedManifest(f"{manifest.node!r} is no node name")
+    if not 0 <= manifest.created_ns < 1 << 63:
+        raise MalformedManifest("the time is out of range")
+    validate(manifest.entries)
 
 
-def _check_fields(entry: Entry, shown: str, files: set[bytes]) -> None:
-    if (entry.kind is Kind.FILE) != (entry.blob is not None):
-        raise MalformedManifest(f"{shown!r}: content belongs to files, and every file has it")
-    if (entry.kind in (Kind.SYMLINK, Kind.HARDLINK)) != (entry.target is not None):
-        raise MalformedManifest(f"{shown!r}: a target belongs to links, and every link has one")
-    if entry.kind is Kind.SYMLINK and entry.target is not None:
-        if not 1 <= len(entry.target) <= _MAX_TARGET or b"\0" in entry.target:
-            raise MalformedManifest(f"{shown!r} has a target that no symbolic link can have")
-    elif entry.kind is Kind.HARDLINK and entry.target not in files:
-        raise MalformedManifest(f"{shown!r} is a hard link to no earlier file of the manifest")
-    if not 0 <= entry.mode <= 0o7777:
-        raise MalformedManifest(f"{shown!r} has mode {entry.mode:o}: only permission bits are accepted")
-    if not (0 <= entry.uid < 1 << 32 and 0 <= entry.gid < 1 << 32 and -(1 << 63) <= entry.mtime_ns < 1 << 63):
-        raise MalformedManifest(f"{shown!r} has an owner or a time out of range")
-    names = [name for name, _ in entry.xattrs]
-    if names != sorted(set(names)):
-        raise MalformedManifest(f"{shown!r} has extended attributes out of order or twice")
-    for name, value in entry.xattrs:
-        if not name.startswith(b"user.") or b"\0" in name or not 6 <= len(name) <= 255 or len(value) > 1 << 16:
-            raise MalformedManifest(f"{shown!r} has an extended attribute that is none of a user's")
-
-
-def _compact(value: object) -> str:
-    return json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+_compact = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), allow_nan=False).encode
 
 
 def _header(manifest: Manifest) -> dict[str, Any]:
@@ -241,7 +160,7 @@ def _entry(entry: Entry) -> dict[str, Any]:
 
 
 def _parse(line: str) -> dict[str, Any]:
-    value = json.loads(line, parse_constant=_no_constant)
+    value = _parser.decode(line)
     if not isinstance(value, dict):
         raise MalformedManifest(f"expected an object, found {line[:80]!r}")
     return value
@@ -249,6 +168,9 @@ def _parse(line: str) -> dict[str, Any]:
 
 def _no_constant(text: str) -> object:
     raise MalformedManifest(f"{text} is no number of a manifest")
+
+
+_parser = json.JSONDecoder(parse_constant=_no_constant)
 
 
 def _take(fields: dict[str, Any], name: str, kind: type) -> Any:
@@ -271,17 +193,14 @@ def _decode_header(fields: dict[str, Any], entries: tuple[Entry, ...]) -> Manife
         topology=_take(fields, "topology", str),
     )
     node = _take(fields, "node", str)
-    if not is_name(node):
-        raise MalformedManifest(f"{node!r} is no node name")
     created_ns = _take(fields, "created_ns", int)
-    if not 0 <= created_ns < 1 << 63:
-        raise MalformedManifest("the time is out of range")
     if _take(fields, "entries", int) != len(entries):
         raise MalformedManifest("the number of entries is not the one the header says")
     if fields:
         raise MalformedManifest(f"unknown key {next(iter(fields))!r} in the header")
-    validate(entries)
-    return Manifest(snapshot, lineage, node, created_ns, entries)
+    manifest = Manifest(snapshot, lineage, node, created_ns, entries)
+    _check(manifest)
+    return manifest
 
 
 def _decode_entries(lines: list[str]) -> tuple[Entry, ...]:

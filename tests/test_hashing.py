@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import os
+import tempfile
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fuse_tier.blobs import Blob
+from fuse_tier.hashing import hash_bytes, hash_descriptor
+
+
+def test_the_hash_is_the_one_of_the_published_algorithm() -> None:
+    # XXH3_128bits of no input: the test vector of xxHash's own specification.
+    assert hash_bytes(b"") == Blob(bytes.fromhex("99aa06d3014798d86001c324468d497f"), 0)
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 3 << 20])
+def test_a_file_hashes_as_its_bytes_do(size: int) -> None:
+    content = os.urandom(size)
+    with tempfile.TemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        assert hash_descriptor(file.fileno()) == hash_bytes(content)
+
+
+@given(st.binary(max_size=100), st.integers(0, 100))
+def test_the_offset_is_neither_used_nor_moved(content: bytes, offset: int) -> None:
+    fd = os.memfd_create("content")
+    try:
+        os.write(fd, content)
+        os.lseek(fd, offset, os.SEEK_SET)
+        assert hash_descriptor(fd) == hash_bytes(content)
+        assert os.lseek(fd, 0, os.SEEK_CUR) == offset
+    finally:
+        os.close(fd)
+
+
+def test_a_hole_hashes_as_zeros() -> None:
+    with tempfile.TemporaryFile() as file:
+        file.truncate(2_500_000)
+        assert hash_descriptor(file.fileno()) == hash_bytes(bytes(2_500_000))
