@@ -75,8 +75,11 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 @pytest.fixture(autouse=True)
-def expected_logs() -> Iterator[ExpectedLogs]:
-    """Announce with ``expected_logs.allow("event.name")`` what the test provokes; anything else fails it."""
+def expected_logs(tmp_path: Path) -> Iterator[ExpectedLogs]:
+    """Announce with ``expected_logs.allow("event.name")`` what the test provokes; anything else fails it.
+
+    After ``tmp_path``, so that logs below it are still there when this ends.
+    """
     expected = ExpectedLogs()
     ear = listen(expected)
     try:
