@@ -160,18 +160,25 @@ def _rebuild(description: dict[str, Any]) -> Exception:
 
 @asynccontextmanager
 async def connected(path: str, handlers: Mapping[str, Handler]) -> AsyncIterator[Channel]:
-    """A channel to the process that listens on the unix socket ``path``. Raises ChannelClosed."""
+    """A channel to the process that listens on the unix socket ``path``. Raises ChannelClosed.
+
+    What the block raises comes out as it is, in no group.
+    """
     try:
         stream = await trio.open_unix_socket(path)
     except OSError as error:
         raise ChannelClosed(f"nobody answers on {path}: {error.strerror}") from error
     channel = Channel(stream, handlers)
+    failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(channel.run)
         try:
             yield channel
-        finally:
-            nursery.cancel_scope.cancel()
+        except Exception as error:  # noqa: BLE001 - raised again below, where the nursery can't wrap it
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
 
 
 async def serve(
