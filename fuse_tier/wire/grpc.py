@@ -93,8 +93,10 @@ async def serve(
     bridge = _Bridge(trio.lowlevel.current_trio_token())
     for register, servicer in services:
         register(_Adapter(servicer, bridge), server)
+    bound = False
     try:
         port = bind(server, address, tls)
+        bound = True
         async with trio.open_nursery() as nursery:
             bridge.nursery = nursery
             server.start()
@@ -107,7 +109,8 @@ async def serve(
         # All handlers have ended; what still arrives is turned away by the bridge, which needs this loop to run.
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(partial(_stop, server, pool))
-        unbind(address)
+        if bound:
+            unbind(address)
 
 
 def _stop(server: grpc.Server, pool: ThreadPoolExecutor) -> None:
@@ -248,6 +251,7 @@ class Client:
             self._channel = grpc.secure_channel(address, grpc_client_credentials(tls), options=named)
         self._stub = stub(self._channel)
         self._steps = trio.CapacityLimiter(_MAX_WAITING_STREAMS)
+        self._is_closed = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -282,7 +286,7 @@ class Client:
         except grpc.FutureCancelledError as error:
             raise self._closed() from error
         except grpc.RpcError as error:
-            raise statuses.rebuild(error, name, self._address, deadline_seconds) from error
+            raise self._explain(error, name, deadline_seconds) from error
 
     def stream(self, name: str, request: Any, deadline_seconds: float | None) -> AsyncIterator[Any]:
         """One request, many answers. Leaving the loop early, or cancelling it, cancels the handler.
@@ -291,12 +295,13 @@ class Client:
         """
         return _Steps(
             self._start(name, "__call__", request, deadline_seconds),
-            lambda error: statuses.rebuild(error, name, self._address, deadline_seconds),
+            lambda error: self._explain(error, name, deadline_seconds),
             self._steps,
         )
 
     async def aclose(self) -> None:
         """Ends calls that are under way, with TierUnavailable."""
+        self._is_closed = True
         self._channel.close()
         await trio.lowlevel.checkpoint()
 
@@ -305,6 +310,11 @@ class Client:
             return getattr(getattr(self._stub, name), kind)(request, timeout=deadline_seconds)
         except ValueError as error:  # a closed channel
             raise self._closed() from error
+
+    def _explain(self, error: grpc.RpcError, name: str, deadline_seconds: float | None) -> FuseTierError:
+        if self._is_closed:
+            return self._closed()
+        return statuses.rebuild(error, name, self._address, deadline_seconds)
 
     def _closed(self) -> TierUnavailable:
         return TierUnavailable(f"the connection to {self._address} was closed here")

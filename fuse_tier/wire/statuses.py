@@ -16,7 +16,7 @@ from fuse_tier.errors import DeadlineExceeded, FuseTierError, SnapshotConflict, 
 
 _CLASS_KEY = "fuse-tier-error"
 _HIGHEST_KEY = "fuse-tier-highest"
-_MAX_DETAILS = 2048  # characters: gRPC refuses metadata of more than 8 KiB, and may write a character as 12 bytes
+_MAX_DETAILS = 1900  # UTF-8 bytes: each may take three on the wire, and gRPC refuses more than 8 KiB of metadata
 
 _CODES: dict[type[FuseTierError], grpc.StatusCode] = {
     errors.ConfigError: grpc.StatusCode.INVALID_ARGUMENT,
@@ -45,9 +45,9 @@ _WORDS = (  # what gRPC's core writes, in its order of preference, and what it m
     ("FD shutdown", "no answer to the connection attempt"),
     ("imed out", "no answer to the connection attempt"),
     ("connection attempt timed out", "no answer to the connection attempt"),
-    ("Connection reset", "the connection was reset: the process ended, or refuses our certificate"),
-    ("Socket closed", "the connection was closed: the process ended, or refuses our certificate"),
-    ("Broken pipe", "the connection was closed: the process ended, or refuses our certificate"),
+    ("Connection reset", "the connection was reset: the process ended, or does not take our certificate"),
+    ("Socket closed", "the connection was closed: the process ended, or does not take our certificate"),
+    ("Broken pipe", "the connection was closed: the process ended, or does not take our certificate"),
     ("GOAWAY", "the process is shutting down"),
 )
 
@@ -70,8 +70,10 @@ def metadata_of(error: FuseTierError) -> tuple[tuple[str, str], ...]:
 
 def details_of(error: FuseTierError) -> str:
     """The message, cut to what a status can carry."""
-    text = str(error)
-    return text if len(text) <= _MAX_DETAILS else text[: _MAX_DETAILS - 1] + "…"
+    encoded = str(error).encode(errors="replace")
+    if len(encoded) <= _MAX_DETAILS:
+        return encoded.decode()
+    return encoded[:_MAX_DETAILS].decode(errors="ignore") + "…"
 
 
 def rebuild(error: grpc.RpcError, call: str, address: str, deadline_seconds: float | None) -> FuseTierError:
