@@ -108,3 +108,8 @@ def format_duration(seconds: float) -> str:
         if whole >= unit:
             return f"{whole // unit}{name} {whole % unit // smaller}{smaller_name}"
     raise AssertionError(whole)
+
+
+def format_count(count: int, noun: str) -> str:
+    """Such as ``1 file``, ``8 files``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fuse_tier.errors import ConfigError
-from fuse_tier.quantities import format_duration, format_rate, format_size, parse_duration, parse_size
+from fuse_tier.quantities import format_count, format_duration, format_rate, format_size, parse_duration, parse_size
 
 
 @pytest.mark.parametrize(
@@ -105,3 +105,7 @@ def test_a_shown_size_reads_back_as_about_the_same(size: int) -> None:
 )
 def test_durations_are_shown_short(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+def test_one_is_no_plural() -> None:
+    assert [format_count(count, "file") for count in (0, 1, 2)] == ["0 files", "1 file", "2 files"]

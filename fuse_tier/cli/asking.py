@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fuse_tier.cli.options import TIERS, IdentityType, SecondsType, SnapshotType, json_option, node_option, print_json
-from fuse_tier.cli.reporting import say_error
+from fuse_tier.cli.reporting import printable, say_error
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import TierUnavailable
 
@@ -72,7 +72,7 @@ def _watch_status(socket: str | None, interval: float, as_json: bool) -> None:
     with Live(console=output(), auto_refresh=False) as live:
         while True:
             facts = look()
-            live.update(Text(facts["error"]) if "error" in facts else status_view(facts), refresh=True)
+            live.update(Text(printable(facts["error"])) if "error" in facts else status_view(facts), refresh=True)
             time.sleep(interval)
 
 

@@ -13,8 +13,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fuse_tier.cli.reporting import printable
 from fuse_tier.manifest import Kind, quote
-from fuse_tier.quantities import format_duration, format_rate, format_size
+from fuse_tier.quantities import format_count, format_duration, format_rate, format_size
 
 if TYPE_CHECKING:
     from fuse_tier.manifest import Entry, Manifest
@@ -36,8 +37,14 @@ def output() -> Console:
 
 
 def print_out(view: RenderableType) -> None:
-    """Writes to stdout."""
-    output().print(view)
+    """Writes to stdout; without the spaces that fill a table's last column."""
+    console = output()
+    if console.is_terminal:
+        console.print(view)
+        return
+    with console.capture() as captured:
+        console.print(view)
+    sys.stdout.writelines(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 
 def snapshot_facts(snapshot: pb.Snapshot) -> dict[str, Any]:
@@ -82,9 +89,9 @@ def status_view(facts: dict[str, Any]) -> Group:
         for key, name in (("peer_bytes_per_second", "peers"), ("bucket_bytes_per_second", "the bucket"))
         if key in rates
     )
-    tail = f"queue: {queue['copies']} copies, {format_size(queue['bytes'])}{'; ' if speeds else ''}{speeds}"
+    tail = f"queue: {queue['copies']} to copy, {format_size(queue['bytes'])}{'; ' if speeds else ''}{speeds}"
     volumes: RenderableType = _volumes(facts["volumes"]) if facts["volumes"] else Text("no volumes")
-    passthrough = Text(f"passthrough: {facts['passthrough']}")
+    passthrough = Text(printable(f"passthrough: {facts['passthrough']}"))
     return Group(Text(head, style="bold"), passthrough, "", _tiers(facts["tiers"]), "", volumes, "", Text(tail))
 
 
@@ -128,7 +135,7 @@ def _newest(newest: dict[str, Any] | None) -> str:
     if not newest:
         return "none"
     size, age = format_size(newest["bytes"]), _age(newest["created_ns"])
-    return f"{newest['number']} ({newest['files']} files, {size}, {age} ago)"
+    return f"{newest['number']} ({format_count(newest['files'], 'file')}, {size}, {age} ago)"
 
 
 def verify_view(facts: dict[str, Any]) -> Table:
@@ -233,10 +240,10 @@ def _count(number: int | None) -> str:
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """Columns whose names end with ``>`` are flush right."""
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2))
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
     for name in columns:
         right = name.endswith(">")
         table.add_column(name.removesuffix(">"), justify="right" if right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     return table

@@ -45,8 +45,13 @@ def report(error: FuseTierError) -> int:
 
 
 def say_error(line: str) -> None:
-    """One line on stderr. It may quote a name from elsewhere: nothing of it shall steer the terminal."""
-    click.echo(f"fuse-tier: {''.join(c if c.isprintable() else '?' for c in line)}", err=True)
+    """One line on stderr."""
+    click.echo(f"fuse-tier: {printable(line)}", err=True)
+
+
+def printable(line: str) -> str:
+    """What a node says may quote a name from elsewhere: nothing of it shall steer the terminal."""
+    return "".join(character if character.isprintable() else "?" for character in line)
 
 
 def _of_system(error: OSError) -> int:

@@ -11,7 +11,7 @@ import click
 from fuse_tier.cli.options import TIERS, IdentityType, SecondsType, json_option, node_option, print_json
 from fuse_tier.cli.reporting import say_error
 from fuse_tier.deadlines import Deadline
-from fuse_tier.quantities import format_duration, format_rate, format_size
+from fuse_tier.quantities import format_count, format_duration, format_rate, format_size
 
 run_option = click.option("--run", default="", help="Which life of the workload this is. [default: its name]")
 snapshot_option = click.option(
@@ -82,7 +82,7 @@ def _restored(restored: dict[str, Any] | None) -> str:
         return "nothing had to be restored"
     source = f" from {restored['from']}" if restored["from"] else ""
     return (
-        f"snapshot {_number(restored['snapshot'])} restored{source}, {restored['files']} files, "
+        f"snapshot {_number(restored['snapshot'])} restored{source}, {format_count(restored['files'], 'file')}, "
         f"{format_size(restored['bytes'])} in {format_duration(restored['seconds'])}"
     )
 
@@ -191,9 +191,10 @@ def restore(socket: str | None, identity: str, snapshot: int | None, run: str, d
         print_json(facts)
         return
     seconds = time.monotonic() - started
+    files, size = format_count(facts["files"], "file"), facts["bytes"]
     click.echo(
-        f"{identity}: snapshot {_number(facts['snapshot'])} restored to {facts['to']}: {facts['files']} files, "
-        f"{format_size(facts['bytes'])} in {format_duration(seconds)} ({format_rate(facts['bytes'] / seconds)})"
+        f"{identity}: snapshot {_number(facts['snapshot'])} restored to {facts['to']}: {files}, {format_size(size)} "
+        f"in {format_duration(seconds)} ({format_rate(size / seconds)})"
     )
-    for place, size in facts.get("sources", {}).items():
-        click.echo(f"  {format_size(size)} from {place}")
+    for place, moved in facts.get("sources", {}).items():
+        click.echo(f"  {format_size(moved)} from {place}")

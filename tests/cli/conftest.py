@@ -54,7 +54,7 @@ def status_facts() -> dict[str, Any]:
             {"tier": "ram", "place": "ram of a", "state": "ok", "reason": "", "capacity_bytes": 2 << 30,
              "free_bytes": 1 << 30, "snapshots": 2},
             {"tier": "bucket", "place": "gs://checkpoints/prefix", "state": "unavailable",
-             "reason": "connection refused", "capacity_bytes": None, "free_bytes": None, "snapshots": None},
+             "reason": "connection refused\x1b", "capacity_bytes": None, "free_bytes": None, "snapshots": None},
         ],
         "volumes": [
             {"identity": "default/llama/0", "mountpoint": "/ckpt", "mounted": True, "run": "llama",

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import fuse_tier
 from fuse_tier.cli import commands
@@ -23,9 +24,9 @@ def test_all_commands_are_there() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-async def test_help_says_what_a_command_does_and_gives_an_example(name: str) -> None:
-    done = await run(name, "--help")
-    assert done.returncode == 0
+def test_help_says_what_a_command_does_and_gives_an_example(name: str) -> None:
+    done = CliRunner().invoke(commands, [name, "--help"])
+    assert done.exit_code == 0
     assert re.search(rf"Example:\n\s+fuse-tier {name}\b", done.stdout)
 
 
@@ -50,12 +51,18 @@ async def test_the_version_is_told() -> None:
         (["ls", "a"], "must have three parts"),
     ],
 )
-async def test_bad_usage_is_explained_and_ends_with_2(arguments: list[str], complaint: str) -> None:
-    done = await run(*arguments)
-    assert done.returncode == 2
+def test_bad_usage_is_explained(arguments: list[str], complaint: str) -> None:
+    done = CliRunner().invoke(commands, arguments)
+    assert done.exit_code == 2
     assert complaint in done.stderr
-    assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+async def test_bad_usage_ends_the_process_with_2() -> None:
+    done = await run("wait", "/x", "--tier", "tape")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "'tape' is not one of" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("program", ["node", "coordinator"])
