@@ -14,13 +14,14 @@ import json
 import os
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import structlog
 import trio
 
 from fuse_tier import errors
+from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import DeadlineExceeded, FuseTierError, InvalidRequest, TierUnavailable
 
 log = structlog.get_logger(__name__)
@@ -108,7 +109,10 @@ class Channel:
                     return
                 if len(pending) < _LENGTH.size + length:
                     break
-                frame = json.loads(bytes(pending[_LENGTH.size : _LENGTH.size + length]))
+                frame = _parse(bytes(pending[_LENGTH.size : _LENGTH.size + length]))
+                if frame is None:
+                    log.error("channel.frame_malformed", bytes=length)
+                    return
                 del pending[: _LENGTH.size + length]
                 yield frame
 
@@ -118,9 +122,12 @@ class Channel:
             raise InvalidRequest(f"a message of {len(body)} bytes is longer than {MAX_FRAME_BYTES}")
         try:
             async with self._sending:
-                # A frame cut in the middle would spoil all that follow it.
-                with trio.CancelScope(shield=True):
+                # A frame cut in the middle would spoil all that follow it: so it is sent whole, or was the last.
+                with trio.CancelScope(deadline=trio.current_time() + Deadline.CHANNEL_CALL, shield=True) as scope:
                     await self._stream.send_all(_LENGTH.pack(len(body)) + body)
+                if scope.cancelled_caught:
+                    await trio.aclose_forcefully(self._stream)
+                    raise ChannelClosed(f"the other process has read nothing for {Deadline.CHANNEL_CALL:g} s")
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise ChannelClosed("the other process has ended: it is started again by itself") from error
 
@@ -134,6 +141,8 @@ class Channel:
             answer["ok"] = await handler(frame.get("args", {}))
         except (FuseTierError, OSError) as error:
             answer["error"] = _describe(error)
+            if "id" not in frame:  # nobody else gets to know
+                log.warning("channel.notification_failed", call=name, reason=str(error))
         except Exception as error:
             log.exception("channel.handler_failed", call=name)
             answer["error"] = _describe(error)
@@ -143,6 +152,18 @@ class Channel:
             await self._send(answer)
         except ChannelClosed:
             log.debug("channel.answer_unwanted", call=name)
+        except (InvalidRequest, TypeError, ValueError) as error:  # too long, or not to be said in JSON
+            log.exception("channel.answer_impossible", call=name)
+            with suppress(ChannelClosed):
+                await self._send({"id": frame["id"], "error": _describe(error)})
+
+
+def _parse(body: bytes) -> dict[str, Any] | None:
+    try:
+        frame = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return frame if isinstance(frame, dict) else None
 
 
 def _describe(error: Exception) -> dict[str, Any]:
@@ -194,6 +215,8 @@ async def serve(
     """
     with trio.socket.socket(trio.socket.AF_UNIX) as listener:
         temporary = f"{path}.{os.getpid()}"
+        with suppress(FileNotFoundError):  # in a container every life of a process may have the same number
+            os.unlink(temporary)
         await listener.bind(temporary)
         os.chmod(temporary, 0o600)
         listener.listen(128)
