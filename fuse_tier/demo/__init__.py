@@ -32,11 +32,13 @@ _RETRY_SECONDS = 0.2
 async def run_demo(console: Console, *, json: bool = False) -> int:
     """Runs it and prints it: a table to ``console``, or JSON to stdout. Raises FuseTierError."""
     narration = Narration(console)
+    begun = time.perf_counter()
     await in_directory("fuse-tier-demo-", partial(demo, narration))
     if json:
         sys.stdout.write(narration.as_json() + "\n")
     else:
         console.print(narration.table())
+        narration.say(f"Every byte came back twice, in {time.perf_counter() - begun:.0f} s. Nothing of this is left.")
     return 0
 
 
@@ -47,9 +49,7 @@ async def demo(narration: Narration, directory: Path) -> None:
     checkpoint = await trio.to_thread.run_sync(make_checkpoint)
     begun = time.perf_counter()
     async with local_cluster(directory) as cluster:
-        narration.rows.append(
-            Row("start", "3 nodes, a coordinator, an emulated bucket", seconds=time.perf_counter() - begun)
-        )
+        narration.rows.append(Row("start", "3 nodes, coordinator, bucket", seconds=time.perf_counter() - begun))
         narration.say(f"Nodes a, b and c, a coordinator and an emulated bucket run, below {directory}")
         first = cluster["a"]
         mount = cluster.mountpoint("a")
@@ -57,7 +57,7 @@ async def demo(narration: Narration, directory: Path) -> None:
         await _save(narration, checkpoint, first, mount)
         with narration.step("lose node a") as step:
             await first.lose_ram()
-            step.what = "its processes killed, its RAM gone"
+            step.what = "processes killed, RAM gone"
         second = await _without_copy(cluster, "b", "c")
         await _come_back(narration, "restore", checkpoint, second, cluster.mountpoint("again"))
         with narration.step("lose all nodes") as step:
@@ -65,44 +65,45 @@ async def demo(narration: Narration, directory: Path) -> None:
             async with trio.open_nursery() as nursery:
                 for node in cluster:
                     nursery.start_soon(node.start)
-            step.what = "all RAM gone, all nodes started anew"
+            step.what = "RAM gone, nodes started anew"
         await _come_back(narration, "restore", checkpoint, cluster["c"], cluster.mountpoint("at-last"))
 
 
 async def _save(narration: Narration, checkpoint: Checkpoint, node: LocalNode, mount: Path) -> None:
     with narration.step("write") as step:
         await trio.to_thread.run_sync(write_checkpoint, checkpoint, mount)
-        step.what = f"{len(checkpoint.files)} plain files to the mount on {node.name}, marker last"
+        step.what = f"{len(checkpoint.files)} plain files, marker last"
         step.bytes = checkpoint.size
     closed = time.perf_counter()
     with narration.step("seal") as step:
         await node.wait(IDENTITY, "ram", _WAIT_SECONDS, step.follow)
-        step.what = f"state {_state(mount)!r}"
-    for name, tier, what in (("copy", "peer", "in a peer's RAM"), ("back up", "bucket", "in the bucket")):
+        step.what = f"state {_state(mount)}"
+    for name, tier, what in (("copy", "peer", "to a peer's RAM"), ("back up", "bucket", "to the bucket")):
         with narration.step(name) as step:
             await node.wait(IDENTITY, tier, _WAIT_SECONDS, step.follow)
             step.seconds = time.perf_counter() - closed  # from the last close, settling included
             step.bytes = checkpoint.size
-            step.what = f"{what}: state {_state(mount)!r}"
+            step.what = f"{what}: state {_state(mount)}"
 
 
 async def _come_back(narration: Narration, name: str, checkpoint: Checkpoint, node: LocalNode, mount: Path) -> None:
     await _mount(narration, name, node, mount)
     with narration.step("verify") as step:
         await trio.to_thread.run_sync(verify_checkpoint, checkpoint, mount)
-        step.what = f"{len(checkpoint.files)} files against what was written"
+        step.what = f"{len(checkpoint.files)} files read and compared"
         step.bytes = checkpoint.size
         step.verified = True
 
 
 async def _mount(narration: Narration, name: str, node: LocalNode, mount: Path) -> None:
+    begun = time.perf_counter()
     with narration.step(name) as step:
         facts = await _mount_when_free(node, mount, step)
-        step.what = f"{IDENTITY} mounted on {node.name}"
-        if restored := facts.get("restored"):
-            step.what += f": snapshot {restored['snapshot']}"
+        step.what = f"{IDENTITY} on {node.name}"
+        if restored := facts["restored"]:
+            step.what = f"on {node.name}, mounted after {time.perf_counter() - begun:.1f} s"
             step.source = str(restored["from"])
-            step.bytes = int(restored["bytes"])
+            step.bytes, step.seconds = int(restored["bytes"]), float(restored["seconds"])
 
 
 async def _mount_when_free(node: LocalNode, mount: Path, step: Ongoing) -> dict[str, Any]:
@@ -110,10 +111,7 @@ async def _mount_when_free(node: LocalNode, mount: Path, step: Ongoing) -> dict[
     with trio.move_on_after(_GONE_SECONDS):
         while True:
             try:
-                begun = time.perf_counter()
-                facts = await node.mount(IDENTITY, mount, step.follow)
-                step.seconds = time.perf_counter() - begun
-                return facts
+                return await node.mount(IDENTITY, mount, step.follow)
             except IdentityBusy:
                 await trio.sleep(_RETRY_SECONDS)
     raise FuseTierError(f"{IDENTITY} still counts as mounted on a dead node after {_GONE_SECONDS:g} s")

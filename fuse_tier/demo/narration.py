@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from fuse_tier.wire import control_pb2 as pb
+
+_PLAIN_WIDTH = 120  # of a pipe or file, which has none
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +65,13 @@ class Narration:
     console: Console
     rows: list[Row] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        if not self.console.is_terminal:
+            self.console.width = _PLAIN_WIDTH
+
     def say(self, text: str) -> None:
         """One line for people."""
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, soft_wrap=True)
 
     @contextmanager
     def step(self, name: str) -> Iterator[Ongoing]:
@@ -85,9 +92,9 @@ class Narration:
 
     def table(self) -> Table:
         """All rows."""
-        table = Table(title="fuse-tier demo")
+        table = Table(title="fuse-tier demo", box=box.SIMPLE)
         for column in ("step", "what", "from"):
-            table.add_column(column)
+            table.add_column(column, no_wrap=not self.console.is_terminal)
         for column in ("MiB", "seconds", "GB/s"):
             table.add_column(column, justify="right")
         table.add_column("verified")
