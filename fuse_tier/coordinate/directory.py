@@ -6,7 +6,8 @@ identity is granted to no node while another that may have it mounted holds a le
 
 A node holds a lease for ``lease_seconds`` after each report. Its claims are what its newest report calls
 mounted, and what it was granted since. Each instance of a node numbers its calls; one that was overtaken is
-refused, so that a claim or a report that was stuck on the way cannot undo a later one.
+refused, so that a claim or a report that was stuck on the way cannot undo a later one. (Calls of an instance
+that nobody here knew cannot be told from those of a later one: they end with its connections.)
 """
 
 from __future__ import annotations
@@ -243,13 +244,13 @@ class Directory:
 
     def _caller(self, node: str, instance: str, sequence: int, now: float) -> _Node:
         known = self._nodes.get(node)
-        if known is None or now >= known.expires:
-            raise TierUnavailable(f"the coordinator has no report of node {node} yet: try again in a second")
-        if known.report.instance != instance:
+        if known is not None and instance in known.superseded:
             raise TierRefused(
                 f"another process reports as node {node} at {known.report.control}: if there are two, give one of "
                 "them another name in its node.yaml"
             )
+        if known is None or now >= known.expires or known.report.instance != instance:
+            raise TierUnavailable(f"the coordinator has no report of node {node} yet: try again in a second")
         _check_sequence(known, node, sequence)
         return known
 

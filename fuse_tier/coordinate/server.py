@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 
 
 async def run_coordinator(config: CoordinatorConfig) -> None:
-    """Serves until SIGTERM or SIGINT. Raises ConfigError when it cannot listen."""
+    """Serves until SIGTERM or SIGINT. Raises a group with a ConfigError when it cannot listen."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             await nursery.start(serve_coordinator, config)

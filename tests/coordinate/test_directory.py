@@ -1,0 +1,263 @@
+"""The coordinator's picture: names, leases, claims, and who has what. Time is a number here."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+import pytest
+
+from fuse_tier.coordinate.directory import FORGET_SECONDS, Change, Conflict, Directory
+from fuse_tier.errors import IdentityBusy, TierRefused, TierUnavailable
+from fuse_tier.identity import Identity
+from fuse_tier.members import LocalFacts, Report
+
+LEASE = 5.0
+LLAMA = Identity.parse("default/llama/0")
+GEMMA = Identity.parse("default/gemma/0")
+_calls = itertools.count(1)
+
+
+def report(
+    node: str,
+    *,
+    instance: str = "",
+    control: str = "",
+    sequence: int = 0,
+    mounted: frozenset[Identity] = frozenset(),
+    holdings: Mapping[Identity, tuple[int, ...]] | None = None,
+    bucket: Mapping[Identity, tuple[int, ...]] | None = None,
+    leaving: bool = False,
+) -> Report:
+    return Report(
+        node=node,
+        instance=instance or f"{node}1",
+        sequence=sequence or next(_calls),
+        control=control or f"{node}:7460",
+        bulk=f"{node}:7461",
+        facts=LocalFacts(1000, 500, mounted, holdings or {}, bucket or {}),
+        leaving=leaving,
+    )
+
+
+def settled(*nodes: str) -> Directory:
+    """A directory whose first lease is over; at 10 s these nodes have just reported."""
+    directory = Directory(LEASE, now=0.0)
+    for now in (2.0, 4.0, 6.0, 8.0, 10.0):
+        for node in nodes:
+            directory.report(report(node), now)
+        directory.expire(now)
+    return directory
+
+
+def claim(directory: Directory, identity: Identity, node: str, now: float, instance: str = "") -> None:
+    directory.claim(identity, node, instance or f"{node}1", next(_calls), now)
+
+
+def test_a_node_is_alive_for_one_lease_after_each_report() -> None:
+    directory = settled("a")
+    assert directory.members(14.9)[0].alive
+    assert not directory.members(15.0)[0].alive
+
+
+def test_a_node_that_stops_reporting_is_announced_once_and_forgotten_much_later() -> None:
+    directory = settled("a")
+    seen = [directory.expire(now) for now in (12.0, 14.0, 15.0, 17.0)]
+    assert seen == [(), (), ("a",), ()]
+    assert [member.node for member in directory.members(17.0)] == ["a"]
+    now = 17.0
+    while now < 15.0 + FORGET_SECONDS:
+        now += 2.0
+        directory.expire(now)
+    assert directory.members(now) == ()
+
+
+def test_a_second_node_of_the_same_name_is_refused_while_the_first_is_alive() -> None:
+    directory = settled("a")
+    with pytest.raises(TierRefused) as refused:
+        directory.report(report("a", instance="other", control="elsewhere:7460"), 12.0)
+    for part in ("'a'", "a:7460", "elsewhere:7460", "node.yaml", "3.0 s"):
+        assert part in str(refused.value)
+    assert directory.members(12.0)[0].control == "a:7460"
+
+
+def test_a_name_is_free_for_another_address_once_the_lease_has_ended() -> None:
+    directory = settled("a")
+    for now in (12.0, 14.0):
+        directory.expire(now)
+    moved = directory.report(report("a", instance="other", control="elsewhere:7460"), 15.0)
+    assert moved.change is Change.RESTARTED
+    assert directory.members(15.0)[0].control == "elsewhere:7460"
+
+
+def test_a_worker_that_starts_again_is_accepted_at_once_and_its_predecessor_no_more() -> None:
+    directory = settled("a")
+    assert directory.report(report("a", instance="a2"), 10.5).change is Change.RESTARTED
+    with pytest.raises(TierRefused, match="taken over"):
+        directory.report(report("a", instance="a1"), 10.6)
+    assert directory.members(10.6)[0].instance == "a2"
+
+
+def test_a_report_that_was_overtaken_changes_nothing() -> None:
+    directory = settled()
+    directory.report(report("a", sequence=7, mounted=frozenset({LLAMA})), 10.0)
+    with pytest.raises(TierRefused, match="overtaken"):
+        directory.report(report("a", sequence=6), 10.1)
+    assert directory.members(10.1)[0].mounted == {LLAMA}
+
+
+def test_an_identity_is_granted_to_one_node_and_the_refusal_names_it() -> None:
+    directory = settled("a", "b")
+    claim(directory, LLAMA, "a", 10.0)
+    with pytest.raises(IdentityBusy, match=r"default/llama/0 is mounted on node a \(a:7460\), seen there for 2 s"):
+        claim(directory, LLAMA, "b", 12.0)
+
+
+def test_the_node_that_has_an_identity_may_claim_it_again() -> None:
+    directory = settled("a")
+    claim(directory, LLAMA, "a", 10.0)
+    claim(directory, LLAMA, "a", 11.0)
+
+
+def test_an_identity_is_free_again_after_its_release() -> None:
+    directory = settled("a", "b")
+    claim(directory, LLAMA, "a", 10.0)
+    directory.release(LLAMA, "a", "a1", next(_calls), 10.5)
+    claim(directory, LLAMA, "b", 10.6)
+
+
+def test_nobody_releases_what_another_node_has() -> None:
+    directory = settled("a", "b")
+    claim(directory, LLAMA, "a", 10.0)
+    directory.release(LLAMA, "b", "b1", next(_calls), 10.5)
+    with pytest.raises(IdentityBusy):
+        claim(directory, LLAMA, "b", 10.6)
+
+
+def test_an_identity_is_free_when_the_lease_of_its_node_has_ended() -> None:
+    directory = settled("a", "b")
+    claim(directory, LLAMA, "a", 10.0)
+    for now in (12.0, 14.0):
+        directory.report(report("b"), now)
+    with pytest.raises(IdentityBusy):
+        claim(directory, LLAMA, "b", 14.9)
+    claim(directory, LLAMA, "b", 15.0)
+
+
+def test_a_node_that_leaves_gives_everything_back_at_once() -> None:
+    directory = settled("a", "b")
+    claim(directory, LLAMA, "a", 10.0)
+    assert directory.report(report("a", leaving=True), 10.1).change is Change.LEFT
+    claim(directory, LLAMA, "b", 10.2)
+    assert directory.expire(10.3) == (), "it is not announced as gone"
+    assert [member.alive for member in directory.members(10.3)] == [False, True]
+
+
+def test_a_report_that_does_not_list_a_claim_gives_it_back() -> None:
+    directory = settled("a", "b")
+    claim(directory, LLAMA, "a", 10.0)
+    directory.report(report("a"), 10.5)
+    claim(directory, LLAMA, "b", 10.6)
+
+
+def test_a_claim_that_was_overtaken_by_a_report_is_void() -> None:
+    directory = settled("a", "b")
+    late = next(_calls)
+    directory.report(report("a"), 10.5)
+    with pytest.raises(TierRefused, match="overtaken"):
+        directory.claim(LLAMA, "a", "a1", late, 10.6)
+    claim(directory, LLAMA, "b", 10.7)
+
+
+def test_a_worker_that_starts_again_keeps_what_it_reports_and_loses_the_rest() -> None:
+    directory = settled("a", "b")
+    claim(directory, LLAMA, "a", 10.0)
+    claim(directory, GEMMA, "a", 10.1)
+    directory.report(report("a", instance="a2", mounted=frozenset({LLAMA})), 10.5)
+    with pytest.raises(IdentityBusy):
+        claim(directory, LLAMA, "b", 10.6)
+    claim(directory, GEMMA, "b", 10.6)
+
+
+def test_after_a_start_nothing_is_granted_for_one_lease_but_what_its_claimer_reports() -> None:
+    directory = Directory(LEASE, now=0.0)
+    directory.report(report("a"), 1.0)
+    with pytest.raises(TierUnavailable, match=r"4\.0 s"):
+        claim(directory, LLAMA, "a", 1.0)
+    directory.report(report("b", mounted=frozenset({GEMMA})), 2.0)
+    claim(directory, GEMMA, "b", 2.0)
+    with pytest.raises(IdentityBusy):
+        claim(directory, GEMMA, "a", 2.5)
+    directory.report(report("a"), 4.0)
+    claim(directory, LLAMA, "a", 5.0)
+
+
+def test_a_node_must_have_reported_before_it_claims() -> None:
+    with pytest.raises(TierUnavailable, match="no report of node z"):
+        claim(settled("a"), LLAMA, "z", 10.0)
+
+
+def test_a_worker_that_starts_again_must_have_reported_before_it_claims() -> None:
+    with pytest.raises(TierUnavailable, match="no report of node a"):
+        claim(settled("a"), LLAMA, "a", 10.0, instance="a2")
+
+
+def test_a_worker_that_was_replaced_claims_nothing() -> None:
+    directory = settled("a")
+    directory.report(report("a", instance="a2"), 10.0)
+    with pytest.raises(TierRefused, match="another process"):
+        claim(directory, LLAMA, "a", 10.0)
+
+
+def test_of_two_nodes_that_have_one_identity_mounted_the_first_keeps_it_and_it_is_told_once() -> None:
+    directory = settled("a", "b")
+    claim(directory, LLAMA, "a", 10.0)
+    both = frozenset({LLAMA})
+    directory.report(report("a", mounted=both), 10.5)
+    assert directory.report(report("b", mounted=both), 10.6).conflicts == (Conflict(LLAMA, "a", "b"),)
+    assert directory.report(report("b", mounted=both), 11.6).conflicts == ()
+    directory.report(report("a"), 11.7)
+    directory.report(report("b", mounted=both), 11.8)
+    with pytest.raises(IdentityBusy, match="node b"):
+        claim(directory, LLAMA, "a", 11.9)
+
+
+def test_time_in_which_the_coordinator_was_stopped_counts_against_no_node() -> None:
+    directory = settled("a", "b")
+    claim(directory, LLAMA, "a", 10.0)
+    with pytest.raises(IdentityBusy):
+        claim(directory, LLAMA, "b", 60.0)
+
+
+def test_a_snapshot_is_located_on_those_that_list_it_live_ones_first() -> None:
+    directory = settled()
+    directory.report(report("a", holdings={LLAMA: (1, 4)}, bucket={LLAMA: (1,)}), 10.0)
+    for now in (12.0, 14.0):
+        directory.expire(now)
+    directory.report(report("b", holdings={LLAMA: (2, 3)}), 14.5)
+    directory.report(report("c", holdings={GEMMA: (1,)}, bucket={LLAMA: (2,)}), 14.5)
+    found = directory.locate(LLAMA, 15.5)
+    assert [(member.node, member.alive, numbers) for member, numbers in found.holders] == [
+        ("b", True, (2, 3)),
+        ("a", False, (1, 4)),
+    ]
+    assert found.bucket == (1, 2)
+
+
+def test_a_node_that_comes_back_without_its_ram_is_no_holder() -> None:
+    directory = settled()
+    directory.report(report("a", holdings={LLAMA: (1,)}), 10.0)
+    directory.report(report("a", instance="a2"), 11.0)
+    assert directory.locate(LLAMA, 11.0).holders == ()
+
+
+def test_the_picture_has_every_volume_mounted_or_held() -> None:
+    directory = settled("a")
+    directory.report(report("b", holdings={GEMMA: (1,)}), 10.0)
+    claim(directory, LLAMA, "a", 10.0)
+    picture = directory.picture(10.1)
+    assert [member.node for member in picture.members] == ["a", "b"]
+    assert [(str(volume.identity), volume.mounted_on) for volume in picture.volumes] == [
+        ("default/gemma/0", ""),
+        ("default/llama/0", "a"),
+    ]
