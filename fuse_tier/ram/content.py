@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
+import stat
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 
@@ -71,8 +73,15 @@ class RamContent:
         """Removes what a worker before this one left half done."""
         for name in os.listdir(self._layout.incoming):
             path = os.path.join(self._layout.incoming, name)
-            if not os.path.isdir(path) or os.path.islink(path):
+            if os.path.islink(path) or not os.path.isdir(path):
                 os.unlink(path)
+                continue
+            os.chmod(path, stat.S_IRWXU)
+            for directory, names, _ in os.walk(path):  # a job's directories, of whatever modes
+                for name in names:
+                    if not os.path.islink(inner := os.path.join(directory, name)):
+                        os.chmod(inner, stat.S_IRWXU)
+            shutil.rmtree(path)
 
 
 def is_whole(path: str, blob: Blob) -> bool:

@@ -225,8 +225,7 @@ def _appends_get_huge_pages(path: str) -> bool:
     try:
         for _ in range(_PROBE_BYTES >> 20):
             os.write(fd, bytes(1 << 20))
-        # st_blksize of a tmpfs file is no evidence; what the kernel has allocated beyond the size is none either:
-        # the counter of the machine is, unless others change it meanwhile, and then the answer is only for people.
+        # Only the machine's counter tells. Others may change it meanwhile, but the answer is only for people.
         before = _shmem_huge_bytes()
         os.ftruncate(fd, 0)
         return before - _shmem_huge_bytes() >= _HUGE_PAGE

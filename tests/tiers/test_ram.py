@@ -208,8 +208,12 @@ async def test_what_a_worker_left_half_done_is_removed_at_the_start_of_the_next(
 ) -> None:
     tier.create(Blob(bytes(16), 1000))
     (Path(layout.incoming) / "link").symlink_to("nowhere")
+    (Path(layout.incoming) / "tree" / "closed").mkdir(parents=True)
+    (Path(layout.incoming) / "tree" / "closed" / "weights").write_bytes(b"0123")
+    (Path(layout.incoming) / "tree" / "closed").chmod(0)
+    (Path(layout.incoming) / "tree").chmod(0)
     tier.clear_incoming()
-    assert names_below(layout.incoming) == []
+    assert os.listdir(layout.incoming) == []
 
 
 async def test_room_and_its_use_are_told(tier: RamTier) -> None:
