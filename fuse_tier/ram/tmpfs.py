@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import glob
 import json
 import os
 import stat
@@ -25,7 +26,6 @@ FORMAT = 1
 MOUNT_SOURCE = "fuse-tier"  # what /proc/mounts shows; tells our mounts from others
 _MS_NOSUID, _MS_NODEV, _MS_REMOUNT = 2, 4, 32  # linux/mount.h
 _PROBE_BYTES = 16 << 20
-_HUGE_PAGE = 2 << 20
 
 Filesystem = Literal["tmpfs mounted by us", "tmpfs that was there"]
 
@@ -219,23 +219,29 @@ def _huge_pages(path: str) -> str:
 
 
 def _appends_get_huge_pages(path: str) -> bool:
-    if os.statvfs(path).f_bavail * os.statvfs(path).f_frsize < 4 * _PROBE_BYTES:
+    found = os.statvfs(path)
+    if found.f_bavail * found.f_frsize < 4 * _PROBE_BYTES:
         return True  # no room to try
     fd = os.open(path, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
+        before = _large_allocations()
         for _ in range(_PROBE_BYTES >> 20):
             os.write(fd, bytes(1 << 20))
-        # Only the machine's counter tells. Others may change it meanwhile, but the answer is only for people.
-        before = _shmem_huge_bytes()
-        os.ftruncate(fd, 0)
-        return before - _shmem_huge_bytes() >= _HUGE_PAGE
+        # The counters are the machine's. Others may move them meanwhile, but the answer is only for people.
+        return _large_allocations() > before
     finally:
         os.close(fd)
 
 
-def _shmem_huge_bytes() -> int:
-    with open("/proc/meminfo", "rb") as file:
-        for line in file:
-            if line.startswith(b"ShmemHugePages:"):
-                return int(line.split()[1]) * 1024
-    return 0
+def _large_allocations() -> int:
+    """How often tmpfs has got more than a small page at once, since the machine started."""
+    # Since kernel 6.10 it may get any power of two, and the counters are in sysfs; before, huge pages only.
+    counters = glob.glob("/sys/kernel/mm/transparent_hugepage/hugepages-*kB/stats/shmem_alloc")
+    total = 0
+    for counter in counters:
+        with open(counter, "rb") as file:
+            total += int(file.read())
+    if not counters:
+        with open("/proc/vmstat", "rb") as file:
+            total = sum(int(line.split()[1]) for line in file if line.startswith(b"thp_file_alloc "))
+    return total
