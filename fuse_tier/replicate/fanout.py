@@ -126,11 +126,16 @@ class Fanout:
     ) -> bool:
         """Copies one snapshot to one place; whether it is there now. Survives that place's failures."""
         meter = self.meters[tier.name]
+
+        def count(moved: int) -> None:
+            meter.add(moved)
+            metrics.bytes_moved(tier.name.value, "out", moved)
+
         async with self._limiters[tier.name]:
             started = trio.current_time()
             try:
                 with volume.using(manifest.id.number):
-                    await tier.store(manifest.blobs, self._places.ram, meter.add)
+                    await tier.store(manifest.blobs, self._places.ram, count)
                     await tier.commit(manifest)
             except SnapshotConflict as conflict:
                 log.warning("copy.number_taken", snapshot=str(manifest.id), place=tier.place, reason=str(conflict))
@@ -147,6 +152,7 @@ class Fanout:
         if troubles.pop(place, None) is not None:
             log.info("copy.recovered", snapshot=str(manifest.id), place=tier.place)
         metrics.copied(tier.name.value, seconds)
+        metrics.committed(tier.name.value)
         log.info(
             "snapshot.copied",
             identity=str(manifest.id.identity),

@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 import trio
 
+from fuse_tier import metrics
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import FuseTierError, IdentityBusy, MountError
 from fuse_tier.identity import Identity
@@ -177,6 +178,7 @@ class Mounting:
                 leave_quiescent(volume)
                 await final_snapshot(volume)
                 await self._give_up(volume)
+                metrics.forget_volume(str(volume.identity))
                 volume.news.announce()
 
     async def _give_up(self, volume: Volume) -> None:

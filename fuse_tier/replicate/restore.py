@@ -142,6 +142,7 @@ class Restorer:
                     )
             if fetched.arrived:
                 sources[place.place] = sum(blob.size for blob in fetched.arrived)
+                metrics.bytes_moved(place.name.value, "in", sources[place.place])
             wanted -= fetched.arrived
         return sources, {blob: failed.get(blob, NotFound(f"no place has {blob}")) for blob in wanted}
 

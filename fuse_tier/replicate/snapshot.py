@@ -16,8 +16,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
+import structlog
 import trio
 
+from fuse_tier import metrics
 from fuse_tier.blobs import Blob
 from fuse_tier.deadlines import Deadline
 from fuse_tier.hashing import hash_descriptor
@@ -26,6 +28,8 @@ from fuse_tier.manifest import Entry, Kind, Lineage, Manifest
 from fuse_tier.ram.layout import Layout, VolumeLayout
 from fuse_tier.ram.pins import Pins
 from fuse_tier.replicate.walk import Found, TreeChanged, Walk, Writers, walk_tree
+
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -93,7 +97,10 @@ class Snapshotter:
         """
         before = {entry.path: entry for entry in previous.entries} if previous else {}
         walk = await self._walk_consistently(gate, before)
-        blobs = await self._hash(walk.unhashed)
+        if walk.unhashed:
+            blobs = await self._seal(identity, walk.unhashed)
+        else:
+            blobs = []
         await self._in_thread(lambda: self._forget_vanished(walk.inodes))
         entries = _fill(walk, blobs, before)
         return Manifest(identity, lineage, self._node, time.time_ns(), entries)
@@ -136,6 +143,22 @@ class Snapshotter:
     def _unpin(self, inodes: Sequence[int]) -> None:
         for inode in inodes:
             self._pins.unpin(inode)
+
+    async def _seal(self, snapshot: SnapshotId, unhashed: Sequence[Found]) -> list[Blob | None]:
+        started = trio.current_time()
+        blobs = await self._hash(unhashed)
+        metrics.sealed(len(blobs))
+        log.info(
+            "files.sealed",
+            identity=str(snapshot.identity),
+            snapshot=snapshot.number,
+            files=len(blobs),
+            bytes=sum(found.size for found in unhashed),
+            seconds=round(trio.current_time() - started, 3),
+        )
+        for found, blob in zip(unhashed, blobs, strict=True):
+            log.debug("file.sealed", snapshot=str(snapshot), path=found.path, blob=blob.name if blob else None)
+        return blobs
 
     async def _hash(self, unhashed: Sequence[Found]) -> list[Blob | None]:
         """The blobs of files, in their order. Batches of files go to threads; small ones share a thread's turn."""

@@ -172,6 +172,8 @@ class Volume:
     def stored(self, tier: TierName, place: str, number: int) -> None:
         """A copy of a snapshot has been verified at a place."""
         self._held[tier, place] = max(number, self._held.get((tier, place), 0))
+        if self.newest is not None and self.newest.id.number == number:
+            metrics.durable(str(self.identity), tier.value, self.newest.created_ns)
         self.news.announce()
 
     def lost(self, tier: TierName, place: str) -> None:
@@ -282,6 +284,8 @@ class Volume:
         self._remember(manifest)
         self.news.announce()
         metrics.snapshot_taken(manifest.size)
+        metrics.committed(TierName.RAM)
+        metrics.durable(str(self.identity), TierName.RAM, manifest.created_ns)
         log.info(
             "snapshot.committed",
             identity=str(self.identity),
