@@ -126,7 +126,7 @@ class Daemon:
         except* OSError as failures:
             # ECONNABORTED: by an operator, through /sys/fs/fuse/connections.
             reason = str(failures.exceptions[0])
-            log.error("mount.aborted", mountpoint=self._spec.mountpoint, reason=reason)  # noqa: TRY400 - no defect
+            log.error("mount.aborted", mountpoint=self._spec.mountpoint, reason=reason)
             self._aborted = True
 
     async def _tell_when_serving(self) -> None:
@@ -155,7 +155,7 @@ class Daemon:
                     lambda: mounting.end_mount(mountpoint, self._device, at_once=False), abandon_on_cancel=True
                 )
             except MountError as error:
-                log.error("mount.not_ended", mountpoint=mountpoint, reason=str(error))  # noqa: TRY400 - no defect
+                log.error("mount.not_ended", mountpoint=mountpoint, reason=str(error))
                 unused = False
             if not unused:
                 log.info("mount.in_use", mountpoint=mountpoint, seconds=Deadline.UNMOUNT)

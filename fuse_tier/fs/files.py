@@ -84,7 +84,7 @@ class FileOperations(Shared):
         access = flags & os.O_ACCMODE
         if access == os.O_RDONLY:
             if flags & os.O_TRUNC:
-                await self._truncate(inode, 0, ctx)
+                await self._truncate(inode, 0, ctx, by_open=True)
             if self._content.is_remote(inode):
                 await self._content.fetch(inode)
             return OpenFile(inode, self._nodes.open(inode, os.O_RDONLY), None)
@@ -105,7 +105,7 @@ class FileOperations(Shared):
             if ctx.uid != 0:
                 file.drops_privileges = bool(os.fstat(file.fd).st_mode & _PRIVILEGES)
                 if truncates:
-                    _drop_privileges(file)
+                    _drop_privileges(file.fd)
         except BaseException:
             os.close(file.fd)
             self._end_writing(inode)
@@ -135,7 +135,8 @@ class FileOperations(Shared):
         """Writes; what there was no room for is not counted."""
         file = self._handles.files[fh]
         if file.drops_privileges:
-            _drop_privileges(file)
+            file.drops_privileges = False
+            _drop_privileges(file.fd)
         writing = file.writing
         if writing is not None:
             writing.synced = False
@@ -184,7 +185,7 @@ class FileOperations(Shared):
                 file.writing.synced = False
                 os.ftruncate(file.fd, attr.st_size)
                 if ctx.uid != 0:
-                    _drop_privileges(file)
+                    _drop_privileges(file.fd)
         if fields.update_uid or fields.update_gid or fields.update_mode or fields.update_atime or fields.update_mtime:
             self._set_attributes(inode, attr, fields)
             self._changes.record()
@@ -202,29 +203,32 @@ class FileOperations(Shared):
                 modified = attr.st_mtime_ns if fields.update_mtime else found.st_mtime_ns
                 os.utime(path, ns=(accessed, modified))
 
-    async def _truncate(self, inode: int, size: int, ctx: pyfuse3.RequestContext) -> None:
-        """truncate(2) of a file that is not open for writing by who asks."""
+    async def _truncate(self, inode: int, size: int, ctx: pyfuse3.RequestContext, *, by_open: bool = False) -> None:
+        """truncate(2), or open(2) for reading with O_TRUNC: a file that has no writer of the caller's."""
         self._begin_writing(inode, synced=False)
         try:
             await self._content.prepare_for_writing(inode, keep=size > 0)
-            fd = self._nodes.open(inode, os.O_WRONLY)
-            try:
-                if os.fstat(fd).st_size != size:
+            if by_open:
+                fd = self._nodes.open(inode, os.O_WRONLY)
+                try:
                     os.ftruncate(fd, size)
-                if ctx.uid != 0:
-                    _drop_privileges(OpenFile(inode, fd, None))
-            finally:
-                os.close(fd)
+                finally:
+                    os.close(fd)
+            else:
+                with self._nodes.path(inode) as path:
+                    os.truncate(path, size)  # unlike ftruncate it leaves the times alone when the size stays
+            if ctx.uid != 0:
+                with self._nodes.path(inode) as path:
+                    _drop_privileges(path)
         finally:
             self._end_writing(inode)
 
 
-def _drop_privileges(file: OpenFile) -> None:
+def _drop_privileges(file: int | bytes) -> None:
     """What write(2) and truncate(2) do for a caller who isn't root; as root, the tmpfs doesn't do it for us."""
-    file.drops_privileges = False
-    mode = stat.S_IMODE(os.fstat(file.fd).st_mode)
+    mode = stat.S_IMODE(os.stat(file).st_mode)
     kept = mode & ~stat.S_ISUID
     if mode & stat.S_IXGRP:
         kept &= ~stat.S_ISGID
     if kept != mode:
-        os.fchmod(file.fd, kept)
+        os.chmod(file, kept)

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fs.mounted import Mounted, Place
+from tests.harness.logs import ExpectedLogs, loud_lines
+
+
+@pytest.fixture
+def place(memory_path: Path, tmp_path: Path, expected_logs: ExpectedLogs) -> Iterator[Place]:
+    """An empty volume on a tmpfs."""
+    place = Place(memory_path, tmp_path / "fs.log", tmp_path / "mnt")
+    place.prepare()
+    place.log.touch()
+    yield place
+    # Here and not by ``watch``, because the log is gone when that would look.
+    for line in loud_lines(place.log):
+        expected_logs.hear(line)
+
+
+@pytest.fixture
+def start(place: Place, expected_logs: ExpectedLogs) -> Iterator[Callable[..., Mounted]]:
+    """Starts daemons of the volume, with parameters of the test's choice."""
+    started: list[Mounted] = []
+
+    def start_one(**parameters: Any) -> Mounted:
+        mounted = Mounted(place, **parameters)
+        started.append(mounted)
+        return mounted
+
+    try:
+        yield start_one
+    finally:
+        for mounted in started:
+            in_order = mounted.process.poll() is not None
+            if not in_order:
+                # As a user would, so that nothing is cut short in tests that end well.
+                subprocess.run(["fusermount3", "-u", str(mounted.path)], check=False, capture_output=True)
+                try:
+                    mounted.process.wait(3)
+                except subprocess.TimeoutExpired:
+                    expected_logs.allow("mount.cut_short")
+            mounted.destroy()
+
+
+@pytest.fixture
+def mounted(start: Callable[..., Mounted]) -> Mounted:
+    """The volume, mounted; no worker is there."""
+    mounted = start()
+    assert mounted.said == {"serving": True}
+    return mounted
+
+
+@pytest.fixture
+def mnt(mounted: Mounted) -> Path:
+    """The mountpoint of ``mounted``."""
+    return mounted.path

@@ -1,0 +1,135 @@
+"""A volume and the real daemon that serves it, as a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fuse_tier.blobs import Blob
+from fuse_tier.fs.spec import MountSpec
+from fuse_tier.hashing import hash_descriptor
+from fuse_tier.identity import Identity
+from fuse_tier.ram.layout import Layout, VolumeLayout
+from fuse_tier.ram.pins import Pins
+
+IDENTITY = Identity("default", "job", "rank-0")
+PATIENCE_SECONDS = 20.0
+
+
+def eventually(fact: Callable[[], bool], what: str) -> None:
+    """Waits until something is so. For facts of other processes, which nothing announces."""
+    give_up = time.monotonic() + PATIENCE_SECONDS
+    while not fact():
+        assert time.monotonic() < give_up, f"not within {PATIENCE_SECONDS:g} s: {what}"
+        time.sleep(0.005)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a volume stands, and where it is to be mounted."""
+
+    base: Path
+    log: Path
+    mountpoint: Path
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(str(self.base / "ram"))
+
+    @property
+    def volume(self) -> VolumeLayout:
+        return self.layout.volume(IDENTITY)
+
+    @property
+    def tree(self) -> Path:
+        return Path(self.volume.tree)
+
+    @property
+    def socket(self) -> str:
+        return str(self.base / "node.sock.volumes")
+
+    @property
+    def pins(self) -> Pins:
+        return Pins(self.layout, self.volume)
+
+    def prepare(self) -> None:
+        """Makes an empty volume."""
+        for directory in (self.tree, self.layout.blobs, self.layout.incoming, self.volume.pins, self.volume.remote):
+            os.makedirs(directory)
+        self.mountpoint.mkdir()
+
+    def seal(self, name: str | bytes) -> Blob | None:
+        """Does what a worker does with a finished file: pins, hashes and adopts it. None: it was known already."""
+        path = os.path.join(os.fsencode(self.tree), os.fsencode(name))
+        inode = os.lstat(path).st_ino
+        if not self.pins.pin(os.fsdecode(path), inode):
+            return None
+        fd = os.open(self.pins.path(inode), os.O_RDONLY)
+        try:
+            hashed, blob = os.fstat(fd), hash_descriptor(fd)
+        finally:
+            os.close(fd)
+        assert self.pins.adopt(inode, hashed, blob)
+        return blob
+
+    def blob_content(self, blob: Blob) -> bytes:
+        return Path(self.layout.blob(blob)).read_bytes()
+
+
+class Mounted:
+    """A running daemon."""
+
+    def __init__(self, place: Place, **parameters: Any) -> None:
+        self.place = place
+        self.path = place.mountpoint
+        spec = {
+            "ram_root": place.layout.root,
+            "identity": str(IDENTITY),
+            "mountpoint": str(place.mountpoint),
+            "worker_socket": place.socket,
+        }
+        MountSpec.parse(json.dumps(spec | parameters))
+        with place.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "fuse_tier.fs"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
+            )
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(json.dumps(spec | parameters).encode())
+        self.process.stdin.close()
+        readable, _, _ = select.select([self.process.stdout], [], [], PATIENCE_SECONDS)
+        assert readable, "the daemon said nothing"
+        self.said = json.loads(self.process.stdout.readline() or b"{}")
+        self.process.stdout.close()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def wait(self) -> int:
+        """The exit status."""
+        return self.process.wait(PATIENCE_SECONDS)
+
+    def unmount(self) -> None:
+        """What a user does."""
+        subprocess.run(["fusermount3", "-u", str(self.path)], check=True, capture_output=True)
+
+    def destroy(self) -> None:
+        """Leaves no process and no mount, whatever the test did."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(PATIENCE_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait(PATIENCE_SECONDS)
+        subprocess.run(["fusermount3", "-u", "-z", str(self.path)], check=False, capture_output=True)
