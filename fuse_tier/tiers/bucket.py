@@ -1,0 +1,247 @@
+"""A Cloud Storage bucket as a tier: the one that outlives the cluster.
+
+Owns the order of requests, which keeps the invariant: a manifest is written after everything that it names was
+seen to be there, by one request that fails if another one of that number is there. Names and contents of objects
+are those of ``docs/bucket-layout.md``. Nothing is asked of the bucket before the first call, and a process that
+makes none never loads google-cloud-storage.
+
+**Collecting beside writers.** Any node may collect while another one is about to name an old object, and Cloud
+Storage has no lock for that. So an object's age counts from when it was last relied upon: who finds that
+something is there already, and older than RELIANCE_SECONDS, marks it as used. What was seen or written is
+trusted for RELIANCE_SECONDS, and looked at again when ``commit`` comes later than that. ``collect`` lists objects
+first and manifests afterwards, and removes what is older than the grace and was not marked since. With a grace of
+at least SAFE_GRACE_SECONDS (twice RELIANCE_SECONDS, and ten minutes for the commit itself), whoever saw an object
+that is now old enough saw it so long ago that its manifest is in the list, or that it must look again. A shorter
+grace is for when no other process writes. Within one process commits and removals take turns.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from functools import partial
+from typing import Final
+
+import structlog
+import trio
+
+from fuse_tier.blobs import Blob, Progress, Sink, Source
+from fuse_tier.errors import (
+    Damaged,
+    IncompleteSnapshot,
+    MalformedManifest,
+    NotFound,
+    SnapshotConflict,
+    TierError,
+    TierUnavailable,
+)
+from fuse_tier.identity import Identity, SnapshotId
+from fuse_tier.manifest import MAX_ENCODED_BYTES, Manifest, decode, encode
+from fuse_tier.tiers import bucket_collection
+from fuse_tier.tiers import bucket_layout as layout
+from fuse_tier.tiers import bucket_transfer as transfer
+from fuse_tier.tiers.base import Fetched, TierName, no_progress
+from fuse_tier.tiers.bucket_content import MemoryContent
+from fuse_tier.tiers.bucket_fetch import Fetching
+from fuse_tier.tiers.bucket_objects import Objects
+from fuse_tier.tiers.bucket_packs import PACK_FROM, SMALL, divide
+from fuse_tier.tiers.bucket_presence import RELIANCE_SECONDS, Presence
+from fuse_tier.tiers.bucket_transfer import Task
+from fuse_tier.tiers.bucket_work import Work
+from fuse_tier.verified import VerifyReport
+
+log = structlog.get_logger(__name__)
+
+SAFE_GRACE_SECONDS: Final = 2 * RELIANCE_SECONDS + 600.0
+_PARALLEL: Final = 8
+_PATIENCE_SECONDS: Final = 15.0
+_MARKER_BYTES: Final = 64 << 10
+_NAMED_AT_MOST: Final = 3  # of what is missing, in a message
+
+
+class BucketTier:
+    """A bucket, or the part of one below a prefix.
+
+    ``url`` is ``gs://BUCKET[/PREFIX]``; ``endpoint`` is that of an emulator, without which Cloud Storage is asked
+    with default credentials. Up to ``parallel`` requests run at a time; one that fails is repeated until nothing
+    has moved for ``patience`` seconds. Raises ConfigError for a URL that is none. End it with ``aclose``.
+    """
+
+    name = TierName.BUCKET
+
+    def __init__(
+        self,
+        url: str,
+        endpoint: str | None = None,
+        *,
+        parallel: int = _PARALLEL,
+        patience: float = _PATIENCE_SECONDS,
+    ) -> None:
+        place = layout.BucketPlace.parse(url)
+        self.place = str(place)
+        self._objects = Objects(place, endpoint, parallel)
+        self._work = Work(parallel, patience)
+        self._presence = Presence(self._objects, self._work)
+        self._named_or_removed = trio.Lock()
+        self._is_ours = False
+
+    async def aclose(self) -> None:
+        """Closes the connections. A later call opens new ones."""
+        await trio.to_thread.run_sync(self._objects.close)
+
+    async def missing(self, blobs: Collection[Blob]) -> set[Blob]:
+        """Which of these are not here yet. Raises TierUnavailable, TierRefused, as all methods do."""
+        await self._check_layout()
+        return await self._presence.missing(blobs)
+
+    async def store(self, blobs: Collection[Blob], source: Source, progress: Progress = no_progress) -> None:
+        """Uploads blobs, small ones in packs when there are many. Raises what the source raises, and Damaged.
+
+        Each was hashed before it was sent, and Cloud Storage has seen the CRC-32C of what was hashed.
+        """
+        await self._check_layout(make=True)
+        absent = await self._presence.missing(blobs)
+        small = {blob for blob in absent if blob.size < SMALL}
+        packed = small if len(small) >= PACK_FROM else set()
+        items: list[Blob | tuple[Blob, ...]] = [
+            *sorted(absent - packed, key=lambda blob: -blob.size),
+            *divide(packed),
+        ]
+
+        async def upload(item: Blob | tuple[Blob, ...]) -> None:
+            epoch = self._presence.epoch
+            if isinstance(item, Blob):
+                await self._work.run(partial(transfer.upload_blob, self._objects, item, source, progress))
+            else:
+                index = await self._work.run(partial(transfer.upload_pack, self._objects, item, source, progress))
+                self._presence.shelf.add(index)
+            self._presence.note([item] if isinstance(item, Blob) else item, epoch, time.monotonic())
+
+        await self._work.each(items, upload)
+
+    async def commit(self, manifest: Manifest) -> None:
+        """Makes a snapshot visible. Raises IncompleteSnapshot, SnapshotConflict."""
+        await self._check_layout(make=True)
+        blobs = manifest.blobs
+        async with self._named_or_removed:
+            absent = await self._presence.missing(blobs)
+            if absent:
+                named = ", ".join(blob.name for blob in sorted(absent)[:_NAMED_AT_MOST])
+                raise IncompleteSnapshot(
+                    f"{manifest.id} lacks {len(absent)} of {len(blobs)} blobs in {self.place}: {named}"
+                )
+            ours = await self._work.run(lambda task: self._write_manifest(manifest, task))
+        if not ours:
+            highest = max((snapshot.number for snapshot in await self.snapshots(manifest.id.identity)), default=0)
+            raise SnapshotConflict(f"{self.place} has another snapshot {manifest.id} already", highest)
+
+    async def snapshots(self, identity: Identity | None = None) -> Sequence[SnapshotId]:
+        """Everything listed, of one volume or of all, in order. Reads no manifest."""
+        await self._check_layout()
+        folder = layout.manifest_folder(identity)
+        return await self._work.run(
+            lambda task: task.retry(lambda: bucket_collection.list_snapshots(self._objects, folder, task))
+        )
+
+    async def manifest(self, snapshot: SnapshotId) -> Manifest:
+        """Raises NotFound, MalformedManifest."""
+        await self._check_layout()
+
+        def read(task: Task) -> Manifest:
+            text = transfer.read_whole(self._objects, layout.manifest_object(snapshot), MAX_ENCODED_BYTES, task)
+            return decode(text)
+
+        try:
+            found = await self._work.run(read)
+        except NotFound:
+            raise NotFound(f"{snapshot} is not in {self.place}") from None
+        except MalformedManifest as error:
+            raise MalformedManifest(f"{snapshot} in {self.place}: {error}") from error
+        except Damaged as error:
+            raise MalformedManifest(str(error)) from error
+        if found.id != snapshot:
+            raise MalformedManifest(f"the manifest of {snapshot} in {self.place} is that of {found.id}")
+        return found
+
+    async def fetch(self, blobs: Collection[Blob], sink: Sink, progress: Progress = no_progress) -> Fetched:
+        """Downloads as many as possible into the sink, which verifies them."""
+        await self._check_layout()
+        receive = partial(transfer.IntoSink, sink)
+        return await Fetching(self._objects, self._work, self._presence, receive, progress).bring(set(blobs))
+
+    async def drop(self, snapshot: SnapshotId) -> None:
+        """Takes a snapshot from the list. One that is not there is no error."""
+        await self._check_layout()
+
+        def remove() -> None:
+            stored = self._objects.head(layout.manifest_object(snapshot))
+            if stored is not None:
+                self._objects.delete(stored)
+
+        await self._work.run(lambda task: task.retry(remove))
+
+    async def collect(self, grace_seconds: float) -> int:
+        """Removes blobs that no manifest names and nobody relied upon for so long; gives the bytes freed.
+
+        Raises MalformedManifest, and removes nothing, when what a manifest names cannot be read. For what is safe
+        beside other processes see the module.
+        """
+        await self._check_layout()
+        started = time.monotonic()
+        collection = bucket_collection.Collection(self._objects, self._work, self._presence, self._named_or_removed)
+        freed = await collection.collect(grace_seconds)
+        if freed:
+            log.info("bucket.collected", bytes=freed, seconds=round(time.monotonic() - started, 3))
+        return freed
+
+    async def verify(self, identity: Identity | None = None, progress: Progress = no_progress) -> VerifyReport:
+        """Downloads and hashes everything listed, and keeps nothing of it. Raises TierUnavailable, TierRefused."""
+        snapshots = await self.snapshots(identity)
+        damaged: list[str] = []
+        checked: dict[Blob, TierError | None] = {}
+        for snapshot in snapshots:
+            try:
+                blobs = (await self.manifest(snapshot)).blobs
+            except NotFound:  # dropped since it was listed
+                continue
+            except MalformedManifest as error:
+                damaged.append(str(error))
+                continue
+            fetching = Fetching(self._objects, self._work, self._presence, transfer.IntoNothing, progress)
+            fetched = await fetching.bring(set(blobs - checked.keys()))
+            checked |= dict.fromkeys(fetched.arrived) | fetched.failed
+            for blob in sorted(blobs):
+                failed = checked[blob]
+                if isinstance(failed, TierUnavailable):
+                    raise failed
+                if failed is not None:
+                    damaged.append(f"{snapshot} in {self.place}: {failed}")
+        return VerifyReport(len(snapshots), len(checked), sum(blob.size for blob in checked), tuple(damaged))
+
+    def _write_manifest(self, manifest: Manifest, task: Task) -> bool:
+        content = MemoryContent(encode(manifest))
+        name = layout.manifest_object(manifest.id)
+        if task.retry(lambda: self._objects.put(name, content, 0, lambda _: None, task.stop)) is not None:
+            return True
+        try:  # an attempt of ours whose answer was lost, or somebody else's
+            return transfer.read_whole(self._objects, name, MAX_ENCODED_BYTES, task) == content.content
+        except (NotFound, Damaged):
+            return False
+
+    async def _check_layout(self, *, make: bool = False) -> None:
+        """Sees once that the bucket is there and of a layout that we know; says so in it before the first write."""
+        if not self._is_ours:
+            self._is_ours = await self._work.run(lambda task: self._read_marker(task, make))
+
+    def _read_marker(self, task: Task, make: bool) -> bool:
+        content = MemoryContent(layout.marker_text())
+        if make:
+            # Fails, and changes nothing, when one is there: the usual case costs one request as well.
+            task.retry(lambda: self._objects.put(layout.MARKER, content, 0, lambda _: None, task.stop))
+        try:
+            text = transfer.read_whole(self._objects, layout.MARKER, _MARKER_BYTES, task)
+        except NotFound:  # nobody has written below this prefix; or there is no bucket, which a listing tells
+            task.retry(lambda: next(self._objects.listed(layout.MANIFESTS, task.stop, at_most=1), None))
+            return False
+        layout.check_marker(text, self.place)
+        return True

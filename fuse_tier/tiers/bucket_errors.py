@@ -1,0 +1,97 @@
+"""What a failed request to a bucket means, in our errors and in words that tell the next step.
+
+Pure but for its memory of who we are. Nothing of google-cloud-storage or requests leaves the bucket tier: what
+may pass by itself is TierUnavailable, what somebody must mend is TierRefused, an object that is not there is
+NotFound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from typing import Any, Final
+
+from fuse_tier.errors import NotFound, TierError, TierRefused, TierUnavailable
+from fuse_tier.tiers.bucket_layout import BucketPlace
+
+_PASSING: Final = frozenset({408, 409, 429, 500, 502, 503, 504})  # cloud.google.com/storage/docs/retry-strategy
+_LONGEST_CAUSE: Final = 300
+
+
+class BucketErrors:
+    """Translates failures of one bucket's requests. ``principal`` is who we are to it, once that is known."""
+
+    def __init__(self, place: BucketPlace, endpoint: str | None) -> None:
+        self._place = place
+        self._at = endpoint or "Cloud Storage"
+        self.principal = "this node"
+
+    @contextmanager
+    def told(self, permission: str, name: str) -> Iterator[None]:
+        """Raises what went wrong within as one of our errors; PreconditionFailed, and what is ours, as it is.
+
+        ``permission`` is what the request needs.
+        """
+        try:
+            yield
+        except Exception as error:
+            meaning = self._meaning(error, permission, f"{self._place}/{name}")
+            if meaning is None:
+                raise
+            raise meaning from error
+
+    def check(self, response: Any) -> None:
+        """Raises what the client would for an answer that is no success; to be called within ``told``."""
+        if not 200 <= response.status_code < 300:
+            from google.api_core.exceptions import from_http_response
+
+            raise from_http_response(response)  # type: ignore[no-untyped-call]
+
+    def no_bucket(self) -> TierRefused:
+        """There is no such bucket, or none that we are shown."""
+        return TierRefused(
+            f"gs://{self._place.bucket} does not exist at {self._at}: create it, or correct `bucket.url`"
+        )
+
+    def _meaning(self, error: Exception, permission: str, name: str) -> TierError | None:
+        import requests.exceptions
+        import urllib3.exceptions
+        from google.api_core.exceptions import GoogleAPICallError, PreconditionFailed
+        from google.auth.exceptions import GoogleAuthError, TransportError
+
+        if isinstance(error, PreconditionFailed):  # an answer that callers ask for
+            return None
+        if isinstance(error, GoogleAPICallError):
+            return self._answer(int(error.code or 0), str(error.message), permission, name)
+        if isinstance(error, TransportError | requests.exceptions.RequestException | urllib3.exceptions.HTTPError):
+            return TierUnavailable(f"{self._at} does not answer for {name}: {_innermost(error)}")
+        if isinstance(error, GoogleAuthError):
+            if getattr(error, "retryable", False):
+                return TierUnavailable(f"credentials for {name} cannot be renewed: {_innermost(error)}")
+            return TierRefused(
+                f"there are no valid credentials for {name}: {_innermost(error)}; use workload identity, set "
+                "GOOGLE_APPLICATION_CREDENTIALS, or run `gcloud auth application-default login`"
+            )
+        return None
+
+    def _answer(self, code: int, message: str, permission: str, name: str) -> TierError:
+        said = f"{code} {message[:_LONGEST_CAUSE]}"
+        if code == HTTPStatus.NOT_FOUND:
+            return NotFound(f"{name} is not there")
+        if code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            return TierRefused(
+                f"{self.principal} lacks storage.objects.{permission} on gs://{self._place.bucket}: grant it "
+                f"roles/storage.objectUser (README, 'Bucket access'); {self._at} said: {said}"
+            )
+        if code in _PASSING or "crc32c" in message.lower():  # what it got was not what we sent
+            return TierUnavailable(f"{self._at} cannot serve {name} now: {said}")
+        return TierRefused(f"{self._at} refused a request for {name}: {said}")
+
+
+def _innermost(error: BaseException) -> str:
+    """The cause that a person wants to read: libraries wrap it up to five times."""
+    while inner := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
+        error = inner
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return (text or type(error).__name__)[:_LONGEST_CAUSE]

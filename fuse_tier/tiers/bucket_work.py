@@ -1,0 +1,80 @@
+"""Threads for a bucket's requests, at most so many at a time, and what becomes of them when nobody waits."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeVar
+
+import trio
+
+from fuse_tier.deadlines import Deadline
+from fuse_tier.errors import FuseTierError
+from fuse_tier.tiers.bucket_content import Interrupted
+from fuse_tier.tiers.bucket_transfer import Task
+
+T = TypeVar("T")
+
+
+class Work:
+    """Runs blocking work. ``patience`` is in seconds without progress: see ``Task.retry``."""
+
+    def __init__(self, parallel: int, patience: float) -> None:
+        self._parallel = parallel
+        self._patience = patience
+        self._limiter = trio.CapacityLimiter(parallel)
+
+    async def run(self, work: Callable[[Task], T]) -> T:
+        """Runs work in a thread, and raises what it raises.
+
+        When cancelled, tells the thread to stop and waits for it, but no longer than THREAD_SHUTDOWN: one that is
+        stuck in a socket is left behind, with nothing in its hands that is not its own.
+        """
+        task = Task(self._patience)
+        finished = trio.Event()
+        outcome: list[T] = []
+        failure: list[Exception] = []
+
+        def attempt() -> None:
+            try:
+                outcome.append(work(task))
+            except Interrupted:
+                return
+            except Exception as error:  # noqa: BLE001 - carried to the caller below
+                failure.append(error)
+
+        async def stop_when_cancelled() -> None:
+            try:
+                await finished.wait()
+            except trio.Cancelled:
+                task.stop.set()
+                waiting.deadline = trio.current_time() + Deadline.THREAD_SHUTDOWN
+                raise
+
+        async with trio.open_nursery() as nursery, self._limiter:
+            with trio.CancelScope(shield=True) as waiting:
+                nursery.start_soon(stop_when_cancelled)
+                # The limiter was taken above, where waiting for it can be cancelled.
+                await trio.to_thread.run_sync(attempt, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
+            finished.set()
+        if failure:
+            raise failure[0]
+        return outcome[0]
+
+    async def each(self, items: Iterable[T], work: Callable[[T], Awaitable[None]]) -> None:
+        """Does work for each item, as many at once as there are threads; the first failure ends it and is raised."""
+        failures: list[FuseTierError] = []
+        rest = iter(items)
+
+        async def take_turns() -> None:
+            for item in rest:
+                try:
+                    await work(item)
+                except FuseTierError as error:
+                    failures.append(error)
+                    nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(self._parallel):
+                nursery.start_soon(take_turns)
+        if failures:
+            raise failures[0]
