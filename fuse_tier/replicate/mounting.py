@@ -15,7 +15,7 @@ import trio
 
 from fuse_tier import metrics
 from fuse_tier.deadlines import Deadline
-from fuse_tier.errors import FuseTierError, IdentityBusy, MountError
+from fuse_tier.errors import FuseTierError, IdentityBusy, MountError, TierUnavailable
 from fuse_tier.identity import Identity
 from fuse_tier.manifest import Lineage
 from fuse_tier.mount.mountpoint import check_mountpoint
@@ -137,6 +137,8 @@ class Mounting:
     async def find_mounted(self) -> None:
         """At a worker's start: what is mounted already stays ours, and is not touched before its daemon reports."""
         for mount in await self._supervisor.mounts():
+            if mount["state"] == "failed":
+                continue
             identity = Identity.parse(mount["identity"])
             volume = await self._volumes.open(identity)
             self.claimed.add(identity)
@@ -163,11 +165,13 @@ class Mounting:
             await self._finish(volume)
 
     async def _wait_until_unmounted(self, volume: Volume) -> None:
+        """A mount that has failed counts as ended: nobody can write through it any more."""
         while volume.gate is None:
-            mounts = await self._supervisor.mounts()
-            if not any(mount["identity"] == str(volume.identity) for mount in mounts):
-                return
-            if any(mount["identity"] == str(volume.identity) and mount["state"] == "failed" for mount in mounts):
+            try:
+                mounts = await self._supervisor.mounts()
+            except TierUnavailable:
+                mounts = [{"identity": str(volume.identity), "state": "unknown"}]
+            if not any(mount["identity"] == str(volume.identity) and mount["state"] != "failed" for mount in mounts):
                 return
             with trio.move_on_after(Deadline.HOLD):
                 await volume.news.wait_beyond(volume.news.version)

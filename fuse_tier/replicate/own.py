@@ -23,8 +23,8 @@ class OwnNode:
     facts: Callable[[], LocalFacts]
     tls: TlsFiles | None
 
-    def member(self, claimed: Set[Identity]) -> Member:
-        """This node, with what was claimed for it."""
+    def member(self, claimed: Set[Identity], claiming: Set[Identity] = frozenset()) -> Member:
+        """This node, with what was claimed for it, but without what is only being claimed."""
         facts = self.facts()
         return Member(
             node=self.node,
@@ -35,10 +35,12 @@ class OwnNode:
             capacity_bytes=facts.capacity_bytes,
             free_bytes=facts.free_bytes,
             domain=self.domain,
-            mounted=facts.mounted | claimed,
+            mounted=(facts.mounted - claiming) | claimed,
         )
 
-    def report(self, claimed: Set[Identity], sequence: int, *, leaving: bool = False) -> Report:
+    def report(
+        self, claimed: Set[Identity], claiming: Set[Identity], sequence: int, *, leaving: bool = False
+    ) -> Report:
         """Everything that the coordinator wants to know."""
         facts = self.facts()
         return Report(
@@ -48,6 +50,6 @@ class OwnNode:
             leaving=leaving,
             control=self.control,
             bulk=self.bulk,
-            facts=replace(facts, mounted=facts.mounted | claimed),
+            facts=replace(facts, mounted=(facts.mounted - claiming) | claimed),
             domain=self.domain,
         )

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 import structlog
 import trio
 
+from fuse_tier import metrics
 from fuse_tier.errors import ConfigError
 from fuse_tier.identity import Identity
 from fuse_tier.ram.layout import Layout
@@ -16,6 +17,8 @@ from fuse_tier.tiers.base import TierName
 from fuse_tier.tiers.ram import RamTier
 
 log = structlog.get_logger(__name__)
+
+_TASK_PAUSE_SECONDS = 5.0
 
 Task = Callable[[Volume], Awaitable[None]]
 
@@ -68,11 +71,14 @@ class Volumes:
             await self.open(identity)
 
     async def _survive(self, task: Task, volume: Volume) -> None:
-        """A programming error in one volume's task takes no other volume down."""
-        try:
-            await task(volume)
-        except Exception:
-            log.exception("volume.task_failed", identity=str(volume.identity))
+        """A defect that one volume meets takes no other volume down, and its task is begun anew."""
+        while True:
+            try:
+                return await task(volume)
+            except Exception:
+                log.exception("volume.task_failed", identity=str(volume.identity))
+                metrics.error("task")
+            await trio.sleep(_TASK_PAUSE_SECONDS)
 
     def tiers_to_reach(self) -> list[tuple[TierName, int]]:
         """Where a snapshot shall be, and in how many copies."""
