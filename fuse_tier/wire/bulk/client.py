@@ -6,6 +6,7 @@ the receiver has let go, so that nothing of it lands later.
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -151,7 +152,7 @@ async def _connect(address: str) -> Stream:
                 try:
                     await connecting.connect(target)
                 except OSError as error:
-                    cause = error.strerror or str(error)
+                    cause = os.strerror(error.errno) if error.errno else str(error)
                     continue
                 connected = socket.socket(fileno=connecting.detach())
             connected.setblocking(True)
