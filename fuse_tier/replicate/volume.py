@@ -256,9 +256,7 @@ class Volume:
         away), OSError (no room).
         """
         async with self._snapshotting:
-            gate = self.gate
-            if gate is None:
-                raise FuseTierError(f"{self.identity}: its mount daemon is away; it is started again by itself")
+            gate = await self._wait_for_gate()
             version, previous, started = self.changes.version, self.newest, trio.current_time()
             snapshot = SnapshotId(self.identity, self._highest + 1)
             manifest = await self._snapshotter.take(snapshot, self.lineage, gate, previous)
@@ -267,6 +265,14 @@ class Volume:
                 previous = await self._commit(manifest, trio.current_time() - started)
             self._seen = version
             return previous
+
+    async def _wait_for_gate(self) -> Gate:
+        with trio.move_on_after(Deadline.SUPERVISOR_CONNECT):
+            while self.gate is None:
+                await self.news.wait_beyond(self.news.version)
+        if self.gate is None:
+            raise FuseTierError(f"{self.identity}: its mount daemon is away; it is started again by itself")
+        return self.gate
 
     async def _commit(self, manifest: Manifest, seconds: float) -> Manifest:
         try:
