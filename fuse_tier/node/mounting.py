@@ -82,7 +82,9 @@ async def end(path: str, *, lazy: bool) -> None:
     with trio.move_on_after(Deadline.KERNEL_UNMOUNT):
         await run_interruptible(work, partial(mountpoint.abort_connection, path), limiter)
         return
-    raise DeadlineExceeded(f"{path} was not unmounted within {Deadline.KERNEL_UNMOUNT:g} s: its connection was aborted")
+    raise DeadlineExceeded(
+        f"{path} was not unmounted within {Deadline.KERNEL_UNMOUNT:g} s: its connection was aborted"
+    )
 
 
 async def take_back(path: str) -> None:

@@ -45,12 +45,12 @@ class Programs:
 
 
 async def run_node(config: NodeConfig, config_path: str, programs: Programs = Programs()) -> None:
-    """Runs a node until SIGTERM or SIGINT, in the main thread; a second one skips what the worker would still copy.
+    """Runs a node until SIGTERM, SIGINT or SIGHUP, in the main thread; a second one skips what the worker would still copy.
 
     Raises ConfigError when the RAM tier or the socket can't be had, and FuseTierError or ConfigError, by its exit
     status, when the worker refuses to start; it has then said why.
     """
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with trio.open_signal_receiver(*_signals_to_obey()) as signals:
         check_starter()
         # Before anything is changed: the RAM tier may be another node's, of another size.
         refuse_taken_ram_tier(Layout(config.ram.path))
@@ -61,6 +61,12 @@ async def run_node(config: NodeConfig, config_path: str, programs: Programs = Pr
         with ram_tier_claimed(setup.layout):
             _make_place(config.socket)
             await _Node(config, config_path, programs).run(signals)
+
+
+def _signals_to_obey() -> tuple[signal.Signals, ...]:
+    # A terminal that goes away ends the node in order too, unless nohup said otherwise.
+    hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+    return (signal.SIGTERM, signal.SIGINT, *hangup)
 
 
 def _make_place(path: str) -> None:

@@ -135,6 +135,8 @@ class Volumes:
     async def _end(self, volume: _Volume, hurry: trio.Event) -> None:
         about = {"identity": str(volume.identity), "mountpoint": volume.mountpoint}
         async with self._turn(volume.mountpoint):
+            if self._volumes.get(volume.mountpoint) is not volume:
+                return  # meanwhile it was unmounted, or its mount taken back
             try:
                 try:
                     await mounting.end(volume.mountpoint, lazy=bool(volume.reason))
@@ -147,7 +149,7 @@ class Volumes:
                         await volume.child.end(Deadline.HURRIED_STOP, hurry)
                 await self._await_end(volume)
             except (FuseTierError, OSError) as error:
-                log.error("volume.left_mounted", **about, reason=str(error))  # noqa: TRY400 - an expected one
+                log.error("volume.left_mounted", **about, reason=str(error))
 
     async def _await_end(self, volume: _Volume) -> None:
         with trio.move_on_after(Deadline.DAEMON_STOP):

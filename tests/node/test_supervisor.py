@@ -20,7 +20,7 @@ from tests.node.conftest import StartNode, is_running, make_volume
 VOLUME = Identity("default", "job", "0")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 async def test_a_node_says_when_it_is_ready_and_ends_in_order(start_node: StartNode, number: signal.Signals) -> None:
     node = start_node()
     assert node.line() == f"node a is ready: socket {node.socket}, control 127.0.0.1:7460, metrics off"

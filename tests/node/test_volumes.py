@@ -210,6 +210,25 @@ async def test_a_mount_that_nobody_waits_for_any_more_is_taken_back(memory_path:
         assert volumes.listing() == []
 
 
+async def test_the_end_of_all_does_not_wait_for_a_mount_that_is_being_taken_back(
+    memory_path: Path, mountpoint: Path
+) -> None:
+    pid_file = memory_path / "pid"
+    program = f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(1000)"
+
+    async def has_started() -> bool:
+        return pid_file.exists() and pid_file.read_text() != ""
+
+    async with node_with(memory_path, [sys.executable, "-c", program]) as volumes, trio.open_nursery() as nursery:
+        nursery.start_soon(mount, volumes, mountpoint)
+        await until(has_started)
+        nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True):
+            # A daemon that does not end in time would be an error in the log.
+            await volumes.end_all(trio.Event())
+        assert volumes.listing() == []
+
+
 async def test_what_fusermount3_ends_is_noticed(volumes: Volumes, mountpoint: Path) -> None:
     await mount(volumes, mountpoint)
     await trio.run_process(["fusermount3", "-u", str(mountpoint)])
