@@ -15,7 +15,11 @@ copied away, and the blob becomes the copy: ``detach``. The live file keeps its 
 All changes are made under the volume's lock (flock, so the kernel releases it when a process dies), and in an
 order in which a crash between any two steps leaves this true: **an inode that a blob is has a pin that says so,
 for as long as anybody may open it for writing.** So the symlink is there before the blob, and goes away after
-the blob has become a copy. One snapshot of a volume is taken at a time.
+the blob has become a copy.
+
+Two more rules are kept by those who call. A daemon counts a writer first and detaches then: a worker that pins
+in between sees the count when it asks again, and takes the pin back. A worker takes one snapshot of a volume at
+a time, so nothing that was hashed before a pin is adopted after it.
 
 Half-made files are called ``<inode>.new`` here, not put into ``incoming/``, which a worker clears at its start
 while daemons live on.

@@ -268,7 +268,7 @@ def test_a_detach_without_room_changes_nothing(volume: Volume) -> None:
 
 
 def test_a_daemon_can_detach_while_a_new_worker_clears_up(volume: Volume) -> None:
-    content = os.urandom(64 << 20)
+    content = os.urandom(16 << 20)
     inode = volume.create("weights", content)
     blob = volume.seal("weights")
     ended = threading.Event()

@@ -44,9 +44,14 @@ class PinsModel(RuleBasedStateMachine):
         self.hashed: dict[int, tuple[os.stat_result, Blob]] = {}  # by a worker that has not adopted yet
         self.named: dict[int, dict[Blob, bytes]] = {}  # by number: what a listed snapshot names
         self.last_number = 0
+        self.writers: dict[int, int] = {}  # by inode: a descriptor that a job has open for writing
+        self.write("a", b"0")
+        self.write("b", b"22")
 
     def teardown(self) -> None:
         if hasattr(self, "root"):
+            for fd in self.writers.values():
+                os.close(fd)
             shutil.rmtree(self.root)
 
     @rule(name=NAMES, content=CONTENTS)
@@ -56,6 +61,23 @@ class PinsModel(RuleBasedStateMachine):
         else:
             self.names[name] = self.volume.create(name, content)
         self.live[self.names[name]] = content
+
+    @rule(name=NAMES)
+    def open_for_writing(self, name: str) -> None:
+        if name in self.names and self.names[name] not in self.writers:
+            self.volume.pins.detach(self.names[name])
+            self.writers[self.names[name]] = os.open(self.volume.path(name), os.O_WRONLY)
+
+    @precondition(lambda self: self.writers)
+    @rule(data=st.data(), content=CONTENTS, closes=st.booleans())
+    def write_what_is_open(self, data: st.DataObject, content: bytes, closes: bool) -> None:
+        """The inode may have been pinned meanwhile by a worker that did not know of the writer yet."""
+        inode = data.draw(st.sampled_from(sorted(self.writers)))
+        os.ftruncate(self.writers[inode], 0)
+        os.pwrite(self.writers[inode], content, 0)
+        self.live[inode] = content
+        if closes:
+            os.close(self.writers.pop(inode))
 
     @rule(name=NAMES)
     def delete(self, name: str) -> None:
@@ -78,12 +100,15 @@ class PinsModel(RuleBasedStateMachine):
     @rule(name=NAMES)
     def pin(self, name: str) -> None:
         if name in self.names:
+            self.hashed.pop(self.names[name], None)  # a worker takes one snapshot at a time
             self.volume.pins.pin(str(self.volume.path(name)), self.names[name])
 
     @rule(name=NAMES)
     def hash(self, name: str) -> None:
         inode = self.names.get(name)
-        if inode is not None and not os.path.islink(pin := self.volume.pins.path(inode)) and os.path.exists(pin):
+        if inode is None or inode in self.writers:
+            return
+        if not os.path.islink(pin := self.volume.pins.path(inode)) and os.path.exists(pin):
             self.hashed[inode] = self.volume.hash(inode)
 
     @rule(name=NAMES)
@@ -95,7 +120,7 @@ class PinsModel(RuleBasedStateMachine):
 
     @rule(name=NAMES)
     def seal(self, name: str) -> None:
-        if name in self.names:
+        if name in self.names and self.names[name] not in self.writers:
             inode = self.names[name]
             self.hashed.pop(inode, None)
             assert self.volume.seal(name) == hash_bytes(self.live[inode])
@@ -115,7 +140,11 @@ class PinsModel(RuleBasedStateMachine):
     @rule()
     def snapshot(self) -> None:
         """Lists what is known of the live files, as a worker does when all of them are sealed."""
-        known = {name: self.volume.pins.known_blob(inode) for name, inode in sorted(self.names.items())}
+        known = {
+            name: self.volume.pins.known_blob(inode)
+            for name, inode in sorted(self.names.items())
+            if inode not in self.writers
+        }
         for name, blob in known.items():
             assert blob is None or blob == hash_bytes(self.live[self.names[name]])
         self.last_number += 1
@@ -196,4 +225,4 @@ class PinsModel(RuleBasedStateMachine):
 
 
 TestPinsModel = PinsModel.TestCase
-TestPinsModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestPinsModel.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
