@@ -32,7 +32,7 @@ from fuse_tier.wire.members import location_from_wire, picture_from_wire
 from fuse_tier.wire.tls import TlsFiles, make_authority, make_certificate
 from tests.harness.logs import ExpectedLogs
 
-LEASE = 0.5
+LEASE = 1.0
 IDENTITY = "default/llama/0"
 _calls = itertools.count(1)
 
