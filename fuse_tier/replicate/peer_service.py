@@ -99,12 +99,12 @@ class PeerService:
 
     async def Missing(self, request: pb.BlobList, caller: Caller) -> pb.BlobList:  # noqa: N802
         """Which of these are not here yet."""
-        blobs = _decode_blobs(request.blobs, _MOST_BLOBS_ASKED)
+        blobs = decode_blobs(request.blobs, _MOST_BLOBS_ASKED)
         return pb.BlobList(blobs=map(encode_blob, await self._ram.missing(blobs)))
 
     async def OpenPush(self, request: pb.PushRequest, caller: Caller) -> pb.Session:  # noqa: N802
         """A session in which the caller sends these blobs. Refuses what there is no room for."""
-        blobs = _decode_blobs(request.blobs, MAX_SESSION_BLOBS)
+        blobs = decode_blobs(request.blobs, MAX_SESSION_BLOBS)
         needed = sum(blob.size for blob in blobs)
         capacity = self._ram.capacity_bytes()
         free = self._ram.free_bytes() - min(_RESERVE_BYTES, capacity // _RESERVE_PART)
@@ -117,7 +117,7 @@ class PeerService:
 
     async def OpenPull(self, request: pb.PullRequest, caller: Caller) -> pb.Session:  # noqa: N802
         """A session in which the caller receives these blobs, or is told for each that it is not here."""
-        blobs = _decode_blobs(request.blobs, MAX_SESSION_BLOBS)
+        blobs = decode_blobs(request.blobs, MAX_SESSION_BLOBS)
         return self._grant(Direction.PULL, blobs, request.encrypt, caller)
 
     async def Commit(self, request: pb.ManifestText, caller: Caller) -> pb.Empty:  # noqa: N802
@@ -149,7 +149,7 @@ class PeerService:
 
     async def Collect(self, request: pb.CollectRequest, caller: Caller) -> pb.CollectReply:  # noqa: N802
         """Removes blobs that no manifest names, but none that might still be named soon."""
-        grace = max(request.grace_seconds, self._smallest_grace_seconds)  # NaN gives way as well
+        grace = max(self._smallest_grace_seconds, request.grace_seconds)  # in this order, NaN gives way as well
         return pb.CollectReply(freed_bytes=await self._ram.collect(grace))
 
     def _grant(self, direction: Direction, blobs: tuple[Blob, ...], encrypt: bool, caller: Caller) -> pb.Session:
@@ -165,7 +165,8 @@ async def _parse_manifest(text: bytes, limiter: trio.CapacityLimiter) -> Manifes
         raise InvalidRequest(f"the manifest that was to be committed is refused: {error}") from error
 
 
-def _decode_blobs(encoded: Iterable[bytes], most: int) -> tuple[Blob, ...]:
+def decode_blobs(encoded: Iterable[bytes], most: int) -> tuple[Blob, ...]:
+    """Blobs from a peer: each once, at most so many. Raises InvalidRequest."""
     blobs = tuple(map(decode_blob, encoded))
     if len(blobs) > most:
         raise InvalidRequest(f"{len(blobs)} blobs in one call are more than the {most} that are accepted")

@@ -36,6 +36,7 @@ class Peer:
     sessions: Sessions
     control: str
     bulk: str
+    addresses: dict[str, str]  # what it says of itself: to be changed by tests
 
     def tier(self, tls: TlsFiles | None = None, *, own: Introduction = OWN, encrypt: bool = True) -> PeerTier:
         """It, as another node sees it; to be closed."""
@@ -64,5 +65,5 @@ async def running_peer(
             partial(grpc.serve, [(add_PeerServicer_to_server, service)], "127.0.0.1:0", tls)
         )
         addresses.update(control=f"127.0.0.1:{control}", bulk=f"127.0.0.1:{bulk}")
-        yield Peer(node, layout, ram, sessions, addresses["control"], addresses["bulk"])
+        yield Peer(node, layout, ram, sessions, addresses["control"], addresses["bulk"], addresses)
         nursery.cancel_scope.cancel()

@@ -405,6 +405,20 @@ async def test_a_server_that_is_none_of_ours_is_a_clear_error(
         nursery.cancel_scope.cancel()
 
 
+async def test_what_arrived_before_a_stream_was_lost_counts(threads: trio.CapacityLimiter) -> None:
+    first, second = hash_bytes(b"0123"), hash_bytes(b"4567")
+    answer = format.encode_answer(Answer.OK) + format.encode_header(first, Outcome.OK) + b"0123"
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(partial(trio.serve_tcp, partial(say, answer), 0, host="127.0.0.1"))
+        grant = Grant(f"127.0.0.1:{listeners[0].socket.getsockname()[1]}", bytes(32), None)
+        sink, receipt = MemoryBlobs(), Receipt()
+        await outcome_of(partial(pull, grant, [first, second], sink, no_progress, threads, receipt))
+        assert receipt.arrived == {first}
+        assert receipt.failed == {}
+        assert sink.contents == {first: b"0123"}
+        nursery.cancel_scope.cancel()
+
+
 async def say(answer: bytes, stream: trio.SocketStream) -> None:
     await stream.receive_some(format.PRELUDE_BYTES)
     await stream.send_all(answer)
