@@ -331,6 +331,27 @@ class TierContract(ABC):
         with pytest.raises(MalformedManifest):
             await tier.manifest(manifest.id)
 
+    async def test_verifying_reads_each_content_once_and_finds_all_good(self, tier: Tier) -> None:
+        await keep(tier, {"weights": b"0123", "same": b"0123", "optimizer": b"4567890"}, 1)
+        await keep(tier, {"weights": b"0123"}, 2)
+        await keep(tier, {"weights": b"gemma"}, 1, GEMMA)
+        report = await tier.verify()
+        assert (report.snapshots, report.blobs, report.bytes, report.damaged) == (3, 3, 16, ())
+        report = await tier.verify(GEMMA)
+        assert (report.snapshots, report.blobs, report.bytes, report.damaged) == (1, 1, 5, ())
+
+    @pytest.mark.parametrize("wrong", [b"012X", b"012"])
+    @pytest.mark.usefixtures("damage")
+    async def test_verifying_names_what_is_damaged_and_raises_nothing(self, tier: Tier, wrong: bytes) -> None:
+        hurt = await keep(tier, {"weights": b"0123", "fine": b"cdef"}, 1)
+        unreadable = await keep(tier, {"other": b"89ab"}, 2)
+        await self.replace_content(tier, hash_bytes(b"0123"), wrong)
+        await self.replace_manifest(tier, unreadable.id, b"nonsense")
+        report = await tier.verify()
+        assert len(report.damaged) == 2
+        assert str(hurt.id) in report.damaged[0]
+        assert str(unreadable.id) in report.damaged[1]
+
     async def test_a_dropped_snapshot_is_gone_and_dropping_again_is_no_error(self, tier: Tier) -> None:
         first, second = await keep(tier, {"a": b"1"}, 1), await keep(tier, {"a": b"2"}, 2)
         await tier.drop(first.id)
