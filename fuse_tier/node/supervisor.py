@@ -45,8 +45,9 @@ class Programs:
 
 
 async def run_node(config: NodeConfig, config_path: str, programs: Programs = Programs()) -> None:
-    """Runs a node until SIGTERM, SIGINT or SIGHUP, in the main thread; a second one skips what the worker would still copy.
+    """Runs a node until SIGTERM, SIGINT or SIGHUP, in the main thread.
 
+    A second signal skips what the worker would still copy.
     Raises ConfigError when the RAM tier or the socket can't be had, and FuseTierError or ConfigError, by its exit
     status, when the worker refuses to start; it has then said why.
     """

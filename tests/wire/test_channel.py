@@ -154,6 +154,16 @@ async def test_what_a_handler_raises_is_raised_at_the_caller(
         assert await channel.call("echo", 5, still="there") == {"still": "there"}
 
 
+async def test_what_a_caller_does_not_catch_leaves_its_connection_as_it_is_and_in_no_group(path: Path) -> None:
+    async def refuse(_: Arguments) -> None:
+        raise InvalidRequest("no")
+
+    async with served(path, refuse=refuse) as server:
+        with pytest.raises(InvalidRequest, match="no"):
+            async with connected(server.path, {}) as channel:
+                await channel.call("refuse", 5)
+
+
 async def test_a_handler_with_a_bug_takes_nothing_else_down(path: Path, expected_logs: ExpectedLogs) -> None:
     expected_logs.allow("channel.handler_failed")
 
