@@ -17,7 +17,16 @@ from fuse_tier.ram.layout import Layout
 JOB = "default/llama/slice-0-3"
 
 # What nodes rightly say when another has died: each a regular expression for an event's whole name.
-A_NODE_DIED = (r"peer\..*", r"copy\.failed", r"membership\..*", r"coordinator\.node_gone", r"bulk\.stream_failed")
+A_NODE_DIED = (
+    "copy.failed",
+    r"membership\..*",
+    "coordinator.node_gone",
+    "bulk.stream_failed",
+    "list.place_silent",
+    "list.manifest_unreadable",
+    "restore.manifest_unreadable",
+    "restore.place_failed",
+)
 _GONE_SECONDS = 30
 
 
