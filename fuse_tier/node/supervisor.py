@@ -170,6 +170,10 @@ def _refusal(status: int) -> FuseTierError:
 
 
 def _handlers(volumes: Volumes) -> dict[str, Handler]:
+    async def check(arguments: Arguments) -> dict[str, Any]:
+        identity = Identity.parse(_text(arguments, "identity"))
+        return {"mountpoint": await volumes.check(identity, _text(arguments, "mountpoint"))}
+
     async def mount(arguments: Arguments) -> dict[str, Any]:
         identity = Identity.parse(_text(arguments, "identity"))
         await volumes.mount(identity, _text(arguments, "mountpoint"), read_only=bool(arguments.get("read_only")))
@@ -181,7 +185,7 @@ def _handlers(volumes: Volumes) -> dict[str, Handler]:
     async def mounts(_: Arguments) -> list[dict[str, Any]]:
         return volumes.listing()
 
-    return {"mount": mount, "unmount": unmount, "mounts": mounts}
+    return {"check": check, "mount": mount, "unmount": unmount, "mounts": mounts}
 
 
 def _text(arguments: Arguments, name: str) -> str:

@@ -74,6 +74,18 @@ class Volumes:
         self._volumes: dict[str, _Volume] = {}
         self._turns: WeakValueDictionary[str, trio.Lock] = WeakValueDictionary()
 
+    async def check(self, identity: Identity, mountpoint: str) -> str:
+        """Whether ``mount`` could succeed, before anything is prepared for it; gives the canonical mountpoint.
+
+        Raises MountError, IdentityBusy or DeadlineExceeded.
+        """
+        path = await mounting.canonical_path(mountpoint)
+        async with self._turn(path):
+            self._forget_ended()
+            self._refuse_taken(identity, path)
+            await mounting.check(path, self._settings.ram_root)
+        return path
+
     async def mount(self, identity: Identity, mountpoint: str, *, read_only: bool) -> None:
         """Mounts a volume; returns when a stat through the mount shows it.
 

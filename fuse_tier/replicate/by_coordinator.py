@@ -43,7 +43,6 @@ class CoordinatorMembership:
         self._client = Client(address, CoordinatorStub, own.tls)
         self._roster = Roster()
         self._claimed: set[Identity] = set()
-        self._claiming: set[Identity] = set()
         self._sequence = itertools.count(1)
         self._turn = trio.Lock()
         self._wanted = trio.Event()
@@ -59,7 +58,7 @@ class CoordinatorMembership:
 
     def own(self) -> Member:
         """See Membership."""
-        return self._own.member(self._claimed, self._claiming)
+        return self._own.member(self._claimed)
 
     def mounted(self) -> frozenset[Identity]:
         """See Membership."""
@@ -99,21 +98,17 @@ class CoordinatorMembership:
         # Long enough for the lease of a node that is gone, and for a coordinator that has just started.
         patience_seconds = 2 * self._lease_seconds + 1
         reason: FuseTierError = DeadlineExceeded(f"no answer within {patience_seconds:g} s")
-        self._claiming.add(identity)
-        try:
-            with trio.move_on_after(patience_seconds):
-                while True:
-                    try:
-                        await self._change("Claim", pb.ClaimRequest, identity)
-                    except (TierUnavailable, DeadlineExceeded) as error:
-                        reason = error
-                    else:
-                        self.report_soon()
-                        return
+        with trio.move_on_after(patience_seconds):
+            while True:
+                try:
+                    await self._change("Claim", pb.ClaimRequest, identity)
+                except (TierUnavailable, DeadlineExceeded) as error:
+                    reason = error
+                else:
                     self.report_soon()
-                    await trio.sleep(_CLAIM_PAUSE_SECONDS)
-        finally:
-            self._claiming.discard(identity)
+                    return
+                self.report_soon()
+                await trio.sleep(_CLAIM_PAUSE_SECONDS)
         raise TierUnavailable(
             f"the coordinator at {self._address} could not tell within {patience_seconds:g} s whether {identity} is "
             f"mounted on another node: {reason}"
@@ -153,7 +148,7 @@ class CoordinatorMembership:
         async with self._turn:
             if self._left and not leaving:
                 return
-            report = self._own.report(self._claimed, self._claiming, next(self._sequence), leaving=leaving)
+            report = self._own.report(self._claimed, next(self._sequence), leaving=leaving)
             request = report_to_wire(report, self._own.cluster)
             reply: pb.ReportReply = await self._client.call("Report", request, self._report_deadline())
         members = tuple(map(member_from_wire, reply.members))

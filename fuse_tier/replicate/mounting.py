@@ -15,10 +15,9 @@ import trio
 
 from fuse_tier import metrics
 from fuse_tier.deadlines import Deadline
-from fuse_tier.errors import FuseTierError, IdentityBusy, MountError, TierUnavailable
+from fuse_tier.errors import FuseTierError, MountError, TierUnavailable
 from fuse_tier.identity import Identity
 from fuse_tier.manifest import Lineage
-from fuse_tier.mount.mountpoint import check_mountpoint
 from fuse_tier.replicate.daemons import leave_quiescent
 from fuse_tier.replicate.membership import Membership
 from fuse_tier.replicate.restore import Restored, Restorer
@@ -45,15 +44,12 @@ class MountOrder:
 class Mounting:
     """Mounts and unmounts volumes of one node."""
 
-    def __init__(
-        self, volumes: Volumes, restorer: Restorer, membership: Membership, supervisor: Supervisor, ram_root: str
-    ) -> None:
+    def __init__(self, volumes: Volumes, restorer: Restorer, membership: Membership, supervisor: Supervisor) -> None:
         self._volumes = volumes
         self._restorer = restorer
         self._membership = membership
         self._supervisor = supervisor
-        self._ram_root = ram_root
-        self.claimed: set[Identity] = set()  # from a claim until the last snapshot after the unmount
+        self.claimed: set[Identity] = set()  # until the last snapshot after the unmount
 
     async def mount(self, order: MountOrder, report: Report) -> dict[str, Any]:
         """Mounts a volume with the files it had. Raises MountError, IdentityBusy, RunMismatch, TierError.
@@ -62,8 +58,7 @@ class Mounting:
         """
         volume = await self._volumes.open(order.identity)
         async with volume.mounting:
-            await trio.to_thread.run_sync(check_mountpoint, order.mountpoint, self._ram_root)
-            await self._refuse_mounted(order.identity)
+            mountpoint = await self._supervisor.check(order.identity, order.mountpoint)
             report.begin("claiming the identity")
             await self._claim(order.identity)
             try:
@@ -74,7 +69,7 @@ class Mounting:
                 await self._wait_until_serving(volume)
             except BaseException:
                 with trio.CancelScope(shield=True):
-                    await self._undo(volume, order.mountpoint)
+                    await self._undo(volume, mountpoint)
                 raise
         return {
             "identity": str(order.identity),
@@ -82,21 +77,9 @@ class Mounting:
             "restored": _facts(restored) if restored else None,
         }
 
-    async def _refuse_mounted(self, identity: Identity) -> None:
-        for mount in await self._supervisor.mounts():
-            if mount["identity"] == str(identity):
-                raise IdentityBusy(
-                    f"{identity} is mounted on this node already, at {mount['mountpoint']}: "
-                    f"end that with `fuse-tier unmount {mount['mountpoint']}` first"
-                )
-
     async def _claim(self, identity: Identity) -> None:
+        await self._membership.claim(identity)
         self.claimed.add(identity)
-        try:
-            await self._membership.claim(identity)
-        except BaseException:
-            self.claimed.discard(identity)
-            raise
 
     async def _undo(self, volume: Volume, mountpoint: str) -> None:
         """After a mount that failed, or that nobody waits for any more."""

@@ -30,11 +30,7 @@ class Holdings:
 
     places: tuple[tuple[Tier, tuple[int, ...]], ...]
     silent: tuple[str, ...]
-
-    @property
-    def highest(self) -> int:
-        """The highest snapshot number anywhere; 0: none."""
-        return max((number for _, numbers in self.places for number in numbers), default=0)
+    highest: int  # snapshot number that was ever heard of, also from nodes that are gone: none is used twice
 
 
 class PeerConnection(Tier, Protocol):
@@ -76,7 +72,8 @@ class Places:
         places: list[tuple[Tier, tuple[int, ...]]] = [(self.ram, own)]
         silent: list[str] = []
         location = await self.membership.locate(identity)
-        places.extend((self.peer(member), numbers) for member, numbers in location.holders)
+        places.extend((self.peer(member), numbers) for member, numbers in location.holders if member.alive)
+        gone = [number for member, numbers in location.holders if not member.alive for number in numbers]
         if self.bucket is not None:
             try:
                 places.append((self.bucket, await self._in_bucket(self.bucket, identity)))
@@ -85,7 +82,8 @@ class Places:
                     "restore.place_silent", identity=str(identity), place=self.bucket.place, reason=str(error)
                 )
                 silent.append(self.bucket.place)
-        return Holdings(tuple(places), tuple(silent))
+        highest = max([*gone, *location.bucket, *(number for _, numbers in places for number in numbers)], default=0)
+        return Holdings(tuple(places), tuple(silent), highest)
 
     async def _in_bucket(self, bucket: Tier, identity: Identity) -> tuple[int, ...]:
         with trio.move_on_after(Deadline.BUCKET_CALL):

@@ -79,7 +79,7 @@ class Worker:
         self._upkeep = Upkeep(self._places, self._volumes.find, config.keep.ram, config.keep.bucket)
         self._restorer = Restorer(layout, self._places, config.node, hashing)
         self._supervisor = Supervisor(f"{config.socket}.supervisor")
-        self._mounting = Mounting(self._volumes, self._restorer, self._membership, self._supervisor, config.ram.path)
+        self._mounting = Mounting(self._volumes, self._restorer, self._membership, self._supervisor)
         self._inventory = Inventory(
             config.node, config.cluster, self._places, self._volumes, self._fanout, self._supervisor, config.replicas
         )

@@ -14,12 +14,12 @@ from fuse_tier.blobs import Blob, Progress, Sink
 from fuse_tier.errors import MountError, NotFound, RunMismatch, TierUnavailable
 from fuse_tier.identity import SnapshotId
 from fuse_tier.manifest import Lineage, Manifest
-from fuse_tier.members import Domain
+from fuse_tier.members import Domain, LocalFacts, Member
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.tmpfs import create_directories
 from fuse_tier.replicate.by_peers import PeerMembership
 from fuse_tier.replicate.own import OwnNode
-from fuse_tier.replicate.places import Places
+from fuse_tier.replicate.places import PeerConnection, Places
 from fuse_tier.replicate.restore import Restorer
 from fuse_tier.replicate.volume import Volume, VolumeOptions
 from fuse_tier.tiers.base import Fetched, Tier, TierName
@@ -56,11 +56,11 @@ class Node:
         return chosen.manifest
 
 
-def _no_facts() -> object:
+def _no_facts() -> LocalFacts:
     raise AssertionError("nobody reports here")
 
 
-def _no_peers(member: object) -> object:
+def _no_peers(member: Member) -> PeerConnection:
     raise AssertionError("there are no peers here")
 
 
