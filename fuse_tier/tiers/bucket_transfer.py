@@ -256,7 +256,7 @@ def download_run(
     return outcome
 
 
-def _read(objects: Objects, pack: Blob, start: int, end: int, task: Task) -> bytes:
+def _read(objects: Objects, pack: Blob, start: int, end: int, task: Task) -> bytearray:
     content = bytearray()
 
     def attempt() -> None:
@@ -269,4 +269,4 @@ def _read(objects: Objects, pack: Blob, start: int, end: int, task: Task) -> byt
                 task.advanced()
 
     task.retry(attempt)
-    return bytes(content)
+    return content
