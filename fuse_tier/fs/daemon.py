@@ -121,13 +121,16 @@ class Daemon:
         log.info("mount.ended", identity=str(self._spec.identity), mountpoint=self._spec.mountpoint)
 
     async def _answer_requests(self) -> None:
+        reason = "the kernel ended the connection, and the mount is still in place"
         try:
             await pyfuse3.main(min_tasks=_IDLE_TASKS, max_tasks=_MOST_TASKS)
+            # An abort through /sys/fs/fuse/connections looks like an unmount, but for what is left of it.
+            self._aborted = mounting.is_mounted(self._spec.mountpoint, self._device)
         except* OSError as failures:
-            # ECONNABORTED: by an operator, through /sys/fs/fuse/connections.
             reason = str(failures.exceptions[0])
-            log.error("mount.aborted", mountpoint=self._spec.mountpoint, reason=reason)
             self._aborted = True
+        if self._aborted:
+            log.error("mount.aborted", mountpoint=self._spec.mountpoint, reason=reason)
 
     async def _tell_when_serving(self) -> None:
         mountpoint = self._spec.mountpoint

@@ -172,6 +172,18 @@ def test_trees_deeper_than_a_path_can_say_work(mnt: Path) -> None:
     os.close(fd)
 
 
+def test_more_directories_than_there_are_descriptors_for(mnt: Path) -> None:
+    for number in range(600):
+        (mnt / f"directory{number}").mkdir()
+        (mnt / f"directory{number}" / "file").write_bytes(b"%d" % number)
+    (mnt / "directory0").rename(mnt / "directory599" / "moved")
+    for number in range(1, 600):
+        assert (mnt / f"directory{number}" / "file").read_bytes() == b"%d" % number
+    (mnt / "directory599" / "moved" / "file").write_bytes(b"moved")
+    (mnt / "directory1" / "file").rename(mnt / "directory599" / "moved" / "file")
+    assert (mnt / "directory599" / "moved" / "file").read_bytes() == b"1"
+
+
 def test_sparse_files_take_little_room(mounted: Mounted) -> None:
     with (mounted.path / "sparse").open("wb") as file:
         file.seek(10 << 30)

@@ -1,0 +1,219 @@
+"""How a daemon starts and ends, and what it leaves behind: nothing."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fuse_tier.mount.table import mount_at
+from tests.fs.mounted import Mounted, Place, eventually
+from tests.harness.logs import ExpectedLogs
+
+pytestmark = pytest.mark.fuse
+
+_WORDS_OF_OTHERS = ("grpc", "google", "pydantic", "click", "numpy")
+
+
+def test_the_mount_is_what_the_kernel_and_frameworks_shall_see(mnt: Path) -> None:
+    found = mount_at(str(mnt))
+    assert found
+    assert (found.filesystem, found.source) == ("fuse.fuse_tier", "fuse_tier")
+
+
+def test_fusermount_ends_the_daemon_in_order_and_the_data_stays(mounted: Mounted) -> None:
+    (mounted.path / "file").write_bytes(b"content")
+    mounted.unmount()
+    assert mounted.wait() == 0
+    assert mount_at(str(mounted.path)) is None
+    assert (mounted.place.tree / "file").read_bytes() == b"content"
+
+
+def test_a_mount_in_use_stays_until_its_files_are_closed(mounted: Mounted) -> None:
+    with (mounted.path / "file").open("wb", buffering=0) as file:
+        with pytest.raises(subprocess.CalledProcessError) as caught:
+            mounted.unmount()
+        assert b"busy" in caught.value.stderr.lower()
+        file.write(b"goes on")
+    mounted.unmount()
+    assert mounted.wait() == 0
+
+
+def test_a_lazy_unmount_ends_the_daemon_after_the_last_close(mounted: Mounted) -> None:
+    with (mounted.path / "file").open("wb", buffering=0) as file:
+        subprocess.run(["fusermount3", "-u", "-z", str(mounted.path)], check=True)
+        assert mount_at(str(mounted.path)) is None
+        file.write(b"goes on")
+        assert mounted.process.poll() is None
+    assert mounted.wait() == 0
+    assert (mounted.place.tree / "file").read_bytes() == b"goes on"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_unmounts_and_ends_in_order(mounted: Mounted, number: signal.Signals) -> None:
+    (mounted.path / "file").write_bytes(b"content")
+    mounted.process.send_signal(number)
+    assert mounted.wait() == 0
+    assert mount_at(str(mounted.path)) is None
+
+
+def test_on_a_signal_those_who_have_files_open_may_finish(mounted: Mounted) -> None:
+    with (mounted.path / "file").open("wb", buffering=0) as file:
+        mounted.process.send_signal(signal.SIGTERM)
+        eventually(lambda: mount_at(str(mounted.path)) is None, "the mount out of sight")
+        file.write(b"finished")
+        assert mounted.process.poll() is None
+    assert mounted.wait() == 0
+    assert (mounted.place.tree / "file").read_bytes() == b"finished"
+
+
+def test_a_second_signal_ends_it_at_once(mounted: Mounted, expected_logs: ExpectedLogs) -> None:
+    expected_logs.allow("mount.cut_short")
+    file = (mounted.path / "file").open("wb", buffering=0)
+    mounted.process.send_signal(signal.SIGTERM)
+    eventually(lambda: mount_at(str(mounted.path)) is None, "the mount out of sight")
+    mounted.process.send_signal(signal.SIGTERM)
+    assert mounted.wait() == 0
+    with pytest.raises(OSError) as caught:
+        file.write(b"too late")
+    assert caught.value.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    with suppress(OSError):
+        file.close()
+
+
+@pytest.mark.root
+def test_an_aborted_connection_leaves_no_dead_mount(
+    mounted: Mounted, tmp_path: Path, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.allow("mount.aborted", "fuse: reading device: .*")
+    found = mount_at(str(mounted.path))
+    assert found
+    control = tmp_path / "control"
+    control.mkdir()
+    subprocess.run(["mount", "-t", "fusectl", "none", control], check=True)
+    try:
+        (control / str(found.minor) / "abort").write_text("1")
+    finally:
+        subprocess.run(["umount", control], check=True)
+    assert mounted.wait() == 1
+    assert mount_at(str(mounted.path)) is None
+
+
+def test_operations_in_flight_finish_before_the_end(mounted: Mounted) -> None:
+    done = threading.Event()
+
+    def write() -> None:
+        with (mounted.path / "file").open("wb", buffering=0) as file:
+            for _ in range(200):
+                file.write(bytes(100_000))
+        done.set()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    eventually((mounted.place.tree / "file").exists, "the file")
+    mounted.process.send_signal(signal.SIGTERM)
+    thread.join()
+    assert done.is_set()
+    assert mounted.wait() == 0
+    assert (mounted.place.tree / "file").stat().st_size == 20_000_000
+
+
+def test_a_volume_can_be_mounted_again_and_has_what_it_had(start: Callable[..., Mounted]) -> None:
+    inodes = []
+    for round_ in range(3):
+        mounted = start()
+        (mounted.path / f"file{round_}").write_bytes(b"%d" % round_)
+        inodes.append((mounted.path / "file0").stat().st_ino)
+        assert len(list(mounted.path.iterdir())) == round_ + 1
+        mounted.unmount()
+        assert mounted.wait() == 0
+    assert len(set(inodes)) == 1
+
+
+def test_the_daemon_lives_on_when_nobody_reads_its_log(place: Place) -> None:
+    spec = {
+        "ram_root": place.layout.root,
+        "identity": "default/job/rank-0",
+        "mountpoint": str(place.mountpoint),
+        "worker_socket": place.socket,
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fuse_tier.fs", "--spec", json.dumps(spec)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout and process.stderr
+    try:
+        assert json.loads(process.stdout.readline()) == {"serving": True}
+        process.stderr.close()
+        os.getxattr(place.mountpoint, "user.fuse_tier.state")
+        (place.mountpoint / "file").write_bytes(b"content")
+        assert process.poll() is None
+    finally:
+        process.send_signal(signal.SIGTERM)
+        status = process.wait(20)
+        process.stdout.close()
+    assert status == 0
+
+
+@pytest.mark.parametrize(
+    ("parameters", "kind", "words"),
+    [
+        ({"mountpoint": "/missing/there"}, "MountError", "does not exist"),
+        ({"mountpoint": "relative"}, "ConfigError", "'mountpoint' of a mount must be an absolute path"),
+        ({"identity": "a/../b"}, "ConfigError", "no valid part of an identity"),
+        ({"identity": "default/job/never-made"}, "MountError", "has no tree"),
+        ({"fsync": "moon"}, "ConfigError", "must be one of ram, peer, bucket"),
+        ({"colour": "blue"}, "ConfigError", "no parameter 'colour'"),
+        ({"read_only": "yes"}, "ConfigError", "true or false"),
+    ],
+)
+def test_what_cannot_be_mounted_is_said_in_one_line(
+    place: Place, parameters: dict[str, Any], kind: str, words: str
+) -> None:
+    spec: dict[str, Any] = {
+        "ram_root": place.layout.root,
+        "identity": "default/job/rank-0",
+        "mountpoint": str(place.mountpoint),
+        "worker_socket": place.socket,
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "fuse_tier.fs"], input=json.dumps(spec | parameters), capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert len(done.stdout.splitlines()) == 1
+    error = json.loads(done.stdout)["error"]
+    assert error["type"] == kind
+    assert words in error["message"]
+    assert "Traceback" not in done.stderr
+    assert mount_at(str(place.mountpoint)) is None
+
+
+def test_a_mountpoint_in_use_is_refused_and_its_mount_left_alone(
+    mounted: Mounted, start: Callable[..., Mounted]
+) -> None:
+    (mounted.path / "file").write_bytes(b"content")
+    assert start().said["error"]["type"] == "MountError"
+    assert (mounted.path / "file").read_bytes() == b"content"
+
+
+def test_the_daemon_stays_small(mounted: Mounted) -> None:
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import sys, fuse_tier.fs.__main__; print(*sys.modules)"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert {name.partition(".")[0] for name in loaded.stdout.split()}.isdisjoint(_WORDS_OF_OTHERS)
+    status = Path(f"/proc/{mounted.pid}/status").read_text()
+    resident = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
+    assert resident < 60_000
