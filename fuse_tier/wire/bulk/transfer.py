@@ -26,7 +26,7 @@ _SLOWEST_SILENCE = 200e6  # bytes a second: touching memory that the host of a V
 
 
 def patience_for(blobs: Sequence[Blob]) -> float:
-    """Seconds without a byte after which such a stream has stalled: a receiver is silent while it allocates and hashes."""
+    """Seconds without a byte after which a stream has stalled: a receiver is silent while it allocates and hashes."""
     return Deadline.BULK_STALL + max((blob.size for blob in blobs), default=0) / _SLOWEST_SILENCE
 
 
