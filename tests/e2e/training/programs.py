@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import trio
@@ -32,11 +33,12 @@ _SOME_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """An example, and how its saves look: ``PREFIX`` and step when complete, a suffix to it before."""
+    """An example; how its saves look (prefix and step when complete, a suffix before); what it may warn of."""
 
     script: str
     prefix: str
     unfinished_suffix: str
+    remarks: str = ""  # a regular expression for a whole line
 
     def complete(self, directory: Path) -> list[int]:
         """The steps with their final names, oldest first."""
@@ -58,11 +60,11 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a program that ran to its end said: where it started, and the digest of all its parameters."""
+    """What a program that ran to its end said: where it started, the digest of all parameters, what was wrong."""
 
     start: int
     digest: str
-    complaints: str
+    complaints: tuple[str, ...]
 
 
 class Training:
@@ -90,26 +92,26 @@ class Training:
         end = re.search(r"^end at step \d+: sha256 ([0-9a-f]{64})$", self._said(), re.MULTILINE)
         if self._process.returncode or not start or not end:
             self._fail(f"ended with status {self._process.returncode}")
-        return Outcome(int(start[1]), end[1], self._complaints.read_text())
+        lines = self._complaints.read_text().splitlines()
+        complaints = tuple(line for line in lines if not re.fullmatch(self._program.remarks, line))
+        return Outcome(int(start[1]), end[1], complaints)
 
     async def kill_in_the_middle_of_a_save(self, make_durable: Callable[[], Awaitable[None]]) -> int:
-        """Kills it (SIGKILL) while it writes a step; gives the newest step that was complete, and made durable, before.
+        """Kills it (SIGKILL) while it saves a step; gives the newest step that was complete, and durable, before.
 
-        The process stands still (SIGSTOP) while ``make_durable`` is called, and again while it is made sure that the
-        step being saved is not complete. If it is, because the save was quicker than the signal, the next one will do.
+        The process stands still (SIGSTOP) while ``make_durable`` is called, and again while it is made sure that
+        the step being saved is not complete. If it is, for the save was quicker than the signal, the next will do.
         """
         with trio.fail_after(_RUN_SECONDS):
             while True:
-                await self._until(lambda: bool(self._program.complete(self._directory)))
+                await self._until(lambda: bool(self._complete()))
                 await self._stand_still()
-                newest = self._program.complete(self._directory)[-1]
+                newest = self._complete()[-1]
                 await make_durable()
                 self._go_on()
-                await self._until(lambda: self._program.unfinished_bytes(self._directory) >= _SOME_BYTES)
+                await self._until(lambda: self._unfinished_bytes() >= _SOME_BYTES)
                 await self._stand_still()
-                if self._program.complete(self._directory)[-1] == newest and self._program.unfinished(
-                    self._directory
-                ):
+                if self._complete()[-1] == newest and self._unfinished_bytes():
                     await self.kill()
                     return newest
                 self._go_on()
@@ -137,6 +139,12 @@ class Training:
         threads = Path(f"/proc/{self._process.pid}/task").iterdir()
         return all((thread / "stat").read_text().rpartition(") ")[2].startswith("T") for thread in threads)
 
+    def _complete(self) -> list[int]:
+        return self._program.complete(self._directory)
+
+    def _unfinished_bytes(self) -> int:
+        return self._program.unfinished_bytes(self._directory)
+
     def _go_on(self) -> None:
         self._process.send_signal(signal.SIGCONT)
 
@@ -146,7 +154,7 @@ class Training:
     def _said(self) -> str:
         return self._output.read_text()
 
-    def _fail(self, what: str) -> None:
+    def _fail(self, what: str) -> NoReturn:
         pytest.fail(f"{self._program.script} {what}:\n{self._said()}{self._complaints.read_text()}", pytrace=False)
 
 

@@ -1,4 +1,4 @@
-"""A job that is killed in the middle of a save and loses its node ends with the bits that it would have had anyway."""
+"""A job that is killed in the middle of a save, and loses its node, ends with the bits of one that went through."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ from tests.harness.logs import ExpectedLogs
 
 pytestmark = [pytest.mark.fuse, pytest.mark.slow, pytest.mark.timeout(300)]
 
-ORBAX = Program("train_orbax.py", prefix="", unfinished_suffix=".orbax-checkpoint-tmp")
+ORBAX = Program(
+    "train_orbax.py",
+    prefix="",
+    unfinished_suffix=".orbax-checkpoint-tmp",
+    remarks=r"WARNING:absl:(Attempted to create temporary directory|Waiting for previous save to complete) .*",
+)
 SAFETENSORS = Program("train_safetensors.py", prefix="step_", unfinished_suffix=".tmp")
 LAST_STEP = 12
 
@@ -35,7 +40,7 @@ async def test_a_run_that_lost_its_node_ends_with_the_parameters_of_one_that_did
         durable = await training.kill_in_the_middle_of_a_save(make_durable)
     assert program.complete(mount)[-1] == durable
     assert program.unfinished(mount)
-    expected_logs.allow(*A_NODE_DIED)
+    expected_logs.allow(*A_NODE_DIED, r"list\.place_silent")
     await first.lose_ram()
 
     second, mount = await _without_a_copy(cluster, "b", "c"), cluster.mountpoint("again")
@@ -49,7 +54,7 @@ async def test_a_run_that_lost_its_node_ends_with_the_parameters_of_one_that_did
     saved = await run_to_the_end(program, mount, tmp_path / "saved.txt")
     assert saved.start == LAST_STEP
     assert saved.digest == uninterrupted.digest
-    assert {run.complaints for run in (uninterrupted, resumed, saved)} == {""}
+    assert {run.complaints for run in (uninterrupted, resumed, saved)} == {()}
 
 
 async def _without_a_copy(cluster: LocalCluster, *names: str) -> LocalNode:
