@@ -63,4 +63,4 @@ for entry in reversed(entries):  # a directory after what is in it
         path = local(entry["path"])
         os.chmod(path, entry["mode"])
         os.utime(path, ns=(entry["mtime_ns"], entry["mtime_ns"]))
-print(f"{manifest.name}: {len(entries)} names restored to {directory}")  # noqa: T201
+print(f"{manifest.name}: {len(entries)} names restored to {directory}")
