@@ -33,6 +33,7 @@ from fuse_tier.fs.nodes import Nodes
 from fuse_tier.fs.operations import Operations
 from fuse_tier.fs.spec import MountSpec
 from fuse_tier.fs.syscalls import raise_descriptor_limit
+from fuse_tier.fs.turns import shorten_turns
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.pins import Pins
 
@@ -74,6 +75,7 @@ class Daemon:
         os.umask(0)  # the kernel has applied the caller's
         raise_descriptor_limit()
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            shorten_turns()
             mounting.mount(self._operations(), self._spec)
             gc.freeze()
             gc.set_threshold(_COLLECT_AFTER_OBJECTS)
