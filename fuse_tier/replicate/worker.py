@@ -69,6 +69,7 @@ class Worker:
         hashing = trio.CapacityLimiter(_HASHING_THREADS)
         self._ram = RamTier(layout, config.node)
         bucket = BucketTier(config.bucket.url, config.bucket.endpoint) if config.bucket else None
+        self._bucket = bucket
         self._sessions = Sessions()
         self._holdings: dict[Identity, tuple[int, ...]] = {}
         self._membership: Membership = build_membership(config, self._instance, self._facts)
@@ -217,6 +218,8 @@ class Worker:
     async def aclose(self) -> None:
         """Ends the connections to others."""
         await self._places.aclose()
+        if self._bucket is not None:
+            await self._bucket.aclose()
 
 
 async def run_worker(config: NodeConfig) -> None:
