@@ -97,6 +97,7 @@ class Snapshotter:
         """
         before = {entry.path: entry for entry in previous.entries} if previous else {}
         walk = await self._walk_consistently(gate, before)
+        metrics.sealed(sum(entry.blob is not None for entry in walk.entries), "unchanged")
         if walk.unhashed:
             blobs = await self._seal(identity, walk.unhashed)
         else:
