@@ -7,9 +7,11 @@ Its parameters (spec.py) are one JSON object, on standard input or after ``--spe
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 from contextlib import suppress
-from typing import TextIO
+from typing import TextIO, cast
 
 import structlog
 import trio
@@ -22,26 +24,24 @@ from fuse_tier.fs.spec import MountSpec
 log = structlog.get_logger(__name__)
 
 
-class _Lasting:
-    """Standard error that may go away: whoever reads our log may end, and the job's mount must not."""
+class _Lasting(io.TextIOBase):
+    """Standard error that may go away: whoever reads our log may end, and the job's mount must not.
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    It has a descriptor of its own: the usual one is where libfuse speaks (mounting.py).
+    """
+
+    def __init__(self) -> None:
+        self._fd = os.dup(2)
 
     def write(self, text: str) -> int:
-        """Writes what can be written."""
-        with suppress(OSError, ValueError):
-            return self._stream.write(text)
+        """Writes what can be written, at once."""
+        with suppress(OSError):
+            os.write(self._fd, text.encode(errors="backslashreplace"))
         return len(text)
-
-    def flush(self) -> None:
-        """Flushes what can be flushed."""
-        with suppress(OSError, ValueError):
-            self._stream.flush()
 
     def isatty(self) -> bool:
         """Whether a person is looking."""
-        return self._stream.isatty()
+        return os.isatty(self._fd)
 
 
 def main() -> int:
@@ -49,7 +49,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m fuse_tier.fs", description="The daemon of one mount.")
     parser.add_argument("--spec", help="its parameters, a JSON object; read from standard input without it")
     given: str | None = parser.parse_args().spec
-    logs.configure("fs", "", _Lasting(sys.stderr))  # type: ignore[arg-type]
+    sys.stderr = cast(TextIO, _Lasting())
+    logs.configure("fs", "", sys.stderr)
     try:
         spec = MountSpec.parse(sys.stdin.read() if given is None else given)
         structlog.contextvars.bind_contextvars(identity=str(spec.identity))

@@ -8,6 +8,7 @@ flight finish first; no mount stays behind.
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import os
@@ -44,6 +45,8 @@ log = structlog.get_logger(__name__)
 # say for a tier in an fsync: were it reached, nothing at all would be answered.
 _IDLE_TASKS: Final = 10
 _MOST_TASKS: Final = 10_000
+# What reading /dev/fuse fails with after the end; the second when that came in the middle of a request.
+_ENDED: Final = frozenset({errno.ENODEV, errno.ECONNABORTED})
 # Files known to the kernel are many small objects that refer to nothing in a circle.
 _COLLECT_AFTER_OBJECTS: Final = 50_000
 
@@ -74,9 +77,12 @@ class Daemon:
         """
         os.umask(0)  # the kernel has applied the caller's
         raise_descriptor_limit()
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        with (
+            mounting.libfuse_heard() as heard,
+            trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
+        ):
             shorten_turns()
-            mounting.mount(self._operations(), self._spec)
+            mounting.mount(self._operations(), self._spec, heard)
             gc.freeze()
             gc.set_threshold(_COLLECT_AFTER_OBJECTS)
             try:
@@ -84,6 +90,8 @@ class Daemon:
             finally:
                 pyfuse3.close(unmount=False)
                 self._close()
+                if said := heard():
+                    log.info("libfuse.said", text=said)
         return not self._aborted
 
     def _operations(self) -> Operations:
@@ -123,14 +131,15 @@ class Daemon:
         log.info("mount.ended", identity=str(self._spec.identity), mountpoint=self._spec.mountpoint)
 
     async def _answer_requests(self) -> None:
-        reason = "the kernel ended the connection, and the mount is still in place"
+        reason, lost = "the kernel ended the connection", False
         try:
             await pyfuse3.main(min_tasks=_IDLE_TASKS, max_tasks=_MOST_TASKS)
-            # An abort through /sys/fs/fuse/connections looks like an unmount, but for what is left of it.
-            self._aborted = mounting.is_mounted(self._spec.mountpoint, self._device)
         except* OSError as failures:
-            reason = str(failures.exceptions[0])
-            self._aborted = True
+            failure = failures.exceptions[0]
+            reason = str(failure)
+            lost = not isinstance(failure, OSError) or failure.errno not in _ENDED
+        # An abort through /sys/fs/fuse/connections looks like an unmount, but for the mount that is still there.
+        self._aborted = lost or mounting.is_mounted(self._spec.mountpoint, self._device)
         if self._aborted:
             log.error("mount.aborted", mountpoint=self._spec.mountpoint, reason=reason)
 

@@ -7,8 +7,7 @@ programs and devices, otherwise (through fusermount3) for this user.
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -23,19 +22,20 @@ from fuse_tier.mount.table import canonical, mount_at
 _TYPE: Final = "fuse_tier"
 
 
-def mount(operations: Operations, spec: MountSpec) -> None:
-    """Mounts, so that the kernel queues requests, which ``pyfuse3.main`` will answer. Raises MountError."""
+def mount(operations: Operations, spec: MountSpec, heard: Callable[[], str]) -> None:
+    """Mounts, so that the kernel queues requests, which ``pyfuse3.main`` will answer. Raises MountError.
+
+    ``heard`` is what ``libfuse_heard`` gives.
+    """
     if spec.fuse_fd is not None:
         # libfuse takes a descriptor that is mounted already for a mountpoint of this name.
         pyfuse3.init(operations, f"/dev/fd/{spec.fuse_fd}", set())
         return
     check_mountpoint(spec.mountpoint, spec.ram_root)
-    with _standard_error_kept() as said:
-        try:
-            pyfuse3.init(operations, spec.mountpoint, options(spec.read_only))
-        except RuntimeError as error:
-            reason = _read(said).strip().replace("\n", "; ") or str(error)
-            raise MountError(f"{spec.mountpoint} could not be mounted: {reason}") from error
+    try:
+        pyfuse3.init(operations, spec.mountpoint, options(spec.read_only))
+    except RuntimeError as error:
+        raise MountError(f"{spec.mountpoint} could not be mounted: {heard() or error}") from error
 
 
 def options(read_only: bool) -> set[str]:
@@ -49,21 +49,19 @@ def options(read_only: bool) -> set[str]:
 
 
 @contextmanager
-def _standard_error_kept() -> Iterator[int]:
-    """libfuse and fusermount3 say why a mount failed on standard error, and nowhere else."""
-    sys.stderr.flush()
-    kept, before = os.memfd_create("standard-error"), os.dup(2)
+def libfuse_heard() -> Iterator[Callable[[], str]]:
+    """Keeps what libfuse and fusermount3 say, which is on standard error and nowhere else; gives a way to read it.
+
+    Why a mount failed is said there and in no other way, and a log of structured lines is no place for it.
+    """
+    kept, before = os.memfd_create("libfuse"), os.dup(2)
     try:
         os.dup2(kept, 2)
-        yield kept
+        yield lambda: os.fsdecode(os.pread(kept, 1 << 16, 0)).strip().replace("\n", "; ")
     finally:
         os.dup2(before, 2)
         os.close(before)
         os.close(kept)
-
-
-def _read(fd: int) -> str:
-    return os.fsdecode(os.pread(fd, 1 << 16, 0))
 
 
 def device_of(mountpoint: str) -> int:
