@@ -25,8 +25,8 @@ pytestmark = pytest.mark.fuse
 _WORDS_OF_OTHERS = ("grpc", "google", "pydantic", "click", "numpy")
 
 
-def test_the_mount_is_what_the_kernel_and_frameworks_shall_see(mnt: Path) -> None:
-    found = mount_at(str(mnt))
+def test_the_mount_is_what_the_kernel_and_frameworks_shall_see(mounted: Mounted) -> None:
+    found = mount_at(str(mounted.path))
     assert found
     assert (found.filesystem, found.source) == ("fuse.fuse_tier", "fuse_tier")
 

@@ -362,7 +362,7 @@ async def test_attributes_tell_state_hash_identity_and_node(mounted: Mounted) ->
 
     async with running_worker(mounted.place.socket) as worker:
         worker.answers["state"] = state
-        await worker.heard("hello")
+        await worker.heard("changed")  # from then on the daemon asks
         assert await job(lambda: read("state")) == b"ram,peer"
         assert await job(lambda: read("hash")) == blob.digest.hex().encode()
         assert await job(lambda: read("identity")) == str(IDENTITY).encode()
