@@ -15,7 +15,7 @@ import trio
 
 from fuse_tier import metrics
 from fuse_tier.deadlines import Deadline
-from fuse_tier.errors import FuseTierError, MountError, TierUnavailable
+from fuse_tier.errors import FuseTierError, IdentityBusy, MountError, TierUnavailable
 from fuse_tier.identity import Identity
 from fuse_tier.manifest import Lineage
 from fuse_tier.replicate.daemons import leave_quiescent
@@ -28,6 +28,8 @@ from fuse_tier.replicate.volumes import Volumes
 from fuse_tier.tiers.base import TierName
 
 log = structlog.get_logger(__name__)
+
+_CLAIM_PAUSE_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +80,18 @@ class Mounting:
         }
 
     async def _claim(self, identity: Identity) -> None:
-        await self._membership.claim(identity)
-        self.claimed.add(identity)
+        """An unmount elsewhere may have ended a moment ago, and its last snapshot be under way."""
+        give_up = trio.current_time() + Deadline.CLAIM_BUSY
+        while True:
+            try:
+                await self._membership.claim(identity)
+            except IdentityBusy:
+                if trio.current_time() > give_up:
+                    raise
+                await trio.sleep(_CLAIM_PAUSE_SECONDS)
+            else:
+                self.claimed.add(identity)
+                return
 
     async def _undo(self, volume: Volume, mountpoint: str) -> None:
         """After a mount that failed, or that nobody waits for any more."""
