@@ -147,6 +147,8 @@ class Volume:
         if restored is not None:
             self._remember(restored)
         self._highest = max(self._highest, highest, restored.id.number if restored else 0)
+        # Going back to an older state is a new state: it has to be the newest wherever it is looked for.
+        self._renumber = restored is not None and restored.id.number < self._highest
         write_record(self.layout, TreeRecord(lineage, restored.id.number if restored else 0))
         self.changes.announce()
         self.news.announce()

@@ -223,6 +223,20 @@ async def test_a_volume_is_not_begun_empty_because_the_bucket_is_silent(
         shutil.rmtree(node.layout.root)
 
 
+async def test_going_back_to_an_older_snapshot_makes_it_the_newest(
+    bench: Bench, bucket: MemoryTier, node: Node
+) -> None:
+    await save(bench, bucket, {"a": b"old"})
+    await save(bench, bucket, {"a": b"new"}, 2)
+    await node.restore(number=1)
+    assert (node.tree / "a").read_bytes() == b"old"
+    taken = await node.volume.take_snapshot()
+    assert taken is not None
+    assert taken.id.number == 3
+    await node.restore()
+    assert (node.tree / "a").read_bytes() == b"old"
+
+
 async def test_another_run_begins_empty(bench: Bench, bucket: MemoryTier, node: Node) -> None:
     await save(bench, bucket, {"a": b"a"})
     assert await node.restore(Lineage("another")) is None
