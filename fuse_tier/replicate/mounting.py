@@ -114,6 +114,11 @@ class Mounting:
             volume.resume(order.lineage, chosen.highest)
             log.info("volume.resumed", identity=str(order.identity), snapshot=volume.highest)
             return None
+        if volume.has_tree and volume.is_dirty:
+            raise MountError(
+                f"the files of {order.identity} here have changes that are in no snapshot yet, and would be "
+                "replaced: the log says why none can be taken (snapshot.postponed); nothing was changed"
+            )
         if chosen.manifest is not None:
             report.begin(f"restoring {chosen.manifest.id} from {chosen.places[0].place}", chosen.manifest.size)
         return await self._restorer.into_volume(volume, chosen, order.lineage, report.moved)

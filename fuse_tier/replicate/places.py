@@ -31,6 +31,7 @@ class Holdings:
     places: tuple[tuple[Tier, tuple[int, ...]], ...]
     silent: tuple[str, ...]
     highest: int  # snapshot number that was ever heard of, also from nodes that are gone: none is used twice
+    unasked: int = 0  # the newest that nodes say they brought to who could not be asked
 
 
 class PeerConnection(Tier, Protocol):
@@ -71,6 +72,7 @@ class Places:
         own = tuple(snapshot.number for snapshot in await self.ram.snapshots(identity))
         places: list[tuple[Tier, tuple[int, ...]]] = [(self.ram, own)]
         silent: list[str] = []
+        unasked = 0
         location = await self.membership.locate(identity)
         places.extend((self.peer(member), numbers) for member, numbers in location.holders if member.alive)
         gone = [number for member, numbers in location.holders if not member.alive for number in numbers]
@@ -82,8 +84,9 @@ class Places:
                     "restore.place_silent", identity=str(identity), place=self.bucket.place, reason=str(error)
                 )
                 silent.append(self.bucket.place)
+                unasked = max(location.bucket, default=0)
         highest = max([*gone, *location.bucket, *(number for _, numbers in places for number in numbers)], default=0)
-        return Holdings(tuple(places), tuple(silent), highest)
+        return Holdings(tuple(places), tuple(silent), highest, unasked)
 
     async def _in_bucket(self, bucket: Tier, identity: Identity) -> tuple[int, ...]:
         with trio.move_on_after(Deadline.BUCKET_CALL):

@@ -68,8 +68,9 @@ class Restorer:
     async def choose(self, identity: Identity, lineage: Lineage | None, number: int = 0) -> Chosen:
         """The newest snapshot of a run (of any run without a lineage), or the one of a number.
 
-        Raises NotFound (no such number), RunMismatch, TierUnavailable (nothing was found, but not everybody
-        could be asked).
+        One whose manifest is damaged everywhere is passed over, and said so in the log; one that only cannot be
+        had now never is. Raises NotFound (no such number), RunMismatch, TierUnavailable (there is, or may be, a
+        newer one, and who has it could not be asked).
         """
         holdings = await self._places.holdings(identity)
         numbers = sorted({one for _, several in holdings.places for one in several}, reverse=True)
@@ -84,6 +85,8 @@ class Restorer:
             if lineage is None or (number and manifest.lineage.run == lineage.run) or _is_of(manifest, lineage):
                 if lineage is not None:
                     _check_shape(manifest, lineage)
+                if not number and candidate < holdings.unasked:
+                    raise TierUnavailable(_newer_elsewhere(snapshot, holdings))
                 return Chosen(manifest, places, holdings.highest)
         if number:
             raise NotFound(f"{identity}@{number} is of another run, or no place has it intact: see the log")
@@ -95,6 +98,8 @@ class Restorer:
         return Chosen(None, (), holdings.highest)
 
     async def _read_manifest(self, snapshot: SnapshotId, places: Collection[Tier]) -> Manifest | None:
+        """None if all places have lost it, or have it damaged. Raises TierUnavailable if it may be had later."""
+        hopeful: TierError | None = None
         for place in places:
             try:
                 return await place.manifest(snapshot)
@@ -103,6 +108,13 @@ class Restorer:
                 log.warning(
                     "restore.manifest_unreadable", snapshot=str(snapshot), place=place.place, reason=str(error)
                 )
+                if not isinstance(error, Damaged | NotFound):
+                    hopeful = error
+        if hopeful is not None:
+            raise TierUnavailable(
+                f"{snapshot} cannot be had now ({hopeful}), and an older one is not taken in its place unasked: "
+                "try again when it answers, or name another snapshot"
+            )
         return None
 
     async def fetch(
@@ -168,7 +180,7 @@ class Restorer:
         if record is None or record.lineage.run != lineage.run:
             return False
         newest = chosen.manifest
-        return newest is None or newest.id.number <= record.number or newest.node == self._node
+        return newest is None or newest.id.number <= record.number
 
     async def into_volume(
         self, volume: Volume, chosen: Chosen, lineage: Lineage, progress: Progress = no_progress
@@ -383,6 +395,14 @@ def _no_such(identity: Identity, number: int, numbers: list[int], holdings: Hold
     known = ", ".join(str(one) for one in numbers[:10]) or "none"
     silent = f"; {' and '.join(holdings.silent)} could not be asked" if holdings.silent else ""
     return f"no tier has snapshot {number} of {identity}: those found are {known}{silent}"
+
+
+def _newer_elsewhere(snapshot: SnapshotId, holdings: Holdings) -> str:
+    silent = " and ".join(holdings.silent)
+    return (
+        f"{snapshot} is the newest that was found, but {silent} could not be asked and should have "
+        f"{holdings.unasked}: try again when it answers, or name a snapshot"
+    )
 
 
 def _worse(before: TierError | None, now: TierError) -> TierError:

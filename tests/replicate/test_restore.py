@@ -14,7 +14,7 @@ from fuse_tier.blobs import Blob, Progress, Sink
 from fuse_tier.errors import MountError, NotFound, RunMismatch, TierUnavailable
 from fuse_tier.identity import SnapshotId
 from fuse_tier.manifest import Lineage, Manifest
-from fuse_tier.members import Domain, LocalFacts, Member
+from fuse_tier.members import Domain, LocalFacts, Location, Member
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.tmpfs import create_directories
 from fuse_tier.replicate.by_peers import PeerMembership
@@ -153,6 +153,7 @@ class Lossy(MemoryTier):
         super().__init__(TierName.BUCKET)
         self.refuses: dict[Blob, Exception] = {}
         self.silent = False
+        self.cut_off = False
 
     async def fetch(self, blobs: Collection[Blob], sink: Sink, progress: Progress = lambda moved: None) -> Fetched:
         fetched = await super().fetch([blob for blob in blobs if blob not in self.refuses], sink, progress)
@@ -163,6 +164,11 @@ class Lossy(MemoryTier):
         if self.silent:
             raise TierUnavailable("the bucket is down")
         return list(await super().snapshots(identity))  # type: ignore[arg-type]
+
+    async def manifest(self, snapshot: SnapshotId) -> Manifest:
+        if self.cut_off:
+            raise TierUnavailable("reset")
+        return await super().manifest(snapshot)
 
 
 async def test_content_that_is_lost_everywhere_costs_that_file_alone(
@@ -235,6 +241,61 @@ async def test_going_back_to_an_older_snapshot_makes_it_the_newest(
     assert taken.id.number == 3
     await node.restore()
     assert (node.tree / "a").read_bytes() == b"old"
+
+
+async def test_an_older_snapshot_is_not_taken_because_a_newer_one_cannot_be_read_now(
+    bench: Bench, expected_logs: ExpectedLogs
+) -> None:
+    lossy = Lossy()
+    await save(bench, lossy, {"a": b"old"})
+    node = Node(Path("/dev/shm", f"fuse-tier-test-{secrets.token_hex(4)}"), lossy)  # noqa: S108
+    try:
+        await node.restore()
+        await save(bench, lossy, {"a": b"new"}, 2)
+        lossy.cut_off = True
+        expected_logs.allow("restore.manifest_unreadable")
+        with pytest.raises(TierUnavailable, match=r"@2 cannot be had now .*try again"):
+            await node.restore()
+        assert (node.tree / "a").read_bytes() == b"old"
+        assert (await node.restorer.choose(IDENTITY, LINEAGE, 1)).manifest is not None  # when it is asked for
+    finally:
+        shutil.rmtree(node.layout.root)
+
+
+async def test_an_older_snapshot_is_not_taken_when_a_silent_bucket_should_have_a_newer_one(
+    bench: Bench, expected_logs: ExpectedLogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lossy = Lossy()
+    await save(bench, lossy, {"a": b"old"})
+    node = Node(Path("/dev/shm", f"fuse-tier-test-{secrets.token_hex(4)}"), lossy)  # noqa: S108
+    try:
+        await node.restore()
+        lossy.silent = True
+
+        async def locate(identity: object) -> Location:
+            await trio.lowlevel.checkpoint()
+            return Location((), (2,))
+
+        monkeypatch.setattr(node.places.membership, "locate", locate)
+        expected_logs.allow("restore.place_silent")
+        with pytest.raises(TierUnavailable, match="should have 2"):
+            await node.restore()
+        assert (node.tree / "a").read_bytes() == b"old"
+    finally:
+        shutil.rmtree(node.layout.root)
+
+
+async def test_a_tree_that_went_back_gives_way_to_the_newest_when_none_is_named(
+    bench: Bench, bucket: MemoryTier, node: Node
+) -> None:
+    await save(bench, bucket, {"a": b"old"})
+    await save(bench, bucket, {"a": b"new"}, 2)
+    chosen = await node.restorer.choose(IDENTITY, LINEAGE, 1)
+    await node.volume.load()
+    await node.restorer.into_volume(node.volume, chosen, LINEAGE)
+    assert (node.tree / "a").read_bytes() == b"old"
+    await node.restore()
+    assert (node.tree / "a").read_bytes() == b"new"
 
 
 async def test_another_run_begins_empty(bench: Bench, bucket: MemoryTier, node: Node) -> None:
