@@ -163,11 +163,10 @@ class Volume:
 
     def exists_elsewhere(self, number: int) -> None:
         """Somebody has a snapshot of this number: ours must have another."""
-        if number > self._highest:
-            self._highest = number
-            if self.newest is not None and number >= self.newest.id.number:
-                self._renumber = True
-                self.changes.announce()
+        self._highest = max(self._highest, number)
+        if self.newest is not None and number >= self.newest.id.number:
+            self._renumber = True
+            self.changes.announce()
 
     # ---- where snapshots are ----
 
@@ -259,14 +258,18 @@ class Volume:
         """
         async with self._snapshotting:
             gate = await self._wait_for_gate()
-            version, previous, started = self.changes.version, self.newest, trio.current_time()
-            snapshot = SnapshotId(self.identity, self._highest + 1)
-            manifest = await self._snapshotter.take(snapshot, self.lineage, gate, previous)
-            is_first = previous is None and len(manifest.entries) > 1
-            if is_first or (previous is not None and (self._renumber or _differs(previous, manifest))):
-                previous = await self._commit(manifest, trio.current_time() - started)
-            self._seen = version
-            return previous
+            with self._ram.unfinished():
+                return await self._take_snapshot(gate)
+
+    async def _take_snapshot(self, gate: Gate) -> Manifest | None:
+        version, previous, started = self.changes.version, self.newest, trio.current_time()
+        snapshot = SnapshotId(self.identity, self._highest + 1)
+        manifest = await self._snapshotter.take(snapshot, self.lineage, gate, previous)
+        is_first = previous is None and len(manifest.entries) > 1
+        if is_first or (previous is not None and (self._renumber or _differs(previous, manifest))):
+            previous = await self._commit(manifest, trio.current_time() - started)
+        self._seen = version
+        return previous
 
     async def _wait_for_gate(self) -> Gate:
         with trio.move_on_after(Deadline.SUPERVISOR_CONNECT):

@@ -43,6 +43,18 @@ async def test_numbers_grow_beyond_any_that_exists_elsewhere(bench: Bench) -> No
     assert second.entries == first.entries
 
 
+async def test_of_two_snapshots_with_one_number_ours_gets_another(bench: Bench) -> None:
+    (bench.tree / "a").write_bytes(b"a")
+    first = await bench.volume.take_snapshot()
+    assert first is not None
+    bench.volume.exists_elsewhere(first.id.number)  # the highest there, too
+    assert bench.volume.is_dirty
+    second = await bench.volume.take_snapshot()
+    assert second is not None
+    assert second.id.number == first.id.number + 1
+    assert second.entries == first.entries
+
+
 async def test_a_restarted_worker_knows_the_volume_from_the_ram_tier_alone(bench: Bench) -> None:
     (bench.tree / "a").write_bytes(b"a")
     taken = await bench.volume.take_snapshot()

@@ -185,6 +185,28 @@ async def test_content_that_a_live_file_shares_frees_no_memory(layout: Layout, t
     assert live.read_bytes() == b"0123"
 
 
+async def test_content_that_comes_slowly_is_spared_until_its_manifest_comes(tier: RamTier) -> None:
+    manifest = manifest_of({"first": b"first", "second": b"second"})
+    assert await tier.missing(manifest.blobs) == manifest.blobs
+    for content in (b"first", b"second"):
+        source = holding([content])
+        await tier.store(source.contents, source)
+        await trio.sleep(0.05)
+        assert await tier.collect(0.04) == 0  # a grace that is over
+    await tier.commit(manifest)
+    assert await tier.collect(0) == 0
+
+
+async def test_content_of_an_unfinished_snapshot_is_spared_however_long_it_takes(tier: RamTier) -> None:
+    content = holding([b"sealed"])
+    with tier.unfinished():
+        await tier.store(content.contents, content)
+        await trio.sleep(0.05)
+        assert await tier.collect(0.01) == 0
+    await trio.sleep(0.05)
+    assert await tier.collect(0.01) > 0
+
+
 async def test_collecting_leaves_alone_what_is_no_blob(layout: Layout, tier: RamTier) -> None:
     stray = Path(layout.blobs) / "00" / "README"
     stray.write_bytes(b"hello")
