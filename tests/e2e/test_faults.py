@@ -13,7 +13,8 @@ from fuse_tier.demo.checkpoint import verify_checkpoint
 from fuse_tier.errors import DeadlineExceeded, FuseTierError, IdentityBusy
 from fuse_tier.localcluster import LocalCluster, LocalNode, NotStarted
 from fuse_tier.wire import control_pb2 as pb
-from tests.e2e.jobs import A_NODE_DIED, JOB, blobs_in, checkpoint_of, mount_when_free, save
+from tests.e2e.jobs import A_NODE_DIED, JOB, blobs_in, checkpoint_of, layout_of, mount_when_free, save
+from tests.harness.checker import listed
 from tests.harness.clusters import Clusters
 from tests.harness.logs import ExpectedLogs
 from tests.harness.waiting import until
@@ -130,6 +131,26 @@ async def test_damage_in_a_nodes_own_ram_is_seen_and_another_place_gives_the_byt
     await cluster["a"].lose_ram()
     for blob in list(_large_blobs(cluster["b"])):
         _damage(blob)
+    await mount_when_free(cluster["b"], cluster.mountpoint("again"))
+    verify_checkpoint(saved, cluster.mountpoint("again"))
+    make_cluster.check = False
+
+
+async def test_a_truncated_manifest_is_passed_over_for_the_same_one_elsewhere(
+    cluster: LocalCluster, make_cluster: Clusters, expected_logs: ExpectedLogs
+) -> None:
+    saved = checkpoint_of(1)
+    await cluster["a"].mount(JOB, cluster.mountpoint("a"))
+    save(saved, cluster.mountpoint("a"))
+    for tier in ("peer", "bucket"):
+        await cluster["a"].wait(JOB, tier, 60)
+    expected_logs.allow(*A_NODE_DIED, *DAMAGE, "snapshot.unreadable", "list.manifest_unreadable")
+    await cluster["a"].lose_ram()
+    manifests = listed(layout_of(cluster["b"]))
+    assert manifests
+    for snapshot in manifests:
+        path = layout_of(cluster["b"]).manifest(snapshot)
+        os.truncate(path, Path(path).stat().st_size - 7)
     await mount_when_free(cluster["b"], cluster.mountpoint("again"))
     verify_checkpoint(saved, cluster.mountpoint("again"))
     make_cluster.check = False

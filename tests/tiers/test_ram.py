@@ -185,6 +185,16 @@ async def test_content_that_a_live_file_shares_frees_no_memory(layout: Layout, t
     assert live.read_bytes() == b"0123"
 
 
+async def test_a_damaged_manifest_gives_way_to_the_intact_one(
+    layout: Layout, tier: RamTier, expected_logs: ExpectedLogs
+) -> None:
+    manifest = await keep(tier, {"a": b"a"})
+    Path(layout.manifest(manifest.id)).write_bytes(b"nonsense")
+    expected_logs.allow("ram.manifest_replaced")
+    await tier.commit(manifest)
+    assert await tier.manifest(manifest.id) == manifest
+
+
 async def test_content_that_comes_slowly_is_spared_until_its_manifest_comes(tier: RamTier) -> None:
     manifest = manifest_of({"first": b"first", "second": b"second"})
     assert await tier.missing(manifest.blobs) == manifest.blobs
@@ -310,3 +320,12 @@ async def test_ten_thousand_small_files_are_kept_listed_and_collected(tier: RamT
     assert await tier.collect(0) == sum(len(content) for content in files.values())
     with pytest.raises(NotFound):
         await tier.manifest(manifest.id)
+
+
+async def test_a_damaged_manifest_gives_way_to_the_one_that_is_committed(layout: Layout, tier: RamTier) -> None:
+    manifest = await keep(tier, {"weights": b"0123"})
+    path = Path(layout.manifest(manifest.id))
+    path.write_bytes(path.read_bytes()[:-7])
+    await tier.commit(manifest)
+    assert await tier.manifest(manifest.id) == manifest
+    assert names_below(layout.incoming) == []
