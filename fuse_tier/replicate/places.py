@@ -83,7 +83,7 @@ class Places:
                 log.warning(
                     "restore.place_silent", identity=str(identity), place=self.bucket.place, reason=str(error)
                 )
-                silent.append(self.bucket.place)
+                silent.append(f"{self.bucket.place} ({error})")
                 unasked = max(location.bucket, default=0)
         highest = max([*gone, *location.bucket, *(number for _, numbers in places for number in numbers)], default=0)
         return Holdings(tuple(places), tuple(silent), highest, unasked)

@@ -42,6 +42,7 @@ class Chosen:
     manifest: Manifest | None
     places: tuple[Tier, ...] = ()
     highest: int = 0
+    other_runs: tuple[str, ...] = ()  # that have snapshots, when there is none of the run that is asked for
 
 
 @dataclass(slots=True)
@@ -76,6 +77,7 @@ class Restorer:
         numbers = sorted({one for _, several in holdings.places for one in several}, reverse=True)
         if number and number not in numbers:
             raise NotFound(_no_such(identity, number, numbers, holdings))
+        other_runs: set[str] = set()
         for candidate in [number] if number else numbers:
             snapshot = SnapshotId(identity, candidate)
             places = tuple(place for place, several in holdings.places if candidate in several)
@@ -88,14 +90,19 @@ class Restorer:
                 if not number and candidate < holdings.unasked:
                     raise TierUnavailable(_newer_elsewhere(snapshot, holdings))
                 return Chosen(manifest, places, holdings.highest)
+            other_runs.add(manifest.lineage.run)
+        if number and other_runs:
+            raise NotFound(f"{identity}@{number} is of run {', '.join(other_runs)}: name that run to restore it")
         if number:
-            raise NotFound(f"{identity}@{number} is of another run, or no place has it intact: see the log")
+            raise NotFound(
+                f"{identity}@{number} is damaged wherever it is: name another; `fuse-tier verify` tells more"
+            )
         if holdings.silent and lineage is not None:
             raise TierUnavailable(
                 f"{identity}: no snapshot was found, but {' and '.join(holdings.silent)} could not be asked: "
                 "beginning empty could lose what is there; try again when it answers"
             )
-        return Chosen(None, (), holdings.highest)
+        return Chosen(None, (), holdings.highest, tuple(sorted(other_runs)))
 
     async def _read_manifest(self, snapshot: SnapshotId, places: Collection[Tier]) -> Manifest | None:
         """None if all places have lost it, or have it damaged. Raises TierUnavailable if it may be had later."""
@@ -347,7 +354,8 @@ class Restorer:
         """
         manifest, started = chosen.manifest, trio.current_time()
         if manifest is None:
-            raise NotFound(f"no snapshot of {identity} was found on any tier: see `fuse-tier ls`")
+            others = f"; there are some of run {', '.join(chosen.other_runs)}" if chosen.other_runs else ""
+            raise NotFound(f"no snapshot of {identity} was found on any tier{others}: see `fuse-tier ls`")
         await trio.to_thread.run_sync(check_new_directory, target)
         staging = StagingDirectory(f"{target}.restoring-{secrets.token_hex(4)}")
         tree = os.path.join(staging.root, "tree")

@@ -243,6 +243,34 @@ async def test_going_back_to_an_older_snapshot_makes_it_the_newest(
     assert (node.tree / "a").read_bytes() == b"old"
 
 
+async def test_a_damaged_manifest_of_the_own_ram_is_no_obstacle(
+    bench: Bench, bucket: MemoryTier, node: Node, expected_logs: ExpectedLogs
+) -> None:
+    taken = await save(bench, bucket, {"a": b"right"})
+    await node.restore()
+    Path(node.layout.manifest(taken.id)).write_bytes(b"nonsense")
+    shutil.rmtree(node.tree)
+    expected_logs.allow("restore.manifest_unreadable")
+    await node.restore()
+    assert (node.tree / "a").read_bytes() == b"right"
+    assert await node.ram.manifest(taken.id) == taken
+
+
+async def test_a_snapshot_that_cannot_be_restored_is_refused_with_the_reason(
+    bench: Bench, bucket: MemoryTier, node: Node, expected_logs: ExpectedLogs
+) -> None:
+    taken = await save(bench, bucket, {"a": b"a"})
+    with pytest.raises(NotFound, match="is of run llama"):
+        await node.restorer.choose(IDENTITY, Lineage("another"), 1)
+    other = await node.restorer.choose(IDENTITY, Lineage("another"))
+    with pytest.raises(NotFound, match="there are some of run llama"):
+        await node.restorer.into_directory(IDENTITY, other, "/nowhere")
+    bucket.texts[taken.id] = b"nonsense"
+    expected_logs.allow("restore.manifest_unreadable")
+    with pytest.raises(NotFound, match="is damaged wherever it is"):
+        await node.restorer.choose(IDENTITY, None, 1)
+
+
 async def test_an_older_snapshot_is_not_taken_because_a_newer_one_cannot_be_read_now(
     bench: Bench, expected_logs: ExpectedLogs
 ) -> None:
@@ -283,19 +311,6 @@ async def test_an_older_snapshot_is_not_taken_when_a_silent_bucket_should_have_a
         assert (node.tree / "a").read_bytes() == b"old"
     finally:
         shutil.rmtree(node.layout.root)
-
-
-async def test_a_tree_that_went_back_gives_way_to_the_newest_when_none_is_named(
-    bench: Bench, bucket: MemoryTier, node: Node
-) -> None:
-    await save(bench, bucket, {"a": b"old"})
-    await save(bench, bucket, {"a": b"new"}, 2)
-    chosen = await node.restorer.choose(IDENTITY, LINEAGE, 1)
-    await node.volume.load()
-    await node.restorer.into_volume(node.volume, chosen, LINEAGE)
-    assert (node.tree / "a").read_bytes() == b"old"
-    await node.restore()
-    assert (node.tree / "a").read_bytes() == b"new"
 
 
 async def test_another_run_begins_empty(bench: Bench, bucket: MemoryTier, node: Node) -> None:
