@@ -28,6 +28,7 @@ from fuse_tier.errors import FuseTierError, TierUnavailable
 from fuse_tier.identity import Identity
 from fuse_tier.members import LocalFacts, Member
 from fuse_tier.ram.layout import Layout
+from fuse_tier.replicate.choice import Chooser
 from fuse_tier.replicate.daemons import DaemonSession
 from fuse_tier.replicate.fanout import Fanout
 from fuse_tier.replicate.inventory import Inventory
@@ -78,9 +79,10 @@ class Worker:
         self._volumes = Volumes(layout, self._ram, options, hashing, nursery, has_bucket=bucket is not None)
         self._fanout = Fanout(self._places, self._membership.own, config.replicas)
         self._upkeep = Upkeep(self._places, self._volumes.find, config.keep.ram, config.keep.bucket)
+        self._chooser = Chooser(self._places)
         self._restorer = Restorer(layout, self._places, config.node, hashing)
         self._supervisor = Supervisor(f"{config.socket}.supervisor")
-        self._mounting = Mounting(self._volumes, self._restorer, self._membership, self._supervisor)
+        self._mounting = Mounting(self._volumes, self._chooser, self._restorer, self._membership, self._supervisor)
         self._inventory = Inventory(
             config.node, config.cluster, self._places, self._volumes, self._fanout, self._supervisor, config.replicas
         )
@@ -154,6 +156,7 @@ class Worker:
         service = NodeService(
             self._volumes,
             self._mounting,
+            self._chooser,
             self._restorer,
             self._inventory,
             self._nursery,
@@ -254,16 +257,18 @@ async def _cancel_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope
 @click.option("--config", "config_path", required=True, type=click.Path(), help="The node's configuration file.")
 def main(config_path: str) -> None:
     """Runs the replication worker of one node; `fuse-tier node` starts it."""
+    failure: FuseTierError | None = None
     try:
         config = load_node_config(config_path)
         logs.configure("worker", config.node)
         check_order()
         trio.run(run_worker, config)
     except* FuseTierError as group:
-        error = _first(group)
-        sys.stderr.write(f"fuse-tier: {error}\n")
+        failure = _first(group)
+    if failure is not None:  # not above: what is raised in an `except*` comes out in a group
+        sys.stderr.write(f"fuse-tier: {failure}\n")
         sys.stderr.flush()
-        sys.exit(error.exit_status)
+        sys.exit(failure.exit_status)
 
 
 def _first(group: BaseExceptionGroup[FuseTierError]) -> FuseTierError:
