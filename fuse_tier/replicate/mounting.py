@@ -18,6 +18,7 @@ from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import FuseTierError, IdentityBusy, MountError, TierUnavailable
 from fuse_tier.identity import Identity
 from fuse_tier.manifest import Lineage
+from fuse_tier.replicate.choice import Chooser
 from fuse_tier.replicate.daemons import leave_quiescent
 from fuse_tier.replicate.membership import Membership
 from fuse_tier.replicate.restore import Restored, Restorer
@@ -46,8 +47,11 @@ class MountOrder:
 class Mounting:
     """Mounts and unmounts volumes of one node."""
 
-    def __init__(self, volumes: Volumes, restorer: Restorer, membership: Membership, supervisor: Supervisor) -> None:
+    def __init__(
+        self, volumes: Volumes, chooser: Chooser, restorer: Restorer, membership: Membership, supervisor: Supervisor
+    ) -> None:
         self._volumes = volumes
+        self._chooser = chooser
         self._restorer = restorer
         self._membership = membership
         self._supervisor = supervisor
@@ -109,7 +113,7 @@ class Mounting:
         report.begin("looking for snapshots")
         if volume.has_tree and volume.is_dirty:
             await final_snapshot(volume)
-        chosen = await self._restorer.choose(order.identity, order.lineage, order.snapshot)
+        chosen = await self._chooser.choose(order.identity, order.lineage, order.snapshot)
         if not order.snapshot and self._restorer.is_current(volume, order.lineage, chosen):
             volume.resume(order.lineage, chosen.highest)
             log.info("volume.resumed", identity=str(order.identity), snapshot=volume.highest)

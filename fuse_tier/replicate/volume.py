@@ -138,8 +138,14 @@ class Volume:
                 log.error("snapshot.unreadable", identity=str(self.identity), snapshot=number, reason=str(error))
         return None
 
-    def began(self, lineage: Lineage, restored: Manifest | None, highest: int) -> None:
-        """The live tree has been made anew: from a snapshot, or empty."""
+    def began(self, lineage: Lineage, restored: Manifest | None, highest: int, *, is_whole: bool = True) -> None:
+        """The live tree has been made anew: from a snapshot, or empty.
+
+        One that could not be restored whole is not given up: its lost files stand in no later one.
+        """
+        self.in_use.clear()
+        if restored is not None and not is_whole:
+            self.in_use[restored.id.number] += 1
         self._lineage = lineage
         self.newest = restored
         self._held.clear()
@@ -265,11 +271,26 @@ class Volume:
         version, previous, started = self.changes.version, self.newest, trio.current_time()
         snapshot = SnapshotId(self.identity, self._highest + 1)
         manifest = await self._snapshotter.take(snapshot, self.lineage, gate, previous)
-        is_first = previous is None and len(manifest.entries) > 1
-        if is_first or (previous is not None and (self._renumber or _differs(previous, manifest))):
+        if await trio.to_thread.run_sync(self._is_worth_a_number, previous, manifest):
             previous = await self._commit(manifest, trio.current_time() - started)
         self._seen = version
         return previous
+
+    def _is_worth_a_number(self, previous: Manifest | None, manifest: Manifest) -> bool:
+        if previous is None:
+            return len(manifest.entries) > 1
+        if self._renumber or previous.lineage != manifest.lineage:
+            return True
+        lost = self._lost_paths(previous, manifest)
+        return tuple(entry for entry in previous.entries if entry.path not in lost) != manifest.entries
+
+    def _lost_paths(self, previous: Manifest, manifest: Manifest) -> set[bytes]:
+        """Files that stand in the tree, but whose content no place could give: no snapshot can have them."""
+        if not os.listdir(self.layout.remote):
+            return set()
+        tree = os.fsencode(self.layout.tree)
+        absent = {entry.path for entry in previous.entries} - {entry.path for entry in manifest.entries}
+        return {path for path in absent if os.path.lexists(os.path.join(tree, path))}
 
     async def _wait_for_gate(self) -> Gate:
         with trio.move_on_after(Deadline.SUPERVISOR_CONNECT):
@@ -312,10 +333,6 @@ class Volume:
         version = self.news.version
         while self.durable(tier, copies) < number:
             version = await self.news.wait_beyond(version)
-
-
-def _differs(previous: Manifest, manifest: Manifest) -> bool:
-    return previous.entries != manifest.entries or previous.lineage != manifest.lineage
 
 
 async def final_snapshot(volume: Volume) -> None:

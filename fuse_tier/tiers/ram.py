@@ -37,7 +37,7 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 _NAMED_AT_MOST = 3  # of what is missing, in a message
-_SILENT_GRACES = 20  # so many graces may pass between two pieces of a transfer: one may be large, and a link slow
+_SILENCE_SECONDS = 600.0  # between two pieces of a transfer: one may be large, and a link slow
 
 
 class RamTier:
@@ -152,7 +152,7 @@ class RamTier:
         """
         stop, started = Event(), time.monotonic()
         async with self._listed_or_collected:
-            spared = self._expected.names(grace_seconds * _SILENT_GRACES)
+            spared = self._expected.names(_SILENCE_SECONDS if grace_seconds else 0.0)
             if grace_seconds and self._unfinished:
                 grace_seconds += max(0.0, time.time() - min(self._unfinished))
             collected = await run_interruptible(

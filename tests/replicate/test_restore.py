@@ -18,6 +18,7 @@ from fuse_tier.members import Domain, LocalFacts, Location, Member
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.tmpfs import create_directories
 from fuse_tier.replicate.by_peers import PeerMembership
+from fuse_tier.replicate.choice import Chooser
 from fuse_tier.replicate.own import OwnNode
 from fuse_tier.replicate.places import PeerConnection, Places
 from fuse_tier.replicate.restore import Restorer
@@ -40,6 +41,7 @@ class Node:
         self.ram = RamTier(self.layout, "c")
         own = OwnNode("c", "1", "default", "127.0.0.1:1", "127.0.0.1:2", Domain(), _no_facts, None)
         self.places = Places(self.ram, PeerMembership(own, ()), bucket, _no_peers)
+        self.chooser = Chooser(self.places)
         self.restorer = Restorer(self.layout, self.places, "c", trio.CapacityLimiter(2))
         options = VolumeOptions("c", 0.05, 1)
         self.volume = Volume(IDENTITY, self.ram, self.layout, options, trio.CapacityLimiter(2))
@@ -50,7 +52,7 @@ class Node:
 
     async def restore(self, lineage: Lineage = LINEAGE, number: int = 0) -> Manifest | None:
         await self.volume.load()
-        chosen = await self.restorer.choose(IDENTITY, lineage, number)
+        chosen = await self.chooser.choose(IDENTITY, lineage, number)
         if not self.restorer.is_current(self.volume, lineage, chosen):
             await self.restorer.into_volume(self.volume, chosen, lineage)
         return chosen.manifest
@@ -182,15 +184,19 @@ async def test_content_that_is_lost_everywhere_costs_that_file_alone(
     node = Node(Path("/dev/shm", f"fuse-tier-test-{secrets.token_hex(4)}"), lossy)  # noqa: S108
     try:
         expected_logs.allow("restore.file_lost", "restore.content_lost")
-        await node.restore()
+        restored = await node.restore()
         assert (node.tree / "good").read_bytes() == b"good"
         inode = (node.tree / "bad").stat().st_ino
         assert node.volume.is_remote(inode)
         with pytest.raises(NotFound):
             await node.restorer.materialize(node.volume, inode)
+        assert await node.volume.take_snapshot() == restored  # the loss alone is no new state
+
+        (node.tree / "new").write_bytes(b"new")
         snapshot = await node.volume.take_snapshot()
         assert snapshot is not None
-        assert b"bad" not in [entry.path for entry in snapshot.entries]
+        assert [entry.path for entry in snapshot.entries] == [b"", b"good", b"new"]
+        assert 1 in node.volume.in_use  # what names the lost file is not given up
 
         del lossy.refuses[bad]
         await node.restorer.materialize(node.volume, inode)
@@ -261,14 +267,14 @@ async def test_a_snapshot_that_cannot_be_restored_is_refused_with_the_reason(
 ) -> None:
     taken = await save(bench, bucket, {"a": b"a"})
     with pytest.raises(NotFound, match="is of run llama"):
-        await node.restorer.choose(IDENTITY, Lineage("another"), 1)
-    other = await node.restorer.choose(IDENTITY, Lineage("another"))
+        await node.chooser.choose(IDENTITY, Lineage("another"), 1)
+    other = await node.chooser.choose(IDENTITY, Lineage("another"))
     with pytest.raises(NotFound, match="there are some of run llama"):
         await node.restorer.into_directory(IDENTITY, other, "/nowhere")
     bucket.texts[taken.id] = b"nonsense"
     expected_logs.allow("restore.manifest_unreadable")
     with pytest.raises(NotFound, match="is damaged wherever it is"):
-        await node.restorer.choose(IDENTITY, None, 1)
+        await node.chooser.choose(IDENTITY, None, 1)
 
 
 async def test_an_older_snapshot_is_not_taken_because_a_newer_one_cannot_be_read_now(
@@ -285,7 +291,7 @@ async def test_an_older_snapshot_is_not_taken_because_a_newer_one_cannot_be_read
         with pytest.raises(TierUnavailable, match=r"@2 cannot be had now .*try again"):
             await node.restore()
         assert (node.tree / "a").read_bytes() == b"old"
-        assert (await node.restorer.choose(IDENTITY, LINEAGE, 1)).manifest is not None  # when it is asked for
+        assert (await node.chooser.choose(IDENTITY, LINEAGE, 1)).manifest is not None  # when it is asked for
     finally:
         shutil.rmtree(node.layout.root)
 
@@ -352,7 +358,7 @@ async def test_a_plain_directory_is_restored_whole_or_not_at_all(
     bench: Bench, bucket: MemoryTier, node: Node, tmp_path: Path
 ) -> None:
     await save(bench, bucket, {"d/a": b"a" * 10_000, "d/b": b"a" * 10_000})
-    chosen = await node.restorer.choose(IDENTITY, None)
+    chosen = await node.chooser.choose(IDENTITY, None)
     target = tmp_path / "out"
     restored = await node.restorer.into_directory(IDENTITY, chosen, str(target))
     assert describe(target) == describe(bench.tree)
