@@ -53,22 +53,31 @@ class Places:
         self.bucket = bucket
         self._connect = connect
         self._peers: dict[str, tuple[str, PeerConnection]] = {}
+        self._replaced: list[PeerConnection] = []  # to instances that are gone; closed at the next chance
 
     def peer(self, member: Member) -> Tier:
         """The tier that a peer is."""
         instance, tier = self._peers.get(member.node, ("", None))
         if tier is None or instance != member.instance:
+            if tier is not None:
+                self._replaced.append(tier)
             tier = self._connect(member)
             self._peers[member.node] = (member.instance, tier)
         return tier
 
     async def aclose(self) -> None:
         """Ends all connections."""
+        await self._close_replaced()
         for _, tier in self._peers.values():
             await tier.aclose()
 
+    async def _close_replaced(self) -> None:
+        while self._replaced:
+            await self._replaced.pop().aclose()
+
     async def holdings(self, identity: Identity) -> Holdings:
         """Asks everybody who may have snapshots of a volume."""
+        await self._close_replaced()
         own = tuple(snapshot.number for snapshot in await self.ram.snapshots(identity))
         places: list[tuple[Tier, tuple[int, ...]]] = [(self.ram, own)]
         silent: list[str] = []
