@@ -65,23 +65,35 @@ class Mounting:
         volume = await self._volumes.open(order.identity)
         async with volume.mounting:
             mountpoint = await self._supervisor.check(order.identity, order.mountpoint)
-            report.begin("claiming the identity")
-            await self._claim(order.identity)
-            try:
-                restored = await self._prepare(volume, order, report)
-                report.begin("mounting")
-                volume.gate = None
-                await self._supervisor.mount(order.identity, order.mountpoint, read_only=order.read_only)
-                await self._wait_until_serving(volume)
-            except BaseException:
-                with trio.CancelScope(shield=True):
-                    await self._undo(volume, mountpoint)
-                raise
+            await self._wait_until_ended(volume)
+            # An end that is under way gives the claim back at last: after that, not in the middle of this.
+            async with volume.ending:
+                report.begin("claiming the identity")
+                await self._claim(order.identity)
+                try:
+                    restored = await self._prepare(volume, order, report)
+                    report.begin("mounting")
+                    volume.gate = None
+                    await self._supervisor.mount(order.identity, order.mountpoint, read_only=order.read_only)
+                    await self._wait_until_serving(volume)
+                except BaseException:
+                    with trio.CancelScope(shield=True):
+                        await self._undo(volume, mountpoint)
+                    raise
         return {
             "identity": str(order.identity),
             "mountpoint": order.mountpoint,
             "restored": _facts(restored) if restored else None,
         }
+
+    @staticmethod
+    async def _wait_until_ended(volume: Volume) -> None:
+        """The supervisor sees the end of a mount before we do, now and then."""
+        with trio.move_on_after(Deadline.SUPERVISOR_CONNECT):
+            while volume.mountpoint is not None:
+                await volume.news.wait_beyond(volume.news.version)
+            return
+        raise MountError(f"{volume.identity} was mounted at {volume.mountpoint}, and that is still ending: try again")
 
     async def _claim(self, identity: Identity) -> None:
         """An unmount elsewhere may have ended a moment ago, and its last snapshot be under way."""
@@ -157,6 +169,8 @@ class Mounting:
         with trio.move_on_after(Deadline.UNMOUNT):
             while volume.mountpoint is not None:
                 await volume.news.wait_beyond(volume.news.version)
+            async with volume.ending:  # until the claim has been given back
+                pass
         await self.drain(volume, drain_seconds)
         return volume
 

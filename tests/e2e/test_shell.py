@@ -10,6 +10,7 @@ from subprocess import CompletedProcess
 import pytest
 import trio
 
+from fuse_tier.errors import IdentityBusy
 from fuse_tier.localcluster import LocalCluster, run_cli
 from tests.e2e.jobs import JOB
 from tests.harness.clusters import Clusters
@@ -73,6 +74,18 @@ async def test_fusermount3_ends_a_mount_as_unmount_does(cluster: LocalCluster) -
     again = cluster.mountpoint("again")
     await cluster["b"].mount(JOB, again)
     assert (again / "file").read_bytes() == b"content"
+
+
+async def test_a_mount_right_after_an_unmount_keeps_the_identity(cluster: LocalCluster) -> None:
+    mount = cluster.mountpoint("a")
+    await cluster["a"].mount(JOB, mount)
+    for content in (b"first", b"second"):
+        (mount / "file").write_bytes(content)
+        assert (await _run("fusermount3", "-u", str(mount))).returncode == 0
+        await cluster["a"].mount(JOB, mount)
+        assert (mount / "file").read_bytes() == content
+    with pytest.raises(IdentityBusy, match="mounted on node a"):
+        await cluster["b"].mount(JOB, cluster.mountpoint("b"))
 
 
 async def test_writing_the_sync_attribute_waits_for_the_tier(cluster: LocalCluster) -> None:
