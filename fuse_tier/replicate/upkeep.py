@@ -25,6 +25,8 @@ log = structlog.get_logger(__name__)
 _SETTLE_SECONDS = 1.0
 _RAM_GRACE_SECONDS = 1.0  # what snapshots that are being made or received need is spared by the tier itself
 _LOOK_EVERY_SECONDS = 30.0
+_ROOMY_PART = 0.5  # of the RAM tier is free
+_SHORT_SECONDS = 0.1  # instead of the settle time and the grace, when less is
 _BUCKET_GRACE_SECONDS = 3600.0  # likewise, of nodes that may be slow
 _BUCKET_COLLECT_EVERY_SECONDS = 3600.0
 
@@ -49,13 +51,18 @@ class Upkeep:
         while True:
             with trio.move_on_after(_LOOK_EVERY_SECONDS):
                 await self.wake.wait_beyond(seen)
-            await trio.sleep(_SETTLE_SECONDS)
+            await trio.sleep(_SETTLE_SECONDS if self._is_roomy() else _SHORT_SECONDS)
             seen = self.wake.version
             try:
                 await self._tidy_ram()
             except (FuseTierError, OSError) as error:
                 metrics.error("retention")
                 log.warning("retention.postponed", place=self._places.ram.place, reason=str(error))
+
+    def _is_roomy(self) -> bool:
+        """Whether what was superseded may stay a moment longer: going through the tier has its price, too."""
+        ram = self._places.ram
+        return ram.free_bytes() > ram.capacity_bytes() * _ROOMY_PART
 
     async def _tidy_ram(self) -> None:
         listed: dict[Identity, list[int]] = {}
@@ -78,7 +85,7 @@ class Upkeep:
                     in_use=in_use,
                 ),
             )
-        await self._places.ram.collect(_RAM_GRACE_SECONDS)
+        await self._places.ram.collect(_RAM_GRACE_SECONDS if self._is_roomy() else _SHORT_SECONDS)
 
     async def tidy_bucket(self, identity: Identity) -> None:
         """Retention of one volume in the bucket, after a commit there; what fails is left to the next."""
