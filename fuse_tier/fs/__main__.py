@@ -1,4 +1,4 @@
-"""``python -m fuse_tier.fs``: the daemon of one mount, started by the node's supervisor.
+"""``python -m fuse_tier.fs``: one mount, as the node's supervisor starts it: its keeper and its daemons.
 
 Its parameters (spec.py) are one JSON object, on standard input or after ``--spec``. It prints one line:
 ``{"serving": true}`` or ``{"error": {"type", "message"}}``. Exit status: 0 after an orderly end, 1 otherwise.
@@ -7,8 +7,10 @@ Its parameters (spec.py) are one JSON object, on standard input or after ``--spe
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from contextlib import suppress
+from functools import partial
 from typing import TextIO
 
 import structlog
@@ -17,7 +19,10 @@ import trio
 from fuse_tier import logs
 from fuse_tier.errors import FuseTierError
 from fuse_tier.fs.daemon import Daemon, say
+from fuse_tier.fs.mounting import mount
 from fuse_tier.fs.spec import MountSpec
+from fuse_tier.fs.syscalls import raise_descriptor_limit
+from fuse_tier.mount.keeper import FINAL_STATUS, Inheritance, Keeper
 
 log = structlog.get_logger(__name__)
 
@@ -45,18 +50,29 @@ class _Lasting:
 
 
 def main() -> int:
-    """Runs one daemon to its end; gives the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m fuse_tier.fs", description="The daemon of one mount.")
+    """Keeps one mount to its end; gives the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m fuse_tier.fs", description="The keeper of one mount.")
     parser.add_argument("--spec", help="its parameters, a JSON object; read from standard input without it")
     given: str | None = parser.parse_args().spec
     logs.configure("fs", "", _Lasting(sys.stderr))  # type: ignore[arg-type]
     try:
         spec = MountSpec.parse(sys.stdin.read() if given is None else given)
         structlog.contextvars.bind_contextvars(identity=str(spec.identity))
-        return 0 if trio.run(Daemon(spec).run) else 1
-    except* (FuseTierError, OSError) as failures:
-        failure = _first(failures)
+        raise_descriptor_limit()
+        made = mount(spec)
+    except (FuseTierError, OSError) as failure:
         say({"error": {"type": type(failure).__name__, "message": str(failure)}})
+        return 1
+    os.set_blocking(sys.stdout.fileno(), False)  # whoever reads it may have stopped
+    return Keeper(made.device, made.handshake, partial(_serve, spec, made.number)).run()
+
+
+def _serve(spec: MountSpec, number: int, inheritance: Inheritance) -> int:
+    """A daemon's life, in a process of its own."""
+    try:
+        return 0 if trio.run(Daemon(spec, number, inheritance).run) else FINAL_STATUS
+    except* (FuseTierError, OSError) as failures:
+        log.error("daemon.failed", reason=str(_first(failures)))
     return 1
 
 

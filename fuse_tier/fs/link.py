@@ -32,10 +32,11 @@ _GOODBYE_SECONDS: Final = 1.0
 class Link:
     """The connection of one volume. ``run`` keeps it up; everything else may be used at any time."""
 
-    def __init__(self, spec: MountSpec, changes: Changes, handles: Handles) -> None:
+    def __init__(self, spec: MountSpec, changes: Changes, handles: Handles, *, passthrough: bool) -> None:
         self._spec = spec
         self._changes = changes
         self._handles = handles
+        self._passthrough = passthrough
         self._channel: Channel | None = None
         self._connected = trio.Event()
 
@@ -77,7 +78,7 @@ class Link:
                 identity=str(self._spec.identity),
                 pid=os.getpid(),
                 mountpoint=self._spec.mountpoint,
-                passthrough=False,
+                passthrough=self._passthrough,
                 counter=self._changes.counter,
             )
         except (FuseTierError, OSError) as error:

@@ -48,11 +48,13 @@ def start(place: Place, expected_logs: ExpectedLogs) -> Iterator[Callable[..., M
             mounted.destroy()
 
 
-@pytest.fixture
-def mounted(start: Callable[..., Mounted]) -> Mounted:
-    """The volume, mounted; no worker is there."""
-    mounted = start()
-    assert mounted.said == {"serving": True}
+@pytest.fixture(params=[pytest.param("on", marks=pytest.mark.root), "off"], ids=["passthrough", "plain"])
+def mounted(request: pytest.FixtureRequest, start: Callable[..., Mounted]) -> Mounted:
+    """The volume, mounted, once with passthrough and once without; no worker is there."""
+    mounted = start(passthrough=request.param)
+    if "error" in mounted.said and "the kernel offers none" in mounted.said["error"]["message"]:
+        pytest.skip("needs a kernel with FUSE passthrough")
+    assert mounted.said == {"serving": True, "passthrough": request.param == "on"}
     return mounted
 
 
