@@ -92,7 +92,7 @@ class Shared:
             links,
             found.st_uid,
             found.st_gid,
-            0,  # devices are never made
+            found.st_rdev,  # as the kernel encodes it, with up to 12 bits of major and 20 of minor
             _BLOCK_BYTES,
             0,
         )

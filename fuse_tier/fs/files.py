@@ -106,7 +106,7 @@ class FileOperations(Shared):
         if request.resent and (again := self._answered(request, flags)) is not None:
             return again
         access = flags & os.O_ACCMODE
-        if access == os.O_RDONLY:
+        if access not in (os.O_WRONLY, os.O_RDWR):  # Linux has a fourth, for neither reading nor writing
             if flags & os.O_TRUNC:
                 await self._truncate(inode, 0, request, by_open=True)
             if self._content.is_remote(inode):
@@ -224,15 +224,15 @@ class FileOperations(Shared):
                 os.ftruncate(file.fd, wanted.size)
                 if request.kills_privileges:
                     _drop_privileges(file.fd)
-        changes = (wanted.uid, wanted.gid, wanted.mode, wanted.accessed_ns, wanted.modified_ns)
-        if changes != (None, None, None, None, None):
+        if wanted.size is None or wanted.has_more_than_a_size:
             self._set_attributes(inode, wanted)
             self._changes.record()
         return self._entry(self._nodes.status(inode))
 
     def _set_attributes(self, inode: int, wanted: NewAttributes) -> None:
         with self._nodes.path(inode) as path:
-            if wanted.uid is not None or wanted.gid is not None:
+            # A chown(2) that leaves both as they are comes as a request for nothing; it takes setuid bits away.
+            if wanted.uid is not None or wanted.gid is not None or not wanted.has_more_than_a_size:
                 os.chown(
                     path,
                     -1 if wanted.uid is None else wanted.uid,

@@ -44,6 +44,11 @@ class NewAttributes:
     accessed_ns: int | None
     modified_ns: int | None
 
+    @property
+    def has_more_than_a_size(self) -> bool:
+        """Whether anything but the size is to change."""
+        return (self.mode, self.uid, self.gid, self.accessed_ns, self.modified_ns) != (None, None, None, None, None)
+
 
 @dataclass(frozen=True, slots=True)
 class Opened:

@@ -14,7 +14,8 @@ from tests.harness.logs import ExpectedLogs, loud_lines
 @pytest.fixture
 def place(memory_path: Path, tmp_path: Path, expected_logs: ExpectedLogs) -> Iterator[Place]:
     """An empty volume on a tmpfs."""
-    place = Place(memory_path, tmp_path / "fs.log", tmp_path / "mnt")
+    # Not below pytest's own directory, into which it lets nobody else.
+    place = Place(memory_path, tmp_path / "fs.log", memory_path / "mnt")
     place.prepare()
     place.log.touch()
     yield place
