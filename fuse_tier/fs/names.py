@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 from fuse_tier.fs.base import Shared
 from fuse_tier.fs.requests import Entry, Request
-from fuse_tier.fs.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, rename_with_flags
+from fuse_tier.fs.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, rename_with_flags
 from fuse_tier.mount.messages import RESENT
 
 
@@ -112,8 +112,8 @@ class NameOperations(Shared):
         flags: int,
         request: Request,
     ) -> None:
-        """Renames, replaces, or exchanges two names."""
-        if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE):
+        """Renames, replaces, exchanges two names, or leaves a whiteout (a device 0/0) in the place of the old one."""
+        if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE | RENAME_WHITEOUT):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         if self._changes.held:
             await self._changes.passed()
@@ -121,12 +121,21 @@ class NameOperations(Shared):
         exchanges = bool(flags & RENAME_EXCHANGE)
         if exchanges and not self._begin_exchange(old, request):
             return
+        if flags & RENAME_WHITEOUT and request.resent and self._is_whiteout(old):
+            return  # done before
         with _gone_before(request), self._nodes.renaming(old, new, exchange=exchanges) as (directory, new_directory):
             if flags:
                 rename_with_flags(directory, name_old, new_directory, name_new, flags)
+                if flags & RENAME_WHITEOUT:
+                    self._give_away(directory, name_old, stat.S_IFCHR, request)
             else:
                 os.rename(name_old, name_new, src_dir_fd=directory, dst_dir_fd=new_directory)
         self._changes.record()
+
+    def _is_whiteout(self, place: tuple[int, bytes]) -> bool:
+        parent, name = place
+        found = os.stat(name, dir_fd=self._nodes.directory(parent), follow_symlinks=False)
+        return stat.S_ISCHR(found.st_mode) and found.st_rdev == 0
 
     def _begin_exchange(self, old: tuple[int, bytes], request: Request) -> bool:
         """Leaves word of what is to be exchanged; False if that was done before.

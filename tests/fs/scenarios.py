@@ -33,7 +33,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.utimensat.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int]
 _UTIME_NOW, _UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2  # sys/stat.h
 _AT_FDCWD = -100
-_NOREPLACE, _EXCHANGE = 1, 2  # linux/fs.h
+_NOREPLACE, _EXCHANGE, _WHITEOUT = 1, 2, 4  # linux/fs.h
 _OFD_SETLK = 37  # linux/fcntl.h: Python 3.11 lacks the name
 
 
@@ -166,7 +166,7 @@ def renames_of_everything_over_everything(at: Path) -> Iterator[Any]:
                 os.mkfifo(path)
 
     kinds = ("file", "empty", "full", "link", "fifo", "nothing")
-    for flags in (0, _NOREPLACE, _EXCHANGE, _NOREPLACE | _EXCHANGE, 8):
+    for flags in (0, _NOREPLACE, _EXCHANGE, _NOREPLACE | _EXCHANGE, _WHITEOUT, _WHITEOUT | _EXCHANGE, 8):
         for old in kinds:
             for new in kinds:
                 here = at / f"{flags}-{old}-{new}"
