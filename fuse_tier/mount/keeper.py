@@ -16,6 +16,7 @@ import select
 import signal
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -31,16 +32,18 @@ log = structlog.get_logger(__name__)
 FINAL_STATUS: Final = 3
 """A daemon that ends with this (or with 0) wants no successor: the mount has ended, in disorder."""
 _READ_EVERY_SECONDS: Final = 0.02
+_MINUTE_SECONDS: Final = 60.0
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 TOLD: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How often a daemon may die. One that lived for ``steady_seconds`` starts the count anew."""
+    """How often a daemon may die: so often in a row before it lived for ``steady_seconds``, so often in a minute."""
 
     failures: int = 10
-    steady_seconds: float = 0.5
+    steady_seconds: float = 0.25
+    in_a_minute: int = 200
     at_once: int = 3
     """So many are started again without a pause."""
     first_seconds: float = 0.05
@@ -93,6 +96,7 @@ class Keeper:
         self._serve = serve
         self._limits = limits
         self._failures = 0
+        self._ends: deque[float] = deque(maxlen=limits.in_a_minute)
         self._told: list[int] = []
         self._visitors: dict[int, Callable[[], None]] = {}
         self._dismissed = False
@@ -144,10 +148,15 @@ class Keeper:
     def _may_go_on(self, status: int, lived_seconds: float) -> bool:
         self._failures = 1 if lived_seconds >= self._limits.steady_seconds else self._failures + 1
         how = _describe(status)
+        now = time.monotonic()
+        too_often = len(self._ends) == self._ends.maxlen and now - self._ends[0] < _MINUTE_SECONDS
+        self._ends.append(now)
         if not self.handshake.resends:
             self.reason = f"its daemon {how}, and this kernel does not repeat what it was asked (Linux 6.9 does)"
         elif self._failures >= self._limits.failures:
             self.reason = f"its daemon {how}, {self._failures} times in a row, each soon after its start: see its log"
+        elif too_often:
+            self.reason = f"its daemon {how}, for the {self._limits.in_a_minute}th time within a minute: see its log"
         if self.reason:
             log.error("mount.given_up", reason=self.reason)
             return False
