@@ -109,7 +109,7 @@ class FileOperations(Shared):
         if access not in (os.O_WRONLY, os.O_RDWR):  # Linux has a fourth, for neither reading nor writing
             if flags & os.O_TRUNC:
                 await self._truncate(inode, 0, request, by_open=True)
-            if self._content.is_remote(inode):
+            while self._content.is_remote(inode):  # once more if it was given up again before we are awake
                 await self._content.fetch(inode)
             fd = self._nodes.open(inode, os.O_RDONLY)
             mode = os.fstat(fd).st_mode if self._backings.enabled else 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Event
@@ -58,6 +59,21 @@ def collect(layout: Layout, listing: RamListing, grace_seconds: float, stop: Eve
                 size += status.st_size if status.st_nlink == 1 else 0
     listing.remove_empty()
     return Collected(blobs, size, unreadable)
+
+
+def release(layout: Layout, listing: RamListing, blobs: Collection[Blob], *, shared: bool) -> int:
+    """Removes those of these blobs that no listed manifest names; gives the bytes freed. See ``RamTier.release``."""
+    needed, _ = _needed(listing)
+    size = 0
+    for blob in blobs:
+        if blob.name in needed:
+            continue
+        with suppress(FileNotFoundError):
+            status = os.lstat(layout.blob(blob))
+            if status.st_nlink == 1 or shared:
+                os.unlink(layout.blob(blob))
+                size += status.st_blocks * 512 if status.st_nlink == 1 else 0
+    return size
 
 
 def _needed(listing: RamListing) -> tuple[set[str], int]:

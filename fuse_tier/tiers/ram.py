@@ -147,6 +147,16 @@ class RamTier:
             )
         return collected.bytes
 
+    async def release(self, blobs: Collection[Blob], *, shared: bool = False) -> int:
+        """Removes those of these blobs that no manifest names, at once; gives the bytes freed.
+
+        For content of snapshots that were just dropped, so no grace is needed: who counts on such a blob finds its
+        commit refused, and stores it again. What a live file shares stays, because it frees nothing, unless
+        ``shared``.
+        """
+        async with self._listed_or_collected:
+            return await self._look(lambda: upkeep.release(self._layout, self._listing, blobs, shared=shared))
+
     async def verify(self, identity: Identity | None = None, progress: Progress = no_progress) -> VerifyReport:
         """Reads and hashes all content of the listed snapshots, of one volume or of all. Damage is reported only."""
         stop = Event()
