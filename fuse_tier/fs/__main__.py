@@ -19,7 +19,7 @@ import trio
 from fuse_tier import logs
 from fuse_tier.errors import FuseTierError
 from fuse_tier.fs.daemon import Daemon, say
-from fuse_tier.fs.mounting import mount
+from fuse_tier.fs.mounting import MadeMount, mount
 from fuse_tier.fs.spec import MountSpec
 from fuse_tier.fs.syscalls import raise_descriptor_limit
 from fuse_tier.mount.keeper import FINAL_STATUS, Inheritance, Keeper
@@ -64,13 +64,13 @@ def main() -> int:
         say({"error": {"type": type(failure).__name__, "message": str(failure)}})
         return 1
     os.set_blocking(sys.stdout.fileno(), False)  # whoever reads it may have stopped
-    return Keeper(made.device, made.handshake, partial(_serve, spec, made.number)).run()
+    return Keeper(made.device, made.handshake, partial(_serve, spec, made)).run()
 
 
-def _serve(spec: MountSpec, number: int, inheritance: Inheritance) -> int:
+def _serve(spec: MountSpec, made: MadeMount, inheritance: Inheritance) -> int:
     """A daemon's life, in a process of its own."""
     try:
-        return 0 if trio.run(Daemon(spec, number, inheritance).run) else FINAL_STATUS
+        return 0 if trio.run(Daemon(spec, made, inheritance).run) else FINAL_STATUS
     except* (FuseTierError, OSError) as failures:
         log.error("daemon.failed", reason=str(_first(failures)))
     return 1

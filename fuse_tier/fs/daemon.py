@@ -33,6 +33,7 @@ from fuse_tier.fs.content import Content
 from fuse_tier.fs.dispatch import dispatch, opened_handle
 from fuse_tier.fs.handles import Handles
 from fuse_tier.fs.link import Link
+from fuse_tier.fs.mounting import MadeMount
 from fuse_tier.fs.nodes import Nodes
 from fuse_tier.fs.operations import Operations
 from fuse_tier.fs.requests import Request
@@ -53,11 +54,11 @@ _STANDARD_OUTPUT: Final = 1
 
 
 class Daemon:
-    """One daemon of a mount, ``number`` of which is its device number. ``run`` is its life."""
+    """One daemon of a mount. ``run`` is its life."""
 
-    def __init__(self, spec: MountSpec, number: int, inheritance: Inheritance) -> None:
+    def __init__(self, spec: MountSpec, made: MadeMount, inheritance: Inheritance) -> None:
         self._spec = spec
-        self._number = number
+        self._made = made
         self._inheritance = inheritance
         layout = Layout(spec.ram_root)
         volume = layout.volume(spec.identity)
@@ -140,7 +141,7 @@ class Daemon:
             await self._link.say_goodbye()
             nursery.cancel_scope.cancel()
         if self._told or self._aborted:
-            mounting.end_mount(self._spec.mountpoint, self._number, at_once=True)
+            mounting.end_mount(self._spec.mountpoint, self._made.number, at_once=True)
         log.info("mount.ended", identity=str(self._spec.identity), mountpoint=self._spec.mountpoint)
 
     async def _answer_requests(self) -> None:
@@ -157,7 +158,7 @@ class Daemon:
         if not self._inheritance.generation:
             with trio.fail_after(Deadline.MOUNT):
                 await trio.to_thread.run_sync(os.stat, mountpoint, abandon_on_cancel=True)
-        say({"serving": True, "passthrough": self._inheritance.handshake.passthrough})
+        say({"serving": True, "passthrough": self._made.handshake.passthrough, "reason": self._made.reason})
         log.info("mount.serving", identity=str(self._spec.identity), mountpoint=mountpoint)
 
     async def _end_when_told(self, signals: AsyncIterator[int], serving: trio.CancelScope) -> None:
@@ -176,7 +177,7 @@ class Daemon:
         with trio.move_on_after(Deadline.UNMOUNT):
             try:
                 unused = await trio.to_thread.run_sync(
-                    lambda: mounting.end_mount(mountpoint, self._number, at_once=False), abandon_on_cancel=True
+                    lambda: mounting.end_mount(mountpoint, self._made.number, at_once=False), abandon_on_cancel=True
                 )
             except MountError as error:
                 log.error("mount.not_ended", mountpoint=mountpoint, reason=str(error))

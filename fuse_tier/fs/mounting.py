@@ -27,6 +27,8 @@ class MadeMount:
     handshake: Handshake
     number: int
     """Its device number, as in ``st_dev``: what tells it from another at the same place."""
+    reason: str
+    """Why there is no passthrough; empty where there is."""
 
 
 def mount(spec: MountSpec) -> MadeMount:
@@ -57,7 +59,7 @@ def mount(spec: MountSpec) -> MadeMount:
             protocol=f"7.{handshake.minor}",
             resends=handshake.resends,
         )
-        return MadeMount(device, handshake, number)
+        return MadeMount(device, handshake, number, reason)
     except BaseException:
         unmount(spec.mountpoint, lazy=True)
         device.close()

@@ -75,7 +75,7 @@ class Inventory:
                 "node": self._node,
                 "version": __version__,
                 "cluster": self._cluster,
-                "passthrough": "off",
+                "passthrough": await self._passthrough(),
                 "tiers": [tier for tier in tiers if tier],
                 "volumes": volumes,
                 "queue": {
@@ -89,6 +89,20 @@ class Inventory:
                 },
             }
         )
+
+    async def _passthrough(self) -> str:
+        """Whether file content bypasses the daemons, and if not, why."""
+        try:
+            mounts = await self._supervisor.mounts()
+        except (FuseTierError, OSError) as error:
+            return f"unknown: {error}"
+        if not mounts:
+            return "nothing is mounted"
+        on = sum(bool(mount["passthrough"]) for mount in mounts)
+        if on == len(mounts):
+            return "on"
+        why = next(str(mount["plain_reason"]) for mount in mounts if not mount["passthrough"])
+        return f"off: {why}" if not on else f"on for {on} of {len(mounts)} volumes: {why}"
 
     async def _ram_status(self, tiers: list[dict[str, Any]], index: int) -> None:
         ram = self._places.ram
