@@ -15,6 +15,8 @@ from fuse_tier.errors import ConfigError, FuseTierError, TierRefused, TierUnavai
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Manifest
 from fuse_tier.members import Member
+from fuse_tier.ram.tmpfs import huge_page_mode
+from fuse_tier.ram.warm import read_warmed
 from fuse_tier.replicate.fanout import Fanout
 from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.steps import Report
@@ -114,6 +116,8 @@ class Inventory:
             "capacity_bytes": ram.capacity_bytes(),
             "free_bytes": ram.free_bytes(),
             "snapshots": len(await ram.snapshots()),
+            "huge_pages": huge_page_mode(ram.layout.root),
+            "warmed": read_warmed(ram.layout),
         }
 
     async def _tier_status(self, tiers: list[dict[str, Any]], index: int, tier: Tier, member: Member | None) -> None:

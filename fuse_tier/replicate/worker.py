@@ -42,6 +42,7 @@ from fuse_tier.replicate.supervisor import Supervisor
 from fuse_tier.replicate.upkeep import Upkeep
 from fuse_tier.replicate.volume import Volume, VolumeOptions
 from fuse_tier.replicate.volumes import Volumes
+from fuse_tier.replicate.warming import warm_once
 from fuse_tier.tiers.bucket import BucketTier
 from fuse_tier.tiers.peer import Introduction, PeerTier
 from fuse_tier.tiers.ram import RamTier
@@ -118,6 +119,8 @@ class Worker:
             await nursery.start(metrics.serve, config.metrics)
         nursery.start_soon(self._upkeep.run)
         nursery.start_soon(self._room.run)
+        if config.ram.warm:
+            nursery.start_soon(warm_once, Layout(config.ram.path))
         nursery.start_soon(self._pass_members_on)
         nursery.start_soon(self._keep_facts)
         await nursery.start(self._serve_operator)

@@ -44,7 +44,7 @@ class RamTier:
 
     def __init__(self, layout: Layout, node: str) -> None:
         self.place = f"ram of {node}"
-        self._layout = layout
+        self.layout = layout
         self._content = RamContent(layout, self.place)
         self._listing = RamListing(layout, self.place)
         self._listed_or_collected = trio.Lock()
@@ -69,12 +69,12 @@ class RamTier:
 
     def capacity_bytes(self) -> int:
         """How much the tmpfs may hold."""
-        found = os.statvfs(self._layout.root)
+        found = os.statvfs(self.layout.root)
         return found.f_blocks * found.f_frsize
 
     def free_bytes(self) -> int:
         """How much room the tmpfs has left."""
-        found = os.statvfs(self._layout.root)
+        found = os.statvfs(self.layout.root)
         return found.f_bavail * found.f_frsize
 
     async def missing(self, blobs: Collection[Blob]) -> set[Blob]:
@@ -135,7 +135,7 @@ class RamTier:
         stop, started = Event(), time.monotonic()
         async with self._listed_or_collected:
             collected = await run_interruptible(
-                lambda: upkeep.collect(self._layout, self._listing, grace_seconds, stop), stop.set, self._looking
+                lambda: upkeep.collect(self.layout, self._listing, grace_seconds, stop), stop.set, self._looking
             )
         if collected.blobs:
             log.info(
@@ -155,7 +155,7 @@ class RamTier:
         ``shared``.
         """
         async with self._listed_or_collected:
-            return await self._look(lambda: upkeep.release(self._layout, self._listing, blobs, shared=shared))
+            return await self._look(lambda: upkeep.release(self.layout, self._listing, blobs, shared=shared))
 
     async def verify(self, identity: Identity | None = None, progress: Progress = no_progress) -> VerifyReport:
         """Reads and hashes all content of the listed snapshots, of one volume or of all. Damage is reported only."""
