@@ -145,11 +145,15 @@ class Daemon:
         log.info("mount.ended", identity=str(self._spec.identity), mountpoint=self._spec.mountpoint)
 
     async def _answer_requests(self) -> None:
+        reason = ""
         try:
             await self._session.serve()
         except* OSError as failures:
-            # ECONNABORTED: by an operator, through /sys/fs/fuse/connections.
             reason = str(failures.exceptions[0])
+        if not reason and mounting.is_mounted(self._spec.mountpoint, self._made.number):
+            reason = "its connection ended while it was mounted: by a forced unmount of a mount in use"
+        if reason:
+            # ECONNABORTED: by an operator, through /sys/fs/fuse/connections.
             log.error("mount.aborted", mountpoint=self._spec.mountpoint, reason=reason)
             self._aborted = True
 

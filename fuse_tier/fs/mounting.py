@@ -92,13 +92,18 @@ def device_of(mountpoint: str) -> int:
     return found.device
 
 
+def is_mounted(mountpoint: str, device: int) -> bool:
+    """Whether our mount is still the one at ``mountpoint``."""
+    found = mount_at(canonical(mountpoint))
+    return found is not None and found.device == device
+
+
 def end_mount(mountpoint: str, device: int, *, at_once: bool) -> bool:
     """Takes our mount away, if it is still the one there; says whether nobody used it. Blocks. Raises MountError.
 
     When it is in use, or with ``at_once``, it only goes out of sight: the kernel ends it after its last user.
     """
-    found = mount_at(canonical(mountpoint))
-    if found is None or found.device != device:
+    if not is_mounted(mountpoint, device):
         return True
     if not at_once:
         try:
