@@ -53,7 +53,7 @@ class Limits:
         """Seconds to wait after so many failures in a row."""
         if failures <= self.at_once:
             return 0.0
-        return min(self.longest_seconds, self.first_seconds * 2.0 ** (failures - self.at_once - 1))
+        return min(self.longest_seconds, self.first_seconds * 2.0 ** min(failures - self.at_once - 1, 60))
 
 
 @dataclass(frozen=True, slots=True)
