@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import structlog
@@ -20,7 +19,11 @@ async def warm_once(layout: Layout) -> None:
         return
     log.info("ram.warming", path=layout.root)
     command = [sys.executable, "-P", "-m", "fuse_tier.ram.warm", layout.root]
-    done = await trio.run_process(command, check=False, stderr=subprocess.PIPE)
+    try:
+        done = await trio.run_process(command, check=False, capture_stderr=True)
+    except OSError as error:
+        log.warning("ram.not_warmed", status=None, reason=str(error))
+        return
     warmed = read_warmed(layout)
     if done.returncode or warmed is None:
         reason = (done.stderr or b"").decode(errors="replace").strip().rpartition("\n")[2]

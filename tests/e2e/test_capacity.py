@@ -110,3 +110,24 @@ async def test_where_nothing_can_be_given_up_a_full_tier_is_exact_and_a_removal_
     await until(has_room)
     await in_thread(save, mount, 1, 32 * MIB)
     await in_thread(check, mount, 1, 32 * MIB)
+
+
+async def test_memory_is_made_ready_once_and_status_says_so(make_cluster: Any) -> None:
+    cluster = await make_cluster("a", replicas=0, bucket=False, start=False)
+    node = cluster["a"]
+    node.config["ram"] |= {"size": "128MiB", "warm": True, "expectedSizes": {"*.bin": "8MiB"}}
+    await cluster.start()
+
+    async def ram() -> dict[str, Any]:
+        return dict((await node.status())["tiers"][0])
+
+    async def is_warm() -> bool:
+        return (await ram())["warmed"] is not None
+
+    await until(is_warm, 60)
+    assert (await ram())["huge_pages"] in ("within_size", "never")
+    mount = cluster.mountpoint("a")
+    await node.mount("default/job/0", mount)
+    with (mount / "first.bin").open("wb", buffering=0) as file:
+        file.write(b"1")
+        assert os.stat(node.ram_path / "volumes/default/job/0/tree/first.bin").st_blocks * 512 >= 8 * MIB
