@@ -17,6 +17,7 @@ inode that is not known here. Orphans are left with the keeper before they lose 
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import stat
 import time
@@ -184,6 +185,7 @@ class Nodes:
         """Learns the names of all that is there. Blocks, so that the tree stays as it is meanwhile."""
         self._unexplored = False
         started = time.monotonic()
+        gc.disable()  # it would look at all of them again and again, and find nothing
         # One descriptor for each directory on the way down, and the names of those that are still to be read in it.
         way: list[tuple[int, list[tuple[bytes, int]]]] = []
         try:
@@ -196,6 +198,7 @@ class Nodes:
                 else:
                     os.close(way.pop()[0])
         finally:
+            gc.enable()
             for fd, _ in way:
                 os.close(fd)
         log.info("tree.explored", inodes=len(self._known), seconds=round(time.monotonic() - started, 3))
@@ -203,18 +206,18 @@ class Nodes:
     def _read_directory(self, parent_fd: int, name: bytes, inode: int) -> tuple[int, list[tuple[bytes, int]]]:
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent_fd)
         below = []
-        with os.scandir(fd) as entries:
+        known = self._known
+        with os.scandir(b"/proc/self/fd/%d" % fd) as entries:
             for entry in entries:
-                found = os.fsencode(entry.name)
-                self._found(entry.inode(), inode, found)
+                number, entry_name = entry.inode(), entry.name
+                node = known.get(number)
+                if node is None:
+                    known[number] = _Node(inode, entry_name, 0)
+                elif (node.parent, node.name) != (inode, entry_name) and number not in self._orphans:
+                    self._more_names.setdefault(number, set()).add((inode, entry_name))
                 if entry.is_dir(follow_symlinks=False):
-                    below.append((found, entry.inode()))
+                    below.append((entry_name, number))
         return fd, below
-
-    def _found(self, inode: int, parent: int, name: bytes) -> None:
-        node = self._known.setdefault(inode, _Node(parent, name, 0))
-        if (node.parent, node.name) != (parent, name) and inode not in self._orphans:
-            self._more_names.setdefault(inode, set()).add((parent, name))
 
     def status(self, inode: int) -> os.stat_result:
         """What lstat says. Raises OSError."""

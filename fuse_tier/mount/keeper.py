@@ -95,6 +95,7 @@ class Keeper:
         """Why the mount has failed; empty while it has not."""
         self._serve = serve
         self._limits = limits
+        self._last = 0
         self._failures = 0
         self._ends: deque[float] = deque(maxlen=limits.in_a_minute)
         self._told: list[int] = []
@@ -161,7 +162,7 @@ class Keeper:
             log.error("mount.given_up", reason=self.reason)
             return False
         delay = self._limits.delay(self._failures)
-        log.warning("daemon.ended", pid=self.daemon, reason=how, again_in_seconds=delay, failures=self._failures)
+        log.warning("daemon.ended", pid=self._last, reason=how, again_in_seconds=delay, failures=self._failures)
         until = time.monotonic() + delay
         while not self._dismissed and (left := until - time.monotonic()) > 0:
             self._attend_once(left)
@@ -187,7 +188,7 @@ class Keeper:
                 return self._watch(pid, handle, ours)
             finally:
                 os.close(handle)
-                self.daemon = 0
+                self.daemon, self._last = 0, pid
 
     def _be_daemon(self, deposits: socket.socket, not_ours: Iterable[int]) -> None:
         status = 1
