@@ -200,7 +200,8 @@ def test_the_death_of_the_keeper_ends_its_daemon_and_the_mount_is_dead(mounted: 
     eventually(lambda: not Path(f"/proc/{daemon}").exists() or _is_zombie(daemon), "the end of the daemon")
     with pytest.raises(OSError) as caught:
         os.stat(mounted.path / "file")
-    assert caught.value.errno == errno.ENOTCONN
+    # The kernel may be at it still: who waits at that moment is told so.
+    assert caught.value.errno in (errno.ENOTCONN, errno.ECONNABORTED)
 
 
 def _is_zombie(pid: int) -> bool:
