@@ -37,9 +37,15 @@ class Collected:
     unreadable_manifests: int = 0
 
 
-def collect(layout: Layout, listing: RamListing, grace_seconds: float, stop: Event) -> Collected:
-    """Removes blobs that no listed manifest names and that were linked or written longer ago than the grace."""
+def collect(
+    layout: Layout, listing: RamListing, grace_seconds: float, stop: Event, spared: Collection[Blob] = ()
+) -> Collected:
+    """Removes blobs that no listed manifest names and that were linked or written longer ago than the grace.
+
+    Not ``spared`` ones.
+    """
     needed, unreadable = _needed(listing)
+    needed.update(blob.name for blob in spared)
     blobs = size = 0
     # The wall clock is the filesystem's: if it jumps, content of an unfinished snapshot may go too early; its
     # commit is then refused as incomplete, and the snapshot is stored again.

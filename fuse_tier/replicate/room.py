@@ -48,6 +48,7 @@ class RoomKeeper:
         self._reserve = Reserve(layout)
         self._turn = trio.Lock()
         self._known: dict[SnapshotId, frozenset[Blob]] = {}
+        ram.spared = self.newest_content
 
     async def run(self) -> None:
         """Looks until cancelled."""
@@ -168,8 +169,11 @@ class RoomKeeper:
             volume = self._volumes.find(snapshot.identity)
             if volume is not None:
                 volume.dropped_from_ram(snapshot.number)
-        protected = {blob for volume in self._volumes if volume.newest is not None for blob in volume.newest.blobs}
-        await self._ram.release(blobs - protected)
+        await self._ram.release(blobs - self.newest_content())
+
+    def newest_content(self) -> set[Blob]:
+        """What volumes' newest snapshots name: also of one that is not listed, and is still being copied."""
+        return {blob for volume in self._volumes if volume.newest is not None for blob in volume.newest.blobs}
 
     async def _give_up(self, volume: Volume, files: dict[int, Blob]) -> None:
         async with volume.evicting:

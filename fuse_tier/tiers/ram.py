@@ -47,6 +47,8 @@ class RamTier:
         self.layout = layout
         self._content = RamContent(layout, self.place)
         self._listing = RamListing(layout, self.place)
+        self.spared: Callable[[], Collection[Blob]] = frozenset
+        """Content that is collected by nobody although no listed manifest names it."""
         self._listed_or_collected = trio.Lock()
         self._copying = trio.CapacityLimiter(2)
         self._looking = trio.CapacityLimiter(4)  # apart, so that a look never waits for a copy
@@ -132,10 +134,12 @@ class RamTier:
         Content of snapshots that are being made is protected by the grace alone. A manifest that cannot be read
         names nothing.
         """
-        stop, started = Event(), time.monotonic()
+        stop, started, spared = Event(), time.monotonic(), self.spared()
         async with self._listed_or_collected:
             collected = await run_interruptible(
-                lambda: upkeep.collect(self.layout, self._listing, grace_seconds, stop), stop.set, self._looking
+                lambda: upkeep.collect(self.layout, self._listing, grace_seconds, stop, spared),
+                stop.set,
+                self._looking,
             )
         if collected.blobs:
             log.info(
