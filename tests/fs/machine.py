@@ -13,7 +13,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import strategies as st
@@ -326,10 +326,11 @@ _DAEMON_LIVES_SECONDS = 0.4
 class MortalMachine(Machine):
     """The daemon may die, and be stopped for a while, in the middle of whatever is done."""
 
+    _last_death: ClassVar[float] = 0.0  # of all examples', which have one mount
+
     def __init__(self, mounted: Mounted, reference: Path, number: int) -> None:
         super().__init__(mounted, reference, number)
         self._blow: threading.Timer | None = None
-        self._last = 0.0
 
     @rule(after_milliseconds=st.integers(0, 20))
     def kill_the_daemon(self, after_milliseconds: int) -> None:
@@ -344,11 +345,11 @@ class MortalMachine(Machine):
             return
         now = time.monotonic()
         daemon = self.mounted.daemon
-        if not daemon or (blow is signal.SIGKILL and now - self._last < _DAEMON_LIVES_SECONDS):
+        if not daemon or (blow is signal.SIGKILL and now - MortalMachine._last_death < _DAEMON_LIVES_SECONDS):
             return
         self.history.append(f"-- {blow.name} after {after_milliseconds} ms")
         if blow is signal.SIGKILL:
-            self._last = now
+            MortalMachine._last_death = now
 
         def strike() -> None:
             with suppress(ProcessLookupError):
