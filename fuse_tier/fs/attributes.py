@@ -63,10 +63,13 @@ class Attributes:
 
     def store(self, inode: int, name: bytes, value: bytes, flags: int, *, resent: bool) -> None:
         """Sets one of the job's; ``flags`` as in setxattr(2). Raises OSError."""
-        if resent:
-            flags &= ~os.XATTR_CREATE  # it is there because we made it
         with self._nodes.path(inode) as path:
-            os.setxattr(path, name, value, flags)
+            try:
+                os.setxattr(path, name, value, flags)
+            except FileExistsError:
+                # Of this very value: it is there because a daemon before us made it, for this request.
+                if not resent or os.getxattr(path, name) != value:
+                    raise
 
     async def request(self, inode: int, name: bytes, value: bytes) -> None:
         """Waits for a tier, if that is what is asked for. Raises OSError."""
