@@ -42,6 +42,7 @@ class Deadline:
     DAEMON_START: Final = 35.0  # a daemon's start until a stat through the mount answers
     KERNEL_UNMOUNT: Final = 8.0  # the kernel takes a mount away, or says that it is in use
     DAEMON_STOP: Final = 15.0  # a daemon whose mount has gone ends
+    CLAIM_BUSY: Final = 3.0  # an identity that another node may just be giving up
     MOUNT: Final = 60.0  # the supervisor's answer to a mount
     UNMOUNT: Final = 30.0  # the supervisor's answer to an unmount
     MATERIALIZE: Final = 600.0 + 60.0  # an open of a file whose content is elsewhere

@@ -2,7 +2,7 @@
 
 One tree, so that a caller can catch as widely or as narrowly as it means to, and the command line can
 turn any of them into one line and an exit status. A message names the thing, the cause and the remedy.
-Errors that travel between processes are mapped to gRPC codes in ``wire/grpc.py``, nowhere else.
+Errors that travel between nodes are mapped to gRPC codes in ``wire/statuses.py``, nowhere else.
 """
 
 from __future__ import annotations

@@ -22,10 +22,27 @@ from tests.harness.watchdog import body_seconds, bounded
 if TYPE_CHECKING:
     from tests.harness.clusters import Clusters
 
+settings.register_profile("fast", deadline=None, print_blob=True, max_examples=20)
 settings.register_profile("dev", deadline=None, print_blob=True)
-settings.register_profile("ci", deadline=None, print_blob=True, max_examples=200)
+# A gate says the same of the same code each time; to look for more is what every other run does.
+settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
+# Tests below these start processes or talk TCP: `make test-fast` leaves them out.
+_OUTWARD = (
+    "cli",
+    "coordinate/test_service.py",
+    "localcluster",
+    "node",
+    "ram/test_pins.py::test_a_process_may_die_at_any_line",
+    "replicate/test_membership.py",
+    "test_emulator.py",
+    "tiers/test_bucket.py",
+    "tiers/test_bucket_faults.py",
+    "tiers/test_peer.py",
+    "wire/test_bulk.py",
+    "wire/test_grpc.py",
+)
 _SEED = pytest.StashKey[int]()
 
 
@@ -46,7 +63,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not isinstance(item, pytest.Function):
             continue
-        if {"emulator", "cluster", "make_cluster"} & set(item.fixturenames):
+        below = f"{item.path.relative_to(Path(__file__).parent).as_posix()}::{item.name}"
+        if below.startswith(_OUTWARD) or {"emulator", "make_cluster"} & set(item.fixturenames):
             item.add_marker(pytest.mark.network)
         if inspect.iscoroutinefunction(item.obj):
             marker = item.get_closest_marker("timeout")

@@ -21,6 +21,7 @@ from fuse_tier.localcluster import LocalCluster, LocalNode, local_cluster
 
 _IDENTITY = "default/bench/0"
 _WAIT_SECONDS = 300.0
+_POLL_SECONDS = 0.5
 _DEMO_LIMIT_SECONDS = 60.0
 _MEMORY_LIMIT_MB = 300.0
 _WORKER = b"fuse_tier.replicate.worker"
@@ -65,6 +66,8 @@ async def _snapshot_to_peer(directory: Path) -> Figure:
         async with _mounted(directory / "c", ["a", "b"], ram_size="5GiB", **keep) as (cluster, mount):
 
             async def replicate() -> float:
+                for node in cluster:
+                    await _until_room(node, GIB + GIB // 2)
                 await _in_thread(write_files, mount / "step", 8, GIB // 8)
                 begun = time.perf_counter()
                 await _settled(cluster["a"], "peer")
@@ -103,6 +106,17 @@ def worker_peak_megabytes(node: LocalNode) -> float:
                 if line.startswith("VmHWM:"):
                     return int(line.split()[1]) * 1024 / 1e6
     raise FuseTierError(f"node {node.name} has no worker")
+
+
+async def _until_room(node: LocalNode, size_bytes: int) -> None:
+    """Waits until what earlier runs left has been collected."""
+    with trio.fail_after(_WAIT_SECONDS):
+        while True:
+            status = await node.status()
+            (free,) = (tier["free_bytes"] for tier in status["tiers"] if tier["tier"] == "ram")
+            if free >= size_bytes:
+                return
+            await trio.sleep(_POLL_SECONDS)
 
 
 @asynccontextmanager

@@ -120,7 +120,7 @@ def _volumes(volumes: Iterable[dict[str, Any]]) -> Table:
         rows.append(
             (
                 volume["identity"],
-                volume["mountpoint"] if volume["mounted"] else "-",
+                _mounted_at(volume),
                 _newest(newest) + (", changed since" if volume["dirty"] else ""),
                 _count(durable.get("ram")),
                 f"{_count(durable.get('peer'))} ({on_peers})" if on_peers else _count(durable.get("peer")),
@@ -129,6 +129,12 @@ def _volumes(volumes: Iterable[dict[str, Any]]) -> Table:
             )
         )
     return _table(("VOLUME", "MOUNTED AT", "NEWEST", "RAM>", "PEER", "BUCKET>", "QUEUE>"), rows)
+
+
+def _mounted_at(volume: dict[str, Any]) -> str:
+    if volume.get("failed"):
+        return f"{volume['mountpoint']}: dead ({volume['failed']}); unmount it"
+    return volume["mountpoint"] if volume["mounted"] else "-"
 
 
 def _newest(newest: dict[str, Any] | None) -> str:

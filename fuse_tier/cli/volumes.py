@@ -73,8 +73,7 @@ def mount(
         print_json(facts)
     else:
         click.echo(f"{facts['identity']} is mounted at {facts['mountpoint']}: {_restored(restored)}")
-    for path in restored.get("unreadable", ()) if restored else ():
-        say_error(f"{path}: no tier has its content intact: reading it gives an I/O error")
+    _tell_losses(restored or {})
 
 
 def _restored(restored: dict[str, Any] | None) -> str:
@@ -85,6 +84,15 @@ def _restored(restored: dict[str, Any] | None) -> str:
         f"snapshot {_number(restored['snapshot'])} restored{source}, {format_count(restored['files'], 'file')}, "
         f"{format_size(restored['bytes'])} in {format_duration(restored['seconds'])}"
     )
+
+
+def _tell_losses(restored: dict[str, Any]) -> None:
+    for number in restored.get("passed_over", ()):
+        say_error(
+            f"snapshot {number} is newer, but damaged wherever it is, or gone with its node: it was passed over"
+        )
+    for path in restored.get("unreadable", ()):
+        say_error(f"{path}: no tier has its content intact: reading it gives an I/O error")
 
 
 def _number(snapshot: str) -> str:
@@ -198,3 +206,4 @@ def restore(socket: str | None, identity: str, snapshot: int | None, run: str, d
     )
     for place, moved in facts.get("sources", {}).items():
         click.echo(f"  {format_size(moved)} from {place}")
+    _tell_losses(facts)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import enum
 import secrets
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from fuse_tier.errors import IdentityBusy, TierRefused, TierUnavailable
@@ -97,6 +98,8 @@ class Directory:
             self._check_name(known, report, now)
             change = Change.RESTARTED
             known.superseded.append(known.report.instance)
+            with suppress(ValueError):  # a node of another address that is back, after the lease of who had its name
+                known.superseded.remove(report.instance)
         else:
             _check_sequence(known, report.node, report.sequence)
             change = Change.SAME if now < known.expires else Change.RETURNED
@@ -207,18 +210,18 @@ class Directory:
         self._observed = now
 
     def _check_name(self, known: _Node, report: Report, now: float) -> None:
-        if now >= known.expires:
-            return
-        if known.report.control != report.control:
+        if known.report.control == report.control:
+            # An earlier life at this address never comes back, but a call of it may still arrive, however late.
+            if report.instance in known.superseded:
+                raise TierRefused(
+                    f"another process has taken over as node {report.node!r} at {report.control}: if there are two, "
+                    "give one of them another name and address in its node.yaml"
+                )
+        elif now < known.expires:
             raise TierRefused(
                 f"two nodes are called {report.node!r}: one at {known.report.control}, which is alive, and one at "
                 f"{report.control}, which is refused. Give one of them another name in its node.yaml; if the first "
                 f"has gone for good, start the second again in {known.expires - now:.1f} s"
-            )
-        if report.instance in known.superseded:
-            raise TierRefused(
-                f"another process has taken over as node {report.node!r} at {report.control}: if there are two, give "
-                "one of them another name and address in its node.yaml"
             )
 
     def _take_claims(self, report: Report, now: float) -> tuple[Conflict, ...]:

@@ -257,11 +257,16 @@ class Nodes:
 
     def open(self, inode: int, flags: int) -> int:
         """Opens a regular file. Raises OSError."""
-        fd = self._orphans.get(inode)
-        if fd is not None:
-            return os.open(b"/proc/self/fd/%d" % fd, flags | os.O_CLOEXEC)
+        orphan = self._orphans.get(inode)
+        if orphan is not None:
+            return os.open(b"/proc/self/fd/%d" % orphan, flags | os.O_CLOEXEC)
         node = self._node(inode)
-        return os.open(node.name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.directory(node.parent))
+        fd = os.open(node.name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.directory(node.parent))
+        # A writer was made ready for this very inode.
+        if os.fstat(fd).st_ino != inode:
+            os.close(fd)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return fd
 
     @contextmanager
     def removing(self, parent: int, name: bytes) -> Iterator[int]:

@@ -21,7 +21,7 @@ from fuse_tier.localcluster.node import LocalNode, NotStarted, run_cli
 from fuse_tier.localcluster.ports import free_ports
 from fuse_tier.localcluster.processes import Family, detach_mounts, kill_all
 from fuse_tier.localcluster.services import LocalBucket, LocalCoordinator
-from fuse_tier.localcluster.session import in_directory
+from fuse_tier.localcluster.session import first_of_ours, in_directory
 from fuse_tier.wire.tls import TlsFiles, make_authority, make_certificate
 
 __all__ = [
@@ -108,21 +108,32 @@ async def local_cluster(
         certificates = _certificates(directory, [*nodes, "coordinator"]) if tls else {}
         for attempt in range(1, _TRIES + 1):
             cluster = _arrange(directory, ram, list(nodes), ram_size, emulated, certificates, coordinator, overrides)
-            try:
-                if start:
-                    await cluster.start()
+            failure = await _start(cluster) if start else None
+            if failure is None:
                 break
-            except* NotStarted as group:
-                await cluster.clean_up()
-                if attempt == _TRIES or not _lost_a_port(cluster):
-                    raise group.exceptions[0] from None
-                for family in _families(cluster):
-                    family.log.unlink(missing_ok=True)
+            if attempt == _TRIES or not _lost_a_port(cluster):
+                raise failure
+            for family in _families(cluster):
+                family.log.unlink(missing_ok=True)
         try:
             yield cluster
         finally:
             with trio.CancelScope(shield=True):
                 await cluster.clean_up()
+
+
+async def _start(cluster: LocalCluster) -> NotStarted | None:
+    """Starts everything, or gives what could not be started; nothing of the cluster is left then."""
+    try:
+        await cluster.start()
+    except BaseException as error:
+        with trio.CancelScope(shield=True):
+            await cluster.clean_up()
+        failure = first_of_ours(error)
+        if isinstance(failure, NotStarted):
+            return failure
+        raise
+    return None
 
 
 def _arrange(

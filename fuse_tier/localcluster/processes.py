@@ -95,10 +95,6 @@ class Family:
             _send(new, signal.SIGSTOP)
             frozen |= new
 
-    def thaw(self) -> None:
-        """The reverse of ``freeze``."""
-        _send(self.members(), signal.SIGCONT)
-
     async def kill(self) -> None:
         """Kills all at once (SIGKILL), as a node's death does, and returns when none is left."""
         self.freeze()

@@ -27,7 +27,7 @@ async def in_directory(prefix: str, main: Callable[[Path], Awaitable[T]]) -> T:
         with _directory(prefix) as directory:
             return await _until_signalled(main, directory)
     except BaseExceptionGroup as group:
-        error = _first_of_ours(group)
+        error = first_of_ours(group)
         if error is None:
             raise
         raise error from None
@@ -60,8 +60,9 @@ def _directory(prefix: str) -> Iterator[Path]:
             shutil.rmtree(directory)
 
 
-def _first_of_ours(error: BaseException) -> FuseTierError | None:
+def first_of_ours(error: BaseException) -> FuseTierError | None:
+    """The first error of ours, if there are no others in whatever groups."""
     if isinstance(error, BaseExceptionGroup):
-        found = [ours for part in error.exceptions if (ours := _first_of_ours(part)) is not None]
+        found = [ours for part in error.exceptions if (ours := first_of_ours(part)) is not None]
         return found[0] if found and len(found) == len(error.exceptions) else None
     return error if isinstance(error, FuseTierError) else None

@@ -28,7 +28,7 @@ from fuse_tier.node.processes import check_starter
 from fuse_tier.node.volumes import DaemonSettings, Volumes
 from fuse_tier.node.worker import Worker
 from fuse_tier.ram.layout import Layout
-from fuse_tier.ram.tmpfs import prepare_ram
+from fuse_tier.ram.tmpfs import prepare_ram, take_back
 from fuse_tier.wire.channel import Arguments, Channel, Handler, serve
 
 log = structlog.get_logger(__name__)
@@ -59,9 +59,13 @@ async def run_node(config: NodeConfig, config_path: str, programs: Programs = Pr
             refuse_taken_socket(path)
         prepare = partial(prepare_ram, config.ram.path, config.ram.size, config.node, config.cluster)
         setup = await trio.to_thread.run_sync(prepare)
-        with ram_tier_claimed(setup.layout):
-            _make_place(config.socket)
-            await _Node(config, config_path, programs).run(signals)
+        try:
+            with ram_tier_claimed(setup.layout):
+                _make_place(config.socket)
+                await _Node(config, config_path, programs).run(signals)
+        except FuseTierError:
+            await trio.to_thread.run_sync(take_back, setup)
+            raise
 
 
 def _signals_to_obey() -> tuple[signal.Signals, ...]:
@@ -177,6 +181,10 @@ def _refusal(status: int) -> FuseTierError:
 
 
 def _handlers(volumes: Volumes) -> dict[str, Handler]:
+    async def check(arguments: Arguments) -> dict[str, Any]:
+        identity = Identity.parse(_text(arguments, "identity"))
+        return {"mountpoint": await volumes.check(identity, _text(arguments, "mountpoint"))}
+
     async def mount(arguments: Arguments) -> dict[str, Any]:
         identity = Identity.parse(_text(arguments, "identity"))
         await volumes.mount(identity, _text(arguments, "mountpoint"), read_only=bool(arguments.get("read_only")))
@@ -188,7 +196,7 @@ def _handlers(volumes: Volumes) -> dict[str, Handler]:
     async def mounts(_: Arguments) -> list[dict[str, Any]]:
         return volumes.listing()
 
-    return {"mount": mount, "unmount": unmount, "mounts": mounts}
+    return {"check": check, "mount": mount, "unmount": unmount, "mounts": mounts}
 
 
 def _text(arguments: Arguments, name: str) -> str:

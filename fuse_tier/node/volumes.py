@@ -79,6 +79,18 @@ class Volumes:
         self._volumes: dict[str, _Volume] = {}
         self._turns: WeakValueDictionary[str, trio.Lock] = WeakValueDictionary()
 
+    async def check(self, identity: Identity, mountpoint: str) -> str:
+        """Whether ``mount`` could succeed, before anything is prepared for it; gives the canonical mountpoint.
+
+        Raises MountError, IdentityBusy or DeadlineExceeded.
+        """
+        path = await mounting.canonical_path(mountpoint)
+        async with self._turn(path):
+            await self._let_end(identity, path)
+            self._refuse_taken(identity, path)
+            await mounting.check(path, self._settings.ram_root)
+        return path
+
     async def mount(self, identity: Identity, mountpoint: str, *, read_only: bool) -> None:
         """Mounts a volume; returns when a stat through the mount shows it.
 
@@ -86,7 +98,7 @@ class Volumes:
         """
         path = await mounting.canonical_path(mountpoint)
         async with self._turn(path):
-            self._forget_ended()
+            await self._let_end(identity, path)
             self._refuse_taken(identity, path)
             volume = self._volumes[path] = _Volume(identity, path, read_only)
             try:
@@ -225,6 +237,15 @@ class Volumes:
         else:
             log.info("volume.unmounted", **about)
         volume.ended.set()
+        self._forget_ended()
+
+    async def _let_end(self, identity: Identity, path: str) -> None:
+        """A daemon whose mount was just taken away is given a moment: usually it has nothing more to do."""
+        with trio.move_on_after(Deadline.HURRIED_STOP):
+            for volume in list(self._volumes.values()):
+                concerns = volume.mountpoint == path or volume.identity == identity
+                if concerns and volume.mount is not None and not volume.mounted():
+                    await volume.ended.wait()
         self._forget_ended()
 
     def _forget_ended(self) -> None:

@@ -1,7 +1,8 @@
 """Manifests as files: what a RAM tier lists.
 
-A manifest appears by one link of a file that is whole, so it is never seen in part, and never replaces
-another. That its blobs are there is for the caller to see to. All methods block, in threads.
+A manifest appears by one link of a file that is whole, so it is never seen in part. It never replaces another,
+unless that is damaged, and so is nothing that could be restored. That its blobs are there is for the caller to
+see to. All methods block, in threads.
 """
 
 from __future__ import annotations
@@ -49,14 +50,22 @@ class RamListing:
         return manifest
 
     def publish(self, snapshot: SnapshotId, text: bytes) -> bool:
-        """Lists a manifest; False if that very one is listed already. Raises SnapshotConflict, TierFull."""
+        """Lists a manifest; False if that very one is listed already. Raises SnapshotConflict, TierFull.
+
+        Never called twice at the same time.
+        """
         path = self._layout.manifest(snapshot)
         temporary = os.path.join(self._layout.incoming, secrets.token_hex(8))
         try:
             with room_in(self._place):
                 os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
                 self._reserve.write(lambda: _write(temporary, text), len(text))
-                os.link(temporary, path)
+                try:
+                    os.link(temporary, path)
+                except FileExistsError:
+                    if self._is_readable(snapshot):
+                        raise
+                    os.replace(temporary, path)
             return True
         except FileExistsError:
             if self._has(snapshot, text):
@@ -92,6 +101,13 @@ class RamListing:
             return self._text(snapshot) == text
         except OSError:
             return False
+
+    def _is_readable(self, snapshot: SnapshotId) -> bool:
+        try:
+            self.read(snapshot)
+        except (MalformedManifest, NotFound):
+            return False
+        return True
 
     def _numbers(self, identity: Identity) -> list[int]:
         numbers = [int(name) for name in _names(self._layout.snapshots(identity)) if _NUMBER.fullmatch(name)]

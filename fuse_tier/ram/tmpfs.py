@@ -174,6 +174,16 @@ def _resize(path: str, size: int) -> None:
         )
 
 
+def take_back(setup: RamSetup) -> None:
+    """Unmounts a tmpfs that was made for a node which then did not start. One that holds anything stays."""
+    layout = setup.layout
+    if not setup.mounted or os.listdir(layout.volumes) or os.listdir(layout.manifests):
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.umount2(os.fsencode(layout.root), 0):
+        log.warning("ram.left_mounted", path=layout.root, reason=os.strerror(ctypes.get_errno()))
+
+
 def _call_mount(path: str, flags: int, options: str) -> int:
     """mount(2) of a tmpfs; 0 or an errno."""
     libc = ctypes.CDLL(None, use_errno=True)

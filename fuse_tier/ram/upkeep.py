@@ -38,14 +38,14 @@ class Collected:
 
 
 def collect(
-    layout: Layout, listing: RamListing, grace_seconds: float, stop: Event, spared: Collection[Blob] = ()
+    layout: Layout, listing: RamListing, grace_seconds: float, stop: Event, spared: Collection[str] = ()
 ) -> Collected:
     """Removes blobs that no listed manifest names and that were linked or written longer ago than the grace.
 
-    Not ``spared`` ones.
+    ``spared`` are names of blobs that a manifest is going to name.
     """
     needed, unreadable = _needed(listing)
-    needed.update(blob.name for blob in spared)
+    needed.update(spared)
     blobs = size = 0
     # The wall clock is the filesystem's: if it jumps, content of an unfinished snapshot may go too early; its
     # commit is then refused as incomplete, and the snapshot is stored again.

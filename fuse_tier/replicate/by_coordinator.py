@@ -19,9 +19,9 @@ from fuse_tier import metrics
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import DeadlineExceeded, FuseTierError, TierUnavailable
 from fuse_tier.identity import Identity
-from fuse_tier.members import Location, Member
+from fuse_tier.members import Location
 from fuse_tier.replicate.own import OwnNode
-from fuse_tier.replicate.roster import Holders, Roster, ask_holders
+from fuse_tier.replicate.roster import Holders, RosterMembership, ask_holders
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.control_pb2_grpc import CoordinatorStub, PeerStub
 from fuse_tier.wire.grpc import Client
@@ -34,16 +34,13 @@ _LEAST_PAUSE_SECONDS = 0.05  # between two reports, however many were asked for
 _CLAIM_PAUSE_SECONDS = 0.2
 
 
-class CoordinatorMembership:
+class CoordinatorMembership(RosterMembership):
     """Implements ``Membership``."""
 
     def __init__(self, own: OwnNode, address: str) -> None:
-        self._own = own
+        super().__init__(own)
         self._address = address
         self._client = Client(address, CoordinatorStub, own.tls)
-        self._roster = Roster()
-        self._claimed: set[Identity] = set()
-        self._claiming: set[Identity] = set()
         self._sequence = itertools.count(1)
         self._turn = trio.Lock()
         self._wanted = trio.Event()
@@ -51,27 +48,6 @@ class CoordinatorMembership:
         self._epoch = ""
         self._trouble = ""
         self._left = False
-
-    @property
-    def version(self) -> int:
-        """See Membership."""
-        return self._roster.version
-
-    def own(self) -> Member:
-        """See Membership."""
-        return self._own.member(self._claimed, self._claiming)
-
-    def mounted(self) -> frozenset[Identity]:
-        """See Membership."""
-        return self.own().mounted
-
-    def members(self) -> tuple[Member, ...]:
-        """See Membership."""
-        return self._roster.members
-
-    async def wait_changed(self, version: int) -> int:
-        """See Membership."""
-        return await self._roster.wait_changed(version)
 
     def report_soon(self) -> None:
         """See Membership."""
@@ -99,21 +75,17 @@ class CoordinatorMembership:
         # Long enough for the lease of a node that is gone, and for a coordinator that has just started.
         patience_seconds = 2 * self._lease_seconds + 1
         reason: FuseTierError = DeadlineExceeded(f"no answer within {patience_seconds:g} s")
-        self._claiming.add(identity)
-        try:
-            with trio.move_on_after(patience_seconds):
-                while True:
-                    try:
-                        await self._change("Claim", pb.ClaimRequest, identity)
-                    except (TierUnavailable, DeadlineExceeded) as error:
-                        reason = error
-                    else:
-                        self.report_soon()
-                        return
+        with trio.move_on_after(patience_seconds):
+            while True:
+                try:
+                    await self._change("Claim", pb.ClaimRequest, identity)
+                except (TierUnavailable, DeadlineExceeded) as error:
+                    reason = error
+                else:
                     self.report_soon()
-                    await trio.sleep(_CLAIM_PAUSE_SECONDS)
-        finally:
-            self._claiming.discard(identity)
+                    return
+                self.report_soon()
+                await trio.sleep(_CLAIM_PAUSE_SECONDS)
         raise TierUnavailable(
             f"the coordinator at {self._address} could not tell within {patience_seconds:g} s whether {identity} is "
             f"mounted on another node: {reason}"
@@ -153,7 +125,7 @@ class CoordinatorMembership:
         async with self._turn:
             if self._left and not leaving:
                 return
-            report = self._own.report(self._claimed, self._claiming, next(self._sequence), leaving=leaving)
+            report = self._own.report(self._claimed, next(self._sequence), leaving=leaving)
             request = report_to_wire(report, self._own.cluster)
             reply: pb.ReportReply = await self._client.call("Report", request, self._report_deadline())
         members = tuple(map(member_from_wire, reply.members))

@@ -18,7 +18,7 @@ from fuse_tier.errors import FuseTierError, IdentityBusy, TierRefused
 from fuse_tier.identity import Identity
 from fuse_tier.members import Domain, Location, Member
 from fuse_tier.replicate.own import OwnNode
-from fuse_tier.replicate.roster import Roster, ask_holders
+from fuse_tier.replicate.roster import RosterMembership, ask_holders
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.control_pb2_grpc import PeerStub
 from fuse_tier.wire.grpc import Client
@@ -38,36 +38,13 @@ class _Peer:
     trouble: type[FuseTierError] | None = None  # told already
 
 
-class PeerMembership:
+class PeerMembership(RosterMembership):
     """Implements ``Membership``. ``peers`` are control addresses and what is known of their domains."""
 
     def __init__(self, own: OwnNode, peers: tuple[tuple[str, Domain], ...]) -> None:
-        self._own = own
+        super().__init__(own)
         self._peers = [_Peer(address, domain, Client(address, PeerStub, own.tls)) for address, domain in peers]
-        self._roster = Roster()
-        self._claimed: set[Identity] = set()
         self._asking = trio.Lock()
-
-    @property
-    def version(self) -> int:
-        """See Membership."""
-        return self._roster.version
-
-    def own(self) -> Member:
-        """See Membership."""
-        return self._own.member(self._claimed)
-
-    def mounted(self) -> frozenset[Identity]:
-        """See Membership."""
-        return self.own().mounted
-
-    def members(self) -> tuple[Member, ...]:
-        """See Membership."""
-        return self._roster.members
-
-    async def wait_changed(self, version: int) -> int:
-        """See Membership."""
-        return await self._roster.wait_changed(version)
 
     def report_soon(self) -> None:
         """See Membership. Nothing to do: peers ask for themselves."""

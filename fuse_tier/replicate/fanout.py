@@ -56,18 +56,28 @@ class Fanout:
         """Keeps the configured number of copies of a volume's newest snapshot in peers' RAM."""
         confirmed: dict[str, str] = {}  # node -> instance that verified what is recorded as held
         troubles: dict[str, _Trouble] = {}
-        while True:
-            news = volume.news.version
-            targets = self._peer_targets(volume, confirmed, troubles)
-            if targets and volume.newest is not None:
-                manifest = volume.newest
-                async with trio.open_nursery() as nursery:
-                    for member in targets:
-                        nursery.start_soon(self._copy_to_peer, volume, manifest, member, confirmed, troubles)
-                continue
-            await self._wait(volume, news, troubles)
+        copying: set[str] = set()
+
+        async def copy_to(member: Member, manifest: Manifest) -> None:
+            try:
+                if await self._copy(volume, manifest, self._places.peer(member), member.node, troubles):
+                    confirmed[member.node] = member.instance
+                    volume.stored(TierName.PEER, member.node, manifest.id.number)
+            finally:
+                copying.discard(member.node)
+                volume.news.announce()
+
+        async with trio.open_nursery() as nursery:
+            while True:
+                news = volume.news.version
+                for member in self._peer_targets(volume, confirmed, troubles):
+                    if member.node not in copying and volume.newest is not None:
+                        copying.add(member.node)
+                        nursery.start_soon(copy_to, member, volume.newest)
+                await self._wait(volume, news, troubles)
 
     def _peer_targets(self, volume: Volume, confirmed: dict[str, str], troubles: dict[str, _Trouble]) -> list[Member]:
+        """Who shall have the newest snapshot, and is not known to have it."""
         alive = {member.node: member for member in self._places.membership.members() if member.alive}
         for node, instance in list(confirmed.items()):
             if node not in alive or alive[node].instance != instance:
@@ -75,25 +85,10 @@ class Fanout:
                 volume.lost(TierName.PEER, node)
         if volume.newest is None:
             return []
-        now = trio.current_time()
-        able = [
-            member for member in alive.values() if member.node not in troubles or troubles[member.node].until <= now
-        ]
+        able = [member for member in alive.values() if self._may_try(member.node, troubles)]
         chosen = choose_holders(volume.identity, self._own(), able, self._replicas)
         held = volume.held(TierName.PEER)
         return [alive[node] for node in chosen if held.get(node, 0) < volume.newest.id.number]
-
-    async def _copy_to_peer(
-        self,
-        volume: Volume,
-        manifest: Manifest,
-        member: Member,
-        confirmed: dict[str, str],
-        troubles: dict[str, _Trouble],
-    ) -> None:
-        if await self._copy(volume, manifest, self._places.peer(member), member.node, troubles):
-            confirmed[member.node] = member.instance
-            volume.stored(TierName.PEER, member.node, manifest.id.number)
 
     async def keep_bucket(self, volume: Volume, committed: Callable[[Identity], Awaitable[None]]) -> None:
         """Keeps a volume's newest snapshot in the bucket; ``committed`` is told after each."""

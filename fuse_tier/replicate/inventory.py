@@ -71,7 +71,8 @@ class Inventory:
                 nursery.start_soon(self._tier_status, tiers, index, self._places.peer(member), member)
             if self._places.bucket is not None:
                 nursery.start_soon(self._tier_status, tiers, len(tiers) - 1, self._places.bucket, None)
-        volumes = [self._volume_status(volume) for volume in self._volumes if volume.has_tree]
+        dead = await self._dead_mounts()
+        volumes = [self._volume_status(volume, dead) for volume in self._volumes if volume.has_tree]
         return json.dumps(
             {
                 "node": self._node,
@@ -141,12 +142,22 @@ class Inventory:
             "snapshots": snapshots,
         }
 
-    def _volume_status(self, volume: Volume) -> dict[str, Any]:
-        newest = volume.newest
+    async def _dead_mounts(self) -> dict[str, dict[str, Any]]:
+        """Mounts whose daemon has failed, by identity: every call through them fails until they are unmounted."""
+        try:
+            mounts = await self._supervisor.mounts()
+        except FuseTierError as error:
+            log.warning("status.supervisor_silent", reason=str(error))
+            return {}
+        return {mount["identity"]: mount for mount in mounts if mount["state"] == "failed"}
+
+    def _volume_status(self, volume: Volume, dead: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        newest, failed = volume.newest, dead.get(str(volume.identity), {})
         return {
             "identity": str(volume.identity),
-            "mountpoint": volume.mountpoint,
+            "mountpoint": volume.mountpoint or failed.get("mountpoint"),
             "mounted": volume.mountpoint is not None,
+            "failed": failed.get("reason", ""),
             "run": volume.lineage.run,
             "newest": {
                 "number": newest.id.number,

@@ -18,7 +18,7 @@ from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import FuseTierError, IdentityBusy, MountError, TierUnavailable
 from fuse_tier.identity import Identity
 from fuse_tier.manifest import Lineage
-from fuse_tier.mount.mountpoint import check_mountpoint
+from fuse_tier.replicate.choice import Chooser
 from fuse_tier.replicate.daemons import leave_quiescent
 from fuse_tier.replicate.membership import Membership
 from fuse_tier.replicate.restore import Restored, Restorer
@@ -29,6 +29,8 @@ from fuse_tier.replicate.volumes import Volumes
 from fuse_tier.tiers.base import TierName
 
 log = structlog.get_logger(__name__)
+
+_CLAIM_PAUSE_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +48,14 @@ class Mounting:
     """Mounts and unmounts volumes of one node."""
 
     def __init__(
-        self, volumes: Volumes, restorer: Restorer, membership: Membership, supervisor: Supervisor, ram_root: str
+        self, volumes: Volumes, chooser: Chooser, restorer: Restorer, membership: Membership, supervisor: Supervisor
     ) -> None:
         self._volumes = volumes
+        self._chooser = chooser
         self._restorer = restorer
         self._membership = membership
         self._supervisor = supervisor
-        self._ram_root = ram_root
-        self.claimed: set[Identity] = set()  # from a claim until the last snapshot after the unmount
+        self.claimed: set[Identity] = set()  # until the last snapshot after the unmount
 
     async def mount(self, order: MountOrder, report: Report) -> dict[str, Any]:
         """Mounts a volume with the files it had. Raises MountError, IdentityBusy, RunMismatch, TierError.
@@ -62,41 +64,50 @@ class Mounting:
         """
         volume = await self._volumes.open(order.identity)
         async with volume.mounting:
-            await trio.to_thread.run_sync(check_mountpoint, order.mountpoint, self._ram_root)
-            await self._refuse_mounted(order.identity)
-            report.begin("claiming the identity")
-            await self._claim(order.identity)
-            try:
-                restored = await self._prepare(volume, order, report)
-                report.begin("mounting")
-                volume.gate = None
-                await self._supervisor.mount(order.identity, order.mountpoint, read_only=order.read_only)
-                await self._wait_until_serving(volume)
-            except BaseException:
-                with trio.CancelScope(shield=True):
-                    await self._undo(volume, order.mountpoint)
-                raise
+            mountpoint = await self._supervisor.check(order.identity, order.mountpoint)
+            await self._wait_until_ended(volume)
+            # An end that is under way gives the claim back at last: after that, not in the middle of this.
+            async with volume.ending:
+                report.begin("claiming the identity")
+                await self._claim(order.identity)
+                try:
+                    restored = await self._prepare(volume, order, report)
+                    report.begin("mounting")
+                    volume.gate = None
+                    await self._supervisor.mount(order.identity, order.mountpoint, read_only=order.read_only)
+                    await self._wait_until_serving(volume)
+                except BaseException:
+                    with trio.CancelScope(shield=True):
+                        await self._undo(volume, mountpoint)
+                    raise
         return {
             "identity": str(order.identity),
             "mountpoint": order.mountpoint,
             "restored": _facts(restored) if restored else None,
         }
 
-    async def _refuse_mounted(self, identity: Identity) -> None:
-        for mount in await self._supervisor.mounts():
-            if mount["identity"] == str(identity):
-                raise IdentityBusy(
-                    f"{identity} is mounted on this node already, at {mount['mountpoint']}: "
-                    f"end that with `fuse-tier unmount {mount['mountpoint']}` first"
-                )
+    @staticmethod
+    async def _wait_until_ended(volume: Volume) -> None:
+        """The supervisor sees the end of a mount before we do, now and then."""
+        with trio.move_on_after(Deadline.SUPERVISOR_CONNECT):
+            while volume.mountpoint is not None:
+                await volume.news.wait_beyond(volume.news.version)
+            return
+        raise MountError(f"{volume.identity} was mounted at {volume.mountpoint}, and that is still ending: try again")
 
     async def _claim(self, identity: Identity) -> None:
-        self.claimed.add(identity)
-        try:
-            await self._membership.claim(identity)
-        except BaseException:
-            self.claimed.discard(identity)
-            raise
+        """An unmount elsewhere may have ended a moment ago, and its last snapshot be under way."""
+        give_up = trio.current_time() + Deadline.CLAIM_BUSY
+        while True:
+            try:
+                await self._membership.claim(identity)
+            except IdentityBusy:
+                if trio.current_time() > give_up:
+                    raise
+                await trio.sleep(_CLAIM_PAUSE_SECONDS)
+            else:
+                self.claimed.add(identity)
+                return
 
     async def _undo(self, volume: Volume, mountpoint: str) -> None:
         """After a mount that failed, or that nobody waits for any more."""
@@ -114,11 +125,16 @@ class Mounting:
         report.begin("looking for snapshots")
         if volume.has_tree and volume.is_dirty:
             await final_snapshot(volume)
-        chosen = await self._restorer.choose(order.identity, order.lineage, order.snapshot)
+        chosen = await self._chooser.choose(order.identity, order.lineage, order.snapshot)
         if not order.snapshot and self._restorer.is_current(volume, order.lineage, chosen):
             volume.resume(order.lineage, chosen.highest)
             log.info("volume.resumed", identity=str(order.identity), snapshot=volume.highest)
             return None
+        if volume.has_tree and volume.is_dirty:
+            raise MountError(
+                f"the files of {order.identity} here have changes that are in no snapshot yet, and would be "
+                "replaced: the log says why none can be taken (snapshot.postponed); nothing was changed"
+            )
         if chosen.manifest is not None:
             report.begin(f"restoring {chosen.manifest.id} from {chosen.places[0].place}", chosen.manifest.size)
         return await self._restorer.into_volume(volume, chosen, order.lineage, report.moved)
@@ -153,6 +169,8 @@ class Mounting:
         with trio.move_on_after(Deadline.UNMOUNT):
             while volume.mountpoint is not None:
                 await volume.news.wait_beyond(volume.news.version)
+            async with volume.ending:  # until the claim has been given back
+                pass
         await self.drain(volume, drain_seconds)
         return volume
 

@@ -13,6 +13,7 @@ from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import ConfigError, DeadlineExceeded, InvalidRequest, NotFound
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Lineage, Manifest, encode
+from fuse_tier.replicate.choice import Chooser
 from fuse_tier.replicate.inventory import Inventory
 from fuse_tier.replicate.mounting import Mounting, MountOrder
 from fuse_tier.replicate.restore import Restorer
@@ -30,6 +31,7 @@ class NodeService:
         self,
         volumes: Volumes,
         mounting: Mounting,
+        chooser: Chooser,
         restorer: Restorer,
         inventory: Inventory,
         nursery: trio.Nursery,
@@ -39,6 +41,7 @@ class NodeService:
     ) -> None:
         self._volumes = volumes
         self._mounting = mounting
+        self._chooser = chooser
         self._restorer = restorer
         self._inventory = inventory
         self._nursery = nursery
@@ -81,7 +84,7 @@ class NodeService:
     async def Show(self, request: pb.ShowRequest, caller: Caller) -> pb.ManifestText:  # noqa: N802
         """One snapshot's manifest."""
         snapshot = SnapshotId.parse(request.id)
-        chosen = await self._restorer.choose(snapshot.identity, None, snapshot.number)
+        chosen = await self._chooser.choose(snapshot.identity, None, snapshot.number)
         if chosen.manifest is None:
             raise NotFound(f"no tier has {snapshot}: see `fuse-tier ls`")
         return pb.ManifestText(text=encode(chosen.manifest))
@@ -130,7 +133,7 @@ class NodeService:
         self, identity: Identity, lineage: Lineage | None, number: int, target: str, report: Report
     ) -> dict[str, Any]:
         report.begin("looking for snapshots")
-        chosen = await self._restorer.choose(identity, lineage, number)
+        chosen = await self._chooser.choose(identity, lineage, number)
         if chosen.manifest is not None:
             report.begin(f"restoring {chosen.manifest.id}", chosen.manifest.size)
         restored = await self._restorer.into_directory(identity, chosen, target, report.moved)

@@ -23,8 +23,8 @@ class OwnNode:
     facts: Callable[[], LocalFacts]
     tls: TlsFiles | None
 
-    def member(self, claimed: Set[Identity], claiming: Set[Identity] = frozenset()) -> Member:
-        """This node, with what was claimed for it, but without what is only being claimed."""
+    def member(self, claimed: Set[Identity]) -> Member:
+        """This node, with what was claimed for it."""
         facts = self.facts()
         return Member(
             node=self.node,
@@ -35,12 +35,10 @@ class OwnNode:
             capacity_bytes=facts.capacity_bytes,
             free_bytes=facts.free_bytes,
             domain=self.domain,
-            mounted=(facts.mounted - claiming) | claimed,
+            mounted=facts.mounted | claimed,
         )
 
-    def report(
-        self, claimed: Set[Identity], claiming: Set[Identity], sequence: int, *, leaving: bool = False
-    ) -> Report:
+    def report(self, claimed: Set[Identity], sequence: int, *, leaving: bool = False) -> Report:
         """Everything that the coordinator wants to know."""
         facts = self.facts()
         return Report(
@@ -50,6 +48,6 @@ class OwnNode:
             leaving=leaving,
             control=self.control,
             bulk=self.bulk,
-            facts=replace(facts, mounted=(facts.mounted - claiming) | claimed),
+            facts=replace(facts, mounted=facts.mounted | claimed),
             domain=self.domain,
         )

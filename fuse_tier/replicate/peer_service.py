@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 import trio
 
-from fuse_tier import __version__
+from fuse_tier import __version__, metrics
 from fuse_tier.blobs import Blob
 from fuse_tier.errors import (
     ConfigError,
@@ -71,16 +71,19 @@ class PeerService:
         if not is_name(request.node) or not is_name(request.instance):
             raise InvalidRequest(f"{request.node!r} with instance {request.instance!r} is no valid name of a node")
         if caller.node is not None and caller.node != request.node:
+            metrics.connection_rejected("certificate")
             raise NotAuthorized(
                 f"the certificate is of node {caller.node!r}, and it says that it is {request.node!r}: give each "
                 "node its own certificate (tls in node.yaml)"
             )
         if request.protocol != PROTOCOL:
+            metrics.connection_rejected("protocol")
             raise TierRefused(
                 f"node {own.node} runs fuse-tier {__version__} with protocol {PROTOCOL}, and {request.node} speaks "
                 f"protocol {request.protocol}: run one version on all nodes"
             )
         if request.cluster != self._cluster:
+            metrics.connection_rejected("cluster")
             raise TierRefused(
                 f"node {own.node} belongs to cluster {self._cluster!r}, and {request.node} to {request.cluster!r}: "
                 "correct the cluster or the peers' addresses in node.yaml"

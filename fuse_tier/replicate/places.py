@@ -30,11 +30,8 @@ class Holdings:
 
     places: tuple[tuple[Tier, tuple[int, ...]], ...]
     silent: tuple[str, ...]
-
-    @property
-    def highest(self) -> int:
-        """The highest snapshot number anywhere; 0: none."""
-        return max((number for _, numbers in self.places for number in numbers), default=0)
+    highest: int  # snapshot number that was ever heard of, also from nodes that are gone: none is used twice
+    unasked: int = 0  # the newest that nodes say they brought to who could not be asked
 
 
 class PeerConnection(Tier, Protocol):
@@ -56,27 +53,38 @@ class Places:
         self.bucket = bucket
         self._connect = connect
         self._peers: dict[str, tuple[str, PeerConnection]] = {}
+        self._replaced: list[PeerConnection] = []  # to instances that are gone; closed at the next chance
 
     def peer(self, member: Member) -> Tier:
         """The tier that a peer is."""
         instance, tier = self._peers.get(member.node, ("", None))
         if tier is None or instance != member.instance:
+            if tier is not None:
+                self._replaced.append(tier)
             tier = self._connect(member)
             self._peers[member.node] = (member.instance, tier)
         return tier
 
     async def aclose(self) -> None:
         """Ends all connections."""
+        await self._close_replaced()
         for _, tier in self._peers.values():
             await tier.aclose()
 
+    async def _close_replaced(self) -> None:
+        while self._replaced:
+            await self._replaced.pop().aclose()
+
     async def holdings(self, identity: Identity) -> Holdings:
         """Asks everybody who may have snapshots of a volume."""
+        await self._close_replaced()
         own = tuple(snapshot.number for snapshot in await self.ram.snapshots(identity))
         places: list[tuple[Tier, tuple[int, ...]]] = [(self.ram, own)]
         silent: list[str] = []
+        unasked = 0
         location = await self.membership.locate(identity)
-        places.extend((self.peer(member), numbers) for member, numbers in location.holders)
+        places.extend((self.peer(member), numbers) for member, numbers in location.holders if member.alive)
+        gone = [number for member, numbers in location.holders if not member.alive for number in numbers]
         if self.bucket is not None:
             try:
                 places.append((self.bucket, await self._in_bucket(self.bucket, identity)))
@@ -84,8 +92,10 @@ class Places:
                 log.warning(
                     "restore.place_silent", identity=str(identity), place=self.bucket.place, reason=str(error)
                 )
-                silent.append(self.bucket.place)
-        return Holdings(tuple(places), tuple(silent))
+                silent.append(f"{self.bucket.place} ({error})")
+                unasked = max(location.bucket, default=0)
+        highest = max([*gone, *location.bucket, *(number for _, numbers in places for number in numbers)], default=0)
+        return Holdings(tuple(places), tuple(silent), highest, unasked)
 
     async def _in_bucket(self, bucket: Tier, identity: Identity) -> tuple[int, ...]:
         with trio.move_on_after(Deadline.BUCKET_CALL):

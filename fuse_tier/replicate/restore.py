@@ -1,8 +1,7 @@
-"""Bringing a volume's files back: which snapshot, from where, and into a tree.
+"""Bringing a chosen snapshot's files back: from where, and into a tree.
 
 Nothing unverified is restored: content that comes from elsewhere is hashed when it lands, and content of the
 own RAM is hashed again before it is used. What one place cannot give, or gives damaged, the next is asked for.
-A volume that has snapshots is never begun empty because somebody could not be asked.
 """
 
 from __future__ import annotations
@@ -17,14 +16,15 @@ import trio
 
 from fuse_tier import metrics
 from fuse_tier.blobs import Blob, Progress, Sink
-from fuse_tier.errors import Damaged, NotFound, RunMismatch, TierError, TierUnavailable
+from fuse_tier.errors import Damaged, NotFound, TierError, TierUnavailable
 from fuse_tier.hashing import hash_descriptor
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Lineage, Manifest
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.pins import link_to_blob
 from fuse_tier.ram.remote import Refill
-from fuse_tier.replicate.places import Holdings, Places
+from fuse_tier.replicate.choice import Chosen
+from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.record import read_record
 from fuse_tier.replicate.staging import StagingDirectory
 from fuse_tier.replicate.tree import build_tree, check_new_directory, copy_into, make_placeholder, remove_tree
@@ -34,15 +34,6 @@ from fuse_tier.tiers.base import Tier, no_progress
 log = structlog.get_logger(__name__)
 
 _BATCH_BLOBS = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """The snapshot to restore, and who has it, nearest first. ``highest`` is the highest number anywhere."""
-
-    manifest: Manifest | None
-    places: tuple[Tier, ...] = ()
-    highest: int = 0
 
 
 @dataclass(slots=True)
@@ -55,6 +46,7 @@ class Restored:
     seconds: float
     sources: dict[str, int] = field(default_factory=dict)  # place -> bytes that it gave
     unreadable: tuple[str, ...] = ()  # files whose content no place could give
+    passed_over: tuple[int, ...] = ()  # newer snapshots that are damaged or gone
 
 
 class Restorer:
@@ -65,46 +57,6 @@ class Restorer:
         self._places = places
         self._node = node
         self._limiter = limiter
-
-    async def choose(self, identity: Identity, lineage: Lineage | None, number: int = 0) -> Chosen:
-        """The newest snapshot of a run (of any run without a lineage), or the one of a number.
-
-        Raises NotFound (no such number), RunMismatch, TierUnavailable (nothing was found, but not everybody
-        could be asked).
-        """
-        holdings = await self._places.holdings(identity)
-        numbers = sorted({one for _, several in holdings.places for one in several}, reverse=True)
-        if number and number not in numbers:
-            raise NotFound(_no_such(identity, number, numbers, holdings))
-        for candidate in [number] if number else numbers:
-            snapshot = SnapshotId(identity, candidate)
-            places = tuple(place for place, several in holdings.places if candidate in several)
-            manifest = await self._read_manifest(snapshot, places)
-            if manifest is None:
-                continue
-            if lineage is None or (number and manifest.lineage.run == lineage.run) or _is_of(manifest, lineage):
-                if lineage is not None:
-                    _check_shape(manifest, lineage)
-                return Chosen(manifest, places, holdings.highest)
-        if number:
-            raise NotFound(f"{identity}@{number} is of another run, or no place has it intact: see the log")
-        if holdings.silent and lineage is not None:
-            raise TierUnavailable(
-                f"{identity}: no snapshot was found, but {' and '.join(holdings.silent)} could not be asked: "
-                "beginning empty could lose what is there; try again when it answers"
-            )
-        return Chosen(None, (), holdings.highest)
-
-    async def _read_manifest(self, snapshot: SnapshotId, places: Collection[Tier]) -> Manifest | None:
-        for place in places:
-            try:
-                return await place.manifest(snapshot)
-            except TierError as error:
-                metrics.error("manifest")
-                log.warning(
-                    "restore.manifest_unreadable", snapshot=str(snapshot), place=place.place, reason=str(error)
-                )
-        return None
 
     async def fetch(
         self,
@@ -169,7 +121,7 @@ class Restorer:
         if record is None or record.lineage.run != lineage.run:
             return False
         newest = chosen.manifest
-        return newest is None or newest.id.number <= record.number or newest.node == self._node
+        return newest is None or newest.id.number <= record.number
 
     async def into_volume(
         self, volume: Volume, chosen: Chosen, lineage: Lineage, progress: Progress = no_progress
@@ -194,13 +146,13 @@ class Restorer:
             if not failed:
                 await self._places.ram.commit(manifest)
         await trio.to_thread.run_sync(self._replace_tree, volume, manifest, frozenset(failed))
-        volume.began(lineage, manifest, chosen.highest)
+        volume.began(lineage, manifest, chosen.highest, is_whole=not failed)
         if manifest is None:
             return None
         unreadable = tuple(os.fsdecode(entry.path) for entry in manifest.entries if entry.blob in failed)
         for path in unreadable:
             log.error("restore.file_lost", identity=str(volume.identity), snapshot=manifest.id.number, path=path)
-        restored = _report(manifest, trio.current_time() - started, sources, unreadable)
+        restored = _report(manifest, chosen, trio.current_time() - started, sources, unreadable)
         metrics.restored(restored.seconds)
         log.info(
             "volume.restored",
@@ -325,7 +277,8 @@ class Restorer:
         """
         manifest, started = chosen.manifest, trio.current_time()
         if manifest is None:
-            raise NotFound(f"no snapshot of {identity} was found on any tier: see `fuse-tier ls`")
+            others = f"; there are some of run {', '.join(chosen.other_runs)}" if chosen.other_runs else ""
+            raise NotFound(f"no snapshot of {identity} was found on any tier{others}: see `fuse-tier ls`")
         await trio.to_thread.run_sync(check_new_directory, target)
         staging = StagingDirectory(f"{target}.restoring-{secrets.token_hex(4)}")
         tree = os.path.join(staging.root, "tree")
@@ -340,39 +293,12 @@ class Restorer:
         finally:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(remove_tree, staging.root)
-        return _report(manifest, trio.current_time() - started, sources, ())
+        return _report(manifest, chosen, trio.current_time() - started, sources, ())
 
 
 def _put_in_place(tree: str, target: str) -> None:
     os.chmod(os.path.dirname(tree), 0o700)
     os.rename(tree, target)
-
-
-def _is_of(manifest: Manifest, lineage: Lineage) -> bool:
-    return manifest.lineage.run == lineage.run
-
-
-def _check_shape(manifest: Manifest, lineage: Lineage) -> None:
-    had = manifest.lineage
-    for what, before, asked in (
-        ("world size", had.world_size, lineage.world_size),
-        ("topology", had.topology, lineage.topology),
-    ):
-        if before and asked and before != asked:
-            raise RunMismatch(
-                f"{manifest.id} was saved with {what} {before}, but {asked} is asked for: it is not restored. "
-                "Start the job in its old shape, or name another run to begin empty"
-            )
-    if had.owner_uid and lineage.owner_uid and had.owner_uid != lineage.owner_uid:
-        log.info(
-            "volume.resumed_by_another_owner", snapshot=str(manifest.id), before=had.owner_uid, now=lineage.owner_uid
-        )
-
-
-def _no_such(identity: Identity, number: int, numbers: list[int], holdings: Holdings) -> str:
-    known = ", ".join(str(one) for one in numbers[:10]) or "none"
-    silent = f"; {' and '.join(holdings.silent)} could not be asked" if holdings.silent else ""
-    return f"no tier has snapshot {number} of {identity}: those found are {known}{silent}"
 
 
 def _worse(before: TierError | None, now: TierError) -> TierError:
@@ -384,6 +310,8 @@ def _worse(before: TierError | None, now: TierError) -> TierError:
     return now
 
 
-def _report(manifest: Manifest, seconds: float, sources: dict[str, int], unreadable: tuple[str, ...]) -> Restored:
+def _report(
+    manifest: Manifest, chosen: Chosen, seconds: float, sources: dict[str, int], unreadable: tuple[str, ...]
+) -> Restored:
     files = sum(1 for entry in manifest.entries if entry.blob is not None)
-    return Restored(manifest.id, files, manifest.size, seconds, sources, unreadable)
+    return Restored(manifest.id, files, manifest.size, seconds, sources, unreadable, chosen.passed_over)

@@ -6,15 +6,17 @@ blobs. The invariant: nothing older is given up before something newer is verifi
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 
 def plan_retention(
-    listed: Collection[int], keep: int, *, durable_elsewhere: Collection[int] = (), in_use: Collection[int] = ()
+    listed: Mapping[int, str], keep: int, *, durable_elsewhere: Collection[int] = (), in_use: Collection[int] = ()
 ) -> tuple[int, ...]:
     """The numbers to give up, oldest first.
 
-    ``listed`` are the snapshots that this tier lists. ``durable_elsewhere`` are those verified on a tier
+    ``listed`` are the snapshots that this tier lists, each with its run. Of a run before the newest snapshot's
+    its last state stays: a workload that is made anew under an old name must not push out what the old one
+    left. The rest is about the newest one's run. ``durable_elsewhere`` are those verified on a tier
     farther away, wherever it lists them now; empty when none is configured. ``in_use`` are being copied or
     restored.
 
@@ -23,8 +25,13 @@ def plan_retention(
     source for it is worth its room. Those between it and the newest are superseded here and were never
     there: they go, because a tier that kept them would fill up while a bucket is down for an hour.
     """
-    newest_first = sorted(set(listed), reverse=True)
-    stay = set(newest_first[: max(1, keep)]) | set(in_use)
+    newest_first = sorted(listed, reverse=True)
+    stay = set(in_use)
+    runs: dict[str, list[int]] = {}
+    for number in newest_first:
+        runs.setdefault(listed[number], []).append(number)
+    for index, numbers in enumerate(runs.values()):
+        stay.update(numbers[: max(1, keep)] if index == 0 else numbers[:1])
     if durable_elsewhere:
         stay.add(max(durable_elsewhere))
     return tuple(number for number in reversed(newest_first) if number not in stay)

@@ -12,6 +12,7 @@ from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import FuseTierError
 from fuse_tier.identity import Identity
 from fuse_tier.members import Member
+from fuse_tier.replicate.own import OwnNode
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.grpc import Client
 from fuse_tier.wire.members import numbers_by_identity
@@ -44,6 +45,36 @@ class Roster:
         while self.version == version:
             await self._changed.wait()
         return self.version
+
+
+class RosterMembership:
+    """What both ways to be a member share: this node with what it has claimed, and the others as last heard of."""
+
+    def __init__(self, own: OwnNode) -> None:
+        self._own = own
+        self._roster = Roster()
+        self._claimed: set[Identity] = set()
+
+    @property
+    def version(self) -> int:
+        """See Membership."""
+        return self._roster.version
+
+    def own(self) -> Member:
+        """See Membership."""
+        return self._own.member(self._claimed)
+
+    def mounted(self) -> frozenset[Identity]:
+        """See Membership."""
+        return self.own().mounted
+
+    def members(self) -> tuple[Member, ...]:
+        """See Membership."""
+        return self._roster.members
+
+    async def wait_changed(self, version: int) -> int:
+        """See Membership."""
+        return await self._roster.wait_changed(version)
 
 
 async def ask_holders(

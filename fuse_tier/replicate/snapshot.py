@@ -22,6 +22,7 @@ import trio
 from fuse_tier import metrics
 from fuse_tier.blobs import Blob
 from fuse_tier.deadlines import Deadline
+from fuse_tier.errors import FuseTierError
 from fuse_tier.hashing import hash_descriptor
 from fuse_tier.identity import SnapshotId
 from fuse_tier.manifest import Entry, Kind, Lineage, Manifest
@@ -98,6 +99,7 @@ class Snapshotter:
         """
         before = {entry.path: entry for entry in previous.entries} if previous else {}
         walk = await self._walk_consistently(gate, before)
+        metrics.sealed(sum(entry.blob is not None for entry in walk.entries), "unchanged")
         if walk.unhashed:
             blobs = await self._seal(identity, walk.unhashed)
         else:
@@ -164,14 +166,21 @@ class Snapshotter:
     async def _hash(self, unhashed: Sequence[Found]) -> list[Blob | None]:
         """The blobs of files, in their order. Batches of files go to threads; small ones share a thread's turn."""
         results: list[list[Blob | None]] = []
+        failures: list[FuseTierError | OSError] = []  # so that the first is raised as it is, in no group
         async with trio.open_nursery() as nursery:
 
             async def hash_batch(index: int, batch: Sequence[Found]) -> None:
-                results[index] = await self._in_thread(lambda: [self._hash_one(found) for found in batch])
+                try:
+                    results[index] = await self._in_thread(lambda: [self._hash_one(found) for found in batch])
+                except (FuseTierError, OSError) as error:
+                    failures.append(error)
+                    nursery.cancel_scope.cancel()
 
             for index, batch in enumerate(_batches(unhashed)):
                 results.append([])
                 nursery.start_soon(hash_batch, index, batch)
+        if failures:
+            raise failures[0]
         return [blob for batch in results for blob in batch]
 
     def _hash_one(self, found: Found) -> Blob | None:

@@ -15,6 +15,11 @@ class Supervisor:
     def __init__(self, socket: str) -> None:
         self._socket = socket
 
+    async def check(self, identity: Identity, mountpoint: str) -> str:
+        """Sees whether a mount could be made; gives the canonical mountpoint. Raises MountError, IdentityBusy."""
+        asked = await self._ask("check", Deadline.MOUNT, identity=str(identity), mountpoint=mountpoint)
+        return str(asked["mountpoint"])
+
     async def mount(self, identity: Identity, mountpoint: str, *, read_only: bool) -> None:
         """Mounts a volume whose tree stands. Raises MountError."""
         await self._ask("mount", Deadline.MOUNT, identity=str(identity), mountpoint=mountpoint, read_only=read_only)

@@ -10,6 +10,7 @@ import os
 import shutil
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 
 from fuse_tier.blobs import Blob, Source
 from fuse_tier.errors import MountError
@@ -89,11 +90,10 @@ def check_new_directory(path: str) -> None:
 
 def remove_tree(path: str) -> None:
     """Removes a tree of ours, whatever modes its directories have; one that is not there is no error."""
-
-    def make_removable(function: Callable[..., object], name: str, failure: BaseException) -> None:
-        if isinstance(failure, FileNotFoundError):
-            return
-        os.chmod(os.path.dirname(name), stat.S_IRWXU)
-        function(name)
-
-    shutil.rmtree(path, onerror=lambda function, name, info: make_removable(function, name, info[1]))
+    with suppress(FileNotFoundError):
+        os.chmod(path, stat.S_IRWXU)
+        for directory, names, _ in os.walk(path):
+            for name in names:
+                if not os.path.islink(inner := os.path.join(directory, name)):
+                    os.chmod(inner, stat.S_IRWXU)
+        shutil.rmtree(path)

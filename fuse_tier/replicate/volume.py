@@ -146,8 +146,14 @@ class Volume:
                 log.error("snapshot.unreadable", identity=str(self.identity), snapshot=number, reason=str(error))
         return None
 
-    def began(self, lineage: Lineage, restored: Manifest | None, highest: int) -> None:
-        """The live tree has been made anew: from a snapshot, or empty."""
+    def began(self, lineage: Lineage, restored: Manifest | None, highest: int, *, is_whole: bool = True) -> None:
+        """The live tree has been made anew: from a snapshot, or empty.
+
+        One that could not be restored whole is not given up: its lost files stand in no later one.
+        """
+        self.in_use.clear()
+        if restored is not None and not is_whole:
+            self.in_use[restored.id.number] += 1
         self._lineage = lineage
         self.newest = restored
         self._held.clear()
@@ -155,6 +161,8 @@ class Volume:
         if restored is not None:
             self._remember(restored)
         self._highest = max(self._highest, highest, restored.id.number if restored else 0)
+        # Going back to an older state is a new state: it has to be the newest wherever it is looked for.
+        self._renumber = restored is not None and restored.id.number < self._highest
         write_record(self.layout, TreeRecord(lineage, restored.id.number if restored else 0))
         self.changes.announce()
         self.news.announce()
@@ -169,11 +177,10 @@ class Volume:
 
     def exists_elsewhere(self, number: int) -> None:
         """Somebody has a snapshot of this number: ours must have another."""
-        if number > self._highest:
-            self._highest = number
-            if self.newest is not None and number >= self.newest.id.number:
-                self._renumber = True
-                self.changes.announce()
+        self._highest = max(self._highest, number)
+        if self.newest is not None and number >= self.newest.id.number:
+            self._renumber = True
+            self.changes.announce()
 
     # ---- where snapshots are ----
 
@@ -279,14 +286,33 @@ class Volume:
         """
         async with self._snapshotting:
             gate = await self._wait_for_gate()
-            version, previous, started = self.changes.version, self.newest, trio.current_time()
-            snapshot = SnapshotId(self.identity, self._highest + 1)
-            manifest = await self._snapshotter.take(snapshot, self.lineage, gate, previous)
-            is_first = previous is None and len(manifest.entries) > 1
-            if is_first or (previous is not None and (self._renumber or _differs(previous, manifest))):
-                previous = await self._commit(manifest, trio.current_time() - started)
-            self._seen = version
-            return previous
+            with self._ram.unfinished():
+                return await self._take_snapshot(gate)
+
+    async def _take_snapshot(self, gate: Gate) -> Manifest | None:
+        version, previous, started = self.changes.version, self.newest, trio.current_time()
+        snapshot = SnapshotId(self.identity, self._highest + 1)
+        manifest = await self._snapshotter.take(snapshot, self.lineage, gate, previous)
+        if await trio.to_thread.run_sync(self._is_worth_a_number, previous, manifest):
+            previous = await self._commit(manifest, trio.current_time() - started)
+        self._seen = version
+        return previous
+
+    def _is_worth_a_number(self, previous: Manifest | None, manifest: Manifest) -> bool:
+        if previous is None:
+            return len(manifest.entries) > 1
+        if self._renumber or previous.lineage != manifest.lineage:
+            return True
+        lost = self._lost_paths(previous, manifest)
+        return tuple(entry for entry in previous.entries if entry.path not in lost) != manifest.entries
+
+    def _lost_paths(self, previous: Manifest, manifest: Manifest) -> set[bytes]:
+        """Files that stand in the tree, but whose content no place could give: no snapshot can have them."""
+        if not os.listdir(self.layout.remote):
+            return set()
+        tree = os.fsencode(self.layout.tree)
+        absent = {entry.path for entry in previous.entries} - {entry.path for entry in manifest.entries}
+        return {path for path in absent if os.path.lexists(os.path.join(tree, path))}
 
     async def _wait_for_gate(self) -> Gate:
         with trio.move_on_after(Deadline.SUPERVISOR_CONNECT):
@@ -346,10 +372,6 @@ class Volume:
         version = self.news.version
         while self.durable(tier, copies) < number:
             version = await self.news.wait_beyond(version)
-
-
-def _differs(previous: Manifest, manifest: Manifest) -> bool:
-    return previous.entries != manifest.entries or previous.lineage != manifest.lineage
 
 
 async def final_snapshot(volume: Volume) -> None:

@@ -28,6 +28,7 @@ from fuse_tier.errors import FuseTierError, TierUnavailable
 from fuse_tier.identity import Identity
 from fuse_tier.members import LocalFacts, Member
 from fuse_tier.ram.layout import Layout
+from fuse_tier.replicate.choice import Chooser
 from fuse_tier.replicate.daemons import DaemonSession
 from fuse_tier.replicate.fanout import Fanout
 from fuse_tier.replicate.inventory import Inventory
@@ -71,6 +72,7 @@ class Worker:
         hashing = trio.CapacityLimiter(_HASHING_THREADS)
         self._ram = RamTier(layout, config.node)
         bucket = BucketTier(config.bucket.url, config.bucket.endpoint) if config.bucket else None
+        self._bucket = bucket
         self._sessions = Sessions()
         self._holdings: dict[Identity, tuple[int, ...]] = {}
         self._membership: Membership = build_membership(config, self._instance, self._facts)
@@ -80,9 +82,10 @@ class Worker:
         self._fanout = Fanout(self._places, self._membership.own, config.replicas)
         self._upkeep = Upkeep(self._places, self._volumes.find, config.keep.ram, config.keep.bucket)
         self._room = RoomKeeper(layout, self._ram, self._volumes, self._upkeep.wake)
+        self._chooser = Chooser(self._places)
         self._restorer = Restorer(layout, self._places, config.node, hashing)
         self._supervisor = Supervisor(f"{config.socket}.supervisor")
-        self._mounting = Mounting(self._volumes, self._restorer, self._membership, self._supervisor, config.ram.path)
+        self._mounting = Mounting(self._volumes, self._chooser, self._restorer, self._membership, self._supervisor)
         self._inventory = Inventory(
             config.node, config.cluster, self._places, self._volumes, self._fanout, self._supervisor, config.replicas
         )
@@ -159,6 +162,7 @@ class Worker:
         service = NodeService(
             self._volumes,
             self._mounting,
+            self._chooser,
             self._restorer,
             self._inventory,
             self._nursery,
@@ -230,6 +234,8 @@ class Worker:
     async def aclose(self) -> None:
         """Ends the connections to others."""
         await self._places.aclose()
+        if self._bucket is not None:
+            await self._bucket.aclose()
 
 
 async def run_worker(config: NodeConfig) -> None:
@@ -264,16 +270,18 @@ async def _cancel_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope
 @click.option("--config", "config_path", required=True, type=click.Path(), help="The node's configuration file.")
 def main(config_path: str) -> None:
     """Runs the replication worker of one node; `fuse-tier node` starts it."""
+    failure: FuseTierError | None = None
     try:
         config = load_node_config(config_path)
         logs.configure("worker", config.node)
         check_order()
         trio.run(run_worker, config)
     except* FuseTierError as group:
-        error = _first(group)
-        sys.stderr.write(f"fuse-tier: {error}\n")
+        failure = _first(group)
+    if failure is not None:  # not above: what is raised in an `except*` comes out in a group
+        sys.stderr.write(f"fuse-tier: {failure}\n")
         sys.stderr.flush()
-        sys.exit(error.exit_status)
+        sys.exit(failure.exit_status)
 
 
 def _first(group: BaseExceptionGroup[FuseTierError]) -> FuseTierError:

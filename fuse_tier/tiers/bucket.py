@@ -63,8 +63,8 @@ class BucketTier:
     """A bucket, or the part of one below a prefix.
 
     ``url`` is ``gs://BUCKET[/PREFIX]``; ``endpoint`` is that of an emulator, without which Cloud Storage is asked
-    with default credentials. Up to ``parallel`` requests run at a time; one that fails is repeated until nothing
-    has moved for ``patience`` seconds. Raises ConfigError for a URL that is none. End it with ``aclose``.
+    with default credentials. Up to ``parallel`` requests run at a time; one that fails is repeated until it has
+    failed for ``patience`` seconds. Raises ConfigError for a URL that is none. End it with ``aclose``.
     """
 
     name = TierName.BUCKET

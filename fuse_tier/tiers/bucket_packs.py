@@ -101,14 +101,14 @@ class PackIndex:
     records: bytes
 
     @classmethod
-    def parse(cls, pack: Blob, tail: bytes) -> PackIndex:
+    def parse(cls, pack: Blob, tail: bytes | bytearray) -> PackIndex:
         """Reads the last bytes of a pack. Raises Damaged."""
         try:
             signature, *_, count, directory_bytes, directory_start, comment = _END.unpack(tail[-_END.size :])
             directory_end = pack.size - _END.size
             if signature != b"PK\x05\x06" or comment or directory_start + directory_bytes != directory_end:
                 raise Damaged(f"pack {pack} has no directory at its end")
-            directory = tail[-_END.size - directory_bytes : -_END.size]
+            directory = bytes(tail[-_END.size - directory_bytes : -_END.size])
             records = b"".join(_records(directory, count, directory_start))
         except (struct.error, InvalidRequest, UnicodeDecodeError) as error:
             raise Damaged(f"the directory of pack {pack} cannot be read: {error}") from error

@@ -7,6 +7,7 @@ what lands in a sink), so a thread that nobody waits for any longer harms nothin
 from __future__ import annotations
 
 import functools
+import math
 import os
 import random
 import time
@@ -41,37 +42,36 @@ _RACES: Final = 4  # rounds of "there is one already" and "there is none any mor
 class Task:
     """Work in one thread. ``stop`` is set when nobody waits for it any longer."""
 
-    patience: float  # seconds without any progress after which it gives up
+    patience: float  # seconds of failures in a row, after which it gives up
     stop: Event = field(default_factory=Event)
     _advanced: float = field(default_factory=time.monotonic)
 
     def advanced(self) -> None:
-        """Says that something has moved: patience begins anew."""
+        """Says that something has come that need not come again: a failure after that is a first one."""
         self._advanced = time.monotonic()
 
     def retry(self, attempt: Callable[[], T]) -> T:
         """Repeats an attempt while it raises TierUnavailable, after growing random pauses ("full jitter").
 
-        Raises the last TierUnavailable when patience, or Deadline.BUCKET_TOTAL, runs out before the next attempt.
+        Raises the last TierUnavailable when patience or Deadline.BUCKET_TOTAL has run out, though not the first.
         """
         started = time.monotonic()
-        self._advanced = started
-        longest = _FIRST_PAUSE
+        longest, failing_since, tried = _FIRST_PAUSE, math.inf, started
         while True:
-            tried = time.monotonic()
             try:
                 return attempt()
             except TierUnavailable as error:
-                if self._advanced > tried:
-                    longest = _FIRST_PAUSE
+                failed = time.monotonic()
+                if self._advanced > tried or failing_since > failed:
+                    longest, failing_since = _FIRST_PAUSE, failed
                 pause = random.uniform(0, longest)  # noqa: S311 - spreads load, guards nothing
                 longest = min(2 * longest, _LONGEST_PAUSE)
-                end = min(self._advanced + self.patience, started + Deadline.BUCKET_TOTAL)
-                if time.monotonic() + pause > end:
+                if failed + pause > min(failing_since + self.patience, started + Deadline.BUCKET_TOTAL):
                     raise
                 log.info("bucket.retried", error=str(error), pause_seconds=round(pause, 3))
                 if self.stop.wait(pause):
                     raise Interrupted from error
+                tried = time.monotonic()
 
 
 class Receiver(Protocol):
@@ -147,7 +147,6 @@ def upload(objects: Objects, name: str, content: Content, progress: Progress, ta
 
     def sent(position: int) -> None:
         nonlocal told
-        task.advanced()
         if position > told:  # an attempt that is repeated moves nothing further at first
             progress(position - told)
             told = position
@@ -256,7 +255,7 @@ def download_run(
     return outcome
 
 
-def _read(objects: Objects, pack: Blob, start: int, end: int, task: Task) -> bytes:
+def _read(objects: Objects, pack: Blob, start: int, end: int, task: Task) -> bytearray:
     content = bytearray()
 
     def attempt() -> None:
@@ -269,4 +268,4 @@ def _read(objects: Objects, pack: Blob, start: int, end: int, task: Task) -> byt
                 task.advanced()
 
     task.retry(attempt)
-    return bytes(content)
+    return content

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Work:
-    """Runs blocking work. ``patience`` is in seconds without progress: see ``Task.retry``."""
+    """Runs blocking work. ``patience`` is in seconds of failures: see ``Task.retry``."""
 
     def __init__(self, parallel: int, patience: float) -> None:
         self._parallel = parallel

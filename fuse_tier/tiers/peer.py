@@ -74,7 +74,8 @@ class PeerTier:
         self._encrypt = encrypt
         self._client = Client(control, PeerStub, tls)
         self._bulk = ""  # learned by hello; empty: hello is due
-        self._streaming = trio.CapacityLimiter(_STREAMS_OF_ALL)
+        self._turns = trio.CapacityLimiter(_STREAMS_OF_ALL)  # taken before a session is opened: it must begin soon
+        self._threads = trio.CapacityLimiter(_STREAMS_OF_ALL)
         self._parsing = trio.CapacityLimiter(2)
 
     async def aclose(self) -> None:
@@ -128,7 +129,7 @@ class PeerTier:
 
         async def send(batch: Sequence[Blob], receipt: Receipt) -> None:
             request = pb.PushRequest(blobs=map(encode_blob, batch), encrypt=self._encrypt)
-            pushed = await push(await self._open("OpenPush", request), batch, source, progress, self._streaming)
+            pushed = await push(await self._open("OpenPush", request), batch, source, progress, self._threads)
             receipt.arrived |= pushed.arrived
             receipt.failed |= pushed.failed
             receipt.torn |= pushed.torn
@@ -167,7 +168,7 @@ class PeerTier:
 
         async def receive(batch: Sequence[Blob], receipt: Receipt) -> None:
             request = pb.PullRequest(blobs=map(encode_blob, batch), encrypt=self._encrypt)
-            await pull(await self._open("OpenPull", request), batch, sink, progress, self._streaming, receipt)
+            await pull(await self._open("OpenPull", request), batch, sink, progress, self._threads, receipt)
 
         receipt, lost = await self._in_sessions(frozenset(blobs), receive)
         if lost is not None:
@@ -207,13 +208,14 @@ class PeerTier:
             for batch in waiting:
                 receipt = Receipt()
                 try:
-                    await transfer(batch, receipt)
-                except TierError as error:
+                    async with self._turns:
+                        await transfer(batch, receipt)
+                except FuseTierError as raised:
+                    error = raised if isinstance(raised, TierError) else TierRefused(str(raised))
                     self._lost_if_unavailable(error)
                     broken.append(error)
-                    receipt.failed |= {
-                        blob: error for blob in batch if blob not in receipt.arrived | receipt.failed.keys()
-                    }
+                    known = receipt.arrived | receipt.failed.keys()
+                    receipt.failed |= {blob: error for blob in batch if blob not in known}
                 whole.arrived |= receipt.arrived
                 whole.failed |= receipt.failed
                 whole.torn |= receipt.torn
@@ -226,17 +228,21 @@ class PeerTier:
         return whole, None
 
     async def _open(self, name: str, request: pb.PushRequest | pb.PullRequest) -> Grant:
-        session: pb.Session = await self._ask(name, request, settle_seconds=_SETTLE_SECONDS)
+        bulk = await self._introduced()
+        session: pb.Session = await self._call(name, request, Deadline.CONTROL_CALL, _SETTLE_SECONDS)
         if not session.encrypted and self._encrypt and self._tls is not None:
             raise TierRefused(f"{self.place} would send content in the clear: set encryptPeerTraffic there too")
-        return Grant(self._bulk, session.token, self._tls if session.encrypted else None)
+        return Grant(bulk, session.token, self._tls if session.encrypted else None)
 
     async def _ask(
         self, name: str, request: Any, deadline_seconds: float = Deadline.CONTROL_CALL, settle_seconds: float = 0.0
     ) -> Any:
-        if not self._bulk:
-            await self.hello()
+        await self._introduced()
         return await self._call(name, request, deadline_seconds, settle_seconds)
+
+    async def _introduced(self) -> str:
+        """The peer's bulk address, after a hello that went well."""
+        return self._bulk or (await self.hello()).bulk
 
     async def _call(self, name: str, request: Any, deadline_seconds: float, settle_seconds: float = 0.0) -> Any:
         """One call, with no errors but those of tiers."""

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from threading import Event
 from typing import TypeVar
 
@@ -28,6 +29,7 @@ from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.listing import RamListing
 from fuse_tier.threads import run_interruptible
 from fuse_tier.tiers.base import Fetched, TierName, no_progress
+from fuse_tier.tiers.expected import Expected
 from fuse_tier.tiers.local import copy_available, copy_blob
 from fuse_tier.verified import VerifyReport
 
@@ -35,6 +37,7 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 _NAMED_AT_MOST = 3  # of what is missing, in a message
+_SILENCE_SECONDS = 600.0  # between two pieces of a transfer: one may be large, and a link slow
 
 
 class RamTier:
@@ -52,6 +55,8 @@ class RamTier:
         self._listed_or_collected = trio.Lock()
         self._copying = trio.CapacityLimiter(2)
         self._looking = trio.CapacityLimiter(4)  # apart, so that a look never waits for a copy
+        self._expected = Expected()
+        self._unfinished: list[float] = []  # when each began, by the filesystem's clock
 
     def open(self, blob: Blob) -> int:
         """A read-only descriptor; see ``RamContent.open``. Raises NotFound, Damaged. Blocks."""
@@ -59,6 +64,7 @@ class RamTier:
 
     def create(self, blob: Blob) -> Incoming:
         """Makes room for a blob. Raises TierFull, and nothing is left then. Blocks."""
+        self._expected.comes(blob)
         return self._content.create(blob)
 
     def remove(self, blob: Blob) -> None:
@@ -80,8 +86,19 @@ class RamTier:
         return found.f_bavail * found.f_frsize
 
     async def missing(self, blobs: Collection[Blob]) -> set[Blob]:
-        """Which of these are not here yet."""
+        """Which of these are not here yet. Who asks brings them: ``collect`` spares them all while they come."""
+        self._expected.expect(blobs)
         return await self._look(lambda: self._content.missing(blobs))
+
+    @contextmanager
+    def unfinished(self) -> Iterator[None]:
+        """While a snapshot of a tree here is being made, content that is new since its begin is not collected."""
+        began = time.time()
+        self._unfinished.append(began)
+        try:
+            yield
+        finally:
+            self._unfinished.remove(began)
 
     async def store(self, blobs: Collection[Blob], source: Source, progress: Progress = no_progress) -> None:
         """Copies blobs from a source of this machine. Raises what the source raises, Damaged, TierFull."""
@@ -108,6 +125,7 @@ class RamTier:
         text = await self._look(lambda: encode(manifest))
         async with self._listed_or_collected:
             await self._look(publish)
+            self._expected.named(manifest.blobs)
 
     async def snapshots(self, identity: Identity | None = None) -> Sequence[SnapshotId]:
         """Everything listed, of one volume or of all, in order. Reads no manifest."""
@@ -131,11 +149,15 @@ class RamTier:
     async def collect(self, grace_seconds: float) -> int:
         """Removes blobs that no manifest names and that are older than the grace; gives the bytes freed.
 
-        Content of snapshots that are being made is protected by the grace alone. A manifest that cannot be read
-        names nothing.
+        Content of snapshots that are being made is older than no grace, however long that takes; with a grace of
+        nothing it is not protected. A manifest that cannot be read names nothing.
         """
-        stop, started, spared = Event(), time.monotonic(), self.spared()
+        stop, started = Event(), time.monotonic()
         async with self._listed_or_collected:
+            expected = self._expected.names(_SILENCE_SECONDS if grace_seconds else 0.0)
+            spared = {blob.name for blob in self.spared()} | set(expected)
+            if grace_seconds and self._unfinished:
+                grace_seconds += max(0.0, time.time() - min(self._unfinished))
             collected = await run_interruptible(
                 lambda: upkeep.collect(self.layout, self._listing, grace_seconds, stop, spared),
                 stop.set,

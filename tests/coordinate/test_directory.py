@@ -98,6 +98,27 @@ def test_a_worker_that_starts_again_is_accepted_at_once_and_its_predecessor_no_m
     assert directory.members(10.6)[0].instance == "a2"
 
 
+def test_a_late_report_of_an_earlier_life_takes_nothing_over_even_when_the_lease_has_ended() -> None:
+    directory = settled("a")
+    directory.report(report("a", instance="a2"), 10.5)
+    for now in (12.0, 14.0, 16.0):
+        directory.expire(now)
+    with pytest.raises(TierRefused, match="taken over"):
+        directory.report(report("a", instance="a1"), 16.0)
+    assert directory.report(report("a", instance="a2"), 16.1).change is Change.RETURNED
+
+
+def test_a_node_of_another_address_is_back_in_full_after_the_lease_of_who_had_its_name() -> None:
+    directory = settled("a")
+    for now in (12.0, 14.0):
+        directory.expire(now)
+    directory.report(report("a", instance="other", control="elsewhere:7460"), 15.0)
+    for now in (17.0, 19.0):
+        directory.expire(now)
+    directory.report(report("a", instance="a1"), 20.0)
+    claim(directory, LLAMA, "a", 20.1)
+
+
 def test_a_report_that_was_overtaken_changes_nothing() -> None:
     directory = settled()
     directory.report(report("a", sequence=7, mounted=frozenset({LLAMA})), 10.0)

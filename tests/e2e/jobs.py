@@ -11,13 +11,22 @@ import trio
 from fuse_tier.demo.checkpoint import Checkpoint
 from fuse_tier.errors import IdentityBusy
 from fuse_tier.identity import Identity
-from fuse_tier.localcluster import LocalNode
+from fuse_tier.localcluster import LocalCluster, LocalNode
 from fuse_tier.ram.layout import Layout
 
 JOB = "default/llama/slice-0-3"
 
 # What nodes rightly say when another has died: each a regular expression for an event's whole name.
-A_NODE_DIED = (r"peer\..*", r"copy\.failed", r"membership\..*", r"coordinator\.node_gone", r"bulk\.stream_failed")
+A_NODE_DIED = (
+    "copy.failed",
+    r"membership\..*",
+    "coordinator.node_gone",
+    "bulk.stream_failed",
+    "list.place_silent",
+    "list.manifest_unreadable",
+    "restore.manifest_unreadable",
+    "restore.place_failed",
+)
 _GONE_SECONDS = 30
 
 
@@ -45,6 +54,14 @@ async def mount_when_free(node: LocalNode, mount: Path, identity: str = JOB, **r
                 return await node.mount(identity, mount, **request)
             except IdentityBusy:
                 await trio.sleep(0.2)
+
+
+async def without_a_copy(cluster: LocalCluster, *names: str) -> LocalNode:
+    """One of these nodes that must fetch what it restores."""
+    for name in names:
+        if not any("ram" in snapshot.tiers for snapshot in await cluster[name].list(JOB)):
+            return cluster[name]
+    raise AssertionError("every node has a copy: replicas is 1")
 
 
 def layout_of(node: LocalNode) -> Layout:

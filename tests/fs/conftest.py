@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,26 @@ def mounted(request: pytest.FixtureRequest, start: Callable[..., Mounted]) -> Mo
     return mounted
 
 
+@pytest.fixture(scope="session")
+def shared() -> Iterator[Mounted]:
+    """One daemon for all tests that only need a mount: its start takes longer than most of them."""
+    with tempfile.TemporaryDirectory(prefix="fuse-tier-test-", dir="/dev/shm") as directory:
+        place = Place(Path(directory), Path(directory) / "fs.log", Path(directory) / "mnt")
+        place.prepare()
+        mounted = Mounted(place)
+        try:
+            assert mounted.said == {"serving": True}
+            yield mounted
+            mounted.unmount()
+            assert mounted.wait() == 0
+            assert loud_lines(place.log) == []
+        finally:
+            mounted.destroy()
+
+
 @pytest.fixture
-def mnt(mounted: Mounted) -> Path:
-    """The mountpoint of ``mounted``."""
-    return mounted.path
+def mnt(shared: Mounted) -> Path:
+    """An empty directory of a mount that no worker serves."""
+    path = shared.path / f"test-{len(list(shared.path.iterdir()))}"
+    path.mkdir()
+    return path

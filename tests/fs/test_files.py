@@ -47,13 +47,18 @@ def as_nobody(action: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-@pytest.fixture
-def open_mnt(mnt: Path) -> Path:
-    """The mountpoint, with all that is above it passable for everybody, and itself writable."""
-    for directory in mnt.parents:
+def open_to_all(path: Path) -> None:
+    """Lets everybody through to a directory, and write there."""
+    for directory in path.parents:
         if directory.stat().st_uid == os.geteuid() and not directory.stat().st_mode & stat.S_IXOTH:
             directory.chmod(directory.stat().st_mode | stat.S_IXOTH)
-    mnt.chmod(0o1777)
+    path.chmod(0o1777)
+
+
+@pytest.fixture
+def open_mnt(mnt: Path) -> Path:
+    """An empty directory of a mount in which everybody may make files."""
+    open_to_all(mnt)
     return mnt
 
 
@@ -115,13 +120,12 @@ def test_symlinks_keep_their_target_whatever_it_is(mnt: Path) -> None:
 
 
 @pytest.mark.root
-def test_a_symlink_put_into_the_tree_from_outside_is_never_followed_by_the_daemon(
-    mounted: Mounted, open_mnt: Path
-) -> None:
-    (open_mnt / "directory").mkdir()
-    (open_mnt / "directory" / "file").write_bytes(b"inside")
-    (open_mnt / "directory").chmod(0o777)
-    (open_mnt / "directory" / "file").chmod(0o666)
+def test_a_symlink_put_into_the_tree_from_outside_is_never_followed_by_the_daemon(mounted: Mounted) -> None:
+    open_to_all(mounted.path)
+    (mounted.path / "directory").mkdir()
+    (mounted.path / "directory" / "file").write_bytes(b"inside")
+    (mounted.path / "directory").chmod(0o777)
+    (mounted.path / "directory" / "file").chmod(0o666)
     outside = mounted.place.base / "outside"
     outside.mkdir(0o700)  # the daemon may enter it, who asks may not
     (outside / "file").write_bytes(b"secret")
@@ -132,7 +136,7 @@ def test_a_symlink_put_into_the_tree_from_outside_is_never_followed_by_the_daemo
     (tree / "moved" / "file").unlink()
     (tree / "moved" / "file").symlink_to(outside / "file")
     for name in ("file", "new"):
-        path = open_mnt / "directory" / name
+        path = mounted.path / "directory" / name
         as_nobody(lambda path=path: path.write_bytes(b"overwritten"))  # type: ignore[misc]
         assert as_nobody(lambda path=path: os._exit(0 if b"secret" in path.read_bytes() else 1)) != 0  # type: ignore[misc]
     assert (outside / "file").read_bytes() == b"secret"
@@ -169,6 +173,18 @@ def test_trees_deeper_than_a_path_can_say_work(mnt: Path) -> None:
     assert os.read(handle, 100) == b"deep down"
     os.close(handle)
     os.close(fd)
+
+
+def test_more_directories_than_there_are_descriptors_for(mnt: Path) -> None:
+    for number in range(600):
+        (mnt / f"directory{number}").mkdir()
+        (mnt / f"directory{number}" / "file").write_bytes(b"%d" % number)
+    (mnt / "directory0").rename(mnt / "directory599" / "moved")
+    for number in range(1, 600):
+        assert (mnt / f"directory{number}" / "file").read_bytes() == b"%d" % number
+    (mnt / "directory599" / "moved" / "file").write_bytes(b"moved")
+    (mnt / "directory1" / "file").rename(mnt / "directory599" / "moved" / "file")
+    assert (mnt / "directory599" / "moved" / "file").read_bytes() == b"1"
 
 
 def test_sparse_files_take_little_room(mounted: Mounted) -> None:

@@ -71,4 +71,9 @@ async def _broken_by_verify(node: LocalNode) -> list[str]:
         return []
     if not done.stdout:
         return [f"{node.name}: verify failed: {done.stderr.strip()}"]
-    return [f"{node.name}: {json.dumps(entry)}" for entry in json.loads(done.stdout)["tiers"] if entry["damaged"]]
+    return [
+        f"{node.name}: {entry['place']}: {damage}"
+        for entry in json.loads(done.stdout)["tiers"]
+        for damage in entry["damaged"]
+        if not damage.startswith("not verified: ")  # a node that has died, and that this one still counts on
+    ]

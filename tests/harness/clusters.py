@@ -17,7 +17,7 @@ class Clusters:
     def __init__(self, stack: AsyncExitStack, directory: Path, expected_logs: ExpectedLogs) -> None:
         self._stack = stack
         self._directory = directory
-        self._expected_logs = expected_logs
+        self.expected_logs = expected_logs
         self._made: list[LocalCluster] = []
         self.check = True
         """Whether all that is listed must restore in the end; False for tests that leave damage behind."""
@@ -25,7 +25,7 @@ class Clusters:
     async def __call__(self, *nodes: str, **settings: Any) -> LocalCluster:
         """A running cluster. ``settings`` are those of ``local_cluster``."""
         directory = self._directory / str(len(self._made))
-        self._expected_logs.watch(directory)
+        self.expected_logs.watch(directory)
         settings = {"ram_size": "256MiB", **settings}
         cluster = await self._stack.enter_async_context(local_cluster(directory, nodes or ("a", "b"), **settings))
         self._made.append(cluster)

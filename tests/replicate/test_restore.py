@@ -14,12 +14,13 @@ from fuse_tier.blobs import Blob, Progress, Sink
 from fuse_tier.errors import MountError, NotFound, RunMismatch, TierUnavailable
 from fuse_tier.identity import SnapshotId
 from fuse_tier.manifest import Lineage, Manifest
-from fuse_tier.members import Domain
+from fuse_tier.members import Domain, LocalFacts, Location, Member
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.tmpfs import create_directories
 from fuse_tier.replicate.by_peers import PeerMembership
+from fuse_tier.replicate.choice import Chooser
 from fuse_tier.replicate.own import OwnNode
-from fuse_tier.replicate.places import Places
+from fuse_tier.replicate.places import PeerConnection, Places
 from fuse_tier.replicate.restore import Restorer
 from fuse_tier.replicate.volume import Volume, VolumeOptions
 from fuse_tier.tiers.base import Fetched, Tier, TierName
@@ -40,6 +41,7 @@ class Node:
         self.ram = RamTier(self.layout, "c")
         own = OwnNode("c", "1", "default", "127.0.0.1:1", "127.0.0.1:2", Domain(), _no_facts, None)
         self.places = Places(self.ram, PeerMembership(own, ()), bucket, _no_peers)
+        self.chooser = Chooser(self.places)
         self.restorer = Restorer(self.layout, self.places, "c", trio.CapacityLimiter(2))
         options = VolumeOptions("c", 0.05, 1)
         self.volume = Volume(IDENTITY, self.ram, self.layout, options, trio.CapacityLimiter(2))
@@ -50,17 +52,17 @@ class Node:
 
     async def restore(self, lineage: Lineage = LINEAGE, number: int = 0) -> Manifest | None:
         await self.volume.load()
-        chosen = await self.restorer.choose(IDENTITY, lineage, number)
+        chosen = await self.chooser.choose(IDENTITY, lineage, number)
         if not self.restorer.is_current(self.volume, lineage, chosen):
             await self.restorer.into_volume(self.volume, chosen, lineage)
         return chosen.manifest
 
 
-def _no_facts() -> object:
+def _no_facts() -> LocalFacts:
     raise AssertionError("nobody reports here")
 
 
-def _no_peers(member: object) -> object:
+def _no_peers(member: Member) -> PeerConnection:
     raise AssertionError("there are no peers here")
 
 
@@ -153,6 +155,7 @@ class Lossy(MemoryTier):
         super().__init__(TierName.BUCKET)
         self.refuses: dict[Blob, Exception] = {}
         self.silent = False
+        self.cut_off = False
 
     async def fetch(self, blobs: Collection[Blob], sink: Sink, progress: Progress = lambda moved: None) -> Fetched:
         fetched = await super().fetch([blob for blob in blobs if blob not in self.refuses], sink, progress)
@@ -163,6 +166,11 @@ class Lossy(MemoryTier):
         if self.silent:
             raise TierUnavailable("the bucket is down")
         return list(await super().snapshots(identity))  # type: ignore[arg-type]
+
+    async def manifest(self, snapshot: SnapshotId) -> Manifest:
+        if self.cut_off:
+            raise TierUnavailable("reset")
+        return await super().manifest(snapshot)
 
 
 async def test_content_that_is_lost_everywhere_costs_that_file_alone(
@@ -176,15 +184,19 @@ async def test_content_that_is_lost_everywhere_costs_that_file_alone(
     node = Node(Path("/dev/shm", f"fuse-tier-test-{secrets.token_hex(4)}"), lossy)  # noqa: S108
     try:
         expected_logs.allow("restore.file_lost", "restore.content_lost")
-        await node.restore()
+        restored = await node.restore()
         assert (node.tree / "good").read_bytes() == b"good"
         inode = (node.tree / "bad").stat().st_ino
         assert node.volume.is_remote(inode)
         with pytest.raises(NotFound):
             await node.restorer.materialize(node.volume, inode)
+        assert await node.volume.take_snapshot() == restored  # the loss alone is no new state
+
+        (node.tree / "new").write_bytes(b"new")
         snapshot = await node.volume.take_snapshot()
         assert snapshot is not None
-        assert b"bad" not in [entry.path for entry in snapshot.entries]
+        assert [entry.path for entry in snapshot.entries] == [b"", b"good", b"new"]
+        assert 1 in node.volume.in_use  # what names the lost file is not given up
 
         del lossy.refuses[bad]
         await node.restorer.materialize(node.volume, inode)
@@ -219,6 +231,90 @@ async def test_a_volume_is_not_begun_empty_because_the_bucket_is_silent(
         expected_logs.allow("restore.place_silent")
         with pytest.raises(TierUnavailable, match="beginning empty could lose"):
             await node.restore()
+    finally:
+        shutil.rmtree(node.layout.root)
+
+
+async def test_going_back_to_an_older_snapshot_makes_it_the_newest(
+    bench: Bench, bucket: MemoryTier, node: Node
+) -> None:
+    await save(bench, bucket, {"a": b"old"})
+    await save(bench, bucket, {"a": b"new"}, 2)
+    await node.restore(number=1)
+    assert (node.tree / "a").read_bytes() == b"old"
+    taken = await node.volume.take_snapshot()
+    assert taken is not None
+    assert taken.id.number == 3
+    await node.restore()
+    assert (node.tree / "a").read_bytes() == b"old"
+
+
+async def test_a_damaged_manifest_of_the_own_ram_is_no_obstacle(
+    bench: Bench, bucket: MemoryTier, node: Node, expected_logs: ExpectedLogs
+) -> None:
+    taken = await save(bench, bucket, {"a": b"right"})
+    await node.restore()
+    Path(node.layout.manifest(taken.id)).write_bytes(b"nonsense")
+    shutil.rmtree(node.tree)
+    expected_logs.allow("restore.manifest_unreadable")
+    await node.restore()
+    assert (node.tree / "a").read_bytes() == b"right"
+    assert await node.ram.manifest(taken.id) == taken
+
+
+async def test_a_snapshot_that_cannot_be_restored_is_refused_with_the_reason(
+    bench: Bench, bucket: MemoryTier, node: Node, expected_logs: ExpectedLogs
+) -> None:
+    taken = await save(bench, bucket, {"a": b"a"})
+    with pytest.raises(NotFound, match="is of run llama"):
+        await node.chooser.choose(IDENTITY, Lineage("another"), 1)
+    other = await node.chooser.choose(IDENTITY, Lineage("another"))
+    with pytest.raises(NotFound, match="there are some of run llama"):
+        await node.restorer.into_directory(IDENTITY, other, "/nowhere")
+    bucket.texts[taken.id] = b"nonsense"
+    expected_logs.allow("restore.manifest_unreadable")
+    with pytest.raises(NotFound, match="is damaged wherever it is"):
+        await node.chooser.choose(IDENTITY, None, 1)
+
+
+async def test_an_older_snapshot_is_not_taken_because_a_newer_one_cannot_be_read_now(
+    bench: Bench, expected_logs: ExpectedLogs
+) -> None:
+    lossy = Lossy()
+    await save(bench, lossy, {"a": b"old"})
+    node = Node(Path("/dev/shm", f"fuse-tier-test-{secrets.token_hex(4)}"), lossy)  # noqa: S108
+    try:
+        await node.restore()
+        await save(bench, lossy, {"a": b"new"}, 2)
+        lossy.cut_off = True
+        expected_logs.allow("restore.manifest_unreadable")
+        with pytest.raises(TierUnavailable, match=r"@2 cannot be had now .*try again"):
+            await node.restore()
+        assert (node.tree / "a").read_bytes() == b"old"
+        assert (await node.chooser.choose(IDENTITY, LINEAGE, 1)).manifest is not None  # when it is asked for
+    finally:
+        shutil.rmtree(node.layout.root)
+
+
+async def test_an_older_snapshot_is_not_taken_when_a_silent_bucket_should_have_a_newer_one(
+    bench: Bench, expected_logs: ExpectedLogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lossy = Lossy()
+    await save(bench, lossy, {"a": b"old"})
+    node = Node(Path("/dev/shm", f"fuse-tier-test-{secrets.token_hex(4)}"), lossy)  # noqa: S108
+    try:
+        await node.restore()
+        lossy.silent = True
+
+        async def locate(identity: object) -> Location:
+            await trio.lowlevel.checkpoint()
+            return Location((), (2,))
+
+        monkeypatch.setattr(node.places.membership, "locate", locate)
+        expected_logs.allow("restore.place_silent")
+        with pytest.raises(TierUnavailable, match="should have 2"):
+            await node.restore()
+        assert (node.tree / "a").read_bytes() == b"old"
     finally:
         shutil.rmtree(node.layout.root)
 
@@ -262,7 +358,7 @@ async def test_a_plain_directory_is_restored_whole_or_not_at_all(
     bench: Bench, bucket: MemoryTier, node: Node, tmp_path: Path
 ) -> None:
     await save(bench, bucket, {"d/a": b"a" * 10_000, "d/b": b"a" * 10_000})
-    chosen = await node.restorer.choose(IDENTITY, None)
+    chosen = await node.chooser.choose(IDENTITY, None)
     target = tmp_path / "out"
     restored = await node.restorer.into_directory(IDENTITY, chosen, str(target))
     assert describe(target) == describe(bench.tree)

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import errno
+
+import pytest
 import trio
 from trio.testing import MockClock
 
 from fuse_tier.identity import SnapshotId
+from fuse_tier.ram.pins import Pins
 from fuse_tier.replicate.record import read_record
 from fuse_tier.replicate.volume import Volume
 from fuse_tier.tiers.base import TierName
@@ -40,6 +44,33 @@ async def test_numbers_grow_beyond_any_that_exists_elsewhere(bench: Bench) -> No
     assert first is not None
     assert second is not None
     assert (first.id.number, second.id.number) == (1, 42)
+    assert second.entries == first.entries
+
+
+async def test_a_file_that_cannot_be_kept_fails_the_snapshot_with_its_own_error(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (bench.tree / "a").write_bytes(b"a")
+
+    def no_room(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Pins, "adopt", no_room)
+        with pytest.raises(OSError, match="No space left"):
+            await bench.volume.take_snapshot()
+    assert await bench.volume.take_snapshot() is not None
+
+
+async def test_of_two_snapshots_with_one_number_ours_gets_another(bench: Bench) -> None:
+    (bench.tree / "a").write_bytes(b"a")
+    first = await bench.volume.take_snapshot()
+    assert first is not None
+    bench.volume.exists_elsewhere(first.id.number)  # the highest there, too
+    assert bench.volume.is_dirty
+    second = await bench.volume.take_snapshot()
+    assert second is not None
+    assert second.id.number == first.id.number + 1
     assert second.entries == first.entries
 
 

@@ -409,7 +409,7 @@ async def test_what_a_writer_relies_on_counts_as_young_again(
     await writer.commit(manifest)
     await check_producible(tier)
     await writer.drop(manifest.id)
-    later += SAFE_GRACE_SECONDS
+    later += SAFE_GRACE_SECONDS + 1
     assert await collector.collect(SAFE_GRACE_SECONDS) == 4
 
 

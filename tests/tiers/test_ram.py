@@ -169,7 +169,8 @@ async def test_collecting_goes_by_the_age_of_the_file(layout: Layout, tier: RamT
     assert await tier.collect(60) == 0
     assert await tier.missing([blob]) == set()
     deadline = time.monotonic() + 10
-    while await tier.collect(0.05) == 0:
+    unexpecting = RamTier(layout, "a")  # the other one was asked what it lacks, and expects that to come
+    while await unexpecting.collect(0.05) == 0:
         assert time.monotonic() < deadline
         await trio.lowlevel.checkpoint()
     assert await tier.missing([blob]) == {blob}
@@ -183,6 +184,38 @@ async def test_content_that_a_live_file_shares_frees_no_memory(layout: Layout, t
     assert await tier.collect(0) == 0
     assert await tier.missing([blob]) == {blob}
     assert live.read_bytes() == b"0123"
+
+
+async def test_a_damaged_manifest_gives_way_to_the_intact_one(
+    layout: Layout, tier: RamTier, expected_logs: ExpectedLogs
+) -> None:
+    manifest = await keep(tier, {"a": b"a"})
+    Path(layout.manifest(manifest.id)).write_bytes(b"nonsense")
+    expected_logs.allow("ram.manifest_replaced")
+    await tier.commit(manifest)
+    assert await tier.manifest(manifest.id) == manifest
+
+
+async def test_content_that_comes_slowly_is_spared_until_its_manifest_comes(tier: RamTier) -> None:
+    manifest = manifest_of({"first": b"first", "second": b"second"})
+    assert await tier.missing(manifest.blobs) == manifest.blobs
+    for content in (b"first", b"second"):
+        source = holding([content])
+        await tier.store(source.contents, source)
+        await trio.sleep(0.05)
+        assert await tier.collect(0.04) == 0  # a grace that is over
+    await tier.commit(manifest)
+    assert await tier.collect(0) == 0
+
+
+async def test_content_of_an_unfinished_snapshot_is_spared_however_long_it_takes(tier: RamTier) -> None:
+    content = holding([b"sealed"])
+    with tier.unfinished():
+        await tier.store(content.contents, content)
+        await trio.sleep(0.05)
+        assert await tier.collect(0.01) == 0
+    await trio.sleep(0.05)
+    assert await tier.collect(0.01) > 0
 
 
 async def test_collecting_leaves_alone_what_is_no_blob(layout: Layout, tier: RamTier) -> None:
@@ -288,3 +321,12 @@ async def test_ten_thousand_small_files_are_kept_listed_and_collected(tier: RamT
     assert await tier.collect(0) == sum(len(content) for content in files.values())
     with pytest.raises(NotFound):
         await tier.manifest(manifest.id)
+
+
+async def test_a_damaged_manifest_gives_way_to_the_one_that_is_committed(layout: Layout, tier: RamTier) -> None:
+    manifest = await keep(tier, {"weights": b"0123"})
+    path = Path(layout.manifest(manifest.id))
+    path.write_bytes(path.read_bytes()[:-7])
+    await tier.commit(manifest)
+    assert await tier.manifest(manifest.id) == manifest
+    assert names_below(layout.incoming) == []

@@ -135,6 +135,10 @@ async def _connected(address: str) -> AsyncIterator[Stream]:
         raise TierUnavailable(f"the transfer with {address} failed: {error}") from error
     except InvalidRequest as error:
         raise TierRefused(f"{address} does not keep to the bulk protocol: {error}") from error
+    except OSError as error:
+        raise TierUnavailable(
+            f"the transfer with {address} failed on this side: {error.strerror or error}"
+        ) from error
     finally:
         stream.close()
 

@@ -15,6 +15,7 @@ from functools import partial
 import structlog
 import trio
 
+from fuse_tier import metrics
 from fuse_tier.blobs import Sink, Source
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import ConfigError, FuseTierError, InvalidRequest, NotAuthorized
@@ -108,6 +109,7 @@ class _Server:
                 self._slots.acquire_nowait()
             except trio.WouldBlock:
                 accepted.close()
+                metrics.connection_rejected("too_many")
                 log.warning("bulk.stream_refused", address=address, reason=f"{self._max_streams} streams are open")
                 continue
             nursery.start_soon(self._serve, accepted, address)
@@ -120,10 +122,12 @@ class _Server:
             stream = Stream(accepted, Deadline.BULK_CONNECT)
             await self._converse(stream, address)
         except HandshakeFailed as error:
+            metrics.connection_rejected("certificate")
             log.warning("bulk.stream_failed", address=address, reason=str(error))
         except StreamBroken as error:
             log.info("bulk.stream_broken", address=address, reason=str(error))  # who asked for it knows, or has ended
         except (FuseTierError, OSError) as error:
+            metrics.connection_rejected("token" if isinstance(error, NotAuthorized) else "nonsense")
             log.warning("bulk.stream_failed", address=address, reason=str(error))
         except Exception:
             log.exception("bulk.stream_failed", address=address)

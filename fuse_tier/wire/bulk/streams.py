@@ -81,9 +81,10 @@ class Stream:
             self._socket.do_handshake()
         except ssl.SSLCertVerificationError as error:
             raise HandshakeFailed(f"its certificate was refused: {error.verify_message}") from error
-        except ssl.SSLEOFError as error:
-            raise StreamBroken("the other side ended the stream while hands were shaken") from error
         except ssl.SSLError as error:
+            # Which class an end in the middle has depends on the versions of Python and OpenSSL.
+            if isinstance(error, ssl.SSLEOFError) or error.reason == "UNEXPECTED_EOF_WHILE_READING":
+                raise StreamBroken("the other side ended the stream while hands were shaken") from error
             raise HandshakeFailed(f"the TLS handshake failed: {error.reason or error}") from error
         except OSError as error:
             raise self._broken(error) from error

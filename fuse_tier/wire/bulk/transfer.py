@@ -22,12 +22,12 @@ from fuse_tier.wire.bulk.streams import Stream, write_fully
 _BUFFER_BYTES = 256 << 10
 _SMALL = 64 << 10  # files up to this size share a sender's buffer
 _LARGE = 1 << 20  # what is left of a file from this size on bypasses a receiver's buffer
-_SLOWEST_HASHING = 500e6  # bytes a second, on a busy machine
+_SLOWEST_SILENCE = 200e6  # bytes a second: touching memory that the host of a VM has not backed yet, then hashing
 
 
 def patience_for(blobs: Sequence[Blob]) -> float:
-    """Seconds without a byte after which such a stream has stalled: a receiver is silent while it hashes."""
-    return Deadline.BULK_STALL + max((blob.size for blob in blobs), default=0) / _SLOWEST_HASHING
+    """Seconds without a byte after which a stream has stalled: a receiver is silent while it allocates and hashes."""
+    return Deadline.BULK_STALL + max((blob.size for blob in blobs), default=0) / _SLOWEST_SILENCE
 
 
 @dataclass(slots=True)

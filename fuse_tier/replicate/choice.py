@@ -1,0 +1,137 @@
+"""Which snapshot of a volume is restored, and who has it.
+
+The newest of its run, of the same shape of job. An older one is never taken because a newer one cannot be had
+just now, and a volume is never begun empty because somebody could not be asked; only what is damaged or gone for
+good is passed over, and that is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import structlog
+
+from fuse_tier import metrics
+from fuse_tier.errors import Damaged, NotFound, RunMismatch, TierError, TierUnavailable
+from fuse_tier.identity import Identity, SnapshotId
+from fuse_tier.manifest import Lineage, Manifest
+from fuse_tier.replicate.places import Holdings, Places
+from fuse_tier.tiers.base import Tier
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The snapshot to restore, and who has it, nearest first. ``highest`` is the highest number anywhere."""
+
+    manifest: Manifest | None
+    places: tuple[Tier, ...] = ()
+    highest: int = 0
+    passed_over: tuple[int, ...] = ()  # newer ones, damaged wherever they are, or gone with the nodes that had them
+    other_runs: tuple[str, ...] = ()  # that have snapshots, when there is none of the run that is asked for
+
+
+class Chooser:
+    """Asks everybody who may have snapshots."""
+
+    def __init__(self, places: Places) -> None:
+        self._places = places
+
+    async def choose(self, identity: Identity, lineage: Lineage | None, number: int = 0) -> Chosen:
+        """The newest snapshot of a run (of any run without a lineage), or the one of a number.
+
+        One whose manifest is damaged everywhere is passed over, and said so in the log; one that only cannot be
+        had now never is. Raises NotFound (no such number), RunMismatch, TierUnavailable (there is, or may be, a
+        newer one, and who has it could not be asked).
+        """
+        holdings = await self._places.holdings(identity)
+        numbers = sorted({one for _, several in holdings.places for one in several}, reverse=True)
+        if number and number not in numbers:
+            raise NotFound(_no_such(identity, number, numbers, holdings))
+        other_runs: set[str] = set()
+        passed_over: list[int] = []
+        for candidate in [number] if number else numbers:
+            snapshot = SnapshotId(identity, candidate)
+            places = tuple(place for place, several in holdings.places if candidate in several)
+            manifest = await self._read_manifest(snapshot, places)
+            if manifest is None:
+                passed_over.append(candidate)
+                continue
+            if lineage is None or (number and manifest.lineage.run == lineage.run) or _is_of(manifest, lineage):
+                if lineage is not None:
+                    _check_shape(manifest, lineage)
+                if not number and candidate < holdings.unasked:
+                    raise TierUnavailable(_newer_elsewhere(snapshot, holdings))
+                if not number and holdings.highest > max(numbers):
+                    passed_over.insert(0, holdings.highest)
+                return Chosen(manifest, places, holdings.highest, tuple(passed_over))
+            other_runs.add(manifest.lineage.run)
+        if number and other_runs:
+            raise NotFound(f"{identity}@{number} is of run {', '.join(other_runs)}: name that run to restore it")
+        if number:
+            raise NotFound(
+                f"{identity}@{number} is damaged wherever it is: name another; `fuse-tier verify` tells more"
+            )
+        if holdings.silent and lineage is not None:
+            raise TierUnavailable(
+                f"{identity}: no snapshot was found, but {' and '.join(holdings.silent)} could not be asked: "
+                "beginning empty could lose what is there; try again when it answers"
+            )
+        return Chosen(None, (), holdings.highest, other_runs=tuple(sorted(other_runs)))
+
+    async def _read_manifest(self, snapshot: SnapshotId, places: Collection[Tier]) -> Manifest | None:
+        """None if all places have lost it, or have it damaged. Raises TierUnavailable if it may be had later."""
+        hopeful: TierError | None = None
+        for place in places:
+            try:
+                return await place.manifest(snapshot)
+            except TierError as error:
+                metrics.error("manifest")
+                log.warning(
+                    "restore.manifest_unreadable", snapshot=str(snapshot), place=place.place, reason=str(error)
+                )
+                if not isinstance(error, Damaged | NotFound):
+                    hopeful = error
+        if hopeful is not None:
+            raise TierUnavailable(
+                f"{snapshot} cannot be had now ({hopeful}), and an older one is not taken in its place unasked: "
+                "try again when it answers, or name another snapshot"
+            )
+        return None
+
+
+def _is_of(manifest: Manifest, lineage: Lineage) -> bool:
+    return manifest.lineage.run == lineage.run
+
+
+def _check_shape(manifest: Manifest, lineage: Lineage) -> None:
+    had = manifest.lineage
+    for what, before, asked in (
+        ("world size", had.world_size, lineage.world_size),
+        ("topology", had.topology, lineage.topology),
+    ):
+        if before and asked and before != asked:
+            raise RunMismatch(
+                f"{manifest.id} was saved with {what} {before}, but {asked} is asked for: it is not restored. "
+                "Start the job in its old shape, or name another run to begin empty"
+            )
+    if had.owner_uid and lineage.owner_uid and had.owner_uid != lineage.owner_uid:
+        log.info(
+            "volume.resumed_by_another_owner", snapshot=str(manifest.id), before=had.owner_uid, now=lineage.owner_uid
+        )
+
+
+def _no_such(identity: Identity, number: int, numbers: list[int], holdings: Holdings) -> str:
+    known = ", ".join(str(one) for one in numbers[:10]) or "none"
+    silent = f"; {' and '.join(holdings.silent)} could not be asked" if holdings.silent else ""
+    return f"no tier has snapshot {number} of {identity}: those found are {known}{silent}"
+
+
+def _newer_elsewhere(snapshot: SnapshotId, holdings: Holdings) -> str:
+    silent = " and ".join(holdings.silent)
+    return (
+        f"{snapshot} is the newest that was found, but {silent} could not be asked and should have "
+        f"{holdings.unasked}: try again when it answers, or name a snapshot"
+    )

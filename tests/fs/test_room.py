@@ -1,0 +1,70 @@
+"""What the job sees when the RAM tier is full: exact answers, and room again after a removal."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fs.mounted import Mounted, Place
+
+pytestmark = [pytest.mark.fuse, pytest.mark.root]
+
+_ROOM = 8 << 20
+
+
+@pytest.fixture
+def memory_path(tmp_path: Path) -> Iterator[Path]:
+    """A small tmpfs of its own, in the place of the large one that all tests share."""
+    path = tmp_path / "memory"
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_ROOM}", "none", path], check=True)
+    yield path
+    subprocess.run(["umount", path], check=True)
+
+
+@pytest.fixture
+def full(start: Callable[..., Mounted], place: Place) -> Mounted:
+    """A mounted volume that a sealed file of half its room and an unsealed one have filled up."""
+    mounted = start()
+    (mounted.path / "sealed").write_bytes(b"s" * (_ROOM // 2))
+    assert place.seal("sealed")
+    fd = os.open(mounted.path / "filling", os.O_WRONLY | os.O_CREAT)
+    try:
+        while os.write(fd, bytes(100_000)):
+            continue
+    except OSError as error:
+        assert error.errno == errno.ENOSPC
+    finally:
+        os.close(fd)
+    return mounted
+
+
+def test_a_write_that_does_not_fit_is_cut_exactly_where_the_room_ends(full: Mounted) -> None:
+    size = (full.path / "filling").stat().st_size
+    found = os.statvfs(full.path)
+    assert found.f_bavail == 0
+    assert (full.place.tree / "filling").stat().st_size == size
+    assert (full.path / "filling").read_bytes() == bytes(size)
+
+
+def test_a_removal_brings_the_volume_back(full: Mounted) -> None:
+    (full.path / "filling").unlink()
+    (full.path / "again").write_bytes(b"a" * (1 << 20))
+    assert (full.path / "again").read_bytes() == b"a" * (1 << 20)
+
+
+def test_a_sealed_file_that_cannot_be_copied_away_is_not_opened_for_writing(full: Mounted) -> None:
+    for attempt in (lambda path: path.open("r+b"), lambda path: os.truncate(path, 5)):
+        with pytest.raises(OSError) as caught:
+            attempt(full.path / "sealed")
+        assert caught.value.errno == errno.ENOSPC
+    assert (full.path / "sealed").read_bytes() == b"s" * (_ROOM // 2)
+    assert os.listdir(full.place.layout.incoming) == []
+    (full.path / "filling").unlink()
+    (full.path / "sealed").write_bytes(b"new")
+    assert (full.path / "sealed").read_bytes() == b"new"

@@ -1,0 +1,152 @@
+"""The bucket tier against what Cloud Storage does on a bad day."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from fuse_tier.emulator import Emulator, running_emulator
+from fuse_tier.errors import TierRefused, TierUnavailable
+from fuse_tier.hashing import hash_bytes
+from fuse_tier.tiers.bucket import BucketTier
+from fuse_tier.tiers.memory import MemoryBlobs
+from tests.tiers.contract import check_producible, holding, keep
+from tests.tiers.faulty_http import Fault, Proxy, faulty
+
+SEVERAL_PIECES = 5 << 20
+UPLOAD = "/upload/"
+DOWNLOAD = "/download/"
+
+
+@pytest.fixture
+async def emulator() -> AsyncIterator[Emulator]:
+    async with running_emulator("checkpoints") as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def proxy(emulator: Emulator) -> Iterator[Proxy]:
+    with faulty(emulator.endpoint) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def tier(proxy: Proxy) -> AsyncIterator[BucketTier]:
+    tier = BucketTier("gs://checkpoints/a", proxy.endpoint, patience=5)
+    yield tier
+    await tier.aclose()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("POST", UPLOAD, status=503, times=2),
+        Fault("POST", UPLOAD, status=429),
+        Fault("POST", UPLOAD, status=500),
+        Fault("POST", UPLOAD, cut_request_after=3 << 20),
+        Fault("POST", UPLOAD, lose_answer=True, times=4),
+        Fault("POST", UPLOAD, change_request=True),
+        Fault("GET", "/o/", status=503, times=3),
+        Fault("GET", "/o?", status=502, times=3),
+        Fault("GET", "/o?", cut_answer_after=1, times=2),
+        Fault("GET", DOWNLOAD, cut_answer_after=0),
+        Fault("GET", DOWNLOAD, cut_answer_after=100, times=3),
+        Fault("GET", DOWNLOAD, status=408),
+    ],
+    ids=lambda fault: str(fault).replace("Fault", ""),
+)
+async def test_what_passes_by_itself_is_not_noticed(
+    tier: BucketTier, proxy: Proxy, fault: Fault, rng: random.Random
+) -> None:
+    proxy.faults.append(fault)
+    files = {"weights": rng.randbytes(SEVERAL_PIECES)} | {f"{number}": rng.randbytes(3000) for number in range(100)}
+    manifest = await keep(tier, files)
+    await check_producible(tier)
+    assert (await tier.verify()).damaged == ()
+    another = BucketTier("gs://checkpoints/a", proxy.endpoint, patience=5)
+    await check_producible(another)
+    await another.drop(manifest.id)
+    await another.collect(0)
+    assert await another.missing(manifest.blobs) == manifest.blobs
+    await another.aclose()
+    assert fault.times == 0
+
+
+async def test_a_download_goes_on_where_it_was_cut(tier: BucketTier, proxy: Proxy, rng: random.Random) -> None:
+    content = rng.randbytes(SEVERAL_PIECES)
+    await tier.store([hash_bytes(content)], holding([content]))
+    proxy.faults += [Fault("GET", f"{DOWNLOAD}storage/v1/b/checkpoints/o/a%2Fblobs", cut_answer_after=2 << 20)] * 2
+    moved: list[int] = []
+    sink = MemoryBlobs()
+    await tier.fetch([hash_bytes(content)], sink, moved.append)
+    assert sink.contents == {hash_bytes(content): content}
+    assert sum(moved) == len(content)
+
+
+async def test_progress_counts_what_is_sent_again_once(tier: BucketTier, proxy: Proxy, rng: random.Random) -> None:
+    content = rng.randbytes(SEVERAL_PIECES)
+    await tier.missing([])
+    proxy.faults += [Fault("POST", "uploadType=multipart", lose_answer=True), Fault("POST", UPLOAD, status=503)]
+    moved: list[int] = []
+    await tier.store([hash_bytes(content)], holding([content]), moved.append)
+    assert sum(moved) == len(content)
+
+
+async def test_content_that_was_changed_on_its_way_never_keeps_its_name(
+    tier: BucketTier, proxy: Proxy, rng: random.Random
+) -> None:
+    content = rng.randbytes(10_000)
+    await keep(tier, {})
+    proxy.faults.append(Fault("POST", UPLOAD, change_request=True, times=1000))
+    impatient = BucketTier("gs://checkpoints/a", proxy.endpoint, patience=0.3)
+    with pytest.raises(TierUnavailable, match="arrived damaged"):
+        await impatient.store([hash_bytes(content)], holding([content]))
+    await impatient.aclose()
+    assert await tier.missing([hash_bytes(content)]) == {hash_bytes(content)}
+
+
+async def test_a_refusal_names_who_lacks_what_and_is_not_tried_again(tier: BucketTier, proxy: Proxy) -> None:
+    await tier.snapshots()
+    writing, listing = Fault("POST", UPLOAD, status=403, times=9), Fault("GET", "/o?", status=403, times=9)
+    proxy.faults += [writing, listing]
+    with pytest.raises(TierRefused, match=r"storage\.objects\.create on gs://checkpoints.*roles/storage\.objectUser"):
+        await keep(tier, {"weights": b"0123"})
+    with pytest.raises(TierRefused, match=r"storage\.objects\.list"):
+        await tier.snapshots()
+    assert (writing.times, listing.times) == (8, 8)
+
+
+async def test_credentials_that_do_not_serve_are_told_as_such(tier: BucketTier, proxy: Proxy) -> None:
+    await keep(tier, {})
+    proxy.faults.append(Fault("GET", "/o?", status=401, times=9))
+    with pytest.raises(
+        TierRefused, match=r"no valid credentials for gs://checkpoints/a.*GOOGLE_APPLICATION_CREDENTIALS"
+    ):
+        await tier.snapshots()
+
+
+async def test_an_answer_that_is_no_storage_service_is_refused(tier: BucketTier, proxy: Proxy) -> None:
+    proxy.faults.append(Fault("GET", DOWNLOAD, status=400, times=1000))
+    with pytest.raises(TierRefused, match="refused a request"):
+        await tier.snapshots()
+
+
+async def test_what_stays_away_is_unavailable_at_last(tier: BucketTier, proxy: Proxy) -> None:
+    await keep(tier, {"weights": b"0123"})
+    impatient = BucketTier("gs://checkpoints/a", proxy.endpoint, patience=0.3)
+    await impatient.snapshots()
+    proxy.faults.append(Fault("GET", "blobs", status=503, times=10_000))
+    result = await impatient.fetch([hash_bytes(b"0123")], MemoryBlobs())
+    assert isinstance(result.failed[hash_bytes(b"0123")], TierUnavailable)
+    with pytest.raises(TierUnavailable, match="cannot serve"):
+        await impatient.verify()
+    await impatient.aclose()
+
+
+async def test_a_backup_of_a_few_large_files_takes_few_requests(
+    tier: BucketTier, proxy: Proxy, rng: random.Random
+) -> None:
+    await keep(tier, {f"{number}": rng.randbytes(300_000) for number in range(8)})
+    assert len(proxy.requests) <= 24
