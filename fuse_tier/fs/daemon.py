@@ -70,7 +70,7 @@ class Daemon:
         self._link = Link(spec, self._changes, self._handles, passthrough=passthrough)
         self._content = Content(volume, Pins(layout, volume), self._link)
         self._nodes = Nodes(volume.tree, depositor, inherits=inheritance.generation > 0)
-        self._reservations = Reservations(spec, self._nodes, self._link)
+        self._reservations = Reservations(spec, self._nodes, self._link, depositor)
         self._content.make_room = self._reservations.make_room
         attributes = Attributes(spec, self._nodes, self._handles, self._content, self._link)
         self._operations = Operations(

@@ -25,6 +25,7 @@ from fuse_tier.fs.link import Link
 from fuse_tier.fs.nodes import Nodes
 from fuse_tier.fs.sizes import Sizes
 from fuse_tier.fs.spec import MountSpec
+from fuse_tier.mount.deposits import Depositor
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.room import Reserve, allocate, room_of, trim
 
@@ -40,10 +41,11 @@ _LEARNED_FILES: Final = 20_000
 class Reservations:
     """The room of one mount's new files."""
 
-    def __init__(self, spec: MountSpec, nodes: Nodes, link: Link) -> None:
+    def __init__(self, spec: MountSpec, nodes: Nodes, link: Link, depositor: Depositor) -> None:
         layout = Layout(spec.ram_root)
         self._nodes = nodes
         self._link = link
+        self._depositor = depositor
         self._tree = os.fsencode(layout.volume(spec.identity).tree)
         self._reserve = Reserve(layout)
         self._sizes = Sizes(spec.expected_sizes)
@@ -67,8 +69,12 @@ class Reservations:
     async def make_room(self, size: int, inode: int | None = None) -> None:
         """Asks the worker for so much free room; for a file that is to be written, if its number is given.
 
-        Returns when there is, or when no more can be had: nothing is raised.
+        Returns when there is, or when no more can be had: nothing is raised. What the job has removed itself is
+        free before anybody is asked.
         """
+        await trio.to_thread.run_sync(self._depositor.settle)
+        if inode is None and room_of(self._nodes.root).free >= size:
+            return
         if not self._link.is_up or trio.current_time() < self._in_vain + _ASK_AGAIN_SECONDS:
             return
         try:

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import array
 import os
+import select
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from struct import Struct
@@ -19,6 +21,8 @@ from typing import Final
 
 _RECORD: Final = Struct("=BBHiQQQ")  # kind, flags, nothing, backing id, key, inode, unique
 _REMOVE: Final = 0
+_ACKNOWLEDGE: Final = 255
+_PATIENCE_SECONDS: Final = 1.0
 _ROOM_BYTES: Final = 4 << 20
 _ORPHAN_KEY: Final = 1 << 63  # handles never have these bits
 EXCHANGE_KEY: Final = 1 << 62
@@ -66,6 +70,7 @@ class Depositor:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
+        self._removed = False
 
     def leave(self, deposit: Deposit, fd: int) -> None:
         """Gives the keeper a copy of a descriptor, in place of what it had under this key. Raises OSError."""
@@ -83,7 +88,19 @@ class Depositor:
 
     def remove(self, key: int) -> None:
         """The keeper closes what it has under this key, if anything."""
+        self._removed = True
         self._connection.send(_RECORD.pack(_REMOVE, 0, 0, 0, key, 0, 0))
+
+    def settle(self) -> None:
+        """Blocks for milliseconds, until the keeper has closed what was removed: that takes room until then."""
+        if not self._removed:
+            return
+        self._removed = False
+        self._connection.send(_RECORD.pack(_ACKNOWLEDGE, 0, 0, 0, 0, 0, 0))
+        waiting = select.poll()
+        waiting.register(self._connection, select.POLLIN)
+        if waiting.poll(_PATIENCE_SECONDS * 1000):
+            self._connection.recv(1)
 
 
 class Safe:
@@ -123,6 +140,9 @@ class Safe:
             kind, writes, _, backing, key, inode, unique = _RECORD.unpack(record)
             if kind == _REMOVE:
                 self.remove(key)
+            elif kind == _ACKNOWLEDGE:
+                with suppress(OSError):  # who asked may be gone
+                    connection.send(b"1")
             elif ancillary:
                 fds = array.array("i", ancillary[0][2])
                 self.put(Deposit(Kind(kind), key, inode, unique, backing, bool(writes)), fds[0])

@@ -50,25 +50,32 @@ def start(place: Place, expected_logs: ExpectedLogs) -> Iterator[Callable[..., M
             mounted.destroy()
 
 
-@pytest.fixture(params=[pytest.param("on", marks=pytest.mark.root), "off"], ids=["passthrough", "plain"])
+_MODES = [pytest.param("on", id="passthrough", marks=pytest.mark.root), pytest.param("off", id="plain")]
+
+
+def _check_mode(mounted: Mounted, mode: str) -> None:
+    if "error" in mounted.said and "the kernel offers none" in mounted.said["error"]["message"]:
+        pytest.skip("needs a kernel with FUSE passthrough")
+    assert (mounted.said["serving"], mounted.said["passthrough"]) == (True, mode == "on")
+
+
+@pytest.fixture(params=_MODES)
 def mounted(request: pytest.FixtureRequest, start: Callable[..., Mounted]) -> Mounted:
     """The volume, mounted, once with passthrough and once without; no worker is there."""
     mounted = start(passthrough=request.param)
-    if "error" in mounted.said and "the kernel offers none" in mounted.said["error"]["message"]:
-        pytest.skip("needs a kernel with FUSE passthrough")
-    assert (mounted.said["serving"], mounted.said["passthrough"]) == (True, request.param == "on")
+    _check_mode(mounted, request.param)
     return mounted
 
 
-@pytest.fixture(scope="session")
-def shared() -> Iterator[Mounted]:
-    """One daemon for all tests that only need a mount: its start takes longer than most of them."""
+@pytest.fixture(scope="session", params=_MODES)
+def shared(request: pytest.FixtureRequest) -> Iterator[Mounted]:
+    """One mount of each kind for all tests that only need a mount: its start takes longer than most of them."""
     with tempfile.TemporaryDirectory(prefix="fuse-tier-test-", dir="/dev/shm") as directory:
         place = Place(Path(directory), Path(directory) / "fs.log", Path(directory) / "mnt")
         place.prepare()
-        mounted = Mounted(place)
+        mounted = Mounted(place, passthrough=request.param)
         try:
-            assert mounted.said == {"serving": True}
+            _check_mode(mounted, request.param)
             yield mounted
             mounted.unmount()
             assert mounted.wait() == 0

@@ -37,7 +37,8 @@ def blocks(path: Path) -> int:
     return path.stat().st_blocks * 512
 
 
-def test_room_is_there_while_a_successor_is_written_and_given_back_when_it_is_closed(mnt: Path, place: Place) -> None:
+def test_room_is_there_while_a_successor_is_written_and_given_back_when_it_is_closed(mounted: Mounted) -> None:
+    mnt, place = mounted.path, mounted.place
     (mnt / "step_1").mkdir()
     (mnt / "step_2").mkdir()
     (mnt / "step_1" / "rank0.bin").write_bytes(bytes(8 * MIB))
@@ -93,10 +94,11 @@ def swap_is_off() -> bool:
 
 @pytest.mark.root
 def test_a_job_may_write_more_than_its_own_memory_limit_from_the_second_checkpoint_on(
-    mnt: Path, place: Place, limited: str
+    mounted: Mounted, limited: str
 ) -> None:
     if not swap_is_off():
         pytest.skip("with swap, nobody is killed")
+    mnt = mounted.path
     assert write(mnt / "step_1.bin", 160 * MIB) == 0  # a job without a limit
     assert write(mnt / "step_2.bin", 160 * MIB, limited) == 0
     assert usage(limited) < 64 * MIB

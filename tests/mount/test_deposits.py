@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -46,6 +47,25 @@ def test_what_is_taken_back_or_replaced_is_closed(ends: tuple[socket.socket, soc
     assert safe.contents == {}
     assert os.read(reader, 1) == b""
     os.close(reader)
+
+
+def test_who_needs_the_room_can_wait_until_what_it_took_back_is_closed(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = ends
+    depositor, safe = Depositor(theirs), Safe()
+    reader, writer = os.pipe()
+    depositor.leave(Deposit(Kind.ORPHAN, orphan_key(5), 5), writer)
+    os.close(writer)
+    depositor.remove(orphan_key(5))
+    with ThreadPoolExecutor(1) as threads:
+        settled = threads.submit(depositor.settle)
+        while not settled.done():
+            safe.receive(ours)
+        settled.result()
+    assert os.read(reader, 1) == b""
+    os.close(reader)
+    depositor.settle()  # nothing to wait for
 
 
 def test_many_are_left_without_the_keeper_reading(ends: tuple[socket.socket, socket.socket]) -> None:
