@@ -61,7 +61,7 @@ class RamConfig(_Section):
     expected_sizes: dict[str, Size] = Field(
         default={},
         alias="expectedSizes",
-        description="Patterns of file names, and how large such files will be; until there is one to go by.",
+        description="How large such files will be, until there is one to go by; see [memory](memory.md).",
     )
 
 
