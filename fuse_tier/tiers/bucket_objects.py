@@ -26,6 +26,7 @@ from fuse_tier.tiers import bucket_batch as batch
 from fuse_tier.tiers.bucket_batch import Answer, Call
 from fuse_tier.tiers.bucket_content import PIECE, Content, Interrupted, UploadBody, crc32c_text
 from fuse_tier.tiers.bucket_layout import BucketPlace
+from fuse_tier.tiers.bucket_pace import Pace
 from fuse_tier.tiers.bucket_session import Session
 
 _CONNECT_SECONDS: Final = 10.0
@@ -50,12 +51,18 @@ class Stored:
     metageneration: int
 
 
+def is_copy(stored: Stored, content: Content) -> bool:
+    """Whether an object has a content, which has been read, byte for byte."""
+    return content.crc32c is not None and (stored.size, stored.crc32c) == (content.size, crc32c_text(content.crc32c))
+
+
 class Objects:
     """The objects below a bucket's prefix; their names are given and told without it."""
 
-    def __init__(self, place: BucketPlace, session: Session) -> None:
+    def __init__(self, place: BucketPlace, session: Session, pace: Pace) -> None:
         self._place = place
         self._session = session
+        self._pace = pace
         self.errors = session.errors
 
     def now(self) -> float:
@@ -69,14 +76,16 @@ class Objects:
 
         ``replacing`` is the generation to overwrite, 0 for none; ``sent`` is told how far this request has come.
         """
-        resource = {"name": self._place.prefix + name, "crc32c": crc32c_text(content.crc32c)}
+        resource = {"name": self._place.prefix + name}
+        if content.crc32c is not None:
+            resource["crc32c"] = crc32c_text(content.crc32c)
         with self.errors.told("create", name):
             response = self._session.http().post(
                 f"{self._session.base}/upload/storage/v1/b/{self._place.bucket}/o",
                 params={"uploadType": "multipart", "ifGenerationMatch": replacing},
-                data=UploadBody(json.dumps(resource).encode(), content, sent, stop),
+                data=UploadBody(json.dumps(resource).encode(), content, sent, self._pace.wait, stop),
                 headers={"Content-Type": UploadBody.TYPE},
-                timeout=(Deadline.BUCKET_CALL, Deadline.BUCKET_CALL + content.size / _SLOWEST),
+                timeout=(Deadline.BUCKET_STALL, Deadline.BUCKET_CALL + content.size / _SLOWEST),
             )
             if response.status_code == HTTPStatus.PRECONDITION_FAILED:
                 return None
@@ -86,7 +95,7 @@ class Objects:
             answer = response.json()
         now, generation = self.now(), int(answer["generation"])
         stored = Stored(name, int(answer["size"]), answer["crc32c"], now, now, generation, 1)
-        if (stored.size, stored.crc32c) != (content.size, resource["crc32c"]):
+        if not is_copy(stored, content):
             self.delete(stored)
             raise TierUnavailable(f"{self._place}/{name} arrived damaged, and was removed: it must be sent again")
         return stored
@@ -153,6 +162,25 @@ class Objects:
         except (NotFound, PreconditionFailed):
             return False
         return True
+
+    def compose(self, name: str, sources: Sequence[Stored], stop: Event) -> Stored | None:
+        """Makes an object of up to 32 others, one after another; None if there is one already. Raises NotFound when
+        one of them has gone.
+        """
+        if stop.is_set():
+            raise Interrupted
+        parts = [{"name": self._place.prefix + one.name, "generation": str(one.generation)} for one in sources]
+        with self.errors.told("create", name):
+            response = self._session.http().post(
+                f"{self._session.base}{self.path(name)}/compose",
+                params={"ifGenerationMatch": 0},
+                json={"sourceObjects": parts, "destination": {"contentType": "application/octet-stream"}},
+                timeout=_CALL,
+            )
+            if response.status_code == HTTPStatus.PRECONDITION_FAILED:
+                return None
+            self.errors.check(response)
+            return self._stored(response.json())
 
     def call(self, calls: Sequence[Call]) -> list[Answer]:
         """Makes up to ``bucket_batch.AT_MOST`` calls in one request; an answer for each, in their order."""
