@@ -6,7 +6,7 @@ tier. Decides nothing about what should be where; bytes of content travel in ses
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 import trio
 
@@ -42,7 +42,8 @@ class PeerService:
     """The gRPC service ``Peer`` of ``control.proto``, for ``wire/grpc.py`` to serve.
 
     ``own`` gives what the node says of itself at the moment; ``secure`` says whether it has certificates, and then
-    ``encrypt`` whether content has to be encrypted even when the peer would do without.
+    ``encrypt`` whether content has to be encrypted even when the peer would do without. ``make_room`` gives up what
+    may go for so many bytes of a peer's copy, and tells how many are free then.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class PeerService:
         *,
         secure: bool,
         encrypt: bool,
+        make_room: Callable[[int], Awaitable[int]] | None = None,
         smallest_grace_seconds: float = SMALLEST_GRACE_SECONDS,
     ) -> None:
         self._ram = ram
@@ -62,6 +64,7 @@ class PeerService:
         self._cluster = cluster
         self._secure = secure
         self._encrypt = encrypt
+        self._make_room = make_room
         self._smallest_grace_seconds = smallest_grace_seconds
         self._parsing = trio.CapacityLimiter(2)
 
@@ -110,7 +113,10 @@ class PeerService:
         blobs = decode_blobs(request.blobs, MAX_SESSION_BLOBS)
         needed = sum(blob.size for blob in blobs)
         capacity = self._ram.capacity_bytes()
-        free = self._ram.free_bytes() - min(_RESERVE_BYTES, capacity // _RESERVE_PART)
+        kept_free = min(_RESERVE_BYTES, capacity // _RESERVE_PART)
+        free = self._ram.free_bytes() - kept_free
+        if free < needed <= capacity and self._make_room is not None:
+            free = await self._make_room(needed + kept_free) - kept_free
         if needed > free:
             raise TierFull(
                 f"the {self._ram.place} has room for {max(0, free)} bytes, and {needed} are offered: give it more "

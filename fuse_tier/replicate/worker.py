@@ -153,6 +153,7 @@ class Worker:
             self._config.cluster,
             secure=self._tls is not None,
             encrypt=self._config.encrypt_peer_traffic,
+            make_room=partial(self._room.make, for_replica=True),
         )
         services = [(add_PeerServicer_to_server, service)]
         await grpc.serve(services, str(self._config.listen.control), self._tls, task_status=task_status)
