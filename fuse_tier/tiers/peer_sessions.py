@@ -15,7 +15,7 @@ import trio
 from fuse_tier.blobs import Blob
 from fuse_tier.errors import FuseTierError, TierError, TierRefused
 from fuse_tier.wire.bulk.format import MAX_SESSION_BLOBS
-from fuse_tier.wire.bulk.streams import StreamBroken
+from fuse_tier.wire.bulk.streams import HandshakeFailed, StreamBroken
 from fuse_tier.wire.bulk.transfer import Receipt
 
 Transfer = Callable[[Sequence[Blob], Receipt], Awaitable[bool]]
@@ -115,7 +115,8 @@ async def _run_session(
             return whole, None
         rest = tuple(blob for blob in rest if blob not in whole.arrived and blob not in whole.failed)
         patience.left -= 1
-        if not rest or patience.left < 0 or not isinstance(error, StreamBroken):
+        is_worth_it = isinstance(error, StreamBroken) and not isinstance(error, HandshakeFailed)
+        if not rest or patience.left < 0 or not is_worth_it:
             whole.failed |= dict.fromkeys(rest, error)
             return whole, error
 

@@ -18,6 +18,7 @@ import trio
 
 _BURST_SECONDS = 0.05
 _SMALLEST_BURST = 64 << 10  # bytes
+_ROUNDING_SECONDS = 1e-6  # so that there is something to grant at the time that was given
 _PART_SECONDS = 0.02
 _SMALLEST_PART = 16 << 10
 _LARGEST_PART = 8 << 20
@@ -54,7 +55,7 @@ class Pacer:
         self._balance = self._burst
         self._as_of = now
         self._waiting: list[Ticket] = []
-        self._grants = 0
+        self.grants = 0  # made so far
 
     @property
     def part(self) -> int:
@@ -80,12 +81,12 @@ class Pacer:
             ticket = self._next()
             self._waiting.remove(ticket)
             self._balance -= ticket.size
-            self._grants += 1
+            self.grants += 1
             ticket.granted = True
-        return now - self._balance / self._rate if self._waiting else None
+        return now - self._balance / self._rate + _ROUNDING_SECONDS if self._waiting else None
 
     def _next(self) -> Ticket:
-        if self._grants % _LONGEST_WAITER_EVERY == _LONGEST_WAITER_EVERY - 1:
+        if self.grants % _LONGEST_WAITER_EVERY == _LONGEST_WAITER_EVERY - 1:
             return self._waiting[0]
         return min(self._waiting, key=lambda ticket: ticket.urgency)  # min takes the first of equals
 
@@ -107,9 +108,11 @@ class Pace:
         with self._changed:
             ticket = self._pacer.ask(urgency, size)
             while not stopped.is_set():
+                before = self._pacer.grants
                 due = self._pacer.grant(time.monotonic())
-                if ticket.granted:
+                if self._pacer.grants != before:
                     self._changed.notify_all()
+                if ticket.granted:
                     return
                 pause = _LOOK_EVERY_SECONDS if due is None else due - time.monotonic()
                 self._changed.wait(min(_LOOK_EVERY_SECONDS, max(0.0, pause)))

@@ -93,8 +93,7 @@ class Stream:
         except ssl.SSLCertVerificationError as error:
             raise HandshakeFailed(f"its certificate was refused: {error.verify_message}") from error
         except ssl.SSLError as error:
-            # Which class an end in the middle has depends on the versions of Python and OpenSSL.
-            if isinstance(error, ssl.SSLEOFError) or error.reason == "UNEXPECTED_EOF_WHILE_READING":
+            if _is_end(error):
                 raise StreamBroken("the other side ended the stream while hands were shaken") from error
             raise HandshakeFailed(f"the TLS handshake failed: {error.reason or error}") from error
         except OSError as error:
@@ -250,9 +249,18 @@ class Stream:
     def _broken(self, error: OSError) -> StreamBroken:
         if isinstance(error, TimeoutError) or error.errno in (errno.EAGAIN, errno.ETIMEDOUT):
             return StreamBroken(f"no byte moved for {self._patience:g} s")
+        if _is_end(error):
+            return StreamBroken("the other side ended the stream in the middle")
         if isinstance(error, ssl.SSLError):
-            return StreamBroken(f"TLS failed: {error.reason or error}")
+            return HandshakeFailed(f"TLS failed: {error.reason or error}")  # TLS 1.3 tells a client so late
         return StreamBroken(f"the stream broke: {error.strerror or error}")
+
+
+def _is_end(error: OSError) -> bool:
+    """Which class an end in the middle has under TLS depends on the versions of Python and OpenSSL."""
+    return isinstance(error, ssl.SSLEOFError) or (
+        isinstance(error, ssl.SSLError) and error.reason == "UNEXPECTED_EOF_WHILE_READING"
+    )
 
 
 def write_fully(fd: int, content: memoryview, offset: int) -> None:
