@@ -59,6 +59,12 @@ class RamConfig(_Section):
 
     path: AbsolutePath = Field(description="Where it is; a tmpfs is mounted there if there is none.")
     size: Size = Field(description="How much RAM it may take.")
+    warm: bool = Field(default=False, description="Whether its memory is made ready when the tmpfs is made.")
+    expected_sizes: dict[str, Size] = Field(
+        default={},
+        alias="expectedSizes",
+        description="How large such files will be, until there is one to go by; see [memory](memory.md).",
+    )
 
 
 class ListenConfig(_Section):
@@ -141,6 +147,11 @@ class NodeConfig(_Section):
     )
     fsync: Literal["ram", "peer", "bucket"] = Field(
         default="ram", description="What an fsync waits for: `ram`, `peer` or `bucket`."
+    )
+    passthrough: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="Whether the kernel reads and writes file content by itself: where it can, always (a mount "
+        "fails without), or never.",
     )
     keep: KeepConfig = Field(default=KeepConfig())
     limits: LimitsConfig = Field(default=LimitsConfig())

@@ -6,7 +6,7 @@ tier. Decides nothing about what should be where; bytes of content travel in ses
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 import trio
 
@@ -43,7 +43,8 @@ class PeerService:
     """The gRPC service ``Peer`` of ``control.proto``, for ``wire/grpc.py`` to serve.
 
     ``own`` gives what the node says of itself at the moment; ``secure`` says whether it has certificates, and then
-    ``encrypt`` whether content has to be encrypted even when the peer would do without.
+    ``encrypt`` whether content has to be encrypted even when the peer would do without. ``make_room`` gives up what
+    may go for so many bytes of a peer's copy, and tells how many are free then.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class PeerService:
         *,
         secure: bool,
         encrypt: bool,
+        make_room: Callable[[int], Awaitable[int]] | None = None,
         smallest_grace_seconds: float = SMALLEST_GRACE_SECONDS,
     ) -> None:
         self._ram = ram
@@ -63,6 +65,7 @@ class PeerService:
         self._cluster = cluster
         self._secure = secure
         self._encrypt = encrypt
+        self._make_room = make_room
         self._smallest_grace_seconds = smallest_grace_seconds
         self._parsing = trio.CapacityLimiter(2)
 
@@ -120,27 +123,28 @@ class PeerService:
         left_out = [index for index, blob in enumerate(blobs) if blob not in wanted]
         session = pb.Session(left_out=left_out, encrypted=self._encrypts(request))
         if wanted:
-            await self._make_room(wanted)
+            await self._check_room(wanted)
             sent = tuple(blob for blob in blobs if blob in wanted)
             session.MergeFrom(self._grant(Session(caller.node, Direction.PUSH, sent, self._encrypts(request))))
             begun = partials_to_wire(blobs, lambda blob: self._ram.partial(blob) if blob in wanted else None)
             session.begun.extend(begun)
         return session
 
-    async def _make_room(self, blobs: frozenset[Blob]) -> None:
-        """Raises TierFull. Beginnings that were kept count as room, and those of other blobs give way."""
+    async def _check_room(self, blobs: frozenset[Blob]) -> None:
+        """Raises TierFull. Beginnings that were kept count as room, and those of other blobs give way first."""
         needed = sum(blob.size for blob in blobs if self._ram.partial(blob) is None)
-        if needed > self._room():
+        capacity = self._ram.capacity_bytes()
+        kept_free = min(_RESERVE_BYTES, capacity // _RESERVE_PART)
+        if needed > self._ram.free_bytes() - kept_free:
             await trio.to_thread.run_sync(self._ram.give_up_partials, blobs)
-        free = self._room()
+        free = self._ram.free_bytes() - kept_free
+        if free < needed <= capacity and self._make_room is not None:
+            free = await self._make_room(needed + kept_free) - kept_free
         if needed > free:
             raise TierFull(
                 f"the {self._ram.place} has room for {max(0, free)} bytes, and {needed} are offered: give it more "
                 "(ram.size), or keep fewer snapshots (keep.ram)"
             )
-
-    def _room(self) -> int:
-        return self._ram.free_bytes() - min(_RESERVE_BYTES, self._ram.capacity_bytes() // _RESERVE_PART)
 
     async def OpenPull(self, request: pb.PullRequest, caller: Caller) -> pb.Session:  # noqa: N802
         """A session in which the caller receives these blobs, or is told for each that it is not here."""

@@ -10,7 +10,7 @@ import trio
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import FuseTierError
 from fuse_tier.tiers.bucket_content import Interrupted
-from fuse_tier.tiers.bucket_transfer import Task
+from fuse_tier.tiers.bucket_task import Task
 
 T = TypeVar("T")
 
@@ -23,13 +23,13 @@ class Work:
         self._patience = patience
         self._limiter = trio.CapacityLimiter(parallel)
 
-    async def run(self, work: Callable[[Task], T]) -> T:
-        """Runs work in a thread, and raises what it raises.
+    async def run(self, work: Callable[[Task], T], *, patience: float | None = None) -> T:
+        """Runs work in a thread, and raises what it raises. ``patience`` is another one than usual.
 
         When cancelled, tells the thread to stop and waits for it, but no longer than THREAD_SHUTDOWN: one that is
         stuck in a socket is left behind, with nothing in its hands that is not its own.
         """
-        task = Task(self._patience)
+        task = Task(self._patience if patience is None else patience)
         finished = trio.Event()
         outcome: list[T] = []
         failure: list[Exception] = []
@@ -78,3 +78,18 @@ class Work:
                 nursery.start_soon(take_turns)
         if failures:
             raise failures[0]
+
+    async def beside(self, background: Callable[[], Awaitable[None]], work: Callable[[], Awaitable[T]]) -> T:
+        """Does work with something else going on until it is done; raises what it raises."""
+        outcome: list[T] = []
+        failures: list[FuseTierError] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(background)
+            try:
+                outcome.append(await work())
+            except FuseTierError as error:
+                failures.append(error)
+            nursery.cancel_scope.cancel()
+        if failures:
+            raise failures[0]
+        return outcome[0]

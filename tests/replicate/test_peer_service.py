@@ -128,6 +128,19 @@ async def test_a_node_without_certificates_encrypts_nothing(ram: RamTier, sessio
     assert not session.encrypted
 
 
+async def test_for_what_there_is_no_room_some_is_made_first(ram: RamTier, sessions: Sessions) -> None:
+    wanted: list[int] = []
+
+    async def make_room(size: int) -> int:
+        wanted.append(size)
+        return 2 * size
+
+    service = PeerService(ram, sessions, lambda: OWN, "test", secure=True, encrypt=False, make_room=make_room)
+    size = ram.capacity_bytes()
+    assert (await service.OpenPush(pb.PushRequest(blobs=[encode_blob(Blob(bytes(16), size))]), SOMEBODY)).token
+    assert wanted[0] >= size
+
+
 @pytest.mark.parametrize("count", [1, 3])
 async def test_what_there_is_no_room_for_is_not_begun(service: PeerService, ram: RamTier, count: int) -> None:
     part = ram.free_bytes() // count
