@@ -39,6 +39,7 @@ class Deadline:
     BUCKET_TOTAL: Final = 600.0  # one object there or back, tries included
     THREAD_SHUTDOWN: Final = 10.0  # a blocking call that was interrupted comes back
     METRICS_REQUEST: Final = 5.0  # one scrape
+    HAND_OVER: Final = 3.0  # a keeper's successor takes over, for which a job waits; then the old one goes on
     DAEMON_START: Final = 35.0  # a daemon's start until a stat through the mount answers
     KERNEL_UNMOUNT: Final = 8.0  # the kernel takes a mount away, or says that it is in use
     DAEMON_STOP: Final = 15.0  # a daemon whose mount has gone ends
@@ -68,7 +69,7 @@ def table() -> tuple[Wait, ...]:
         "STATUS": ("CONTROL_CALL",),
         "LISTING": ("MANIFEST_TRANSFER", "BUCKET_CALL", "CONTROL_CALL"),
         "DRAIN": ("SYNC", "UNMOUNT"),
-        "DAEMON_START": ("SUPERVISOR_CONNECT", "CHANNEL_CALL"),
+        "DAEMON_START": ("SUPERVISOR_CONNECT", "CHANNEL_CALL", "HAND_OVER"),
         "DAEMON_STOP": ("THREAD_SHUTDOWN", "HURRIED_STOP"),
         "MOUNT": ("DAEMON_START", "KERNEL_UNMOUNT", "CHANNEL_CALL", "CONTROL_CALL"),
         "UNMOUNT": ("KERNEL_UNMOUNT", "DAEMON_STOP", "CHANNEL_CALL"),
