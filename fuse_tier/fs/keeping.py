@@ -24,6 +24,7 @@ from fuse_tier.fs.version import code_version
 from fuse_tier.mount.claim import Record, take_claim
 from fuse_tier.mount.deposits import Safe
 from fuse_tier.mount.keeper import Inheritance, Keeper, outlive_parent
+from fuse_tier.mount.mountpoint import check_mountpoint
 from fuse_tier.ram.layout import Layout
 
 Serve = Callable[[MountSpec, MadeMount, Inheritance], int]
@@ -122,11 +123,13 @@ class Keeping:
 
 def make(spec: MountSpec, serve: Serve) -> Keeping:
     """Mounts. Raises IdentityBusy, MountError; then nothing is mounted."""
-    volume = Layout(spec.ram_root).volume(spec.identity)
+    layout = Layout(spec.ram_root)
+    volume = layout.volume(spec.identity)
     if not os.path.isdir(volume.tree):
         raise MountError(f"volume {spec.identity} has no tree at {volume.tree}: it must be restored or made first")
+    check_mountpoint(spec.mountpoint, spec.ram_root)  # first of all: this says what is there
     path = spec.keeper_socket or ""
-    claim = take_claim(volume.keeper, Record(str(spec.identity), spec.mountpoint, os.getpid(), path))
+    claim = take_claim(layout, volume.keeper, Record(str(spec.identity), spec.mountpoint, os.getpid(), path))
     listener = None
     try:
         listener = listen(path) if path else None

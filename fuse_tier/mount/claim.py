@@ -19,8 +19,10 @@ from typing import Final
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import IdentityBusy, MountError
 from fuse_tier.ram.layout import Layout
+from fuse_tier.ram.room import Reserve
 
-_LONGEST: Final = 1 << 16
+_LONGEST: Final = 1 << 14
+_PAGE: Final = 4096
 _LOOK_AGAIN_SECONDS: Final = 0.01
 _TIMES_TO_LOOK: Final = 10
 
@@ -43,7 +45,10 @@ class Record:
 
 
 class Claim:
-    """The lock, held. It is given up with the last process that has its descriptor."""
+    """The lock, held. It is given up with the last process that has its descriptor.
+
+    The file's only page is allocated when it is taken, so that no later update fails because the tier is full.
+    """
 
     def __init__(self, fd: int, record: Record) -> None:
         self.fd = fd
@@ -64,10 +69,10 @@ class Claim:
         os.ftruncate(self.fd, len(content))
 
 
-def take_claim(path: str, record: Record) -> Claim:
-    """Locks the file at ``path``. Raises IdentityBusy when another keeper holds it, MountError.
+def take_claim(layout: Layout, path: str, record: Record) -> Claim:
+    """Locks the file at ``path``, on the tier of ``layout``; a keeper that holds it and is just ending is waited for.
 
-    One that is just ending is waited for.
+    Raises IdentityBusy when it does not end, MountError.
     """
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -89,7 +94,11 @@ def take_claim(path: str, record: Record) -> Claim:
         else:
             break
     claim = Claim(fd, record)
-    claim.update()
+    try:
+        Reserve(layout).write(claim.update, _PAGE)
+    except OSError as error:
+        os.close(fd)
+        raise MountError(f"volume {record.identity} cannot be mounted: {path}: {error.strerror}") from error
     return claim
 
 

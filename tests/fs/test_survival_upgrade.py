@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from fuse_tier.mount.claim import is_held, read_record
-from fuse_tier.mount.table import mount_at, read_mounts
-from tests.fs.mounted import Mounted, Place, eventually
+from fuse_tier.mount.table import mount_at
+from tests.fs.mounted import Mounted, Place, eventually, mounts_below
 from tests.harness.logs import ExpectedLogs
 
 pytestmark = pytest.mark.fuse
@@ -81,7 +81,7 @@ def test_a_job_sees_no_error_while_its_mount_is_upgraded_and_daemons_die(
     mounted: Mounted, start: Start, place: Place, mode: str, rng: random.Random, expected_logs: ExpectedLogs
 ) -> None:
     expected_logs.allow("daemon.ended")
-    count, before = len(read_mounts()), mount_at(str(mounted.path))
+    before = mounts_below(mounted.path)
     command = [sys.executable, "-m", "tests.fs.torture", str(mounted.path), str(4 << 20)]
     keeper = mounted
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as job:
@@ -98,7 +98,7 @@ def test_a_job_sees_no_error_while_its_mount_is_upgraded_and_daemons_die(
         told = json.loads(job.stdout.readline())
     assert told["errors"] == []
     assert told["rounds"] > 0
-    assert (len(read_mounts()), mount_at(str(mounted.path))) == (count, before)
+    assert mounts_below(mounted.path) == before
     keeper.unmount()
     assert keeper.wait() == 0
     assert not os.path.exists(keeper_socket(place))
