@@ -36,6 +36,7 @@ _OUTWARD = (
     "node",
     "ram/test_pins.py::test_a_process_may_die_at_any_line",
     "replicate/test_membership.py",
+    "replicate/test_records.py",
     "test_emulator.py",
     "tiers/test_bucket.py",
     "tiers/test_bucket_faults.py",

@@ -10,9 +10,10 @@ import click
 
 from fuse_tier.cli.asking import list_snapshots, show, status, verify
 from fuse_tier.cli.reporting import run_and_exit
+from fuse_tier.cli.restoring import restore
 from fuse_tier.cli.running import bench, coordinator, demo, node
 from fuse_tier.cli.tls import tls
-from fuse_tier.cli.volumes import mount, restore, unmount, wait
+from fuse_tier.cli.volumes import mount, unmount, wait
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

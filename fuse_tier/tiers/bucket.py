@@ -26,6 +26,7 @@ import structlog
 import trio
 
 from fuse_tier.blobs import Blob, Progress, Sink, Source
+from fuse_tier.checkpoints import Job
 from fuse_tier.errors import (
     Damaged,
     IncompleteSnapshot,
@@ -42,6 +43,7 @@ from fuse_tier.tiers import bucket_layout as layout
 from fuse_tier.tiers import bucket_transfer as transfer
 from fuse_tier.tiers.base import Fetched, TierName, no_progress
 from fuse_tier.tiers.bucket_content import MemoryContent
+from fuse_tier.tiers.bucket_documents import Documents
 from fuse_tier.tiers.bucket_fetch import Fetching
 from fuse_tier.tiers.bucket_objects import Objects
 from fuse_tier.tiers.bucket_packs import PACK_FROM, SMALL, divide
@@ -84,6 +86,7 @@ class BucketTier:
         self._presence = Presence(self._objects, self._work)
         self._named_or_removed = trio.Lock()
         self._is_ours = False
+        self.documents = Documents(self._objects, self._work, self._check_layout)
 
     async def aclose(self) -> None:
         """Closes the connections. A later call opens new ones."""
@@ -135,10 +138,20 @@ class BucketTier:
             highest = max((snapshot.number for snapshot in await self.snapshots(manifest.id.identity)), default=0)
             raise SnapshotConflict(f"{self.place} has another snapshot {manifest.id} already", highest)
 
+    def now(self) -> float:
+        """Seconds since 1970 by the service's clock, of which its last answer told."""
+        return self._objects.now()
+
     async def snapshots(self, identity: Identity | None = None) -> Sequence[SnapshotId]:
         """Everything listed, of one volume or of all, in order. Reads no manifest."""
+        return await self._listed(layout.manifest_folder(identity))
+
+    async def snapshots_of(self, job: Job) -> Sequence[SnapshotId]:
+        """Everything listed of all volumes of a job, in order."""
+        return await self._listed(layout.job_folder(job))
+
+    async def _listed(self, folder: str) -> Sequence[SnapshotId]:
         await self._check_layout()
-        folder = layout.manifest_folder(identity)
         return await self._work.run(
             lambda task: task.retry(lambda: bucket_collection.list_snapshots(self._objects, folder, task))
         )
@@ -228,7 +241,7 @@ class BucketTier:
         except (NotFound, Damaged):
             return False
 
-    async def _check_layout(self, *, make: bool = False) -> None:
+    async def _check_layout(self, make: bool = False) -> None:
         """Sees once that the bucket is there and of a layout that we know; says so in it before the first write."""
         if not self._is_ours:
             self._is_ours = await self._work.run(lambda task: self._read_marker(task, make))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fuse_tier.blobs import Blob
+from fuse_tier.checkpoints import Job
 from fuse_tier.errors import ConfigError, InvalidRequest, TierRefused
 from fuse_tier.identity import Identity, SnapshotId
 
@@ -107,6 +108,11 @@ def manifest_object(snapshot: SnapshotId) -> str:
 def manifest_folder(identity: Identity | None) -> str:
     """What the names of one volume's manifests begin with, or of all volumes'."""
     return f"{MANIFESTS}{identity}/" if identity else MANIFESTS
+
+
+def job_folder(job: Job) -> str:
+    """What the names of the manifests of all volumes of a job begin with."""
+    return f"{MANIFESTS}{job}/"
 
 
 def snapshot_of(name: str) -> SnapshotId | None:
