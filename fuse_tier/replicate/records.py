@@ -84,8 +84,8 @@ class JobRecords:
         version = text[:_LONGEST_VERSION].decode(errors="replace").strip()
         if not is_checkpoint_name(version):
             raise MalformedManifest(
-                f"{_VERSION} of {job} in {self._bucket.place} says {version[:40]!r}, which names no checkpoint: write "
-                "one of those that stand beside it, such as 2026-01-31_08-30, or delete it"
+                f"{_VERSION} of {job} in {self._bucket.place} says {version[:40]!r}, which names no checkpoint: "
+                "write one of those that stand beside it, such as 2026-01-31_08-30, or delete it"
             )
         return version
 
