@@ -27,6 +27,7 @@ class Deadline:
     """Seconds, by name: ``Deadline.CONTROL_CALL``."""
 
     HOLD: Final = 2.0  # a daemon keeps changes of its volume back at most so long
+    ROOM: Final = 2.0  # a create that waits for others to give up room; then it goes on with what there is
     CONTROL_CONNECT: Final = 3.0  # TCP and TLS of a control connection
     CONTROL_CALL: Final = 5.0  # one unary control call, its connection included
     CHANNEL_CALL: Final = 5.0  # one call between processes of a node, a hold included

@@ -15,11 +15,14 @@ from typing import Any, Final
 import structlog
 import trio
 
+from fuse_tier.blobs import Blob
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import DeadlineExceeded, FuseTierError
 from fuse_tier.fs.changes import ANNOUNCE_EVERY_SECONDS, Changes
 from fuse_tier.fs.handles import Handles
 from fuse_tier.fs.spec import MountSpec
+from fuse_tier.ram.layout import Layout
+from fuse_tier.ram.remote import mark
 from fuse_tier.wire.channel import Arguments, Channel, ChannelClosed, Handler, connected
 
 log = structlog.get_logger(__name__)
@@ -32,10 +35,11 @@ _GOODBYE_SECONDS: Final = 1.0
 class Link:
     """The connection of one volume. ``run`` keeps it up; everything else may be used at any time."""
 
-    def __init__(self, spec: MountSpec, changes: Changes, handles: Handles) -> None:
+    def __init__(self, spec: MountSpec, changes: Changes, handles: Handles, *, passthrough: bool) -> None:
         self._spec = spec
         self._changes = changes
         self._handles = handles
+        self._passthrough = passthrough
         self._channel: Channel | None = None
         self._connected = trio.Event()
 
@@ -56,7 +60,12 @@ class Link:
 
     async def _serve_once(self) -> bool:
         """One connection from its start to its end; says whether the worker knew us."""
-        handlers: Mapping[str, Handler] = {"version": self._version, "hold": self._hold, "release": self._release}
+        handlers: Mapping[str, Handler] = {
+            "version": self._version,
+            "hold": self._hold,
+            "release": self._release,
+            "retire": self._retire,
+        }
         greeted = False
         try:
             async with connected(self._spec.worker_socket, handlers) as channel:
@@ -77,7 +86,7 @@ class Link:
                 identity=str(self._spec.identity),
                 pid=os.getpid(),
                 mountpoint=self._spec.mountpoint,
-                passthrough=False,
+                passthrough=self._passthrough,
                 counter=self._changes.counter,
             )
         except (FuseTierError, OSError) as error:
@@ -144,6 +153,19 @@ class Link:
     async def _hold(self, arguments: Arguments) -> dict[str, Any]:
         self._changes.hold(float(arguments.get("seconds", Deadline.HOLD)))
         return await self._version({})
+
+    async def _retire(self, arguments: Arguments) -> dict[str, Any]:
+        """Marks files whose content is to be given up, unless they are open: no await, so that none is opened."""
+        opened = {file.inode for file in self._handles.files.values()} | set(self._handles.writing)
+        layout = Layout(self._spec.ram_root)
+        volume = layout.volume(self._spec.identity)
+        return {
+            "inodes": [
+                inode
+                for inode, name in arguments["files"]
+                if inode not in opened and mark(layout, volume, inode, Blob.parse(name))
+            ]
+        }
 
     async def _release(self, arguments: Arguments) -> dict[str, Any]:
         self._changes.release()

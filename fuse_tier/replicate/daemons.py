@@ -13,9 +13,11 @@ from typing import Any
 import structlog
 import trio
 
+from fuse_tier.blobs import Blob
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import DeadlineExceeded, InvalidRequest
 from fuse_tier.identity import Identity
+from fuse_tier.replicate.room import RoomKeeper
 from fuse_tier.replicate.snapshot import Quiescent, TreeVersion
 from fuse_tier.replicate.volume import Volume
 from fuse_tier.replicate.walk import Writers
@@ -59,11 +61,13 @@ class DaemonSession:
         materialize: Callable[[Volume, int], Awaitable[None]],
         ended: Callable[[Volume, bool], Awaitable[None]],
         replicas: int,
+        room: RoomKeeper,
     ) -> None:
         self._find = find
         self._materialize = materialize
         self._ended = ended
         self._replicas = replicas
+        self._room = room
         self._volume: Volume | None = None
         self._gate: DaemonGate | None = None
         self._orderly = False
@@ -76,6 +80,7 @@ class DaemonSession:
             "sync": self._sync,
             "state": self._state,
             "materialize": self._fetch,
+            "make_room": self._make_room,
             "goodbye": self._goodbye,
         }
         self._channel = Channel(stream, handlers)
@@ -83,6 +88,7 @@ class DaemonSession:
         volume = self._volume
         if volume is not None and volume.gate is self._gate:
             volume.gate = None
+            volume.retire = None
             volume.news.announce()
             await self._ended(volume, self._orderly)
 
@@ -94,6 +100,7 @@ class DaemonSession:
         self._volume = volume
         self._gate = DaemonGate(self._channel)
         volume.gate = self._gate
+        volume.retire = self._retire
         volume.mountpoint = arguments["mountpoint"]
         volume.changes.announce()
         volume.news.announce()
@@ -133,6 +140,17 @@ class DaemonSession:
     async def _fetch(self, arguments: Arguments) -> dict[str, Any]:
         await self._materialize(self._mounted(), int(arguments["inode"]))
         return {}
+
+    async def _make_room(self, arguments: Arguments) -> dict[str, int]:
+        volume, inode = self._mounted(), arguments.get("inode")
+        if inode is not None:
+            await self._room.release(volume, int(inode))
+        return {"free": await self._room.make(int(arguments["bytes"]))}
+
+    async def _retire(self, files: dict[int, Blob]) -> list[int]:
+        pairs = [[inode, blob.name] for inode, blob in files.items()]
+        retired = await self._channel.call("retire", Deadline.CHANNEL_CALL, files=pairs)
+        return [inode for inode in retired["inodes"] if inode in files]
 
     async def _goodbye(self, arguments: Arguments) -> None:
         self._orderly = True

@@ -28,6 +28,7 @@ from fuse_tier.identity import SnapshotId
 from fuse_tier.manifest import Entry, Kind, Lineage, Manifest
 from fuse_tier.ram.layout import Layout, VolumeLayout
 from fuse_tier.ram.pins import Pins
+from fuse_tier.ram.remote import remote_files, unmark
 from fuse_tier.replicate.walk import Found, TreeChanged, Walk, Writers, walk_tree
 
 log = structlog.get_logger(__name__)
@@ -231,6 +232,9 @@ class Snapshotter:
         for name in os.listdir(self._volume.pins):
             if name.isdigit() and int(name) not in inodes:
                 self._pins.forget(int(name))
+        for inode in remote_files(self._volume):
+            if inode not in inodes:
+                unmark(self._volume, inode)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(work, limiter=self._limiter)

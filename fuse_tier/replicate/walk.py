@@ -20,6 +20,7 @@ from fuse_tier.errors import FuseTierError
 from fuse_tier.manifest import Entry, Kind
 from fuse_tier.ram.layout import VolumeLayout
 from fuse_tier.ram.pins import Pins
+from fuse_tier.ram.remote import remote_files
 
 log = structlog.get_logger(__name__)
 
@@ -64,10 +65,11 @@ def walk_tree(volume: VolumeLayout, pins: Pins, writers: Writers, previous: Mapp
     """Reads the whole live tree.
 
     A file that is being written stands there as it was last sealed (``previous`` has that), and not at all if
-    it never was. A file whose content is not on this node, because no source could give it, is left out.
+    it never was. A file whose content is in the bucket only stands there as if it were here; one whose content no
+    source could give is left out.
     Sockets and device nodes are never part of a snapshot. Raises TreeChanged.
     """
-    remote = _remote_inodes(volume)
+    remote = remote_files(volume)
     found: list[tuple[bytes, os.stat_result, str]] = []
     root = os.fsencode(volume.tree)
     try:
@@ -96,7 +98,7 @@ def _describe(
     pins: Pins,
     writers: Writers,
     previous: Mapping[bytes, Entry],
-    remote: Collection[int],
+    remote: Mapping[int, Blob | None],
 ) -> Walk:
     entries: list[Entry] = []
     unhashed: list[Found] = []
@@ -133,10 +135,10 @@ def _known(
     pins: Pins,
     writers: Writers,
     previous: Mapping[bytes, Entry],
-    remote: Collection[int],
+    remote: Mapping[int, Blob | None],
 ) -> Blob | None:
     if status.st_ino in remote:
-        return None
+        return remote[status.st_ino]
     if status.st_ino not in writers.inodes:
         return pins.known_blob(status.st_ino)
     before = previous.get(entry.path)
@@ -204,7 +206,3 @@ def _xattrs(path: str) -> tuple[tuple[bytes, bytes], ...]:
         if error.errno in _NO_XATTRS:
             return ()
         raise TreeChanged(f"{path!r} changed while the tree was read") from error
-
-
-def _remote_inodes(volume: VolumeLayout) -> frozenset[int]:
-    return frozenset(int(name) for name in os.listdir(volume.remote) if name.isdigit())

@@ -38,10 +38,12 @@ from fuse_tier.replicate.node_service import NodeService
 from fuse_tier.replicate.peer_service import PeerService
 from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.restore import Restorer
+from fuse_tier.replicate.room import RoomKeeper
 from fuse_tier.replicate.supervisor import Supervisor
 from fuse_tier.replicate.upkeep import Upkeep
 from fuse_tier.replicate.volume import Volume, VolumeOptions
 from fuse_tier.replicate.volumes import Volumes
+from fuse_tier.replicate.warming import warm_once
 from fuse_tier.tiers.bucket import BucketTier
 from fuse_tier.tiers.peer import Introduction, PeerTier
 from fuse_tier.tiers.ram import RamTier
@@ -79,6 +81,7 @@ class Worker:
         self._volumes = Volumes(layout, self._ram, options, hashing, nursery, has_bucket=bucket is not None)
         self._fanout = Fanout(self._places, self._membership.own, config.replicas)
         self._upkeep = Upkeep(self._places, self._volumes.find, config.keep.ram, config.keep.bucket)
+        self._room = RoomKeeper(layout, self._ram, self._volumes, self._upkeep.wake)
         self._chooser = Chooser(self._places)
         self._restorer = Restorer(layout, self._places, config.node, hashing)
         self._supervisor = Supervisor(f"{config.socket}.supervisor")
@@ -118,6 +121,9 @@ class Worker:
         if config.metrics is not None:
             await nursery.start(metrics.serve, config.metrics)
         nursery.start_soon(self._upkeep.run)
+        nursery.start_soon(self._room.run)
+        if config.ram.warm:
+            nursery.start_soon(warm_once, Layout(config.ram.path))
         nursery.start_soon(self._pass_members_on)
         nursery.start_soon(self._keep_facts)
         await nursery.start(self._serve_operator)
@@ -169,9 +175,16 @@ class Worker:
 
     async def _serve_daemon(self, stream: trio.SocketStream) -> None:
         session = DaemonSession(
-            self._volumes.find, self._restorer.materialize, self._mounting.ended, max(1, self._config.replicas)
+            self._volumes.find,
+            self._materialize,
+            self._mounting.ended,
+            max(1, self._config.replicas),
+            self._room,
         )
         await session.serve(stream)
+
+    async def _materialize(self, volume: Volume, inode: int) -> None:
+        await self._restorer.materialize(volume, inode, self._room.make)
 
     async def _keep_bucket(self, volume: Volume) -> None:
         await self._fanout.keep_bucket(volume, self._upkeep.tidy_bucket)

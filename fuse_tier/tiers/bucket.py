@@ -44,11 +44,14 @@ from fuse_tier.tiers import bucket_transfer as transfer
 from fuse_tier.tiers.base import Fetched, TierName, no_progress
 from fuse_tier.tiers.bucket_content import MemoryContent
 from fuse_tier.tiers.bucket_documents import Documents
+from fuse_tier.tiers.bucket_errors import Protected
 from fuse_tier.tiers.bucket_fetch import Fetching
+from fuse_tier.tiers.bucket_many import Removable, Removal, remove
 from fuse_tier.tiers.bucket_objects import Objects
 from fuse_tier.tiers.bucket_packs import PACK_FROM, SMALL, divide
 from fuse_tier.tiers.bucket_presence import RELIANCE_SECONDS, Presence
-from fuse_tier.tiers.bucket_transfer import Task
+from fuse_tier.tiers.bucket_session import Session
+from fuse_tier.tiers.bucket_task import Task
 from fuse_tier.tiers.bucket_work import Work
 from fuse_tier.verified import VerifyReport
 
@@ -78,10 +81,12 @@ class BucketTier:
         *,
         parallel: int = _PARALLEL,
         patience: float = _PATIENCE_SECONDS,
+        key_file: str | None = None,
     ) -> None:
         place = layout.BucketPlace.parse(url)
         self.place = str(place)
-        self._objects = Objects(place, endpoint, parallel)
+        self._session = Session(place, endpoint, key_file, parallel)
+        self._objects = Objects(place, self._session)
         self._work = Work(parallel, patience)
         self._presence = Presence(self._objects, self._work)
         self._named_or_removed = trio.Lock()
@@ -90,7 +95,7 @@ class BucketTier:
 
     async def aclose(self) -> None:
         """Closes the connections. A later call opens new ones."""
-        await trio.to_thread.run_sync(self._objects.close)
+        await trio.to_thread.run_sync(self._session.close)
 
     async def missing(self, blobs: Collection[Blob]) -> set[Blob]:
         """Which of these are not here yet. Raises TierUnavailable, TierRefused, as all methods do."""
@@ -183,15 +188,15 @@ class BucketTier:
         return await Fetching(self._objects, self._work, self._presence, receive, progress).bring(set(blobs))
 
     async def drop(self, snapshot: SnapshotId) -> None:
-        """Takes a snapshot from the list. One that is not there is no error."""
+        """Takes a snapshot from the list. One that is not there is no error. Raises Protected."""
+        for kept in (await self.drop_all([snapshot])).kept:
+            raise Protected(kept.reason)
+
+    async def drop_all(self, snapshots: Collection[SnapshotId]) -> Removal:
+        """Takes snapshots from the list, as far as the bucket lets us; says which it keeps, and why."""
         await self._check_layout()
-
-        def remove() -> None:
-            stored = self._objects.head(layout.manifest_object(snapshot))
-            if stored is not None:
-                self._objects.delete(stored)
-
-        await self._work.run(lambda task: task.retry(remove))
+        wanted = [Removable(layout.manifest_object(snapshot)) for snapshot in snapshots]
+        return await self._work.run(lambda task: remove(self._objects, wanted, task))
 
     async def collect(self, grace_seconds: float) -> int:
         """Removes blobs that no manifest names and nobody relied upon for so long; gives the bytes freed.
@@ -199,13 +204,22 @@ class BucketTier:
         Raises MalformedManifest, and removes nothing, when what a manifest names cannot be read. For what is safe
         beside other processes see the module.
         """
+        return (await self.collect_garbage(grace_seconds)).freed
+
+    async def collect_garbage(self, grace_seconds: float, *, dry_run: bool = False) -> Removal:
+        """The same, and tells which objects went, or would go (``dry_run``), and which the bucket keeps, and why."""
         await self._check_layout()
         started = time.monotonic()
-        collection = bucket_collection.Collection(self._objects, self._work, self._presence, self._named_or_removed)
-        freed = await collection.collect(grace_seconds)
-        if freed:
-            log.info("bucket.collected", bytes=freed, seconds=round(time.monotonic() - started, 3))
-        return freed
+        collecting = bucket_collection.Collecting(self._objects, self._work, self._presence, self._named_or_removed)
+        removal = await collecting.collect(grace_seconds, dry_run=dry_run)
+        if dry_run:
+            return removal
+        if removal.freed:
+            seconds = round(time.monotonic() - started, 3)
+            log.info("bucket.collected", bytes=removal.freed, objects=len(removal.removed), seconds=seconds)
+        if removal.kept:
+            log.info("bucket.protected", objects=len(removal.kept), reason=removal.kept[0].reason)
+        return removal
 
     async def verify(self, identity: Identity | None = None, progress: Progress = no_progress) -> VerifyReport:
         """Downloads and hashes everything listed, and keeps nothing of it. Raises TierUnavailable, TierRefused."""

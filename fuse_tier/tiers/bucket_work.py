@@ -10,7 +10,7 @@ import trio
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import FuseTierError
 from fuse_tier.tiers.bucket_content import Interrupted
-from fuse_tier.tiers.bucket_transfer import Task
+from fuse_tier.tiers.bucket_task import Task
 
 T = TypeVar("T")
 

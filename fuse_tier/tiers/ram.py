@@ -47,9 +47,11 @@ class RamTier:
 
     def __init__(self, layout: Layout, node: str) -> None:
         self.place = f"ram of {node}"
-        self._layout = layout
+        self.layout = layout
         self._content = RamContent(layout, self.place)
         self._listing = RamListing(layout, self.place)
+        self.spared: Callable[[], Collection[Blob]] = frozenset
+        """Content that is collected by nobody although no listed manifest names it."""
         self._listed_or_collected = trio.Lock()
         self._copying = trio.CapacityLimiter(2)
         self._looking = trio.CapacityLimiter(4)  # apart, so that a look never waits for a copy
@@ -75,12 +77,12 @@ class RamTier:
 
     def capacity_bytes(self) -> int:
         """How much the tmpfs may hold."""
-        found = os.statvfs(self._layout.root)
+        found = os.statvfs(self.layout.root)
         return found.f_blocks * found.f_frsize
 
     def free_bytes(self) -> int:
         """How much room the tmpfs has left."""
-        found = os.statvfs(self._layout.root)
+        found = os.statvfs(self.layout.root)
         return found.f_bavail * found.f_frsize
 
     async def missing(self, blobs: Collection[Blob]) -> set[Blob]:
@@ -152,11 +154,12 @@ class RamTier:
         """
         stop, started = Event(), time.monotonic()
         async with self._listed_or_collected:
-            spared = self._expected.names(_SILENCE_SECONDS if grace_seconds else 0.0)
+            expected = self._expected.names(_SILENCE_SECONDS if grace_seconds else 0.0)
+            spared = {blob.name for blob in self.spared()} | set(expected)
             if grace_seconds and self._unfinished:
                 grace_seconds += max(0.0, time.time() - min(self._unfinished))
             collected = await run_interruptible(
-                lambda: upkeep.collect(self._layout, self._listing, grace_seconds, stop, spared),
+                lambda: upkeep.collect(self.layout, self._listing, grace_seconds, stop, spared),
                 stop.set,
                 self._looking,
             )
@@ -169,6 +172,16 @@ class RamTier:
                 unreadable_manifests=collected.unreadable_manifests,
             )
         return collected.bytes
+
+    async def release(self, blobs: Collection[Blob], *, shared: bool = False) -> int:
+        """Removes those of these blobs that no manifest names, at once; gives the bytes freed.
+
+        For content of snapshots that were just dropped, so no grace is needed: who counts on such a blob finds its
+        commit refused, and stores it again. What a live file shares stays, because it frees nothing, unless
+        ``shared``.
+        """
+        async with self._listed_or_collected:
+            return await self._look(lambda: upkeep.release(self.layout, self._listing, blobs, shared=shared))
 
     async def verify(self, identity: Identity | None = None, progress: Progress = no_progress) -> VerifyReport:
         """Reads and hashes all content of the listed snapshots, of one volume or of all. Damage is reported only."""
