@@ -19,7 +19,7 @@ import xxhash
 
 from fuse_tier.errors import ConfigError, MalformedManifest
 from fuse_tier.identity import Identity, SnapshotId, is_name
-from fuse_tier.manifest import Lineage, Manifest
+from fuse_tier.manifest import Entry, Lineage, Manifest
 
 FORMAT = 1
 MAX_ENCODED_BYTES = 16 << 20  # about 200,000 replicas
@@ -51,6 +51,11 @@ def newest_step(names: Iterable[bytes]) -> int | None:
     """The highest step among names; None when there is none."""
     steps = (step for name in names if (step := _step(name)) is not None)
     return max(steps, default=None)
+
+
+def content_of_step(manifest: Manifest, step: int) -> tuple[Entry, ...]:
+    """What of a tree belongs to a step: the names at its root that say so, and all below them."""
+    return tuple(entry for entry in manifest.entries if _step(entry.path.partition(b"/")[0]) == step)
 
 
 def _step(name: bytes) -> int | None:

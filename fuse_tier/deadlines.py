@@ -37,6 +37,7 @@ class Deadline:
     MANIFEST_TRANSFER: Final = 30.0  # one manifest there or back, its verification included
     BUCKET_CALL: Final = 30.0  # one request to the bucket, or no byte moved on one
     BUCKET_TOTAL: Final = 600.0  # one object there or back, tries included
+    STEWARD: Final = 12.0  # another node's word on what the bucket lists; then the asker asks the bucket itself
     THREAD_SHUTDOWN: Final = 10.0  # a blocking call that was interrupted comes back
     METRICS_REQUEST: Final = 5.0  # one scrape
     DAEMON_START: Final = 35.0  # a daemon's start until a stat through the mount answers
@@ -66,7 +67,8 @@ def table() -> tuple[Wait, ...]:
         "MANIFEST_TRANSFER": ("CONTROL_CALL", "BULK_STALL"),
         "BUCKET_TOTAL": ("BUCKET_CALL",),
         "STATUS": ("CONTROL_CALL",),
-        "LISTING": ("MANIFEST_TRANSFER", "BUCKET_CALL", "CONTROL_CALL"),
+        "STEWARD": ("CONTROL_CALL",),
+        "LISTING": ("MANIFEST_TRANSFER", "BUCKET_CALL", "CONTROL_CALL", "STEWARD", "STEWARD"),
         "DRAIN": ("SYNC", "UNMOUNT"),
         "DAEMON_START": ("SUPERVISOR_CONNECT", "CHANNEL_CALL"),
         "DAEMON_STOP": ("THREAD_SHUTDOWN", "HURRIED_STOP"),

@@ -51,7 +51,7 @@ def restore(
     and an identity are enough, in any cluster or on any machine. Then the newest complete checkpoint is restored.
 
     \b
-    Examples:
+    Example:
       fuse-tier restore --identity default/llama/0 --snapshot 12 --to /tmp/step-12
       fuse-tier restore --bucket gs://checkpoints/team --identity default/llama/0 --to ./restored
     """

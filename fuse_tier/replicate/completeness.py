@@ -44,7 +44,8 @@ def find_complete(job: Job, listed: Collection[Saved], expected: Collection[str]
     if len(replicas) > 1 or any(step is not None for step in by_step):
         by_step.pop(None, None)
     whole = [_checkpoint(job, step, parts) for step, parts in by_step.items() if parts.keys() == replicas]
-    return tuple(sorted(whole, key=lambda checkpoint: (checkpoint.step or 0, checkpoint.created_ns)))
+    # By time: a job that went back to an earlier step goes on from there.
+    return tuple(sorted(whole, key=lambda checkpoint: (checkpoint.created_ns, checkpoint.step or 0)))
 
 
 def newest_complete(job: Job, listed: Collection[Saved], expected: Collection[str] = ()) -> Checkpoint | None:

@@ -101,8 +101,8 @@ async def find(bucket: BucketTier, wanted: Wanted) -> Found:
         )
     if wanted.version or wanted.step is not None:
         return await _find_checkpoint(bucket, records, wanted, listing)
-    if listing.forced and (forced := await records.forced(job)):
-        return _part(await records.checkpoint(job, forced), forced, identity, numbers)
+    if listing.forced is not None:
+        return _part(await records.forced_checkpoint(job, listing.forced), listing.forced, identity, numbers)
     for name in reversed(listing.checkpoints):
         checkpoint = await records.checkpoint(job, name)
         if checkpoint.number_of(identity) in numbers:

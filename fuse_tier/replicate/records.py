@@ -20,6 +20,7 @@ from fuse_tier.checkpoints import Checkpoint, Job, decode, encode, is_checkpoint
 from fuse_tier.errors import Damaged, FuseTierError, MalformedManifest, NotFound, TierUnavailable
 from fuse_tier.identity import SnapshotId, is_name
 from fuse_tier.tiers.bucket import BucketTier
+from fuse_tier.tiers.bucket_many import Removal
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -40,8 +41,17 @@ class JobListing:
     snapshots: tuple[SnapshotId, ...] = ()
     checkpoints: tuple[str, ...] = ()  # names, which sort as their dates do, oldest first
     in_use: frozenset[SnapshotId] = frozenset()  # being restored
-    forced: bool = False  # ``restore.version`` is there
+    forced: str | None = None  # what ``restore.version`` says, if it is there; whether it is a name is not looked at
     old_uses: tuple[str, ...] = ()  # documents of restores that ended without saying so
+
+
+@dataclass(frozen=True, slots=True)
+class InBucket:
+    """What a bucket lists of one volume. ``forced`` is the snapshot that a version names; 0: none was named."""
+
+    numbers: tuple[int, ...] = ()
+    forced: int = 0
+    version: str = ""
 
 
 class JobRecords:
@@ -55,7 +65,7 @@ class JobRecords:
         return tuple(sorted({Job.of(snapshot.identity) for snapshot in await self._bucket.snapshots()}))
 
     async def listing(self, job: Job) -> JobListing:
-        """What is listed of a job: two requests, for as many as a page has."""
+        """What is listed of a job: two requests, for as many as a page has; one more when a version is forced."""
         # Records first: what a record names is listed after it, unless it was dropped, record first.
         documents = await self._bucket.documents.listed(f"{job}/")
         snapshots = tuple(await self._bucket.snapshots_of(job))
@@ -68,26 +78,28 @@ class JobRecords:
             snapshots,
             tuple(sorted(name for name in names if is_checkpoint_name(name))),
             frozenset(used for used, document in uses if document.created >= oldest),
-            _VERSION in own,
+            await self._forced(job) if _VERSION in own else None,
             tuple(document.name for _, document in uses if document.created < oldest),
         )
 
-    async def forced(self, job: Job) -> str:
-        """The checkpoint that ``restore.version`` names, empty if there is none such file.
-
-        Raises MalformedManifest when it says nothing that could be a checkpoint.
-        """
+    async def _forced(self, job: Job) -> str | None:
         try:
             text = await self._bucket.documents.read(f"{job}/{_VERSION}")
-        except NotFound:
-            return ""
-        version = text[:_LONGEST_VERSION].decode(errors="replace").strip()
+        except NotFound:  # removed since it was listed
+            return None
+        return text[:_LONGEST_VERSION].decode(errors="replace").strip()
+
+    async def forced_checkpoint(self, job: Job, version: str) -> Checkpoint:
+        """The record that ``restore.version`` names. Raises NotFound, MalformedManifest, telling how to mend it."""
+        what = f"{_VERSION} of {job} in {self._bucket.place} says {version[:40]!r}"
         if not is_checkpoint_name(version):
             raise MalformedManifest(
-                f"{_VERSION} of {job} in {self._bucket.place} says {version[:40]!r}, which names no checkpoint: "
-                "write one of those that stand beside it, such as 2026-01-31_08-30, or delete it"
+                f"{what}, which names no checkpoint: write a date as stand beside it, or delete it"
             )
-        return version
+        try:
+            return await self.checkpoint(job, version)
+        except NotFound:
+            raise NotFound(f"{what}, and there is no such checkpoint: name one beside it, or delete it") from None
 
     async def checkpoint(self, job: Job, name: str) -> Checkpoint:
         """A record. Raises NotFound, MalformedManifest."""
@@ -118,9 +130,9 @@ class JobRecords:
             f"{self._bucket.place} has other checkpoints of {checkpoint.job} under every name of this one"
         )
 
-    async def drop(self, job: Job, names: Collection[str]) -> None:
+    async def drop(self, job: Job, names: Collection[str]) -> Removal:
         """Takes records away; their snapshots stay. One that is not there is no error."""
-        await self._bucket.documents.remove([f"{job}/{name}{_END}" for name in names])
+        return await self._bucket.documents.remove([f"{job}/{name}{_END}" for name in names])
 
     async def end_forced(self, job: Job) -> None:
         """Removes ``restore.version``: what it named has been superseded by a complete checkpoint."""

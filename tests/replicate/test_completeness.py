@@ -60,6 +60,13 @@ def test_without_steps_only_a_job_of_one_volume_has_checkpoints() -> None:
     assert find_complete(JOB, [saved("0", 1, None), saved("1", 1, None)]) == ()
 
 
+def test_a_job_that_went_back_to_an_earlier_step_goes_on_from_there() -> None:
+    listed = [saved(replica, number, step) for replica in "01" for number, step in ((1, 100), (2, 200), (3, 100))]
+    newest = newest_complete(JOB, listed)
+    assert newest is not None
+    assert (newest.step, newest.snapshots) == (100, {"0": 3, "1": 3})
+
+
 def test_nothing_listed_is_nothing_complete() -> None:
     assert newest_complete(JOB, []) is None
 

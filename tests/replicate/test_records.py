@@ -144,14 +144,15 @@ async def test_a_dropped_record_is_gone_and_its_snapshots_stay(tier: BucketTier)
 async def test_a_person_names_the_checkpoint_to_restore_in_a_text_file(tier: BucketTier, beside: Any) -> None:
     await complete(tier, 1, 100)
     beside.blob("team/checkpoints/default/llama/restore.version").upload_from_string(b"2023-11-14_22-13\n")
-    assert (await JobRecords(tier).listing(JOB)).forced
-    assert await JobRecords(tier).forced(JOB) == "2023-11-14_22-13"
+    assert (await JobRecords(tier).listing(JOB)).forced == "2023-11-14_22-13"
     await JobRecords(tier).end_forced(JOB)
-    assert not (await JobRecords(tier).listing(JOB)).forced
-    assert await JobRecords(tier).forced(JOB) == ""
+    assert (await JobRecords(tier).listing(JOB)).forced is None
     beside.blob("team/checkpoints/default/llama/restore.version").upload_from_string(b"the good one")
+    said = (await JobRecords(tier).listing(JOB)).forced
     with pytest.raises(MalformedManifest, match=r"restore\.version of .* says 'the good one'"):
-        await JobRecords(tier).forced(JOB)
+        await JobRecords(tier).forced_checkpoint(JOB, said or "")
+    with pytest.raises(NotFound, match=r"restore\.version of .* no such checkpoint"):
+        await JobRecords(tier).forced_checkpoint(JOB, "2020-01-01_00-00")
 
 
 async def test_a_snapshot_that_is_being_restored_is_so_for_everybody_until_the_end(
