@@ -11,7 +11,7 @@ import click
 
 from fuse_tier.cli.options import IdentityType, json_option, node_option, print_json
 from fuse_tier.cli.reporting import say_error
-from fuse_tier.cli.volumes import run_option, snapshot_option, tell_losses
+from fuse_tier.cli.volumes import run_option, snapshot_option, tell_losses, version_option
 from fuse_tier.deadlines import Deadline
 from fuse_tier.quantities import format_count, format_duration, format_rate, format_size
 
@@ -28,7 +28,7 @@ endpoint_option = click.option("--endpoint", metavar="URL", help="With --bucket:
 @endpoint_option
 @click.option("--identity", required=True, type=IdentityType(), help="Whose files.")
 @snapshot_option
-@click.option("--version", metavar="DATE", help="With --bucket: this complete checkpoint, such as 2026-01-31_08-30.")
+@version_option
 @click.option("--step", type=click.IntRange(min=0), help="With --bucket: the complete checkpoint of this step.")
 @run_option
 @click.option("--to", "directory", required=True, metavar="DIR", type=click.Path(), help="Where to.")
@@ -62,19 +62,27 @@ def restore(
             raise click.UsageError("--bucket asks no node and takes no --run: leave --node and --run out")
         _restore_from_bucket(bucket, endpoint, identity, snapshot, version, step, os.path.abspath(directory), as_json)
         return
-    if endpoint or version or step is not None:
-        raise click.UsageError("--endpoint, --version and --step go with --bucket")
-    _restore_by_node(socket, identity, snapshot, run, os.path.abspath(directory), as_json)
+    if endpoint or step is not None:
+        raise click.UsageError("--endpoint and --step go with --bucket")
+    _restore_by_node(socket, identity, snapshot, version, run, os.path.abspath(directory), as_json)
 
 
 def _restore_by_node(
-    socket: str | None, identity: str, snapshot: int | None, run: str, directory: str, as_json: bool
+    socket: str | None,
+    identity: str,
+    snapshot: int | None,
+    version: str | None,
+    run: str,
+    directory: str,
+    as_json: bool,
 ) -> None:
     from fuse_tier.cli.node_client import connected, facts_of
     from fuse_tier.cli.progress import watch
     from fuse_tier.wire import control_pb2 as pb
 
-    request = pb.RestoreRequest(identity=identity, snapshot=snapshot or 0, to=directory, run=run)
+    request = pb.RestoreRequest(
+        identity=identity, snapshot=snapshot or 0, to=directory, run=run, version=version or ""
+    )
     started = time.monotonic()
     with connected(socket) as node:
         facts = facts_of(watch(node.steps("Restore", request, Deadline.RESTORE)))

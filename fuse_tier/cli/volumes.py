@@ -16,6 +16,9 @@ run_option = click.option("--run", default="", help="Which life of the workload 
 snapshot_option = click.option(
     "--snapshot", type=click.IntRange(min=1), default=None, metavar="N", help="Restore this one, not the newest."
 )
+version_option = click.option(
+    "--version", metavar="DATE", help="Restore this complete checkpoint in the bucket, such as 2026-01-31_08-30."
+)
 
 
 @click.command(short_help="Mount a volume, restoring what it had.")
@@ -29,6 +32,7 @@ snapshot_option = click.option(
 )
 @click.option("--topology", default="", help="Such as 2x8; must match what is restored.")
 @snapshot_option
+@version_option
 @click.option("--read-only", is_flag=True, help="Nothing may be written.")
 @json_option
 def mount(
@@ -40,6 +44,7 @@ def mount(
     world_size: int,
     topology: str,
     snapshot: int | None,
+    version: str | None,
     read_only: bool,
     as_json: bool,
 ) -> None:
@@ -55,6 +60,8 @@ def mount(
     from fuse_tier.cli.progress import watch
     from fuse_tier.wire import control_pb2 as pb
 
+    if snapshot and version:
+        raise click.UsageError("give one of --snapshot and --version")
     request = pb.MountRequest(
         identity=identity,
         mountpoint=os.path.abspath(directory),
@@ -64,6 +71,7 @@ def mount(
         topology=topology,
         snapshot=snapshot or 0,
         read_only=read_only,
+        version=version or "",
     )
     with connected(socket) as node:
         facts = facts_of(watch(node.steps("Mount", request, Deadline.RESTORE)))

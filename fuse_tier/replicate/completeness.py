@@ -7,16 +7,24 @@ it, so that no rank is ever restored to another step than the rest.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 
 from fuse_tier.checkpoints import Checkpoint, Job, Saved
 from fuse_tier.manifest import Lineage
 
 
-def representatives(saved: Iterable[Saved]) -> dict[tuple[str, int | None], Saved]:
-    """Of one volume: the last snapshot of each run and step. Those before it were taken in the middle of the save."""
-    last: dict[tuple[str, int | None], Saved] = {}
+def representatives(saved: Iterable[Saved]) -> dict[int | None, Saved]:
+    """Of one run of a volume: the last snapshot of each step.
+
+    Those before it were taken in the middle of the save. A step higher than that of a later snapshot was given up:
+    the job has gone back, and when it comes to that step again it is another one.
+    """
+    last: dict[int | None, Saved] = {}
     for one in sorted(saved, key=lambda one: one.id.number):
-        last[one.lineage.run, one.step] = one
+        if one.step is not None:
+            for step in [step for step in last if step is not None and step > one.step]:
+                del last[step]
+        last[one.step] = one
     return last
 
 
@@ -39,7 +47,7 @@ def find_complete(job: Job, listed: Collection[Saved], expected: Collection[str]
     replicas = by_replica.keys() | set(expected)
     by_step: dict[int | None, dict[str, Saved]] = {}
     for replica, several in by_replica.items():
-        for (_, step), last in representatives(several).items():
+        for step, last in representatives(several).items():
             by_step.setdefault(step, {})[replica] = last
     if len(replicas) > 1 or any(step is not None for step in by_step):
         by_step.pop(None, None)
@@ -48,10 +56,31 @@ def find_complete(job: Job, listed: Collection[Saved], expected: Collection[str]
     return tuple(sorted(whole, key=lambda checkpoint: (checkpoint.created_ns, checkpoint.step or 0)))
 
 
-def newest_complete(job: Job, listed: Collection[Saved], expected: Collection[str] = ()) -> Checkpoint | None:
-    """The last of ``find_complete``: the one to be recorded, unless it has been."""
+def newest_complete(
+    job: Job, listed: Collection[Saved], expected: Collection[str] = (), recorded: Collection[Checkpoint] = ()
+) -> Checkpoint | None:
+    """The newest complete checkpoint that is not in ``recorded``, which are those that are known; None if it is.
+
+    No volume's part is older than that of the newest recorded one: when a job has gone back to an earlier step, a
+    rank that has not yet done so is not taken for one that has. And its date is later, whatever the clocks say.
+    """
     complete = find_complete(job, listed, expected)
-    return complete[-1] if complete else None
+    if not complete:
+        return None
+    of_run = [record for record in recorded if _shape(record.lineage) == _shape(complete[-1].lineage)]
+    newest = max(of_run, key=lambda record: record.created_ns, default=None)
+    if newest is None:
+        return complete[-1]
+    before = newest.snapshots
+    later = [
+        checkpoint
+        for checkpoint in complete
+        if checkpoint.ids != newest.ids
+        and all(number >= before.get(replica, 0) for replica, number in checkpoint.snapshots.items())
+    ]
+    if not later:
+        return None
+    return replace(later[-1], created_ns=max(later[-1].created_ns, newest.created_ns + 1))
 
 
 def _checkpoint(job: Job, step: int | None, parts: Mapping[str, Saved]) -> Checkpoint:

@@ -116,15 +116,18 @@ class JobRecords:
             raise MalformedManifest(f"{what} is the record of {found.names[0]} of {found.job}")
         return found
 
-    async def record(self, checkpoint: Checkpoint) -> str:
+    async def record(self, checkpoint: Checkpoint, after: str = "") -> str:
         """Says that a checkpoint is complete; gives its name. The caller has seen its snapshots there.
+
+        ``after`` is the name of the newest one: names sort as the checkpoints came, also when an earlier one of the
+        same minute was dropped and its name is free again.
 
         Repeated, or done by several at once, it leaves one record. Another checkpoint of the same minute has its
         seconds in its name.
         """
         text = encode(checkpoint)
         for name in checkpoint.names:
-            if await self._bucket.documents.create(f"{checkpoint.job}/{name}{_END}", text):
+            if name > after and await self._bucket.documents.create(f"{checkpoint.job}/{name}{_END}", text):
                 return name
         raise TierUnavailable(
             f"{self._bucket.place} has other checkpoints of {checkpoint.job} under every name of this one"

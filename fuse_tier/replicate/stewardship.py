@@ -7,6 +7,7 @@ own: everything is read from the bucket, and two stewards at once harm nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,7 @@ from fuse_tier.tiers.bucket_many import Kept
 log = structlog.get_logger(__name__)
 
 _GATHER_SECONDS = 0.5  # ranks finish one after another: one look for all of them
+_FIRST_PAUSE = 5.0  # after a failure
 _LOOK_EVERY_SECONDS = 600.0  # at everything, whatever was heard
 _COLLECT_EVERY_SECONDS = 3600.0
 _TOLD_AT_MOST = 20
@@ -42,7 +44,7 @@ class _Known:
     """Everything about one job."""
 
     listing: JobListing
-    newest: Checkpoint | None
+    newest: Checkpoint | None  # if it has no record yet
     records: dict[str, Checkpoint]
     plan: JobPlan
 
@@ -106,15 +108,16 @@ class Stewardship:
 
     async def run(self) -> None:
         """Does what is to be done until cancelled; what fails is done again at the next look."""
-        seen, looked = 0, trio.current_time()
+        seen, looked, pause = 0, trio.current_time(), _FIRST_PAUSE
+        again = math.inf
         while True:
-            with trio.move_on_at(looked + _LOOK_EVERY_SECONDS) as waiting:
+            with trio.move_on_at(min(looked + _LOOK_EVERY_SECONDS, again)):
                 seen = await self._wake.wait_beyond(seen)
                 await trio.sleep(_GATHER_SECONDS)
             jobs, self._noted = self._noted, set()
             seen = self._wake.version
             try:
-                if waiting.cancelled_caught:
+                if trio.current_time() >= looked + _LOOK_EVERY_SECONDS:
                     looked = trio.current_time()
                     jobs |= set(await self._records.every()) if self._is_steward() else set()
                 for job in sorted(jobs):
@@ -123,8 +126,10 @@ class Stewardship:
                     metrics.forget_checkpoints()
                 elif jobs:
                     await self._collect_when_due()
+                again, pause = math.inf, _FIRST_PAUSE
             except FuseTierError as error:
-                self._noted |= jobs  # at the next look, or with the next news
+                self._noted |= jobs
+                again, pause = trio.current_time() + pause, min(2 * pause, _LOOK_EVERY_SECONDS)
                 metrics.error("retention")
                 log.warning("retention.postponed", place=self._bucket.place, reason=str(error))
 
@@ -141,20 +146,20 @@ class Stewardship:
         listing = await self._catalog.listing(job)
         records = await self._catalog.checkpoints(listing)
         saved = await self._catalog.saved(listing)
-        expected = self._mounted(job)
-        newest = newest_complete(job, [one for one in saved.values() if one is not None], expected)
+        readable = [one for one in saved.values() if one is not None]
+        newest = newest_complete(job, readable, self._mounted(job), records.values())
         plan = plan_job_retention(saved, records, self._keep, in_use=listing.in_use)
         return _Known(listing, newest, records, plan)
 
     async def _record(self, known: _Known) -> _Known | None:
         """What is known after the newest complete checkpoint was recorded; None when it had been."""
         newest, job = known.newest, known.listing.job
+        if known.records:
+            metrics.checkpoint_complete(str(job), max(record.created_ns for record in known.records.values()))
         if newest is None:
             return None
         metrics.checkpoint_complete(str(job), newest.created_ns)
-        if any(record.ids == newest.ids for record in known.records.values()):
-            return None
-        name = await self._records.record(newest)
+        name = await self._records.record(newest, max(known.listing.checkpoints, default=""))
         log.info(
             "checkpoint.complete", job=str(job), checkpoint=name, step=newest.step, snapshots=len(newest.snapshots)
         )

@@ -67,6 +67,36 @@ def test_a_job_that_went_back_to_an_earlier_step_goes_on_from_there() -> None:
     assert (newest.step, newest.snapshots) == (100, {"0": 3, "1": 3})
 
 
+def test_a_step_that_a_rank_has_given_up_is_no_part_of_that_step_when_it_comes_again() -> None:
+    listed = [saved("0", 1, 200), saved("1", 1, 200), saved("0", 2, 300)]  # rank 1 dies, both go back to 200
+    again = [saved("0", 3, 200), saved("1", 2, 200), saved("1", 3, 300)]
+    newest = newest_complete(JOB, [*listed, *again])
+    assert newest is not None
+    assert (newest.step, newest.snapshots) == (200, {"0": 3, "1": 2})
+    newest = newest_complete(JOB, [*listed, *again, saved("0", 4, 300)])
+    assert newest is not None
+    assert (newest.step, newest.snapshots) == (300, {"0": 4, "1": 3})
+
+
+def test_a_rank_that_has_not_yet_gone_back_is_not_taken_for_one_that_has() -> None:
+    listed = [saved(replica, number, step) for replica in "01" for number, step in ((1, 100), (2, 200))]
+    recorded = find_complete(JOB, listed)
+    assert newest_complete(JOB, [*listed, saved("0", 3, 100)], recorded=recorded) is None
+    newest = newest_complete(JOB, [*listed, saved("0", 3, 100), saved("1", 3, 100)], recorded=recorded)
+    assert newest is not None
+    assert (newest.step, newest.snapshots) == (100, {"0": 3, "1": 3})
+
+
+def test_what_is_recorded_is_not_recorded_again_and_what_is_new_has_a_later_date_on_any_clock() -> None:
+    listed = [saved(replica, 1, 100) for replica in "01"]
+    (first,) = find_complete(JOB, listed)
+    assert newest_complete(JOB, listed, recorded=[first]) is None
+    ahead = replace(first, created_ns=first.created_ns + 86_400 * 10**9)
+    second = newest_complete(JOB, [*listed, *(saved(replica, 2, 200) for replica in "01")], recorded=[ahead])
+    assert second is not None
+    assert second.created_ns > ahead.created_ns
+
+
 def test_nothing_listed_is_nothing_complete() -> None:
     assert newest_complete(JOB, []) is None
 
@@ -81,5 +111,6 @@ def test_whatever_is_listed_a_checkpoint_has_every_replica_at_one_step(
         assert checkpoint.snapshots.keys() == {one.id.identity.replica for one in listed}
         for replica, number in checkpoint.snapshots.items():
             assert unique[replica, number] == checkpoint.step
-            later = [other for (name, other), step in unique.items() if name == replica and step == checkpoint.step]
-            assert number == max(later)
+            later = [step for (name, other), step in unique.items() if name == replica and other > number]
+            assert checkpoint.step not in later
+            assert all(step is None or checkpoint.step is None or step > checkpoint.step for step in later)

@@ -98,6 +98,15 @@ async def test_checkpoints_of_one_minute_are_told_apart_by_their_seconds(tier: B
     assert [(await JobRecords(tier).checkpoint(JOB, name)).step for name in names] == [1, 2, 3]
 
 
+async def test_names_sort_as_checkpoints_came_also_when_an_earlier_name_is_free_again(tier: BucketTier) -> None:
+    records = JobRecords(tier)
+    first = await records.record(checkpoint_of(1, AT))
+    second = await records.record(checkpoint_of(2, AT + 5 * 10**9), first)
+    await records.drop(JOB, [first])
+    third = await records.record(checkpoint_of(3, AT + 9 * 10**9), second)
+    assert first < second < third
+
+
 async def test_of_two_writers_at_once_both_end_well_and_one_record_is_there(
     tier: BucketTier, emulator: Emulator
 ) -> None:
@@ -267,6 +276,6 @@ async def test_the_command_needs_the_buckets_name_and_an_identity_only(
 
 async def test_the_command_refuses_what_does_not_go_together(tmp_path: Path) -> None:
     target = ("--identity", str(ZERO), "--to", str(tmp_path / "tree"))
-    for arguments in (("--version", "2023-11-14_22-13"), ("--bucket", URL, "--snapshot", "1", "--step", "2")):
+    for arguments in (("--step", "3"), ("--bucket", URL, "--snapshot", "1", "--step", "2")):
         done = await run("restore", *arguments, *target)
         assert done.returncode == 2, arguments
