@@ -21,6 +21,7 @@ from fuse_tier.config_fields import (
     AddressField,
     AlwaysOr,
     BucketUrl,
+    BulkRate,
     Count,
     EndpointUrl,
     Name,
@@ -39,6 +40,7 @@ __all__ = [
     "CoordinatorConfig",
     "DomainConfig",
     "KeepConfig",
+    "LimitsConfig",
     "ListenConfig",
     "NodeConfig",
     "RamConfig",
@@ -127,6 +129,14 @@ class BackupConfig(_Section):
     )
 
 
+class LimitsConfig(_Section):
+    """How much of the machine the driver takes at most, so that jobs do not feel it."""
+
+    bulk: BulkRate | None = Field(
+        default=None, description="File content to and from peers, all streams together, each way."
+    )
+
+
 class DomainConfig(_Section):
     """What this node fails together with: copies go elsewhere first."""
 
@@ -166,6 +176,7 @@ class NodeConfig(_Section):
     )
     keep: KeepConfig = Field(default=KeepConfig())
     backup: AlwaysOr[BackupConfig] = Field(default=BackupConfig())
+    limits: LimitsConfig = Field(default=LimitsConfig())
     drain: Seconds = Field(default=30.0, description="How long an unmount or a stop waits for copies to be made.")
     settle: Seconds = Field(default=0.2, description="How long a volume is quiet before a snapshot is taken.")
     domain: DomainConfig = Field(default=DomainConfig())

@@ -45,8 +45,10 @@ _ram_capacity = Gauge("fuse_tier_ram_capacity_bytes", "Size of this node's RAM t
 _ram_free = Gauge("fuse_tier_ram_free_bytes", "Room in this node's RAM tier.", registry=REGISTRY)
 _given_up = Counter("fuse_tier_ram_given_up_bytes", "Freed because room was short.", registry=REGISTRY)
 _backups = Counter("fuse_tier_backups", "Snapshots on their way to the bucket.", ["outcome"], registry=REGISTRY)
-_backup_left = Gauge(
-    "fuse_tier_backup_bytes_left", "Content that backups under way have still to bring.", registry=REGISTRY
+_unreserved = Counter(
+    "fuse_tier_unreserved_bytes",
+    "Memory that jobs were the first to touch: it counts against their limits.",
+    registry=REGISTRY,
 )
 _rejected = Counter("fuse_tier_rejected_connections", "Connections turned away.", ["reason"], registry=REGISTRY)
 
@@ -156,6 +158,11 @@ def checkpoint_complete(job: str, created_ns: int) -> None:
 def forget_checkpoints() -> None:
     """This node tells of no job's checkpoints any more: another one does."""
     _checkpoints.forget()
+
+
+def unreserved(size: int) -> None:
+    """A job was the first to touch so many bytes of the RAM tier: they count against its memory limit."""
+    _unreserved.inc(size)
 
 
 def ram(capacity_bytes: int, free_bytes: int) -> None:

@@ -112,7 +112,7 @@ class Link:
         while True:
             counter = await self._changes.unannounced()
             try:
-                await channel.notify("changed", counter=counter)
+                await channel.notify("changed", counter=counter, unreserved=self._handles.unreserved)
             except ChannelClosed:
                 self._changes.announce_again()
                 return

@@ -174,6 +174,7 @@ class Inventory:
             "peers": volume.held(TierName.PEER),
             "queue": self._lacking(volume),
             "backup": self.backups.status(volume) if self.backups else None,
+            "unreserved_bytes": volume.unreserved_bytes,
         }
 
     def _lacking(self, volume: Volume) -> int:

@@ -65,6 +65,7 @@ class Volume:
         self.changes = Broadcast()  # of the live tree
         self.news = Broadcast()  # of snapshots, of where they are, and of mounting
         self.retire: Retire | None = None  # asks the mount's daemon
+        self.unreserved_bytes = 0  # memory that the job was the first to touch
         self.mounting = trio.Lock()
         self.evicting = trio.Lock()
         self.ending = trio.Lock()

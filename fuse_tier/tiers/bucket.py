@@ -18,7 +18,7 @@ grace is for when no other process writes. Within one process commits and remova
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Final
 
@@ -42,15 +42,19 @@ from fuse_tier.tiers import bucket_collection
 from fuse_tier.tiers import bucket_layout as layout
 from fuse_tier.tiers import bucket_transfer as transfer
 from fuse_tier.tiers.base import Fetched, TierName, no_progress
+from fuse_tier.tiers.bucket_claims import Claims
 from fuse_tier.tiers.bucket_content import MemoryContent
 from fuse_tier.tiers.bucket_documents import Documents
 from fuse_tier.tiers.bucket_errors import Protected
 from fuse_tier.tiers.bucket_fetch import Fetching
 from fuse_tier.tiers.bucket_many import Removable, Removal, remove
 from fuse_tier.tiers.bucket_objects import Objects
-from fuse_tier.tiers.bucket_packs import PACK_FROM, SMALL, divide
+from fuse_tier.tiers.bucket_pace import Pace
+from fuse_tier.tiers.bucket_parts import PartsUpload
 from fuse_tier.tiers.bucket_presence import RELIANCE_SECONDS, Presence
+from fuse_tier.tiers.bucket_receive import IntoNothing, IntoSink, Receiver
 from fuse_tier.tiers.bucket_session import Session
+from fuse_tier.tiers.bucket_store import Storing
 from fuse_tier.tiers.bucket_task import Task
 from fuse_tier.tiers.bucket_work import Work
 from fuse_tier.verified import VerifyReport
@@ -82,13 +86,17 @@ class BucketTier:
         parallel: int = _PARALLEL,
         patience: float = _PATIENCE_SECONDS,
         key_file: str | None = None,
+        pace: Pace | None = None,
     ) -> None:
         place = layout.BucketPlace.parse(url)
         self.place = str(place)
         self._session = Session(place, endpoint, key_file, parallel)
-        self._objects = Objects(place, self._session)
+        self._objects = Objects(place, self._session, pace or Pace())
         self._work = Work(parallel, patience)
         self._presence = Presence(self._objects, self._work)
+        self._parts = PartsUpload(self._objects, self._work)
+        self._claims = Claims(self._objects, self._work)
+        self._parallel = parallel
         self._named_or_removed = trio.Lock()
         self._is_ours = False
         self.documents = Documents(self._objects, self._work, self._check_layout)
@@ -108,24 +116,10 @@ class BucketTier:
         Each was hashed before it was sent, and Cloud Storage has seen the CRC-32C of what was hashed.
         """
         await self._check_layout(make=True)
-        absent = await self._presence.missing(blobs)
-        small = {blob for blob in absent if blob.size < SMALL}
-        packed = small if len(small) >= PACK_FROM else set()
-        items: list[Blob | tuple[Blob, ...]] = [
-            *sorted(absent - packed, key=lambda blob: -blob.size),
-            *divide(packed),
-        ]
-
-        async def upload(item: Blob | tuple[Blob, ...]) -> None:
-            epoch = self._presence.epoch
-            if isinstance(item, Blob):
-                await self._work.run(partial(transfer.upload_blob, self._objects, item, source, progress))
-            else:
-                index = await self._work.run(partial(transfer.upload_pack, self._objects, item, source, progress))
-                self._presence.shelf.add(index)
-            self._presence.note([item] if isinstance(item, Blob) else item, epoch, time.monotonic())
-
-        await self._work.each(items, upload)
+        storing = Storing(
+            self._objects, self._work, self._presence, self._parts, self._claims, self._parallel, source, progress
+        )
+        await storing.store(blobs)
 
     async def commit(self, manifest: Manifest) -> None:
         """Makes a snapshot visible. Raises IncompleteSnapshot, SnapshotConflict."""
@@ -184,8 +178,8 @@ class BucketTier:
     async def fetch(self, blobs: Collection[Blob], sink: Sink, progress: Progress = no_progress) -> Fetched:
         """Downloads as many as possible into the sink, which verifies them."""
         await self._check_layout()
-        receive = partial(transfer.IntoSink, sink)
-        return await Fetching(self._objects, self._work, self._presence, receive, progress).bring(set(blobs))
+        fetching = self._fetching(partial(IntoSink, sink), progress, in_ranges=True)
+        return await fetching.bring(set(blobs))
 
     async def drop(self, snapshot: SnapshotId) -> None:
         """Takes a snapshot from the list. One that is not there is no error. Raises Protected."""
@@ -234,7 +228,7 @@ class BucketTier:
             except MalformedManifest as error:
                 damaged.append(str(error))
                 continue
-            fetching = Fetching(self._objects, self._work, self._presence, transfer.IntoNothing, progress)
+            fetching = self._fetching(IntoNothing, progress, in_ranges=False)
             fetched = await fetching.bring(set(blobs - checked.keys()))
             checked |= dict.fromkeys(fetched.arrived) | fetched.failed
             for blob in sorted(blobs):
@@ -244,6 +238,11 @@ class BucketTier:
                 if failed is not None:
                     damaged.append(f"{snapshot} in {self.place}: {failed}")
         return VerifyReport(len(snapshots), len(checked), sum(blob.size for blob in checked), tuple(damaged))
+
+    def _fetching(self, receive: Callable[[Blob], Receiver], progress: Progress, *, in_ranges: bool) -> Fetching:
+        return Fetching(
+            self._objects, self._work, self._presence, receive, progress, self._parallel, in_ranges=in_ranges
+        )
 
     def _write_manifest(self, manifest: Manifest, task: Task) -> bool:
         content = MemoryContent(encode(manifest))

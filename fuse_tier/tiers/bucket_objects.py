@@ -11,8 +11,8 @@ Invariant: every request may be repeated, since nothing is overwritten or delete
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -24,12 +24,15 @@ from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import Damaged, NotFound, TierUnavailable
 from fuse_tier.tiers import bucket_batch as batch
 from fuse_tier.tiers.bucket_batch import Answer, Call
-from fuse_tier.tiers.bucket_content import PIECE, Content, Interrupted, UploadBody, crc32c_text
+from fuse_tier.tiers.bucket_checksums import crc32c_in, crc32c_text
+from fuse_tier.tiers.bucket_content import PIECE, Content, Interrupted, UploadBody
 from fuse_tier.tiers.bucket_layout import BucketPlace
+from fuse_tier.tiers.bucket_pace import Pace
 from fuse_tier.tiers.bucket_session import Session
 
-_CONNECT_SECONDS: Final = 10.0
+_CONNECT_SECONDS: Final = 5.0
 _CALL: Final = (_CONNECT_SECONDS, Deadline.BUCKET_CALL)
+_CONTENT: Final = (_CONNECT_SECONDS, Deadline.BUCKET_STALL)
 _SLOWEST: Final = 32 << 20  # bytes a second, at which the service takes in an upload before it answers
 _PAGE: Final = 1000  # the service's own limit
 _OF_ONE: Final = "name,size,crc32c,timeCreated,updated,generation,metageneration,metadata"
@@ -50,12 +53,26 @@ class Stored:
     metageneration: int
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """An object's content as it comes."""
+
+    crc32c: str | None  # of the whole object, as Cloud Storage writes it
+    pieces: Iterator[bytes]
+
+
+def is_copy(stored: Stored, content: Content) -> bool:
+    """Whether an object has a content, which has been read, byte for byte."""
+    return content.crc32c is not None and (stored.size, stored.crc32c) == (content.size, crc32c_text(content.crc32c))
+
+
 class Objects:
     """The objects below a bucket's prefix; their names are given and told without it."""
 
-    def __init__(self, place: BucketPlace, session: Session) -> None:
+    def __init__(self, place: BucketPlace, session: Session, pace: Pace) -> None:
         self._place = place
         self._session = session
+        self._pace = pace
         self.errors = session.errors
 
     def now(self) -> float:
@@ -69,14 +86,16 @@ class Objects:
 
         ``replacing`` is the generation to overwrite, 0 for none; ``sent`` is told how far this request has come.
         """
-        resource = {"name": self._place.prefix + name, "crc32c": crc32c_text(content.crc32c)}
+        resource = {"name": self._place.prefix + name}
+        if content.crc32c is not None:
+            resource["crc32c"] = crc32c_text(content.crc32c)
         with self.errors.told("create", name):
             response = self._session.http().post(
                 f"{self._session.base}/upload/storage/v1/b/{self._place.bucket}/o",
                 params={"uploadType": "multipart", "ifGenerationMatch": replacing},
-                data=UploadBody(json.dumps(resource).encode(), content, sent, stop),
+                data=UploadBody(json.dumps(resource).encode(), content, sent, self._pace.wait, stop),
                 headers={"Content-Type": UploadBody.TYPE},
-                timeout=(Deadline.BUCKET_CALL, Deadline.BUCKET_CALL + content.size / _SLOWEST),
+                timeout=(Deadline.BUCKET_STALL, Deadline.BUCKET_CALL + content.size / _SLOWEST),
             )
             if response.status_code == HTTPStatus.PRECONDITION_FAILED:
                 return None
@@ -86,17 +105,16 @@ class Objects:
             answer = response.json()
         now, generation = self.now(), int(answer["generation"])
         stored = Stored(name, int(answer["size"]), answer["crc32c"], now, now, generation, 1)
-        if (stored.size, stored.crc32c) != (content.size, resource["crc32c"]):
+        if not is_copy(stored, content):
             self.delete(stored)
             raise TierUnavailable(f"{self._place}/{name} arrived damaged, and was removed: it must be sent again")
         return stored
 
-    def read(
-        self, name: str, start: int, length: int | None, whole: int | None, stop: Event
-    ) -> Generator[bytes, None, None]:
+    @contextmanager
+    def read(self, name: str, start: int, length: int | None, whole: int | None, stop: Event) -> Iterator[Reading]:
         """An object's bytes from ``start`` on, piece by piece; all there are without a ``length``.
 
-        Raises NotFound, and Damaged when the object is not ``whole`` bytes long. To be closed.
+        Raises NotFound, and Damaged when the object is not ``whole`` bytes long.
         """
         headers = {"Accept-Encoding": "identity"}
         if start or length not in (None, whole):
@@ -104,7 +122,7 @@ class Objects:
         url = f"{self._session.base}/download{self.path(name)}"
         with self.errors.told("get", name):
             response = self._session.http().get(
-                url, params={"alt": "media"}, headers=headers, stream=True, timeout=_CALL
+                url, params={"alt": "media"}, headers=headers, stream=True, timeout=_CONTENT
             )
             with closing(response):
                 if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
@@ -113,10 +131,7 @@ class Objects:
                 found = _whole_size(response.headers)
                 if whole is not None and found != whole:
                     raise Damaged(f"{self._place}/{name} is {found} bytes long, and should be {whole}")
-                while piece := response.raw.read(PIECE, decode_content=False):
-                    if stop.is_set():
-                        raise Interrupted
-                    yield piece
+                yield Reading(crc32c_in(response.headers.get("x-goog-hash", "")), _pieces(response.raw, stop))
 
     def head(self, name: str) -> Stored | None:
         """What is known of an object; None if there is none."""
@@ -153,6 +168,25 @@ class Objects:
         except (NotFound, PreconditionFailed):
             return False
         return True
+
+    def compose(self, name: str, sources: Sequence[Stored], stop: Event) -> Stored | None:
+        """Makes an object of up to 32 others, one after another; None if there is one already. Raises NotFound when
+        one of them has gone.
+        """
+        if stop.is_set():
+            raise Interrupted
+        parts = [{"name": self._place.prefix + one.name, "generation": str(one.generation)} for one in sources]
+        with self.errors.told("create", name):
+            response = self._session.http().post(
+                f"{self._session.base}{self.path(name)}/compose",
+                params={"ifGenerationMatch": 0},
+                json={"sourceObjects": parts, "destination": {"contentType": "application/octet-stream"}},
+                timeout=_CALL,
+            )
+            if response.status_code == HTTPStatus.PRECONDITION_FAILED:
+                return None
+            self.errors.check(response)
+            return self._stored(response.json())
 
     def call(self, calls: Sequence[Call]) -> list[Answer]:
         """Makes up to ``bucket_batch.AT_MOST`` calls in one request; an answer for each, in their order."""
@@ -207,9 +241,17 @@ class Objects:
         )
 
 
+def _pieces(raw: Any, stop: Event) -> Iterator[bytes]:
+    while piece := raw.read(PIECE, decode_content=False):
+        if stop.is_set():
+            raise Interrupted
+        yield piece
+
+
 def _whole_size(headers: Any) -> int | None:
     """How long the object is of which this is the answer, or a part."""
-    text = headers.get("Content-Range", "").rpartition("/")[2] or headers.get("Content-Length", "")
+    stored = headers.get("x-goog-stored-content-length", "") or headers.get("Content-Length", "")
+    text = headers.get("Content-Range", "").rpartition("/")[2] or stored
     return int(text) if text.isdigit() else None
 
 

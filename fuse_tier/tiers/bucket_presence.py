@@ -65,6 +65,10 @@ class Presence:
         for blob in blobs:
             self._seen.pop(blob, None)
 
+    def known(self, blobs: Iterable[Blob]) -> set[Blob]:
+        """Which of these were there when somebody looked last, or were uploaded."""
+        return {blob for blob in blobs if blob in self._seen}
+
     async def missing(self, blobs: Collection[Blob]) -> set[Blob]:
         """Which of these are not in the bucket, or only in a pack that few would look for."""
         started, epoch = time.monotonic(), self.epoch
