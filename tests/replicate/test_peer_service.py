@@ -65,7 +65,7 @@ async def test_hello_tells_what_the_node_says_of_itself(service: PeerService) ->
         ({"node": "../b"}, InvalidRequest, "no valid name"),
         ({"node": ""}, InvalidRequest, "no valid name"),
         ({"instance": "x\n"}, InvalidRequest, "no valid name"),
-        ({"protocol": 0}, TierRefused, "run one version on all nodes"),
+        ({"protocol": 0}, TierRefused, "run versions of one major protocol"),
         ({"cluster": ""}, TierRefused, "belongs to cluster 'test', and a to ''"),
     ],
 )
