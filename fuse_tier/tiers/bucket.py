@@ -18,7 +18,7 @@ grace is for when no other process writes. Within one process commits and remova
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Final
 
@@ -51,6 +51,7 @@ from fuse_tier.tiers.bucket_objects import Objects
 from fuse_tier.tiers.bucket_pace import Pace
 from fuse_tier.tiers.bucket_parts import PartsUpload
 from fuse_tier.tiers.bucket_presence import RELIANCE_SECONDS, Presence
+from fuse_tier.tiers.bucket_receive import IntoNothing, IntoSink, Receiver
 from fuse_tier.tiers.bucket_session import Session
 from fuse_tier.tiers.bucket_store import Storing
 from fuse_tier.tiers.bucket_task import Task
@@ -166,8 +167,8 @@ class BucketTier:
     async def fetch(self, blobs: Collection[Blob], sink: Sink, progress: Progress = no_progress) -> Fetched:
         """Downloads as many as possible into the sink, which verifies them."""
         await self._check_layout()
-        receive = partial(transfer.IntoSink, sink)
-        return await Fetching(self._objects, self._work, self._presence, receive, progress).bring(set(blobs))
+        fetching = self._fetching(partial(IntoSink, sink), progress, in_ranges=True)
+        return await fetching.bring(set(blobs))
 
     async def drop(self, snapshot: SnapshotId) -> None:
         """Takes a snapshot from the list. One that is not there is no error. Raises Protected."""
@@ -216,7 +217,7 @@ class BucketTier:
             except MalformedManifest as error:
                 damaged.append(str(error))
                 continue
-            fetching = Fetching(self._objects, self._work, self._presence, transfer.IntoNothing, progress)
+            fetching = self._fetching(IntoNothing, progress, in_ranges=False)
             fetched = await fetching.bring(set(blobs - checked.keys()))
             checked |= dict.fromkeys(fetched.arrived) | fetched.failed
             for blob in sorted(blobs):
@@ -226,6 +227,11 @@ class BucketTier:
                 if failed is not None:
                     damaged.append(f"{snapshot} in {self.place}: {failed}")
         return VerifyReport(len(snapshots), len(checked), sum(blob.size for blob in checked), tuple(damaged))
+
+    def _fetching(self, receive: Callable[[Blob], Receiver], progress: Progress, *, in_ranges: bool) -> Fetching:
+        return Fetching(
+            self._objects, self._work, self._presence, receive, progress, self._parallel, in_ranges=in_ranges
+        )
 
     def _write_manifest(self, manifest: Manifest, task: Task) -> bool:
         content = MemoryContent(encode(manifest))

@@ -8,7 +8,6 @@ known to be right: so nothing gets a name that it does not deserve.
 
 from __future__ import annotations
 
-import base64
 import os
 from collections.abc import Callable, Iterator
 from threading import Event
@@ -18,6 +17,7 @@ import xxhash
 
 from fuse_tier.blobs import Blob
 from fuse_tier.errors import Damaged
+from fuse_tier.tiers.bucket_checksums import crc32c
 
 PIECE: Final = 1 << 20  # bytes a read: large enough that the interpreter costs little
 IN_MEMORY: Final = 4 << 20  # bytes: content of up to that size is read before it is sent
@@ -45,11 +45,6 @@ class Content(Protocol):
         ...
 
 
-def crc32c_text(value: int) -> str:
-    """A CRC-32C as Cloud Storage writes it."""
-    return base64.b64encode(value.to_bytes(4, "big")).decode()
-
-
 class Reader:
     """Reads a blob from a descriptor, once, from its start to its end; the descriptor's offset is left alone.
 
@@ -62,7 +57,7 @@ class Reader:
         self._fd = fd
         self._blob = blob
         self._state = xxhash.xxh3_128()
-        self._crc: Any = _crc32c()
+        self._crc: Any = crc32c()
 
     def piece(self, at_most: int = PIECE) -> bytes:
         """The next one; empty at the end."""
@@ -117,7 +112,7 @@ class MemoryContent:
 
     def __init__(self, content: bytes) -> None:
         self.size = len(content)
-        self.crc32c = int(_crc32c().value(content))
+        self.crc32c = int(crc32c().value(content))
         self.content = content
 
     def pieces(self) -> Iterator[bytes | memoryview]:
@@ -134,12 +129,6 @@ def content_of(fd: int, blob: Blob) -> MemoryContent | StreamedContent:
     content = reader.part(blob.size + 1)
     reader.check()
     return MemoryContent(content)
-
-
-def _crc32c() -> Any:
-    import google_crc32c  # with what it brings it is not for processes that use no bucket
-
-    return google_crc32c
 
 
 class UploadBody:

@@ -11,8 +11,8 @@ Invariant: every request may be repeated, since nothing is overwritten or delete
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -24,13 +24,15 @@ from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import Damaged, NotFound, TierUnavailable
 from fuse_tier.tiers import bucket_batch as batch
 from fuse_tier.tiers.bucket_batch import Answer, Call
-from fuse_tier.tiers.bucket_content import PIECE, Content, Interrupted, UploadBody, crc32c_text
+from fuse_tier.tiers.bucket_checksums import crc32c_in, crc32c_text
+from fuse_tier.tiers.bucket_content import PIECE, Content, Interrupted, UploadBody
 from fuse_tier.tiers.bucket_layout import BucketPlace
 from fuse_tier.tiers.bucket_pace import Pace
 from fuse_tier.tiers.bucket_session import Session
 
-_CONNECT_SECONDS: Final = 10.0
+_CONNECT_SECONDS: Final = 5.0
 _CALL: Final = (_CONNECT_SECONDS, Deadline.BUCKET_CALL)
+_CONTENT: Final = (_CONNECT_SECONDS, Deadline.BUCKET_STALL)
 _SLOWEST: Final = 32 << 20  # bytes a second, at which the service takes in an upload before it answers
 _PAGE: Final = 1000  # the service's own limit
 _OF_ONE: Final = "name,size,crc32c,timeCreated,updated,generation,metageneration,metadata"
@@ -49,6 +51,14 @@ class Stored:
     used: float  # likewise: when it was written, or last relied upon
     generation: int
     metageneration: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """An object's content as it comes."""
+
+    crc32c: str | None  # of the whole object, as Cloud Storage writes it
+    pieces: Iterator[bytes]
 
 
 def is_copy(stored: Stored, content: Content) -> bool:
@@ -100,12 +110,11 @@ class Objects:
             raise TierUnavailable(f"{self._place}/{name} arrived damaged, and was removed: it must be sent again")
         return stored
 
-    def read(
-        self, name: str, start: int, length: int | None, whole: int | None, stop: Event
-    ) -> Generator[bytes, None, None]:
+    @contextmanager
+    def read(self, name: str, start: int, length: int | None, whole: int | None, stop: Event) -> Iterator[Reading]:
         """An object's bytes from ``start`` on, piece by piece; all there are without a ``length``.
 
-        Raises NotFound, and Damaged when the object is not ``whole`` bytes long. To be closed.
+        Raises NotFound, and Damaged when the object is not ``whole`` bytes long.
         """
         headers = {"Accept-Encoding": "identity"}
         if start or length not in (None, whole):
@@ -113,7 +122,7 @@ class Objects:
         url = f"{self._session.base}/download{self.path(name)}"
         with self.errors.told("get", name):
             response = self._session.http().get(
-                url, params={"alt": "media"}, headers=headers, stream=True, timeout=_CALL
+                url, params={"alt": "media"}, headers=headers, stream=True, timeout=_CONTENT
             )
             with closing(response):
                 if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
@@ -122,10 +131,7 @@ class Objects:
                 found = _whole_size(response.headers)
                 if whole is not None and found != whole:
                     raise Damaged(f"{self._place}/{name} is {found} bytes long, and should be {whole}")
-                while piece := response.raw.read(PIECE, decode_content=False):
-                    if stop.is_set():
-                        raise Interrupted
-                    yield piece
+                yield Reading(crc32c_in(response.headers.get("x-goog-hash", "")), _pieces(response.raw, stop))
 
     def head(self, name: str) -> Stored | None:
         """What is known of an object; None if there is none."""
@@ -235,9 +241,17 @@ class Objects:
         )
 
 
+def _pieces(raw: Any, stop: Event) -> Iterator[bytes]:
+    while piece := raw.read(PIECE, decode_content=False):
+        if stop.is_set():
+            raise Interrupted
+        yield piece
+
+
 def _whole_size(headers: Any) -> int | None:
     """How long the object is of which this is the answer, or a part."""
-    text = headers.get("Content-Range", "").rpartition("/")[2] or headers.get("Content-Length", "")
+    stored = headers.get("x-goog-stored-content-length", "") or headers.get("Content-Length", "")
+    text = headers.get("Content-Range", "").rpartition("/")[2] or stored
     return int(text) if text.isdigit() else None
 
 

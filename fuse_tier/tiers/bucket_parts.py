@@ -17,7 +17,8 @@ import trio
 
 from fuse_tier.blobs import Blob, Source
 from fuse_tier.errors import Damaged, NotFound, TierUnavailable
-from fuse_tier.tiers.bucket_content import MemoryContent, Reader, crc32c_text
+from fuse_tier.tiers.bucket_checksums import crc32c_text
+from fuse_tier.tiers.bucket_content import MemoryContent, Reader
 from fuse_tier.tiers.bucket_layout import blob_object, part_object, parts_folder
 from fuse_tier.tiers.bucket_many import Removable, remove
 from fuse_tier.tiers.bucket_objects import Objects, Stored, is_copy
@@ -50,10 +51,11 @@ class Piece:
 def levels(size: int) -> Iterator[list[tuple[Piece, list[Piece]]]]:
     """How the parts of so many bytes become one, level by level: each a piece and those that it is composed of."""
     pieces = [Piece(start, min(start + PART, size)) for start in range(0, size, PART)]
-    while len(pieces) > 1:
+    while len(pieces) > _COMPOSED:
         groups = [pieces[at : at + _COMPOSED] for at in range(0, len(pieces), _COMPOSED)]
         pieces = [Piece(group[0].start, group[-1].end) for group in groups]
         yield [(piece, group) for piece, group in zip(pieces, groups, strict=True) if len(group) > 1]
+    yield [(Piece(0, size), pieces)]
 
 
 class PartsUpload:
@@ -111,13 +113,12 @@ class PartsUpload:
         return {stored.name: stored for stored in self._objects.listed(parts_folder(blob), task.stop)}
 
     def _compose(self, blob: Blob, crc32c: str, pieces: dict[Piece, Stored], task: Task) -> None:
-        whole = Piece(0, blob.size)
-        for level in levels(blob.size):
+        *lower, [(_, last)] = levels(blob.size)
+        for level in lower:
             for piece, group in level:
-                sources = [pieces[one] for one in group]
-                name = blob_object(blob) if piece == whole else part_object(blob, piece.start, piece.end)
-                pieces[piece] = self._compose_one(name, sources, task)
-        made = pieces.pop(whole)
+                name = part_object(blob, piece.start, piece.end)
+                pieces[piece] = self._compose_one(name, [pieces[one] for one in group], task)
+        made = self._compose_one(blob_object(blob), [pieces[one] for one in last], task)
         if (made.size, made.crc32c) != (blob.size, crc32c):
             self._objects.delete(made)
             raise TierUnavailable(f"{made.name} was composed of damaged parts, and was removed")

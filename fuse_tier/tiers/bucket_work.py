@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import trio
 
@@ -14,6 +14,8 @@ from fuse_tier.tiers.bucket_task import Task
 
 T = TypeVar("T")
 
+_SPARE: Final = 2
+
 
 class Work:
     """Runs blocking work. ``patience`` is in seconds of failures: see ``Task.retry``."""
@@ -22,12 +24,22 @@ class Work:
         self._parallel = parallel
         self._patience = patience
         self._limiter = trio.CapacityLimiter(parallel)
+        self._spare = trio.CapacityLimiter(_SPARE)
 
-    async def run(self, work: Callable[[Task], T], *, patience: float | None = None) -> T:
-        """Runs work in a thread, and raises what it raises. ``patience`` is another one than usual.
+    @property
+    def has_spare(self) -> bool:
+        """Whether there is a thread for work that is done a second time."""
+        return self._spare.available_tokens > 0
+
+    async def run(
+        self, work: Callable[[Task], T], *, patience: float | None = None, spare: bool = False, leave: bool = False
+    ) -> T:
+        """Runs work in a thread, and raises what it raises.
 
         When cancelled, tells the thread to stop and waits for it, but no longer than THREAD_SHUTDOWN: one that is
-        stuck in a socket is left behind, with nothing in its hands that is not its own.
+        stuck in a socket is left behind, with nothing in its hands that is not its own. ``patience`` is another one
+        than usual, ``spare`` takes one of the threads that are kept for what is done a second time, ``leave``
+        leaves the thread behind at once.
         """
         task = Task(self._patience if patience is None else patience)
         finished = trio.Event()
@@ -47,10 +59,10 @@ class Work:
                 await finished.wait()
             except trio.Cancelled:
                 task.stop.set()
-                waiting.deadline = trio.current_time() + Deadline.THREAD_SHUTDOWN
+                waiting.deadline = trio.current_time() + (0.0 if leave else Deadline.THREAD_SHUTDOWN)
                 raise
 
-        async with trio.open_nursery() as nursery, self._limiter:
+        async with trio.open_nursery() as nursery, self._spare if spare else self._limiter:
             with trio.CancelScope(shield=True) as waiting:
                 nursery.start_soon(stop_when_cancelled)
                 # The limiter was taken above, where waiting for it can be cancelled.

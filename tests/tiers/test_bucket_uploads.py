@@ -60,8 +60,15 @@ async def opened(proxy: Proxy) -> AsyncIterator[Open]:
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> int:
     """Parts of so many bytes, so that little content has many of them."""
     monkeypatch.setattr(bucket_parts, "PART", 64 << 10)
-    monkeypatch.setattr(bucket_parts, "SPLIT_FROM", 256 << 10)
+    monkeypatch.setattr(bucket_parts, "SPLIT_FROM", 1)
     return 64 << 10
+
+
+@pytest.fixture
+def large_from_7_mib(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Content of 8 MiB goes in parts."""
+    monkeypatch.setattr(bucket_parts, "PART", MIB)
+    monkeypatch.setattr(bucket_parts, "SPLIT_FROM", 7 * MIB)
 
 
 def names(tier: BucketTier, folder: str) -> list[str]:
@@ -89,19 +96,21 @@ def test_eight_files_of_one_size_go_whole_and_seven_in_parts() -> None:
     assert to_split(blobs[1:], 8) == set(blobs[1:])
 
 
-@given(st.integers(PART + 1, 1 << 36))
+@given(st.integers(1, 1 << 36))
 def test_levels_compose_the_whole_of_no_more_than_32_pieces_each(size: int) -> None:
     known = {Piece(start, min(start + PART, size)) for start in range(0, size, PART)}
-    for level in levels(size):
+    *lower, last = levels(size)
+    for level in (*lower, last):
         for made, group in level:
-            assert 2 <= len(group) <= 32
+            assert 1 <= len(group) <= 32
             assert known.issuperset(group)
             assert [made.start, *(piece.end for piece in group)] == [*(piece.start for piece in group), made.end]
         known |= {made for made, _ in level}
-    assert Piece(0, size) in known
+    assert [made for made, _ in last] == [Piece(0, size)]
+    assert all(len(group) > 1 for level in lower for _, group in level)
 
 
-@pytest.mark.parametrize("count", [5, 33, 70])
+@pytest.mark.parametrize("count", [1, 5, 33, 70])
 async def test_large_content_goes_in_parts_of_which_nothing_is_left(
     opened: Open, small_parts: int, rng: random.Random, count: int
 ) -> None:
@@ -154,7 +163,8 @@ async def test_a_process_that_dies_leaves_parts_that_the_next_one_uses(
     assert await fetched(opened(), hash_bytes(content)) == content
 
 
-@pytest.mark.parametrize("size", [100_000, 6 * MIB, SPLIT_FROM + 5])
+@pytest.mark.usefixtures("large_from_7_mib")
+@pytest.mark.parametrize("size", [100_000, 6 * MIB, 8 * MIB + 5])
 async def test_content_is_read_from_its_source_once(opened: Open, emulator: Emulator, size: int) -> None:
     content = random.Random(size).randbytes(size)
     blob, source = hash_bytes(content), holding([content])
@@ -182,7 +192,8 @@ class Wrong(MemoryBlobs):
         return super().open(self._blob)
 
 
-@pytest.mark.parametrize("size", [6 * MIB, 6 * MIB + 1, SPLIT_FROM])
+@pytest.mark.usefixtures("large_from_7_mib")
+@pytest.mark.parametrize("size", [6 * MIB, 6 * MIB + 1, 8 * MIB])
 async def test_large_content_that_is_not_what_its_name_says_never_gets_the_name(
     opened: Open, size: int, rng: random.Random
 ) -> None:
@@ -195,7 +206,8 @@ async def test_large_content_that_is_not_what_its_name_says_never_gets_the_name(
     assert await opened().missing([blob]) == {blob}
 
 
-@pytest.mark.parametrize("size", [1000, 6 * MIB, SPLIT_FROM])
+@pytest.mark.usefixtures("large_from_7_mib")
+@pytest.mark.parametrize("size", [1000, 6 * MIB, 8 * MIB])
 async def test_a_file_that_a_job_writes_to_is_looked_for_a_second_time(
     opened: Open, size: int, rng: random.Random
 ) -> None:
