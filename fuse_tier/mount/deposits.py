@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from struct import Struct
+from threading import Lock
 from typing import Final
 
 from fuse_tier.deadlines import Deadline
@@ -78,6 +79,7 @@ class Depositor:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._removed = False
+        self._settling = Lock()
 
     def leave(self, deposit: Deposit, fd: int) -> None:
         """Gives the keeper a copy of a descriptor, in place of what it had under this key. Raises OSError."""
@@ -99,11 +101,11 @@ class Depositor:
         self._connection.send(_RECORD.pack(_REMOVE, 0, 0, 0, key, 0, 0))
 
     def settle(self) -> None:
-        """Blocks for milliseconds, until the keeper has closed what was removed: that takes room until then."""
-        if not self._removed:
-            return
-        self._removed = False
-        self._ask(_ACKNOWLEDGE, _PATIENCE_SECONDS)
+        """Blocks for milliseconds, until the keeper has closed what was removed. Any thread may call it."""
+        with self._settling:
+            if self._removed:
+                self._removed = False
+                self._ask(_ACKNOWLEDGE, _PATIENCE_SECONDS)
 
     def may_serve(self) -> bool:
         """Asks, before the first request of the kernel is read, whether the mount is this keeper's by now. Blocks."""
