@@ -41,6 +41,7 @@ _OUTWARD = (
     "test_emulator.py",
     "tiers/test_bucket.py",
     "tiers/test_bucket_access.py",
+    "tiers/test_bucket_accidents.py",
     "tiers/test_bucket_downloads.py",
     "tiers/test_bucket_faults.py",
     "tiers/test_bucket_uploads.py",
