@@ -83,7 +83,7 @@ class Worker:
         self._places = Places(self._ram, self._membership, bucket, self._connect)
         self._duties = BucketDuties(config, bucket, self._membership, self._ram, self._tls) if bucket else None
         if self._duties is not None:
-            self._places.ask_bucket = self._duties.steward.in_bucket
+            self._duties.extend(self._places)
         options = VolumeOptions(config.node, config.settle, config.replicas)
         self._volumes = Volumes(layout, self._ram, options, hashing, nursery, has_bucket=bucket is not None)
         self._fanout = Fanout(self._places, self._membership.own, config.replicas)
