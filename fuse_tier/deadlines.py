@@ -41,6 +41,7 @@ class Deadline:
     STEWARD: Final = 12.0  # another node's word on what the bucket lists; then the asker asks the bucket itself
     THREAD_SHUTDOWN: Final = 10.0  # a blocking call that was interrupted comes back
     METRICS_REQUEST: Final = 5.0  # one scrape
+    HAND_OVER: Final = 3.0  # a keeper's successor takes over, for which a job waits; then the old one goes on
     DAEMON_START: Final = 35.0  # a daemon's start until a stat through the mount answers
     KERNEL_UNMOUNT: Final = 8.0  # the kernel takes a mount away, or says that it is in use
     DAEMON_STOP: Final = 15.0  # a daemon whose mount has gone ends
@@ -81,7 +82,7 @@ def table() -> tuple[Wait, ...]:
         "STEWARD": ("CONTROL_CALL",),
         "LISTING": ("MANIFEST_TRANSFER", "BUCKET_CALL", "CONTROL_CALL", "STEWARD", "STEWARD"),
         "DRAIN": ("SYNC", "UNMOUNT"),
-        "DAEMON_START": ("SUPERVISOR_CONNECT", "CHANNEL_CALL"),
+        "DAEMON_START": ("SUPERVISOR_CONNECT", "CHANNEL_CALL", "HAND_OVER"),
         "DAEMON_STOP": ("THREAD_SHUTDOWN", "HURRIED_STOP"),
         "MOUNT": ("DAEMON_START", "KERNEL_UNMOUNT", "CHANNEL_CALL", "CONTROL_CALL"),
         "UNMOUNT": ("KERNEL_UNMOUNT", "DAEMON_STOP", "CHANNEL_CALL"),

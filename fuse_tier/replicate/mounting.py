@@ -189,7 +189,7 @@ class Mounting:
     async def ended(self, volume: Volume, orderly: bool) -> None:
         """A daemon's connection has closed. A tree without a daemon is ours again; a dead mount is waited for."""
         if not orderly:
-            log.error("volume.daemon_lost", identity=str(volume.identity), mountpoint=volume.mountpoint)
+            log.warning("volume.daemon_lost", identity=str(volume.identity), mountpoint=volume.mountpoint)
             await self._wait_until_unmounted(volume)
         if volume.gate is None:
             await self._finish(volume)
