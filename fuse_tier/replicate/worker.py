@@ -46,7 +46,7 @@ from fuse_tier.replicate.upkeep import Upkeep
 from fuse_tier.replicate.volume import Volume, VolumeOptions
 from fuse_tier.replicate.volumes import Volumes
 from fuse_tier.replicate.warming import warm_once
-from fuse_tier.tiers.bucket import BucketTier
+from fuse_tier.tiers.bucket import bucket_of
 from fuse_tier.tiers.peer import Introduction, PeerTier
 from fuse_tier.tiers.ram import RamTier
 from fuse_tier.wire import channel, grpc
@@ -74,8 +74,7 @@ class Worker:
         layout = Layout(config.ram.path)
         hashing = trio.CapacityLimiter(_HASHING_THREADS)
         self._ram = RamTier(layout, config.node)
-        bucket = BucketTier(config.bucket.url, config.bucket.endpoint) if config.bucket else None
-        self._bucket = bucket
+        self._bucket = bucket = bucket_of(config)
         self._sessions = Sessions()
         self._link = Link(config.limits.bulk)
         self._holdings: dict[Identity, tuple[int, ...]] = {}
