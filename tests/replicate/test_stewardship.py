@@ -270,6 +270,26 @@ async def test_an_unreadable_record_or_manifest_stops_nothing_else(
     assert await names(bucket) == ("2020-01-01_00-00", "2023-11-14_22-14")
 
 
+async def test_one_jobs_trouble_is_no_others_and_is_told_once(
+    bucket: BucketTier, proxy: Proxy, nursery: trio.Nursery, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.allow("retention.postponed")
+    keeper = steward(bucket)
+    other = Job("default", "zebra")
+    await save(bucket, JOB.identity("0"), 1, 100)
+    await save(bucket, other.identity("0"), 1, 100)
+    proxy.faults.append(Fault("GET", "llama", status=403, times=1000))
+    nursery.start_soon(keeper.run)
+
+    async def is_recorded() -> bool:
+        keeper.note(JOB)
+        keeper.note(other)
+        return bool((await JobRecords(bucket).listing(other)).checkpoints)
+
+    await until(is_recorded)
+    nursery.cancel_scope.cancel()
+
+
 async def test_it_looks_by_itself_at_what_it_was_told_of_and_after_a_failure_again(
     bucket: BucketTier, proxy: Proxy, nursery: trio.Nursery, expected_logs: ExpectedLogs
 ) -> None:
