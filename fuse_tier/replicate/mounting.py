@@ -31,6 +31,7 @@ from fuse_tier.tiers.base import TierName
 log = structlog.get_logger(__name__)
 
 _CLAIM_PAUSE_SECONDS = 0.2
+_SUPERVISOR_PAUSE_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +164,22 @@ class Mounting:
         )
 
     async def find_mounted(self) -> None:
-        """At a worker's start: what is mounted already stays ours, and is not touched before its daemon reports."""
+        """At a worker's start: what is mounted already stays ours, and is not touched before its daemon reports.
+
+        Raises FuseTierError when the supervisor does not answer in time.
+        """
+        with trio.move_on_after(Deadline.SUPERVISOR_CONNECT):
+            while True:
+                try:
+                    return await self._find_mounted()
+                except TierUnavailable:
+                    await trio.sleep(_SUPERVISOR_PAUSE_SECONDS)
+        raise FuseTierError(
+            f"the supervisor does not answer on {self._supervisor.socket}: start `fuse-tier node`, which starts this "
+            "worker itself"
+        )
+
+    async def _find_mounted(self) -> None:
         for mount in await self._supervisor.mounts():
             if mount["state"] == "failed":
                 continue
