@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 
 import structlog
 
+from fuse_tier import failpoints
 from fuse_tier.blobs import Blob, Incoming
 from fuse_tier.errors import Damaged, NotFound, TierFull, TierRefused
 from fuse_tier.hashing import hash_descriptor
@@ -114,6 +115,7 @@ class _Landing:
             try:
                 if blob.size:
                     os.posix_fallocate(self.fd, 0, blob.size)
+                failpoints.reached("content.allocated")
             except BaseException:
                 self.discard()
                 raise
@@ -124,6 +126,7 @@ class _Landing:
             if found != self._blob:
                 raise Damaged(f"{found} arrived in the {self._place} in place of {self._blob}: ask another source")
             os.fchmod(self.fd, 0o600)
+            failpoints.reached("content.hashed")
             with room_in(self._place):
                 try:
                     os.link(self._path, self._target)
@@ -131,6 +134,7 @@ class _Landing:
                     # What is there stays: a live file may be the same inode. Not if it is plainly something else.
                     if not is_whole(self._target, self._blob):
                         os.replace(self._path, self._target)
+            failpoints.reached("content.named")
         finally:
             self.discard()
 

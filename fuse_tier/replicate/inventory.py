@@ -15,7 +15,7 @@ from fuse_tier.errors import ConfigError, FuseTierError, TierRefused, TierUnavai
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Manifest
 from fuse_tier.members import Member
-from fuse_tier.replicate.fanout import Fanout
+from fuse_tier.replicate.copying import Copier
 from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.steps import Report
 from fuse_tier.replicate.supervisor import Supervisor
@@ -36,7 +36,7 @@ class Inventory:
         cluster: str,
         places: Places,
         volumes: Volumes,
-        fanout: Fanout,
+        copier: Copier,
         supervisor: Supervisor,
         replicas: int,
     ) -> None:
@@ -44,7 +44,7 @@ class Inventory:
         self._cluster = cluster
         self._places = places
         self._volumes = volumes
-        self._fanout = fanout
+        self._copier = copier
         self._supervisor = supervisor
         self._replicas = replicas
 
@@ -86,7 +86,7 @@ class Inventory:
                     ),
                 },
                 "rates": {
-                    f"{tier}_bytes_per_second": meter.rate() for tier, meter in sorted(self._fanout.meters.items())
+                    f"{tier}_bytes_per_second": meter.rate() for tier, meter in sorted(self._copier.meters.items())
                 },
             }
         )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import structlog
 import trio
 
-from fuse_tier import metrics
+from fuse_tier import failpoints, metrics
 from fuse_tier.blobs import Blob, Progress, Sink
 from fuse_tier.errors import Damaged, NotFound, TierError, TierUnavailable
 from fuse_tier.hashing import hash_descriptor
@@ -144,7 +144,9 @@ class Restorer:
                 )
             if not failed:
                 await self._places.ram.commit(manifest)
+        failpoints.reached("restore.fetched")
         await trio.to_thread.run_sync(self._replace_tree, volume, manifest, frozenset(failed))
+        failpoints.reached("restore.placed")
         volume.began(lineage, manifest, chosen.highest, is_whole=not failed)
         if manifest is None:
             return None
@@ -207,6 +209,7 @@ class Restorer:
 
     def _replace_tree(self, volume: Volume, manifest: Manifest | None, failed: Collection[Blob]) -> None:
         self._clear(volume)
+        failpoints.reached("restore.cleared")
         fresh = f"{volume.layout.tree}.new"
         remove_tree(fresh)
         if manifest is None:
@@ -214,6 +217,7 @@ class Restorer:
             os.chmod(fresh, 0o777)  # noqa: S103 - a pod's user is not known here; the mount belongs to one pod alone
         else:
             build_tree(manifest, fresh, lambda blob, path: self._place(volume, blob, path, blob in failed))
+        failpoints.reached("restore.built")
         os.rename(fresh, volume.layout.tree)
 
     def _clear(self, volume: Volume) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 import structlog
 import trio
 
-from fuse_tier import metrics
+from fuse_tier import failpoints, metrics
 from fuse_tier.errors import Damaged, FuseTierError, NotFound
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.replicate.broadcast import Broadcast
@@ -85,6 +85,7 @@ class Upkeep:
                     in_use=in_use,
                 ),
             )
+        failpoints.reached("retention.collecting")
         await self._places.ram.collect(_RAM_GRACE_SECONDS if self._is_roomy() else _SHORT_SECONDS)
 
     async def tidy_bucket(self, identity: Identity) -> None:
@@ -123,5 +124,6 @@ class Upkeep:
     async def _drop(self, tier: Tier, identity: Identity, numbers: tuple[int, ...]) -> None:
         for number in numbers:
             await tier.drop(SnapshotId(identity, number))
+            failpoints.reached("retention.dropped")
             self._run_of.pop(SnapshotId(identity, number), None)
             log.info("snapshot.dropped", identity=str(identity), snapshot=number, place=tier.place)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import structlog
 import trio
 
-from fuse_tier import metrics
+from fuse_tier import failpoints, metrics
 from fuse_tier.blobs import Blob
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import FuseTierError, SnapshotConflict
@@ -227,7 +227,7 @@ class Volume:
             yield
         finally:
             self.in_use[number] -= 1
-            if not self.in_use[number]:
+            if self.in_use[number] <= 0:  # the tree was made anew meanwhile
                 del self.in_use[number]
 
     # ---- snapshots ----
@@ -301,6 +301,7 @@ class Volume:
         return self.gate
 
     async def _commit(self, manifest: Manifest, seconds: float) -> Manifest:
+        failpoints.reached("snapshot.walked")
         try:
             await self._ram.commit(manifest)
         except SnapshotConflict as conflict:
@@ -309,7 +310,9 @@ class Volume:
             manifest = replace(manifest, id=SnapshotId(self.identity, conflict.highest + 1))
             await self._ram.commit(manifest)
         number = manifest.id.number
+        failpoints.reached("snapshot.committed")
         await trio.to_thread.run_sync(write_record, self.layout, TreeRecord(manifest.lineage, number))
+        failpoints.reached("snapshot.recorded")
         self._highest = max(self._highest, number)
         self._renumber = False
         self.newest = manifest

@@ -29,16 +29,20 @@ from fuse_tier.identity import Identity
 from fuse_tier.members import LocalFacts, Member
 from fuse_tier.ram.layout import Layout
 from fuse_tier.replicate.choice import Chooser
+from fuse_tier.replicate.copying import Copier
 from fuse_tier.replicate.daemons import DaemonSession
 from fuse_tier.replicate.fanout import Fanout
 from fuse_tier.replicate.inventory import Inventory
 from fuse_tier.replicate.membership import Membership, build_membership
 from fuse_tier.replicate.mounting import Mounting
 from fuse_tier.replicate.node_service import NodeService
+from fuse_tier.replicate.orphans import Orphans
 from fuse_tier.replicate.peer_service import PeerService
 from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.restore import Restorer
 from fuse_tier.replicate.supervisor import Supervisor
+from fuse_tier.replicate.surplus import Surplus
+from fuse_tier.replicate.targets import Targets
 from fuse_tier.replicate.upkeep import Upkeep
 from fuse_tier.replicate.volume import Volume, VolumeOptions
 from fuse_tier.replicate.volumes import Volumes
@@ -77,16 +81,25 @@ class Worker:
         self._places = Places(self._ram, self._membership, bucket, self._connect)
         options = VolumeOptions(config.node, config.settle, config.replicas)
         self._volumes = Volumes(layout, self._ram, options, hashing, nursery, has_bucket=bucket is not None)
-        self._fanout = Fanout(self._places, self._membership.own, config.replicas)
+        copier = Copier(self._ram)
+        targets = Targets(self._membership, config.replicas)
+        self._fanout = Fanout(self._places, copier, targets)
+        self._orphans = Orphans(self._places, copier, targets, self._volumes.find, config.replicas)
         self._upkeep = Upkeep(self._places, self._volumes.find, config.keep.ram, config.keep.bucket)
         self._chooser = Chooser(self._places)
         self._restorer = Restorer(layout, self._places, config.node, hashing)
         self._supervisor = Supervisor(f"{config.socket}.supervisor")
         self._mounting = Mounting(self._volumes, self._chooser, self._restorer, self._membership, self._supervisor)
         self._inventory = Inventory(
-            config.node, config.cluster, self._places, self._volumes, self._fanout, self._supervisor, config.replicas
+            config.node, config.cluster, self._places, self._volumes, copier, self._supervisor, config.replicas
         )
-        self._volumes.tasks = [self._fanout.keep_peers, self._keep_bucket, self._pass_news_on]
+        surplus = Surplus(self._fanout)
+        self._volumes.tasks = [
+            self._fanout.keep_peers,
+            self._keep_bucket,
+            self._pass_news_on,
+            surplus.keep_down,
+        ]
 
     def _connect(self, member: Member) -> PeerTier:
         own = Introduction(self._config.cluster, self._config.node, self._instance)
@@ -118,6 +131,7 @@ class Worker:
         if config.metrics is not None:
             await nursery.start(metrics.serve, config.metrics)
         nursery.start_soon(self._upkeep.run)
+        nursery.start_soon(self._orphans.run)
         nursery.start_soon(self._pass_members_on)
         nursery.start_soon(self._keep_facts)
         await nursery.start(self._serve_operator)
