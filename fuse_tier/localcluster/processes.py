@@ -102,6 +102,10 @@ class Family:
         """Lets all go on that were stopped."""
         _send(self.members(), signal.SIGCONT)
 
+    def signal(self, pids: Iterable[int], number: signal.Signals) -> None:
+        """Sends a signal to some of them."""
+        _send(pids, number)
+
     def running(self, module: str) -> set[int]:
         """The process ids of those that run a Python module (``python -m``)."""
         return {pid for pid in self.members() if module.encode() in _command_line(pid)}

@@ -51,7 +51,7 @@ def _missing_namespaces() -> str | None:
     if made.returncode:
         return f"needs network namespaces: {made.stderr.strip()}"
     try:
-        wire = ["ip", "-n", name, "link", "add", "a", "type", "veth", "peer", "name", "b"]
+        wire = ["ip", "-n", name, "link", "add", "wire0", "type", "veth", "peer", "name", "wire1"]
         wired = subprocess.run(wire, capture_output=True, text=True, check=False)
         return f"needs veth pairs: {wired.stderr.strip()}" if wired.returncode else None
     finally:
