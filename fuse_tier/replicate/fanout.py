@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import structlog
 import trio
 
-from fuse_tier.errors import SnapshotConflict
+from fuse_tier.errors import FuseTierError, SnapshotConflict
 from fuse_tier.identity import Identity
 from fuse_tier.manifest import Manifest
 from fuse_tier.members import Member
@@ -42,10 +42,13 @@ class _Copying:
 class Fanout:
     """Keeps the copies of one node's volumes."""
 
-    def __init__(self, places: Places, copier: Copier, targets: Targets) -> None:
+    def __init__(
+        self, places: Places, copier: Copier, targets: Targets, supersede: Callable[[Volume, str], Awaitable[None]]
+    ) -> None:
         self._places = places
         self._copier = copier
         self._targets = targets
+        self._supersede = supersede
 
     async def keep_peers(self, volume: Volume) -> None:
         """Keeps the configured number of copies of a volume's newest snapshot in peers' RAM."""
@@ -62,7 +65,7 @@ class Fanout:
             news = volume.news.version
             newest = volume.newest
             due = newest is not None and volume.durable(TierName.BUCKET) < newest.id.number
-            if due and newest is not None and troubles.may_try(bucket.place) and not self.is_elsewhere(volume):
+            if due and newest is not None and troubles.may_try(bucket.place) and await self.is_ours(volume):
                 if await self.copy(volume, newest, bucket, bucket.place, troubles):
                     volume.stored(TierName.BUCKET, bucket.place, newest.id.number)
                     await committed(volume.identity)
@@ -70,12 +73,36 @@ class Fanout:
             with trio.move_on_at(troubles.next_try()):
                 await volume.news.wait_beyond(news)
 
-    def is_elsewhere(self, volume: Volume) -> bool:
-        """Whether another node has the volume mounted, and this one has not."""
+    async def is_ours(self, volume: Volume) -> bool:
+        """Whether this node is to keep the copies of the volume: nobody else has it mounted.
+
+        A node that was counted out and is back may find that another was granted what it still has mounted.
+        """
+        if volume.superseded:
+            return False
         membership = self._places.membership
-        return volume.identity not in membership.mounted() and any(
-            member.alive and volume.identity in member.mounted for member in membership.members()
-        )
+        others = [one.node for one in membership.members() if one.alive and volume.identity in one.mounted]
+        if not others:
+            return True
+        if volume.identity not in membership.mounted():
+            return False
+        try:
+            confirmed = await membership.confirm(volume.identity)
+        except FuseTierError as error:
+            log.info("volume.not_confirmed", identity=str(volume.identity), reason=str(error))
+            return False
+        if not confirmed:
+            await self._supersede(volume, others[0])
+        return confirmed
+
+    async def _conflicts(self, volume: Volume, conflict: SnapshotConflict) -> None:
+        """Somebody has another snapshot of our number: who has the volume mounted takes a number above it."""
+        mounted = volume.identity in self._places.membership.mounted()
+        if not mounted:
+            # A tree that was left behind, and another node has gone on since.
+            await self._supersede(volume, "another node")
+        elif await self.is_ours(volume):
+            volume.exists_elsewhere(conflict.highest)
 
     async def copy(self, volume: Volume, manifest: Manifest, tier: Tier, place: str, troubles: Troubles) -> bool:
         """Copies one snapshot of a volume; whether it is there now."""
@@ -85,7 +112,7 @@ class Fanout:
                 return await self._copier.copy(manifest, tier, place, troubles, copies)
         except SnapshotConflict as conflict:
             log.warning("copy.number_taken", snapshot=str(manifest.id), place=tier.place, reason=str(conflict))
-            volume.exists_elsewhere(conflict.highest)
+            await self._conflicts(volume, conflict)
             return False
 
     async def targets(self, volume: Volume, refusing: Iterable[str]) -> tuple[str, ...]:
@@ -136,7 +163,7 @@ class _PeerCopies:
     async def _lacking(self) -> list[str]:
         """Who shall have the newest snapshot, and is not known to have it."""
         volume = self._volume
-        if volume.newest is None or self._fanout.is_elsewhere(volume):
+        if volume.newest is None or not await self._fanout.is_ours(volume):
             return []
         now = trio.current_time()
         late = {node for node, copying in self._copying.items() if copying.late <= now}

@@ -119,7 +119,7 @@ class Mounting:
                 except FuseTierError as error:
                     log.warning("mount.not_undone", identity=str(volume.identity), reason=str(error))
         leave_quiescent(volume)
-        await self._give_up(volume)
+        await self.give_up(volume)
 
     async def _prepare(self, volume: Volume, order: MountOrder, report: Report) -> Restored | None:
         report.begin("looking for snapshots")
@@ -130,7 +130,9 @@ class Mounting:
             volume.resume(order.lineage, chosen.highest)
             log.info("volume.resumed", identity=str(order.identity), snapshot=volume.highest)
             return None
-        if volume.has_tree and volume.is_dirty:
+        if volume.superseded:
+            log.warning("volume.fork_replaced", identity=str(order.identity), by=volume.superseded)
+        elif volume.has_tree and volume.is_dirty:
             raise MountError(
                 f"the files of {order.identity} here have changes that are in no snapshot yet, and would be "
                 "replaced: the log says why none can be taken (snapshot.postponed); nothing was changed"
@@ -199,11 +201,12 @@ class Mounting:
             if volume.gate is None:
                 leave_quiescent(volume)
                 await final_snapshot(volume)
-                await self._give_up(volume)
+                await self.give_up(volume)
                 metrics.forget_volume(str(volume.identity))
                 volume.news.announce()
 
-    async def _give_up(self, volume: Volume) -> None:
+    async def give_up(self, volume: Volume) -> None:
+        """Others need not be told any more that a volume is this node's."""
         self.claimed.discard(volume.identity)
         with trio.move_on_after(Deadline.CONTROL_CALL):
             await self._membership.release(volume.identity)

@@ -72,7 +72,7 @@ class Orphans:
         volume = self._find(identity)
         membership = self._places.membership
         return (
-            (volume is not None and (volume.has_tree or volume.mounting.locked()))
+            (volume is not None and ((volume.has_tree and not volume.superseded) or volume.mounting.locked()))
             or identity in membership.mounted()
             or any(member.alive and identity in member.mounted for member in membership.members())
         )

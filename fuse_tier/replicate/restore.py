@@ -117,7 +117,7 @@ class Restorer:
     def is_current(self, volume: Volume, lineage: Lineage, chosen: Chosen) -> bool:
         """Whether the live tree that is here is at least as new as anything else of its run."""
         record = read_record(volume.layout) if volume.has_tree else None
-        if record is None or record.lineage.run != lineage.run:
+        if record is None or record.superseded or record.lineage.run != lineage.run:
             return False
         newest = chosen.manifest
         return newest is None or newest.id.number <= record.number

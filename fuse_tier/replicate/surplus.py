@@ -55,6 +55,11 @@ class Surplus:
         if not chosen or any(held.get(node, 0) < newest.id.number for node in chosen):
             return {}
         location = await membership.locate(volume.identity)
+        highest = max((numbers[-1] for member, numbers in location.holders if member.alive), default=0)
+        if highest > newest.id.number:
+            # Somebody went on with the files while cut off: what is here must be the newest wherever one looks.
+            volume.exists_elsewhere(highest)
+            return {}
         return {
             member: tuple(number for number in numbers if number <= newest.id.number)
             for member, numbers in location.holders

@@ -40,6 +40,7 @@ from fuse_tier.replicate.orphans import Orphans
 from fuse_tier.replicate.peer_service import PeerService
 from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.restore import Restorer
+from fuse_tier.replicate.succession import supersede
 from fuse_tier.replicate.supervisor import Supervisor
 from fuse_tier.replicate.surplus import Surplus
 from fuse_tier.replicate.targets import Targets
@@ -83,7 +84,7 @@ class Worker:
         self._volumes = Volumes(layout, self._ram, options, hashing, nursery, has_bucket=bucket is not None)
         copier = Copier(self._ram)
         targets = Targets(self._membership, config.replicas)
-        self._fanout = Fanout(self._places, copier, targets)
+        self._fanout = Fanout(self._places, copier, targets, self._supersede)
         self._orphans = Orphans(self._places, copier, targets, self._volumes.find, config.replicas)
         self._upkeep = Upkeep(self._places, self._volumes.find, config.keep.ram, config.keep.bucket)
         self._chooser = Chooser(self._places)
@@ -100,6 +101,15 @@ class Worker:
             self._pass_news_on,
             surplus.keep_down,
         ]
+
+    def _mounted_on(self, identity: Identity) -> frozenset[str]:
+        return frozenset(
+            member.node for member in self._membership.members() if member.alive and identity in member.mounted
+        )
+
+    async def _supersede(self, volume: Volume, by: str) -> None:
+        await supersede(volume, self._ram, by)
+        await self._mounting.give_up(volume)
 
     def _connect(self, member: Member) -> PeerTier:
         own = Introduction(self._config.cluster, self._config.node, self._instance)
@@ -161,6 +171,7 @@ class Worker:
             self._config.cluster,
             secure=self._tls is not None,
             encrypt=self._config.encrypt_peer_traffic,
+            mounted_on=self._mounted_on,
         )
         services = [(add_PeerServicer_to_server, service)]
         await grpc.serve(services, str(self._config.listen.control), self._tls, task_status=task_status)
@@ -228,7 +239,7 @@ class Worker:
         """Gives the newest snapshots the configured time to get where they shall be."""
         async with trio.open_nursery() as nursery:
             for volume in self._volumes:
-                if volume.has_tree:
+                if volume.has_tree and not volume.superseded:
                     nursery.start_soon(self._mounting.drain, volume, self._config.drain)
         await self._membership.leave()
 

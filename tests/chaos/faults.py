@@ -5,9 +5,11 @@ No more nodes lose their RAM than copies can make up for: that is what the confi
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import trio
 
 from fuse_tier import failpoints
 from fuse_tier.localcluster import LocalNode, NotStarted
+from tests.chaos.jobs import touching
 from tests.chaos.world import REPLICAS, World
 from tests.harness.waiting import until
 
@@ -88,8 +91,12 @@ async def freeze_the_node(world: World, node: LocalNode) -> None:
 async def cut_it_off(world: World, node: LocalNode) -> None:
     """Nothing gets in or out; its job may be started elsewhere meanwhile."""
     world.network.cut(node.name)
-    await _move_or_wait(world, node)
-    await _a_moment(world)
+    left_behind = await _move_or_wait(world, node)
+    async with trio.open_nursery() as nursery:
+        for mount in left_behind:
+            nursery.start_soon(_go_on_saving, mount)
+        await trio.sleep(2 * max(_BRIEF_SECONDS) if left_behind else world.rng.uniform(*_BRIEF_SECONDS))
+        nursery.cancel_scope.cancel()
     world.network.heal(node.name)
 
 
@@ -222,11 +229,22 @@ async def _a_moment(world: World) -> None:
     await trio.sleep(world.rng.uniform(*_BRIEF_SECONDS))
 
 
-async def _move_or_wait(world: World, node: LocalNode) -> None:
+async def _go_on_saving(mount: Path) -> None:
+    """A job that does not know that it was started elsewhere: it saves faster than the other."""
+    for number in itertools.count():
+        with suppress(OSError):
+            await touching((mount / f"left behind {number}").mkdir)
+        await trio.sleep(0.1)
+
+
+async def _move_or_wait(world: World, node: LocalNode) -> list[Path]:
+    left_behind = []
     for job in world.jobs:
         if job.node is node and world.rng.random() < 0.5:
             world.note(f"{job.identity} is started elsewhere")
+            left_behind += [job.mount] if job.mount else []
             await job.move(world)
+    return left_behind
 
 
 async def _before_ram_is_lost(world: World) -> None:

@@ -80,7 +80,7 @@ class Job:
         if node is None or mount is None or not node.family.runs or not mounts_below(mount):
             return await self.move(world)
         try:
-            await _touching(mount.stat)
+            await touching(mount.stat)
         except (OSError, trio.TooSlowError):
             await self.move(world)
 
@@ -96,7 +96,7 @@ class Job:
             raise
         self.node, self.mount = node, mount
         self.restores += 1
-        self._step = max(await _touching(partial(self.check, mount)), *self.acknowledged, 0)
+        self._step = max(await touching(partial(self.check, mount)), *self.acknowledged, 0)
 
     def check(self, tree: Path) -> int:
         """Compares all that is there with what was saved; gives the newest step. Raises Lost. Blocks."""
@@ -123,11 +123,11 @@ class Job:
         self._step += 1
         self._attempts += 1
         step, attempt = self._step, self._attempts
-        await _touching(partial(_write, self.identity, mount, step, attempt))
+        await touching(partial(_write, self.identity, mount, step, attempt))
         old = [one for one in self.acknowledged if one <= step - _KEPT_STEPS]
         for one in old:
             del self.acknowledged[one]  # before it is removed
-            await _touching(partial(shutil.rmtree, mount / str(one)))
+            await touching(partial(shutil.rmtree, mount / str(one)))
         await node.wait(self.identity, "peer", _ACKNOWLEDGE_SECONDS)
         if self.mount == mount:
             self.acknowledged[step] = attempt
@@ -152,7 +152,7 @@ def _write(identity: str, mount: Path, step: int, attempt: int) -> None:
     os.rename(temporary, mount / str(step))
 
 
-async def _touching(work: Callable[[], T]) -> T:
+async def touching(work: Callable[[], T]) -> T:
     """Something that a frozen node holds up for as long as it likes. Raises TooSlowError."""
     with trio.fail_after(_TOUCH_SECONDS):
         return await trio.to_thread.run_sync(work, abandon_on_cancel=True)

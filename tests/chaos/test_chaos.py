@@ -40,6 +40,7 @@ async def test_twenty_faults_lose_nothing(
     await _survive(20, make_cluster, expected_logs, rng, tmp_path)
 
 
+@pytest.mark.chaos
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 async def test_two_hundred_faults_lose_nothing(

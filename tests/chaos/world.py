@@ -50,9 +50,10 @@ class World:
 
     async def tidy(self) -> None:
         """Ends the mounts that nobody wants, where their nodes can do so: as a kubelet does that is back."""
-        for node, mount in list(self.leftovers):
-            if node.name in self.sick:
-                continue
+        able = [leftover for leftover in self.leftovers if leftover[0].name not in self.sick]
+        for leftover in able:
+            self.leftovers.remove(leftover)
+        for node, mount in able:
             if node.family.runs:
                 try:
                     with trio.move_on_after(20):
@@ -60,7 +61,6 @@ class World:
                 except FuseTierError as error:
                     self.note(f"{mount.name} on {node.name} not unmounted: {error}"[:200])
             detach_mounts(mount)
-            self.leftovers.remove((node, mount))
 
     async def converge(self) -> None:
         """Waits until what is newest now is where it belongs. Raises TooSlowError."""
