@@ -1,7 +1,7 @@
 # Each target sets up what it needs (tools/setup): Debian's packages and .venv. A second call only looks.
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint bench proto clean setup-runtime setup-test setup-lint
+.PHONY: help demo test test-fast chaos test-tools lint bench proto clean setup-runtime setup-bench setup-test setup-lint setup-chaos
 
 PYTHON ?=
 ONLY ?=
@@ -20,6 +20,11 @@ test: setup-test ## the whole suite; ARGS="-k name" for a part
 test-fast: setup-test ## what needs no FUSE and no network: at each save
 	@HYPOTHESIS_PROFILE=fast .venv/bin/pytest -q -m "not fuse and not root and not network and not slow" $(ARGS)
 
+chaos: setup-chaos ## hundreds of random examples, faults and public suites; ARGS="-k name" for a part
+	@.venv/bin/pytest -m chaos $(ARGS)
+
+test-tools: setup-chaos ## the public suites that make chaos runs, from Debian and crates.io, into .tools
+
 lint: setup-lint ## style, types, import layers, generated code
 	@.venv/bin/ruff check
 	@.venv/bin/ruff format --check
@@ -27,15 +32,15 @@ lint: setup-lint ## style, types, import layers, generated code
 	@.venv/bin/lint-imports
 	@tools/proto --check
 
-bench: setup-runtime ## the benchmarks, into bench.json; ONLY="fs.write.seq1 peer.snapshot" for some
+bench: setup-bench ## the benchmarks, into bench.json; ONLY="fs.write.seq1 peer.snapshot" for some
 	@.venv/bin/fuse-tier bench --json bench.json $(ONLY)
 
 proto: setup-lint ## generate the code of the wire protocol
 	@tools/proto
 
 clean: ## remove everything that make made
-	@rm -rf .venv .venv.lock bench.json dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@rm -rf .venv .venv.lock .tools bench.json dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-setup-runtime setup-test setup-lint: setup-%:
+setup-runtime setup-bench setup-test setup-lint setup-chaos: setup-%:
 	@tools/setup $*

@@ -76,7 +76,8 @@ def _expected_at(model: type[BaseModel], path: KeyPath) -> str:
     section = _section_at(model, path)
     if section is None:
         return "a value"
-    return f"a group of keys, {{{', '.join(f'{key}: …' for key in keys_of(section))}}}"
+    needed = [field.alias or name for name, field in section.model_fields.items() if field.is_required()]
+    return f"a group of keys, {{{', '.join(f'{key}: …' for key in needed or keys_of(section))}}}"
 
 
 def _section_at(model: type[BaseModel], path: KeyPath) -> type[BaseModel] | None:

@@ -1,1 +1,1 @@
-"""The pyfuse3 operations of one volume, and the daemon that serves them."""
+"""The operations of one volume, the daemon that serves them, and what it says to the kernel."""

@@ -1,4 +1,4 @@
-"""``python -m fuse_tier.fs``: the daemon of one mount, started by the node's supervisor.
+"""``python -m fuse_tier.fs``: one mount, as the node's supervisor starts it: its keeper and its daemons.
 
 Its parameters (spec.py) are one JSON object, on standard input or after ``--spec``. It prints one line:
 ``{"serving": true}`` or ``{"error": {"type", "message"}}``. Exit status: 0 after an orderly end, 1 otherwise.
@@ -7,11 +7,11 @@ Its parameters (spec.py) are one JSON object, on standard input or after ``--spe
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import sys
 from contextlib import suppress
-from typing import TextIO, cast
+from functools import partial
+from typing import TextIO
 
 import structlog
 import trio
@@ -19,45 +19,60 @@ import trio
 from fuse_tier import logs
 from fuse_tier.errors import FuseTierError
 from fuse_tier.fs.daemon import Daemon, say
+from fuse_tier.fs.mounting import MadeMount, mount
 from fuse_tier.fs.spec import MountSpec
+from fuse_tier.fs.syscalls import raise_descriptor_limit
+from fuse_tier.mount.keeper import FINAL_STATUS, Inheritance, Keeper
 
 log = structlog.get_logger(__name__)
 
 
-class _Lasting(io.TextIOBase):
-    """Standard error that may go away: whoever reads our log may end, and the job's mount must not.
+class _Lasting:
+    """Standard error that may go away: whoever reads our log may end, and the job's mount must not."""
 
-    It has a descriptor of its own: the usual one is where libfuse speaks (mounting.py).
-    """
-
-    def __init__(self) -> None:
-        self._fd = os.dup(2)
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
 
     def write(self, text: str) -> int:
-        """Writes what can be written, at once."""
-        with suppress(OSError):
-            os.write(self._fd, text.encode(errors="backslashreplace"))
+        """Writes what can be written."""
+        with suppress(OSError, ValueError):
+            return self._stream.write(text)
         return len(text)
+
+    def flush(self) -> None:
+        """Flushes what can be flushed."""
+        with suppress(OSError, ValueError):
+            self._stream.flush()
 
     def isatty(self) -> bool:
         """Whether a person is looking."""
-        return os.isatty(self._fd)
+        return self._stream.isatty()
 
 
 def main() -> int:
-    """Runs one daemon to its end; gives the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m fuse_tier.fs", description="The daemon of one mount.")
+    """Keeps one mount to its end; gives the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m fuse_tier.fs", description="The keeper of one mount.")
     parser.add_argument("--spec", help="its parameters, a JSON object; read from standard input without it")
     given: str | None = parser.parse_args().spec
-    sys.stderr = cast(TextIO, _Lasting())
-    logs.configure("fs", "", sys.stderr)
+    logs.configure("fs", "", _Lasting(sys.stderr))  # type: ignore[arg-type]
     try:
         spec = MountSpec.parse(sys.stdin.read() if given is None else given)
         structlog.contextvars.bind_contextvars(identity=str(spec.identity))
-        return 0 if trio.run(Daemon(spec).run) else 1
-    except* (FuseTierError, OSError) as failures:
-        failure = _first(failures)
+        raise_descriptor_limit()
+        made = mount(spec)
+    except (FuseTierError, OSError) as failure:
         say({"error": {"type": type(failure).__name__, "message": str(failure)}})
+        return 1
+    os.set_blocking(sys.stdout.fileno(), False)  # whoever reads it may have stopped
+    return Keeper(made.device, made.handshake, partial(_serve, spec, made)).run()
+
+
+def _serve(spec: MountSpec, made: MadeMount, inheritance: Inheritance) -> int:
+    """A daemon's life, in a process of its own."""
+    try:
+        return 0 if trio.run(Daemon(spec, made, inheritance).run) else FINAL_STATUS
+    except* (FuseTierError, OSError) as failures:
+        log.error("daemon.failed", reason=str(_first(failures)))
     return 1
 
 

@@ -61,10 +61,15 @@ class Attributes:
         """Whether it is one of the job's, which ``store`` sets; others are for ``request``."""
         return name.startswith(_THEIRS) and not name.startswith(OURS)
 
-    def store(self, inode: int, name: bytes, value: bytes) -> None:
-        """Sets one of the job's. Raises OSError."""
+    def store(self, inode: int, name: bytes, value: bytes, flags: int, *, resent: bool) -> None:
+        """Sets one of the job's; ``flags`` as in setxattr(2). Raises OSError."""
         with self._nodes.path(inode) as path:
-            os.setxattr(path, name, value)
+            try:
+                os.setxattr(path, name, value, flags)
+            except FileExistsError:
+                # Of this very value: it is there because a daemon before us made it, for this request.
+                if not resent or os.getxattr(path, name) != value:
+                    raise
 
     async def request(self, inode: int, name: bytes, value: bytes) -> None:
         """Waits for a tier, if that is what is asked for. Raises OSError."""
@@ -77,12 +82,16 @@ class Attributes:
             raise _error(errno.EINVAL)
         await wait_until_durable(self._link, tier)
 
-    def remove(self, inode: int, name: bytes) -> None:
+    def remove(self, inode: int, name: bytes, *, resent: bool) -> None:
         """Removes one of the job's. Raises OSError."""
         if not self.is_stored(name):
             raise _refusal(name)
         with self._nodes.path(inode) as path:
-            os.removexattr(path, name)
+            try:
+                os.removexattr(path, name)
+            except OSError as error:
+                if not (resent and error.errno == errno.ENODATA):  # it is gone because we removed it
+                    raise
 
     def names(self, inode: int) -> list[bytes]:
         """The job's. Raises OSError."""

@@ -18,13 +18,14 @@ from fuse_tier.deadlines import Deadline
 log = structlog.get_logger(__name__)
 
 ANNOUNCE_EVERY_SECONDS: Final = 0.02
+_GENERATION_BITS: Final = 32  # a daemon counts on where none before it has been
 
 
 class Changes:
     """The changes of one tree."""
 
-    def __init__(self) -> None:
-        self.counter = 1
+    def __init__(self, generation: int) -> None:
+        self.counter = (generation << _GENERATION_BITS) + 1
         self._unannounced = trio.Event()
         self._released: trio.Event | None = None
         self._lapses = 0.0  # trio's clock

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final
 
@@ -21,6 +22,8 @@ from fuse_tier.errors import FuseTierError, TierFull
 from fuse_tier.fs.link import Link
 from fuse_tier.ram.layout import VolumeLayout
 from fuse_tier.ram.pins import Pins
+from fuse_tier.ram.remote import drop
+from fuse_tier.ram.room import NO_ROOM
 
 log = structlog.get_logger(__name__)
 
@@ -32,6 +35,7 @@ class Content:
     """The content of one volume's files."""
 
     def __init__(self, volume: VolumeLayout, pins: Pins, link: Link) -> None:
+        self._volume = volume
         self._pins = pins
         self._link = link
         for directory in (volume.pins, volume.remote):
@@ -40,6 +44,8 @@ class Content:
         self._remote_fd = os.open(volume.remote, _DIRECTORY)
         self._limiter = trio.CapacityLimiter(_COPIES_AT_ONCE)
         self._fetching: dict[int, trio.Lock] = {}
+        self.make_room: Callable[[int, int], Awaitable[None]] | None = None
+        """Asks for so many bytes of room, for the file of an inode number; set by who makes the mount."""
 
     def close(self) -> None:
         """Closes all descriptors."""
@@ -47,10 +53,13 @@ class Content:
         os.close(self._remote_fd)
 
     def visible_links(self, found: os.stat_result) -> int:
-        """How many names a regular file has for the job: ours does not count."""
-        if found.st_nlink > 1 and self._has_pin(found.st_ino) and self._pins.shares_inode(found.st_ino):
-            return found.st_nlink - 1
-        return found.st_nlink
+        """How many names a regular file has for the job: ours do not count."""
+        links = found.st_nlink
+        if links > 1 and self._has_pin(found.st_ino) and self._pins.shares_inode(found.st_ino):
+            links -= 1
+        if links > 1 and os.access(f"{found.st_ino}.file", os.F_OK, dir_fd=self._remote_fd, follow_symlinks=False):
+            links -= 1
+        return links
 
     def is_remote(self, inode: int) -> bool:
         """Whether the content has to be fetched before the file is opened."""
@@ -87,10 +96,20 @@ class Content:
             if keep:
                 await self.fetch(inode)
             else:
-                with suppress(FileNotFoundError):
-                    os.unlink(str(inode), dir_fd=self._remote_fd)
+                await trio.to_thread.run_sync(drop, self._volume, inode, limiter=self._limiter)
         if self._has_pin(inode):
-            # In a thread even when it is small: the lock may be held for somebody's large one.
+            await self._detach(inode)
+
+    async def _detach(self, inode: int) -> None:
+        # In a thread even when it is small: the lock may be held for somebody's large one.
+        try:
+            await trio.to_thread.run_sync(self._pins.detach, inode, limiter=self._limiter)
+        except OSError as error:
+            if error.errno not in NO_ROOM or self.make_room is None:
+                raise
+            # What is kept as it was may be elsewhere as well, and then needs no copy here.
+            with suppress(FileNotFoundError):
+                await self.make_room(os.stat(self._pins.path(inode)).st_size, inode)
             await trio.to_thread.run_sync(self._pins.detach, inode, limiter=self._limiter)
 
     def known_hash(self, inode: int) -> str | None:

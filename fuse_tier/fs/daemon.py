@@ -1,23 +1,24 @@
-"""The life of a mount daemon: mount, serve, end.
+"""The life of a mount daemon: take over what its keeper has, serve, end.
 
 It ends when the kernel says that the mount has ended (``fusermount3 -u``, the last user of a mount that was taken
 out of sight), or on SIGTERM, which takes the mount away: at once if nobody uses it, else out of sight, and those who
 have files open may go on until ``Deadline.UNMOUNT``. A second SIGTERM ends it there and then. Operations in
 flight finish first; no mount stays behind.
+
+However else it ends, the mount stays, and the next daemon goes on with it: nothing here that is not in the tree,
+with the keeper or in the kernel is needed for that.
 """
 
 from __future__ import annotations
 
-import errno
 import gc
 import json
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Final
 
-import pyfuse3
 import structlog
 import trio
 
@@ -25,135 +26,149 @@ from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import MountError
 from fuse_tier.fs import mounting
 from fuse_tier.fs.attributes import Attributes
+from fuse_tier.fs.backing import Backings
 from fuse_tier.fs.base import Parts
 from fuse_tier.fs.changes import Changes
 from fuse_tier.fs.content import Content
+from fuse_tier.fs.dispatch import dispatch, opened_handle
 from fuse_tier.fs.handles import Handles
 from fuse_tier.fs.link import Link
+from fuse_tier.fs.mounting import MadeMount
 from fuse_tier.fs.nodes import Nodes
 from fuse_tier.fs.operations import Operations
+from fuse_tier.fs.requests import Request
+from fuse_tier.fs.reserve import Reservations
+from fuse_tier.fs.session import Answer, Session
 from fuse_tier.fs.spec import MountSpec
 from fuse_tier.fs.syscalls import raise_descriptor_limit
-from fuse_tier.fs.turns import shorten_turns
+from fuse_tier.mount.deposits import Depositor
+from fuse_tier.mount.keeper import TOLD, Inheritance
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.pins import Pins
 
 log = structlog.get_logger(__name__)
 
-# pyfuse3 makes a task for each request that comes while others wait, and ends those beyond the first number that are
-# idle: with few of those a busy mount would do little else. The second number bounds how many may wait at a time,
-# say for a tier in an fsync: were it reached, nothing at all would be answered.
-_IDLE_TASKS: Final = 10
-_MOST_TASKS: Final = 10_000
-# What reading /dev/fuse fails with after the end; the second when that came in the middle of a request.
-_ENDED: Final = frozenset({errno.ENODEV, errno.ECONNABORTED})
 # Files known to the kernel are many small objects that refer to nothing in a circle.
 _COLLECT_AFTER_OBJECTS: Final = 50_000
+_STANDARD_OUTPUT: Final = 1
 
 
 class Daemon:
-    """One mount. ``run`` is its life."""
+    """One daemon of a mount. ``run`` is its life."""
 
-    def __init__(self, spec: MountSpec) -> None:
+    def __init__(self, spec: MountSpec, made: MadeMount, inheritance: Inheritance) -> None:
         self._spec = spec
+        self._made = made
+        self._inheritance = inheritance
         layout = Layout(spec.ram_root)
         volume = layout.volume(spec.identity)
-        if not os.path.isdir(volume.tree):
-            raise MountError(
-                f"volume {spec.identity} has no tree at {volume.tree}: it must be restored or made first"
-            )
-        self._handles = Handles()
-        self._changes = Changes()
-        self._link = Link(spec, self._changes, self._handles)
+        passthrough = inheritance.handshake.passthrough
+        depositor = Depositor(inheritance.deposits)
+        self._handles = Handles(depositor, inheritance.generation)
+        self._changes = Changes(inheritance.generation)
+        self._backings = Backings(inheritance.device, enabled=passthrough)
+        self._link = Link(spec, self._changes, self._handles, depositor.settle, passthrough=passthrough)
         self._content = Content(volume, Pins(layout, volume), self._link)
-        self._nodes = Nodes(volume.tree)
-        self._device = 0
-        self._aborted = False
-
-    async def run(self) -> bool:
-        """Mounts, prints that it serves, and serves until the end; says whether that was an orderly one.
-
-        Raises MountError when there is no mount to serve.
-        """
-        os.umask(0)  # the kernel has applied the caller's
-        raise_descriptor_limit()
-        with (
-            mounting.libfuse_heard() as heard,
-            trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
-        ):
-            shorten_turns()
-            mounting.mount(self._operations(), self._spec, heard)
-            gc.freeze()
-            gc.set_threshold(_COLLECT_AFTER_OBJECTS)
-            try:
-                await self._serve(signals)
-            finally:
-                pyfuse3.close(unmount=False)
-                self._close()
-                if said := heard():
-                    log.info("libfuse.said", text=said)
-        return not self._aborted
-
-    def _operations(self) -> Operations:
-        attributes = Attributes(self._spec, self._nodes, self._handles, self._content, self._link)
-        return Operations(
+        self._nodes = Nodes(volume.tree, depositor, inherits=inheritance.generation > 0)
+        self._reservations = Reservations(spec, self._nodes, self._link, depositor)
+        self._content.make_room = self._reservations.make_room
+        attributes = Attributes(spec, self._nodes, self._handles, self._content, self._link)
+        self._operations = Operations(
             Parts(
                 nodes=self._nodes,
                 handles=self._handles,
+                backings=self._backings,
                 changes=self._changes,
                 content=self._content,
                 attributes=attributes,
                 link=self._link,
-                fsync=self._spec.fsync,
+                reservations=self._reservations,
+                fsync=spec.fsync,
             )
         )
+        self._session = Session(inheritance.device, dispatch(self._operations), self._undo)
+        self._told = False
+        self._aborted = False
+
+    async def run(self) -> bool:
+        """Serves until the end of the mount; says whether that was an orderly one."""
+        os.umask(0)  # the kernel has applied the caller's
+        raise_descriptor_limit()
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, TOLD)
+            gc.freeze()
+            gc.set_threshold(_COLLECT_AFTER_OBJECTS)
+            if self._inheritance.generation:
+                self._take_over()
+            await self._serve(signals)
+            self._close()
+        return not self._aborted
+
+    def _take_over(self) -> None:
+        safe = self._inheritance.safe
+        deposits = list(safe.contents.values())
+        self._handles.adopt(deposits)
+        self._nodes.adopt(deposits)
+        for file in self._handles.files.values():
+            self._backings.adopt(file.inode, file.backing)
+        probe = os.memfd_create("probe", os.MFD_CLOEXEC)
+        try:
+            self._backings.close_lost(safe.highest_backing, probe)
+        finally:
+            os.close(probe)
+        self._inheritance.device.ask_again()
+        log.info("mount.taken_over", generation=self._inheritance.generation, open_files=len(self._handles.files))
 
     def _close(self) -> None:
         self._handles.close()
         self._nodes.close()
         self._content.close()
 
+    def _undo(self, answer: Answer, request: Request) -> None:
+        """Closes what an answer opened that nobody has received."""
+        handle = opened_handle(request.opcode, answer)
+        if handle is not None and (file := self._handles.remove_file(handle)) is not None:
+            self._operations.close(file)
+
     async def _serve(self, signals: AsyncIterator[int]) -> None:
         serving = trio.CancelScope()
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._tell_when_serving)
-                nursery.start_soon(self._end_when_told, signals, serving)
-                nursery.start_soon(self._link.run)
-                with serving:
-                    await self._answer_requests()
-                await self._link.say_goodbye()
-                nursery.cancel_scope.cancel()
-        finally:
-            # Also when it was never seen to serve: a mount whose process has ended is in everybody's way.
-            if self._device:
-                mounting.end_mount(self._spec.mountpoint, self._device, at_once=True)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._tell_when_serving)
+            nursery.start_soon(self._end_when_told, signals, serving)
+            nursery.start_soon(self._link.run)
+            with serving:
+                await self._answer_requests()
+            await self._link.say_goodbye()
+            nursery.cancel_scope.cancel()
+        if self._told or self._aborted:
+            mounting.end_mount(self._spec.mountpoint, self._made.number, at_once=True)
         log.info("mount.ended", identity=str(self._spec.identity), mountpoint=self._spec.mountpoint)
 
     async def _answer_requests(self) -> None:
-        reason, lost = "the kernel ended the connection", False
+        reason = ""
         try:
-            await pyfuse3.main(min_tasks=_IDLE_TASKS, max_tasks=_MOST_TASKS)
+            await self._session.serve()
         except* OSError as failures:
-            failure = failures.exceptions[0]
-            reason = str(failure)
-            lost = not isinstance(failure, OSError) or failure.errno not in _ENDED
-        # An abort through /sys/fs/fuse/connections looks like an unmount, but for the mount that is still there.
-        self._aborted = lost or mounting.is_mounted(self._spec.mountpoint, self._device)
-        if self._aborted:
+            reason = str(failures.exceptions[0])
+        if not reason and mounting.is_mounted(self._spec.mountpoint, self._made.number):
+            reason = "its connection ended while it was mounted: by a forced unmount of a mount in use"
+        if reason:
+            # ECONNABORTED: by an operator, through /sys/fs/fuse/connections.
             log.error("mount.aborted", mountpoint=self._spec.mountpoint, reason=reason)
+            self._aborted = True
 
     async def _tell_when_serving(self) -> None:
         mountpoint = self._spec.mountpoint
-        self._device = mounting.device_of(mountpoint)
-        with trio.fail_after(Deadline.MOUNT):
-            await trio.to_thread.run_sync(os.stat, mountpoint, abandon_on_cancel=True)
-        say({"serving": True})
+        if not self._inheritance.generation:
+            with trio.fail_after(Deadline.MOUNT):
+                await trio.to_thread.run_sync(os.stat, mountpoint, abandon_on_cancel=True)
+        say({"serving": True, "passthrough": self._made.handshake.passthrough, "reason": self._made.reason})
         log.info("mount.serving", identity=str(self._spec.identity), mountpoint=mountpoint)
 
     async def _end_when_told(self, signals: AsyncIterator[int], serving: trio.CancelScope) -> None:
         async for _ in signals:
             break
+        self._told = True
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._end_in_order, serving)
             async for _ in signals:
@@ -166,7 +181,7 @@ class Daemon:
         with trio.move_on_after(Deadline.UNMOUNT):
             try:
                 unused = await trio.to_thread.run_sync(
-                    lambda: mounting.end_mount(mountpoint, self._device, at_once=False), abandon_on_cancel=True
+                    lambda: mounting.end_mount(mountpoint, self._made.number, at_once=False), abandon_on_cancel=True
                 )
             except MountError as error:
                 log.error("mount.not_ended", mountpoint=mountpoint, reason=str(error))
@@ -180,6 +195,6 @@ class Daemon:
 
 
 def say(fact: dict[str, object]) -> None:
-    """Tells who started us, in one line of JSON on standard output."""
-    sys.stdout.write(json.dumps(fact) + "\n")
-    sys.stdout.flush()
+    """Tells who started us, if somebody still listens, in one line of JSON on standard output."""
+    with suppress(OSError):
+        os.write(_STANDARD_OUTPUT, (json.dumps(fact) + "\n").encode())

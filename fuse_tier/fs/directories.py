@@ -9,48 +9,48 @@ from __future__ import annotations
 import os
 from typing import Final
 
-import pyfuse3
 import trio
 
 from fuse_tier.fs.attributes import wait_until_durable
 from fuse_tier.fs.base import Shared
-from fuse_tier.fs.guard import guarded
-from fuse_tier.fs.handles import OpenDirectory
 from fuse_tier.fs.nodes import ROOT
+from fuse_tier.fs.requests import ListingReply, Opened, Request
 
 _LONG_BYTES: Final = 20 * 5_000  # a tmpfs counts 20 bytes an entry: from here on a listing takes milliseconds
 _DOTS: Final = [b".", b".."]
 
 
 class DirectoryOperations(Shared):
-    """The operations that pyfuse3 names so; each raises FUSEError."""
+    """The operations of FUSE by these names; each raises OSError."""
 
-    @guarded
-    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+    async def opendir(self, inode: int, request: Request) -> Opened:
         """Opens a directory."""
-        return self._handles.add_directory(OpenDirectory(inode))
+        return Opened(self._handles.add_directory(inode))
 
-    @guarded
-    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+    async def readdir(self, inode: int, handle: int, start: int, reply: ListingReply) -> None:
         """Lists names, with their attributes, from a place in the listing on."""
-        opened = self._handles.directories[fh]
-        if start_id == 0:
-            opened.names = await self._list(opened.inode)
-        names, parent = opened.names, opened.inode
-        for position in range(start_id, len(names)):
+        opened = self._handles.directory(handle, inode)
+        if start == 0 or opened.names is None:
+            opened.names = await self._list(inode)
+            opened.kept = False
+        names = opened.names
+        for position in range(start, len(names)):
             name = names[position]
             # Looked up for each: the cache may have closed it during an await.
-            directory = self._nodes.directory(parent)
+            directory = self._nodes.directory(inode)
             try:
                 # Above the root is the volume's own directory, which is nobody's business.
-                own = b"." if parent == ROOT and name == b".." else name
+                own = b"." if inode == ROOT and name == b".." else name
                 found = os.stat(own, dir_fd=directory, follow_symlinks=False)
             except FileNotFoundError:
                 continue
-            if not pyfuse3.readdir_reply(token, name, self._entry(found), position + 1):
+            number = self._nodes.number(found.st_ino)
+            if not reply.add(name, number, found.st_mode, self._entry(found), position + 1):
+                if not opened.kept:
+                    self._handles.keep_listing(handle, opened)
                 return
-            if name not in _DOTS:  # the kernel takes no count of these
-                self._nodes.seen(found, parent, name)
+            if reply.with_attributes and name not in _DOTS:  # the kernel takes no count of these
+                self._nodes.seen(found, inode, name)
 
     async def _list(self, inode: int) -> list[bytes]:
         path = b"/proc/self/fd/%d" % self._nodes.directory(inode)
@@ -63,30 +63,16 @@ class DirectoryOperations(Shared):
         finally:
             os.close(fd)
 
-    @guarded
     async def releasedir(self, fh: int) -> None:
         """Closes a directory."""
-        del self._handles.directories[fh]
+        self._handles.remove_directory(fh)
 
-    @guarded
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         """Waits for as much as the node's configuration says."""
         self._changes.record()
         if self._fsync != "ram":
             await wait_until_durable(self._link, self._fsync)
 
-    @guarded
-    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+    async def statfs(self, request: Request) -> os.statvfs_result:
         """The RAM tier's room."""
-        found = os.fstatvfs(self._nodes.root)
-        answer = pyfuse3.StatvfsData()
-        answer.f_bsize = found.f_bsize
-        answer.f_frsize = found.f_frsize
-        answer.f_blocks = found.f_blocks
-        answer.f_bfree = found.f_bfree
-        answer.f_bavail = found.f_bavail
-        answer.f_files = found.f_files
-        answer.f_ffree = found.f_ffree
-        answer.f_favail = found.f_favail
-        answer.f_namemax = found.f_namemax
-        return answer
+        return os.fstatvfs(self._nodes.root)

@@ -1,8 +1,10 @@
 """Operations on files: their content and their attributes.
 
 Writers are counted, and the count is visible to the worker, before anything is awaited; only then is the content
-made safe to write. ``flush`` is not here: answered ENOSYS once, it saves a round trip for each close, and has no
-work to do.
+made safe to write. ``flush`` is not here: no handle of ours has one, which saves a round trip for each close.
+
+A request that is sent again, because a daemon died before it answered, may have been done: then its outcome is
+there, and is the answer. A handle that it opened is found by the request's number.
 """
 
 from __future__ import annotations
@@ -12,25 +14,29 @@ import os
 import stat
 from typing import Final
 
-import pyfuse3
-
 from fuse_tier.fs.attributes import wait_until_durable
 from fuse_tier.fs.base import Shared
-from fuse_tier.fs.guard import guarded
 from fuse_tier.fs.handles import OpenFile, Writing
+from fuse_tier.fs.requests import Entry, NewAttributes, Opened, Request
+from fuse_tier.mount.messages import OPEN_DIRECT, OPEN_KEEP_CACHE, OPEN_NO_FLUSH, OPEN_PASSTHROUGH, RESENT
 
 _CREATE: Final = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _PRIVILEGES: Final = stat.S_ISUID | stat.S_ISGID
 
 
 class FileOperations(Shared):
-    """The operations that pyfuse3 names so; each raises FUSEError."""
+    """The operations of FUSE by these names; each raises OSError."""
 
-    @guarded
     async def create(
-        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
-    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        self, parent_inode: int, name: bytes, mode: int, flags: int, request: Request
+    ) -> tuple[Opened, Entry]:
         """Makes a file and opens it."""
+        if request.resent and (again := self._answered(request, flags)) is not None:
+            handle = self._handles.files[again.handle]
+            found = os.fstat(handle.fd)
+            self._nodes.seen(found, parent_inode, name)
+            return again, self._entry(found)
+        room = await self._reservations.prepare(parent_inode, name)
         if self._changes.held:
             await self._changes.passed()
         access = flags & os.O_ACCMODE
@@ -38,12 +44,14 @@ class FileOperations(Shared):
         try:
             fd = os.open(name, access | _CREATE, stat.S_IMODE(mode), dir_fd=directory)
         except FileExistsError:
-            if flags & os.O_EXCL:
+            if request.resent:  # it was made for this very request
+                self._give_away(directory, name, mode | stat.S_IFREG, request)
+            elif flags & os.O_EXCL:
                 raise
-            return await self._open_found(parent_inode, name, flags, ctx)
+            return await self._open_found(parent_inode, name, flags, request)
         try:
-            if self._chowns and (ctx.uid, ctx.gid) != self._ours:
-                found = self._give_away(directory, name, mode | stat.S_IFREG, ctx)
+            if self._chowns and (request.uid, request.gid) != self._ours:
+                found = self._give_away(directory, name, mode | stat.S_IFREG, request)
             else:
                 found = os.fstat(fd)
             entry = self._entry(found)
@@ -56,65 +64,104 @@ class FileOperations(Shared):
         if access == os.O_RDONLY:
             self._changes.record()
         else:
-            writing = self._handles.begin_writing(found.st_ino, synced=False)
-            self._changes.opened_for_writing()
-        return self._opened(OpenFile(found.st_ino, fd, writing)), entry
+            writing = self._begin_writing(found.st_ino, synced=False)
+            if room:
+                await self._reservations.reserve(fd, room)
+                writing.allocated = os.fstat(fd).st_blocks * 512
+        return self._opened(OpenFile(found.st_ino, fd, writing), found.st_mode, flags, request), entry
 
-    async def _open_found(
-        self, parent: int, name: bytes, flags: int, ctx: pyfuse3.RequestContext
-    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+    async def tmpfile(self, parent_inode: int, mode: int, flags: int, request: Request) -> tuple[Opened, Entry]:
+        """Makes a file without a name and opens it."""
+        if request.resent and (again := self._answered(request, flags)) is not None:
+            return again, self._entry(os.fstat(self._handles.files[again.handle].fd))
+        path = b"/proc/self/fd/%d" % self._nodes.directory(parent_inode)
+        wanted = flags & (os.O_ACCMODE | os.O_EXCL)
+        fd = os.open(path, wanted | os.O_TMPFILE | os.O_CLOEXEC, stat.S_IMODE(mode))
+        try:
+            if self._chowns and (request.uid, request.gid) != self._ours:
+                inherits = os.stat(path).st_mode & stat.S_ISGID
+                os.fchown(fd, request.uid, -1 if inherits else request.gid)
+            found = os.fstat(fd)
+            self._nodes.add_nameless(found, fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        writing = self._begin_writing(found.st_ino, synced=False)
+        return self._opened(OpenFile(found.st_ino, fd, writing), found.st_mode, flags, request), self._entry(found)
+
+    async def _open_found(self, parent: int, name: bytes, flags: int, request: Request) -> tuple[Opened, Entry]:
         """A create whose name is there: somebody was faster."""
         found = os.stat(name, dir_fd=self._nodes.directory(parent), follow_symlinks=False)
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))  # the kernel looks again
         self._nodes.seen(found, parent, name)
         try:
-            file = await self._open(found.st_ino, flags, ctx)
-            return self._opened(file), self._entry(os.fstat(file.fd))
+            opened = await self.open(found.st_ino, flags, request)
+            return opened, self._entry(os.fstat(self._handles.files[opened.handle].fd))
         except BaseException:
             self._nodes.forget([(found.st_ino, 1)])
             raise
 
-    @guarded
-    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+    async def open(self, inode: int, flags: int, request: Request) -> Opened:
         """Opens a file."""
-        return self._opened(await self._open(inode, flags, ctx))
-
-    async def _open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> OpenFile:
+        if request.resent and (again := self._answered(request, flags)) is not None:
+            return again
         access = flags & os.O_ACCMODE
-        if access == os.O_RDONLY:
+        if access not in (os.O_WRONLY, os.O_RDWR):  # Linux has a fourth, for neither reading nor writing
             if flags & os.O_TRUNC:
-                await self._truncate(inode, 0, ctx, by_open=True)
-            if self._content.is_remote(inode):
+                await self._truncate(inode, 0, request, by_open=True)
+            while self._content.is_remote(inode):  # once more if it was given up again before we are awake
                 await self._content.fetch(inode)
-            return OpenFile(inode, self._nodes.open(inode, os.O_RDONLY), None)
+            fd = self._nodes.open(inode, os.O_RDONLY)
+            mode = os.fstat(fd).st_mode if self._backings.enabled else 0
+            return self._opened(OpenFile(inode, fd, None), mode, flags, request)
         if self._changes.held:
             await self._changes.passed()
         truncates = bool(flags & os.O_TRUNC)
         writing = self._begin_writing(inode, synced=not truncates)
         try:
             await self._content.prepare_for_writing(inode, keep=not truncates)
-            file = OpenFile(inode, self._nodes.open(inode, access), writing)
+            fd = self._nodes.open(inode, access)
         except BaseException:
             self._end_writing(inode)
             raise
         try:
             if truncates:
-                os.ftruncate(file.fd, 0)
+                os.ftruncate(fd, 0)
                 writing.synced = False
-            if ctx.uid != 0:
-                file.drops_privileges = bool(os.fstat(file.fd).st_mode & _PRIVILEGES)
-                if truncates:
-                    _drop_privileges(file.fd)
+                if request.kills_privileges:
+                    _drop_privileges(fd)
+            found = os.fstat(fd)
+            if writing.count == 1:
+                writing.allocated = found.st_blocks * 512
         except BaseException:
-            os.close(file.fd)
+            os.close(fd)
             self._end_writing(inode)
             raise
-        return file
+        return self._opened(OpenFile(inode, fd, writing), found.st_mode, flags, request)
 
-    def _opened(self, file: OpenFile) -> pyfuse3.FileInfo:
-        # Cached pages stay right from one open to the next: nobody else writes.
-        return pyfuse3.FileInfo(fh=self._handles.add_file(file), keep_cache=True)
+    def _opened(self, file: OpenFile, mode: int, flags: int, request: Request) -> Opened:
+        """Answers with a file that is open; it is closed if that fails."""
+        counted = False
+        try:
+            # Where the kernel writes by itself, it leaves these bits as they are.
+            file.backing = self._backings.open(file.inode, file.fd, allowed=not mode & _PRIVILEGES)
+            counted = True
+            handle = self._handles.add_file(file, request.unique)
+        except BaseException:
+            if counted:
+                self._backings.close(file.inode)
+            os.close(file.fd)
+            if file.writing is not None:
+                self._end_writing(file.inode)
+            raise
+        return _answer(handle, file, flags)
+
+    def _answered(self, request: Request, flags: int) -> Opened | None:
+        """What the daemon before this one was about to answer."""
+        handle = self._handles.opened_by(request.unique & ~RESENT)
+        file = None if handle is None else self._handles.files.get(handle)
+        return None if handle is None or file is None else _answer(handle, file, flags)
 
     def _begin_writing(self, inode: int, *, synced: bool) -> Writing:
         writing = self._handles.begin_writing(inode, synced=synced)
@@ -125,85 +172,86 @@ class FileOperations(Shared):
         if self._handles.end_writing(inode):
             self._changes.record()
 
-    @guarded
-    async def read(self, fh: int, off: int, size: int) -> bytes:
+    def read(self, handle: int, offset: int, size: int) -> bytes:
         """Reads."""
-        return os.pread(self._handles.files[fh].fd, size, off)
+        return os.pread(self._handles.files[handle].fd, size, offset)
 
-    @guarded
-    async def write(self, fh: int, off: int, buf: bytes) -> int:
+    def write(self, handle: int, offset: int, content: memoryview, request: Request) -> int:
         """Writes; what there was no room for is not counted."""
-        file = self._handles.files[fh]
-        if file.drops_privileges:
-            file.drops_privileges = False
+        file = self._handles.files[handle]
+        if request.kills_privileges:
             _drop_privileges(file.fd)
-        writing = file.writing
-        if writing is not None:
-            writing.synced = False
-        return os.pwrite(file.fd, buf, off)
+        if file.writing is not None:
+            file.writing.synced = False
+        return os.pwrite(file.fd, content, offset)
 
-    @guarded
-    async def fsync(self, fh: int, datasync: bool) -> None:
+    async def fsync(self, handle: int, data_only: bool) -> None:
         """Waits for as much as the node's configuration says."""
-        writing = self._handles.writing.get(self._handles.files[fh].inode)
-        if writing is not None and not writing.synced:
+        writing = self._handles.writing.get(self._handles.files[handle].inode)
+        # Where the kernel writes by itself, what it wrote since the last one is unknown here.
+        if writing is not None and (self._backings.enabled or not writing.synced):
             writing.synced = True
             self._changes.record()
         if self._fsync != "ram":
             await wait_until_durable(self._link, self._fsync)
 
-    @guarded
-    async def release(self, fh: int) -> None:
+    async def release(self, handle: int) -> None:
         """The last close. Up to the change of the count nothing is awaited: what comes after the close sees it."""
-        file = self._handles.files.pop(fh)
+        file = self._handles.remove_file(handle)
+        if file is not None:  # else a daemon that died has done it
+            self.close(file)
+
+    def close(self, file: OpenFile) -> None:
+        """Closes a file whose handle is gone."""
+        if file.writing is not None and file.writing.count == 1:
+            allocated = self._reservations.closing(file.inode, file.fd)
+            if self._backings.enabled:  # else all pages are touched by us
+                self._handles.unreserved += max(0, allocated - file.writing.allocated)
+        self._backings.close(file.inode)
         os.close(file.fd)
         if file.writing is not None:
             self._end_writing(file.inode)
 
-    @guarded
-    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+    async def getattr(self, inode: int, request: Request) -> Entry:
         """The attributes of anything."""
         return self._entry(self._nodes.status(inode))
 
-    @guarded
-    async def setattr(
-        self,
-        inode: int,
-        attr: pyfuse3.EntryAttributes,
-        fields: pyfuse3.SetattrFields,
-        fh: int | None,
-        ctx: pyfuse3.RequestContext,
-    ) -> pyfuse3.EntryAttributes:
+    async def setattr(self, inode: int, wanted: NewAttributes, handle: int | None, request: Request) -> Entry:
         """Changes attributes, in the order in which none undoes another: owner, size, mode, times."""
         if self._changes.held:
             await self._changes.passed()
-        if fields.update_size:
-            file = None if fh is None else self._handles.files.get(fh)
+        if wanted.size is not None:
+            file = None if handle is None else self._handles.files.get(handle)
             if file is None or file.writing is None:
-                await self._truncate(inode, attr.st_size, ctx)
+                await self._truncate(inode, wanted.size, request)
             else:
                 file.writing.synced = False
-                os.ftruncate(file.fd, attr.st_size)
-                if ctx.uid != 0:
+                os.ftruncate(file.fd, wanted.size)
+                if request.kills_privileges:
                     _drop_privileges(file.fd)
-        if fields.update_uid or fields.update_gid or fields.update_mode or fields.update_atime or fields.update_mtime:
-            self._set_attributes(inode, attr, fields)
+        if wanted.size is None or wanted.has_more_than_a_size:
+            self._set_attributes(inode, wanted)
             self._changes.record()
         return self._entry(self._nodes.status(inode))
 
-    def _set_attributes(self, inode: int, attr: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields) -> None:
+    def _set_attributes(self, inode: int, wanted: NewAttributes) -> None:
         with self._nodes.path(inode) as path:
-            if fields.update_uid or fields.update_gid:
-                os.chown(path, attr.st_uid if fields.update_uid else -1, attr.st_gid if fields.update_gid else -1)
-            if fields.update_mode:
-                os.chmod(path, stat.S_IMODE(attr.st_mode))
-            if fields.update_atime or fields.update_mtime:
+            # A chown(2) that leaves both as they are comes as a request for nothing; it takes setuid bits away.
+            if wanted.uid is not None or wanted.gid is not None or not wanted.has_more_than_a_size:
+                os.chown(
+                    path,
+                    -1 if wanted.uid is None else wanted.uid,
+                    -1 if wanted.gid is None else wanted.gid,
+                )
+            if wanted.mode is not None:
+                os.chmod(path, stat.S_IMODE(wanted.mode))
+            if wanted.accessed_ns is not None or wanted.modified_ns is not None:
                 found = os.stat(path)
-                accessed = attr.st_atime_ns if fields.update_atime else found.st_atime_ns
-                modified = attr.st_mtime_ns if fields.update_mtime else found.st_mtime_ns
+                accessed = found.st_atime_ns if wanted.accessed_ns is None else wanted.accessed_ns
+                modified = found.st_mtime_ns if wanted.modified_ns is None else wanted.modified_ns
                 os.utime(path, ns=(accessed, modified))
 
-    async def _truncate(self, inode: int, size: int, ctx: pyfuse3.RequestContext, *, by_open: bool = False) -> None:
+    async def _truncate(self, inode: int, size: int, request: Request, *, by_open: bool = False) -> None:
         """truncate(2), or open(2) for reading with O_TRUNC: a file that has no writer of the caller's."""
         self._begin_writing(inode, synced=False)
         try:
@@ -217,15 +265,25 @@ class FileOperations(Shared):
             else:
                 with self._nodes.path(inode) as path:
                     os.truncate(path, size)  # unlike ftruncate it leaves the times alone when the size stays
-            if ctx.uid != 0:
+            if request.kills_privileges:
                 with self._nodes.path(inode) as path:
                     _drop_privileges(path)
         finally:
             self._end_writing(inode)
 
 
+def _answer(handle: int, file: OpenFile, flags: int) -> Opened:
+    if file.backing:
+        return Opened(handle, OPEN_PASSTHROUGH | OPEN_NO_FLUSH, file.backing)
+    # Who only writes needs no pages in the kernel's cache: without them content is copied once less.
+    if flags & os.O_ACCMODE == os.O_WRONLY or flags & os.O_DIRECT:
+        return Opened(handle, OPEN_DIRECT | OPEN_NO_FLUSH)
+    # Cached pages stay right from one open to the next: nobody else writes.
+    return Opened(handle, OPEN_KEEP_CACHE | OPEN_NO_FLUSH)
+
+
 def _drop_privileges(file: int | bytes) -> None:
-    """What write(2) and truncate(2) do for a caller who isn't root; as root, the tmpfs doesn't do it for us."""
+    """What write(2) and truncate(2) do for a caller without CAP_FSETID; to us, who have it, the tmpfs doesn't."""
     mode = stat.S_IMODE(os.stat(file).st_mode)
     kept = mode & ~stat.S_ISUID
     if mode & stat.S_IXGRP:

@@ -2,67 +2,153 @@
 
 A file handle knows its inode, its descriptor on the tmpfs and, if it may write, the inode's ``Writing``, which all
 its writers share. Handles are made and dropped in one step of the loop each, so that the counts are always right.
+Each is left with the keeper before the kernel hears of it, so that it outlives this process.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+
+from fuse_tier.mount.deposits import EXCHANGE_KEY, Deposit, Depositor, Kind
+
+_GENERATION_BITS = 40  # of a handle are counted by one daemon
 
 
 class Writing:
     """An inode that is open for writing."""
 
-    __slots__ = ("count", "synced")
+    __slots__ = ("allocated", "count", "synced")
 
     def __init__(self, synced: bool) -> None:
+        self.allocated = 0
+        """Bytes that the file had when its first writer began: what it has more at the end, its writers took."""
         self.count = 0
         self.synced = synced
-        """Whether nothing is known to have been written since an fsync, or since the file was opened as it was."""
+        """Whether nothing is known to have been written since an fsync, or since the file was opened as it was.
+
+        Where the kernel writes by itself (backing.py) no write is known: whoever relies on it looks at the time of
+        the last change as well.
+        """
 
 
 class OpenFile:
     """An open regular file; ``writing`` is None for one that is only read."""
 
-    __slots__ = ("drops_privileges", "fd", "inode", "writing")
+    __slots__ = ("backing", "fd", "inode", "writing")
 
     def __init__(self, inode: int, fd: int, writing: Writing | None) -> None:
         self.inode = inode
         self.fd = fd
         self.writing = writing
-        self.drops_privileges = False
-        """Whether the next write takes setuid and setgid bits away (write(2))."""
+        self.backing = 0
+        """By what number the kernel reads and writes it by itself; 0 if it asks us."""
 
 
 class OpenDirectory:
     """An open directory. ``names`` is its listing as of the last time that it was read from the start."""
 
-    __slots__ = ("inode", "names")
+    __slots__ = ("inode", "kept", "names")
 
     def __init__(self, inode: int) -> None:
         self.inode = inode
-        self.names: list[bytes] = []
+        self.names: list[bytes] | None = None
+        self.kept = False
+        """The keeper has the names."""
 
 
 class Handles:
     """All handles of one mount."""
 
-    def __init__(self) -> None:
+    def __init__(self, depositor: Depositor, generation: int) -> None:
         self.files: dict[int, OpenFile] = {}
         self.directories: dict[int, OpenDirectory] = {}
         self.writing: dict[int, Writing] = {}  # by inode
-        self._last = 0
+        self.unreserved = 0
+        """Bytes of closed files that the job was the first to touch: they count against its memory limit."""
+        self.exchange: Deposit | None = None
+        """The last exchange of two names that was begun: the request, and the inode that it was asked to move."""
+        self._depositor = depositor
+        self._last = generation << _GENERATION_BITS
+        self._unanswered: dict[int, int] = {}  # handles by the request that opened them
 
-    def add_file(self, file: OpenFile) -> int:
-        """A handle for an open file, whose writer is counted already."""
+    def adopt(self, deposits: Iterable[tuple[Deposit, int]]) -> None:
+        """Takes over what a daemon before this one had open."""
+        for deposit, fd in deposits:
+            if deposit.kind is Kind.FILE:
+                writing = self.begin_writing(deposit.inode, synced=False) if deposit.writes else None
+                if writing is not None:
+                    writing.allocated = os.fstat(fd).st_blocks * 512
+                file = self.files[deposit.key] = OpenFile(deposit.inode, fd, writing)
+                file.backing = deposit.backing
+                self._unanswered[deposit.unique] = deposit.key
+            elif deposit.kind is Kind.LISTING:
+                directory = self.directories[deposit.key] = OpenDirectory(deposit.inode)
+                directory.names = _read_names(fd)
+                directory.kept = True
+                os.close(fd)
+            elif deposit.kind is Kind.EXCHANGE:
+                self.exchange = deposit
+                os.close(fd)
+
+    def announce_exchange(self, inode: int, unique: int) -> None:
+        """Before two names are exchanged: leaves word of it, in place of the last one."""
+        self.exchange = Deposit(Kind.EXCHANGE, EXCHANGE_KEY, inode, unique)
+        fd = os.memfd_create("exchange", os.MFD_CLOEXEC)
+        try:
+            self._depositor.leave(self.exchange, fd)
+        finally:
+            os.close(fd)
+
+    def opened_by(self, unique: int) -> int | None:
+        """The handle that an earlier daemon opened for a request, which comes again because it was not answered."""
+        return self._unanswered.get(unique)
+
+    def add_file(self, file: OpenFile, unique: int) -> int:
+        """A handle for an open file, whose writer is counted already. Raises OSError."""
         self._last += 1
+        deposit = Deposit(Kind.FILE, self._last, file.inode, unique, file.backing, file.writing is not None)
+        self._depositor.leave(deposit, file.fd)
         self.files[self._last] = file
         return self._last
 
-    def add_directory(self, directory: OpenDirectory) -> int:
+    def remove_file(self, handle: int) -> OpenFile | None:
+        """Drops a handle; None if there is none. Its descriptor is the caller's to close."""
+        file = self.files.pop(handle, None)
+        if file is not None:
+            self._depositor.remove(handle)
+        return file
+
+    def file(self, inode: int) -> OpenFile | None:
+        """Some handle of an inode."""
+        return next((file for file in self.files.values() if file.inode == inode), None)
+
+    def add_directory(self, inode: int) -> int:
         """A handle for an open directory."""
         self._last += 1
-        self.directories[self._last] = directory
+        self.directories[self._last] = OpenDirectory(inode)
         return self._last
+
+    def directory(self, handle: int, inode: int) -> OpenDirectory:
+        """An open directory; of one that an earlier daemon opened the handle and the inode are all there is."""
+        return self.directories.setdefault(handle, OpenDirectory(inode))
+
+    def keep_listing(self, handle: int, directory: OpenDirectory) -> None:
+        """Before a part of a listing is answered: sees to it that the rest of it stays the same."""
+        fd = os.memfd_create("listing", os.MFD_CLOEXEC)
+        try:
+            with open(fd, "wb", closefd=False) as file:
+                file.write(b"".join(name + b"\0" for name in directory.names or ()))
+            self._depositor.leave(Deposit(Kind.LISTING, handle, directory.inode), fd)
+        finally:
+            os.close(fd)
+        directory.kept = True
+
+    def remove_directory(self, handle: int) -> None:
+        """Drops a handle, if it is there."""
+        directory = self.directories.pop(handle, None)
+        if directory is not None and directory.kept:
+            self._depositor.remove(handle)
 
     def begin_writing(self, inode: int, *, synced: bool) -> Writing:
         """Counts a writer; ``synced`` says that the content is whole as it is, if it is the first one."""
@@ -92,3 +178,7 @@ class Handles:
         self.files.clear()
         self.directories.clear()
         self.writing.clear()
+
+
+def _read_names(fd: int) -> list[bytes]:
+    return os.pread(fd, os.fstat(fd).st_size, 0).split(b"\0")[:-1]

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import structlog
 import trio
 
+from fuse_tier.blobs import Blob
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import DeadlineExceeded, FuseTierError
 from fuse_tier.fs.changes import ANNOUNCE_EVERY_SECONDS, Changes
 from fuse_tier.fs.handles import Handles
 from fuse_tier.fs.spec import MountSpec
+from fuse_tier.ram.layout import Layout
+from fuse_tier.ram.remote import mark
 from fuse_tier.wire.channel import Arguments, Channel, ChannelClosed, Handler, connected
 
 log = structlog.get_logger(__name__)
@@ -32,10 +35,21 @@ _GOODBYE_SECONDS: Final = 1.0
 class Link:
     """The connection of one volume. ``run`` keeps it up; everything else may be used at any time."""
 
-    def __init__(self, spec: MountSpec, changes: Changes, handles: Handles) -> None:
+    def __init__(
+        self,
+        spec: MountSpec,
+        changes: Changes,
+        handles: Handles,
+        settle: Callable[[], None],
+        *,
+        passthrough: bool,
+    ) -> None:
+        """``settle`` blocks until nobody of us has a file open any more that the job has closed."""
         self._spec = spec
         self._changes = changes
         self._handles = handles
+        self._settle = settle
+        self._passthrough = passthrough
         self._channel: Channel | None = None
         self._connected = trio.Event()
 
@@ -56,7 +70,12 @@ class Link:
 
     async def _serve_once(self) -> bool:
         """One connection from its start to its end; says whether the worker knew us."""
-        handlers: Mapping[str, Handler] = {"version": self._version, "hold": self._hold, "release": self._release}
+        handlers: Mapping[str, Handler] = {
+            "version": self._version,
+            "hold": self._hold,
+            "release": self._release,
+            "retire": self._retire,
+        }
         greeted = False
         try:
             async with connected(self._spec.worker_socket, handlers) as channel:
@@ -77,7 +96,7 @@ class Link:
                 identity=str(self._spec.identity),
                 pid=os.getpid(),
                 mountpoint=self._spec.mountpoint,
-                passthrough=False,
+                passthrough=self._passthrough,
                 counter=self._changes.counter,
             )
         except (FuseTierError, OSError) as error:
@@ -103,7 +122,7 @@ class Link:
         while True:
             counter = await self._changes.unannounced()
             try:
-                await channel.notify("changed", counter=counter)
+                await channel.notify("changed", counter=counter, unreserved=self._handles.unreserved)
             except ChannelClosed:
                 self._changes.announce_again()
                 return
@@ -139,11 +158,27 @@ class Link:
                 log.debug("worker.away", reason=str(error))
 
     async def _version(self, arguments: Arguments) -> dict[str, Any]:
+        await trio.to_thread.run_sync(self._settle)
         return {"counter": self._changes.counter, "writers": self._handles.writers()}
 
     async def _hold(self, arguments: Arguments) -> dict[str, Any]:
         self._changes.hold(float(arguments.get("seconds", Deadline.HOLD)))
         return await self._version({})
+
+    async def _retire(self, arguments: Arguments) -> dict[str, Any]:
+        """Marks files whose content is to be given up, unless they are in use."""
+        await trio.to_thread.run_sync(self._settle)
+        # From here on no await, so that none is opened.
+        opened = {file.inode for file in self._handles.files.values()} | set(self._handles.writing)
+        layout = Layout(self._spec.ram_root)
+        volume = layout.volume(self._spec.identity)
+        return {
+            "inodes": [
+                inode
+                for inode, name in arguments["files"]
+                if inode not in opened and mark(layout, volume, inode, Blob.parse(name))
+            ]
+        }
 
     async def _release(self, arguments: Arguments) -> dict[str, Any]:
         self._changes.release()

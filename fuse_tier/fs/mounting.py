@@ -1,67 +1,87 @@
-"""Making and ending the mount of this process. pyfuse3 keeps its session in globals: there is one.
-
-The options: type ``fuse.fuse_tier``, permissions checked by the kernel; as root for all users and without setuid
-programs and devices, otherwise (through fusermount3) for this user.
-"""
+"""Making and ending a mount: where it may be, whether the kernel reads and writes by itself, and how it goes away."""
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Final
+from dataclasses import dataclass, replace
 
-import pyfuse3
+import structlog
 
 from fuse_tier.errors import MountError
-from fuse_tier.fs.operations import Operations
 from fuse_tier.fs.spec import MountSpec
+from fuse_tier.mount.device import Device, mount_device
+from fuse_tier.mount.messages import Handshake
 from fuse_tier.mount.mountpoint import MountpointBusy, check_mountpoint, unmount
 from fuse_tier.mount.table import canonical, mount_at
+from fuse_tier.ram.layout import Layout
 
-_TYPE: Final = "fuse_tier"
+log = structlog.get_logger(__name__)
 
 
-def mount(operations: Operations, spec: MountSpec, heard: Callable[[], str]) -> None:
-    """Mounts, so that the kernel queues requests, which ``pyfuse3.main`` will answer. Raises MountError.
+@dataclass(frozen=True, slots=True)
+class MadeMount:
+    """A mount whose handshake is done, so that the kernel queues requests until somebody reads them."""
 
-    ``heard`` is what ``libfuse_heard`` gives.
-    """
-    if spec.fuse_fd is not None:
-        # libfuse takes a descriptor that is mounted already for a mountpoint of this name.
-        pyfuse3.init(operations, f"/dev/fd/{spec.fuse_fd}", set())
-        return
+    device: Device
+    handshake: Handshake
+    number: int
+    """Its device number, as in ``st_dev``: what tells it from another at the same place."""
+    reason: str
+    """Why there is no passthrough; empty where there is."""
+
+
+def mount(spec: MountSpec) -> MadeMount:
+    """Mounts. Raises MountError, and nothing is mounted then."""
+    tree = Layout(spec.ram_root).volume(spec.identity).tree
+    if not os.path.isdir(tree):
+        raise MountError(f"volume {spec.identity} has no tree at {tree}: it must be restored or made first")
     check_mountpoint(spec.mountpoint, spec.ram_root)
+    device = mount_device(spec.mountpoint, read_only=spec.read_only)
     try:
-        pyfuse3.init(operations, spec.mountpoint, options(spec.read_only))
-    except RuntimeError as error:
-        raise MountError(f"{spec.mountpoint} could not be mounted: {heard() or error}") from error
+        number = device_of(spec.mountpoint)
+        try:
+            handshake = device.shake_hands(passthrough=spec.passthrough != "off")
+        except OSError as error:
+            raise MountError(f"{spec.mountpoint} could not be mounted: {error.strerror}") from error
+        reason = _why_not_passthrough(spec, device, handshake, tree)
+        if reason and spec.passthrough == "on":
+            raise MountError(
+                f"{spec.mountpoint} could not be mounted with passthrough, as `passthrough: on` wants it: {reason}"
+            )
+        if reason:
+            handshake = replace(handshake, passthrough=False)
+        log.info(
+            "mount.made",
+            mountpoint=spec.mountpoint,
+            passthrough=handshake.passthrough,
+            reason=reason,
+            protocol=f"7.{handshake.minor}",
+            resends=handshake.resends,
+        )
+        return MadeMount(device, handshake, number, reason)
+    except BaseException:
+        unmount(spec.mountpoint, lazy=True)
+        device.close()
+        raise
 
 
-def options(read_only: bool) -> set[str]:
-    """Mount options, for who we are."""
-    chosen = {f"fsname={_TYPE}", f"subtype={_TYPE}", "default_permissions"}
-    if os.geteuid() == 0:
-        chosen |= {"allow_other", "nosuid", "nodev"}
-    if read_only:
-        chosen.add("ro")
-    return chosen
-
-
-@contextmanager
-def libfuse_heard() -> Iterator[Callable[[], str]]:
-    """Keeps what libfuse and fusermount3 say, which is on standard error and nowhere else; gives a way to read it.
-
-    Why a mount failed is said there and in no other way, and a log of structured lines is no place for it.
-    """
-    kept, before = os.memfd_create("libfuse"), os.dup(2)
+def _why_not_passthrough(spec: MountSpec, device: Device, handshake: Handshake, tree: str) -> str:
+    if spec.passthrough == "off":
+        return "the configuration says `passthrough: off`"
+    if not handshake.passthrough:
+        return "the kernel offers none (Linux 6.9 with CONFIG_FUSE_PASSTHROUGH does)"
     try:
-        os.dup2(kept, 2)
-        yield lambda: os.fsdecode(os.pread(kept, 1 << 16, 0)).strip().replace("\n", "; ")
-    finally:
-        os.dup2(before, 2)
-        os.close(before)
-        os.close(kept)
+        fd = os.open(tree, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+        try:
+            device.close_backing(device.open_backing(fd))
+        finally:
+            os.close(fd)
+    except OSError as error:
+        if error.errno == errno.EPERM:
+            return "it takes root (CAP_SYS_ADMIN)"
+        return f"the kernel refuses it for files at {tree}: {error.strerror}"
+    return ""
 
 
 def device_of(mountpoint: str) -> int:
@@ -73,7 +93,7 @@ def device_of(mountpoint: str) -> int:
 
 
 def is_mounted(mountpoint: str, device: int) -> bool:
-    """Whether the mount of that device number is the one at ``mountpoint``, alive or dead."""
+    """Whether our mount is still the one at ``mountpoint``."""
     found = mount_at(canonical(mountpoint))
     return found is not None and found.device == device
 

@@ -11,6 +11,7 @@ from fuse_tier.errors import ConfigError
 from fuse_tier.identity import Identity
 
 TIERS: Final = ("ram", "peer", "bucket")
+PASSTHROUGH: Final = ("auto", "on", "off")
 _VOLUMES: Final = ".volumes"
 
 
@@ -25,8 +26,12 @@ class MountSpec:
     read_only: bool = False
     fsync: str = "ram"
     """What an fsync waits for: one of ``TIERS``."""
-    fuse_fd: int | None = None
-    """A descriptor of /dev/fuse that is mounted at ``mountpoint`` already; None to mount here."""
+    expected_sizes: tuple[tuple[str, int], ...] = ()
+    """Patterns of file names, and how many bytes such files will have."""
+    passthrough: str = "auto"
+    """Whether the kernel reads and writes file content by itself: ``on`` and ``off``, or where it can."""
+    keeper_socket: str | None = None
+    """Where the keeper answers; None for nowhere."""
 
     @property
     def node_socket(self) -> str:
@@ -48,12 +53,13 @@ class MountSpec:
         fsync = given.get("fsync", "ram")
         if fsync not in TIERS:
             raise ConfigError(f"parameter 'fsync' of a mount must be one of {', '.join(TIERS)}, not {fsync!r}")
-        read_only, fuse_fd = given.get("read_only", False), given.get("fuse_fd")
+        read_only = given.get("read_only", False)
         if not isinstance(read_only, bool):
             raise ConfigError(f"parameter 'read_only' of a mount must be true or false, not {read_only!r}")
-        if fuse_fd is not None and (not isinstance(fuse_fd, int) or isinstance(fuse_fd, bool) or fuse_fd < 0):
+        passthrough = given.get("passthrough", "auto")
+        if passthrough not in PASSTHROUGH:
             raise ConfigError(
-                f"parameter 'fuse_fd' of a mount must be a descriptor's number or null, not {fuse_fd!r}"
+                f"parameter 'passthrough' of a mount must be one of {', '.join(PASSTHROUGH)}, not {passthrough!r}"
             )
         return cls(
             ram_root=_path(given, "ram_root"),
@@ -62,7 +68,9 @@ class MountSpec:
             worker_socket=_path(given, "worker_socket"),
             read_only=read_only,
             fsync=fsync,
-            fuse_fd=fuse_fd,
+            expected_sizes=_sizes(given.get("expected_sizes", ())),
+            passthrough=passthrough,
+            keeper_socket=None if given.get("keeper_socket") is None else _path(given, "keeper_socket"),
         )
 
 
@@ -71,6 +79,15 @@ def _text(given: dict[str, Any], name: str) -> str:
     if not isinstance(value, str):
         raise ConfigError(f"parameter {name!r} of a mount is missing or no string")
     return value
+
+
+def _sizes(given: Any) -> tuple[tuple[str, int], ...]:
+    try:
+        return tuple((str(pattern), int(size)) for pattern, size in given)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"parameter 'expected_sizes' of a mount must be pairs of a pattern and a size, not {given!r}"
+        ) from error
 
 
 def _path(given: dict[str, Any], name: str) -> str:

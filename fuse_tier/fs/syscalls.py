@@ -9,6 +9,7 @@ from typing import Final
 
 RENAME_NOREPLACE: Final = 1  # linux/fs.h
 RENAME_EXCHANGE: Final = 2  # linux/fs.h
+RENAME_WHITEOUT: Final = 4  # linux/fs.h
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _renameat2 = _libc.renameat2

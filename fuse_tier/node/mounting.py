@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
 
@@ -39,11 +40,21 @@ async def check(path: str, ram_root: str) -> None:
     await _outside(partial(mountpoint.check_mountpoint, path, ram_root), path)
 
 
-async def begin_serving(path: str, child: Child) -> tuple[Mount, bool]:
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """A mount that answers."""
+
+    mount: Mount
+    passthrough: bool
+    """The kernel bypasses the daemon for file content."""
+    plain_reason: str
+    """Why it does not; empty when it does."""
+
+
+async def begin_serving(path: str, child: Child) -> Serving:
     """Waits until the daemon ``child`` serves at ``path``, and sees for itself.
 
-    Returns the mount, and whether the kernel bypasses the daemon for file content. Raises MountError or what
-    the daemon reports.
+    Raises MountError or what the daemon reports.
     """
     with trio.move_on_after(Deadline.DAEMON_START):
         said = await child.next_line()
@@ -52,7 +63,7 @@ async def begin_serving(path: str, child: Child) -> tuple[Mount, bool]:
         if "error" in said:
             raise _reported(path, said["error"])
         mount = await run_interruptible(partial(_find_our_mount, path), child.kill, trio.CapacityLimiter(1))
-        return mount, bool(said.get("passthrough"))
+        return Serving(mount, bool(said.get("passthrough")), str(said.get("reason", "")))
     raise DeadlineExceeded(f"{path} was not mounted within {Deadline.DAEMON_START:g} s: see the daemon's log")
 
 

@@ -96,7 +96,14 @@ class _Node:
     def __init__(self, config: NodeConfig, config_path: str, programs: Programs) -> None:
         self._config = config
         self._worker = Worker([*programs.worker, "--config", config_path])
-        self._daemons = DaemonSettings(programs.daemon, config.ram.path, _volumes_socket(config), config.fsync)
+        self._daemons = DaemonSettings(
+            programs.daemon,
+            config.ram.path,
+            _volumes_socket(config),
+            config.fsync,
+            config.passthrough,
+            tuple(config.ram.expected_sizes.items()),
+        )
         self._told_to_end = trio.Event()
         self._hurry = trio.Event()
 

@@ -1,10 +1,11 @@
-"""The volumes that are mounted on this node: one daemon each, from the mount call until its mount has gone.
+"""The volumes that are mounted on this node: one keeper each, from the mount call until its mount has gone.
 
 Not here: what is in a volume. It asks no worker, so mounts work and end while the worker is away.
 
 Invariant: of one identity at most one daemon serves. Two on one tree would not know of each other's writers.
 
-A daemon that dies leaves its mount in place, dead: the job then gets ENOTCONN from every call. Were the mount
+A keeper starts its volume's daemon again when that dies, and nobody notices. A keeper that ends before its mount, or
+gives up, leaves the mount in place, dead: the job then gets ENOTCONN from every call. Were the mount
 taken away, the job would write on into the bare directory below, and lose that without an error; and one more
 mount over it would not reach containers that run already. So only an unmount ends it.
 
@@ -42,6 +43,8 @@ class DaemonSettings:
     ram_root: str
     worker_socket: str
     fsync: str
+    passthrough: str = "auto"
+    expected_sizes: Sequence[tuple[str, int]] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -50,6 +53,8 @@ class _Volume:
     mountpoint: str
     read_only: bool
     passthrough: bool = False
+    plain_reason: str = ""
+    """Why there is no passthrough."""
     mount: Mount | None = None
     kept: bool = False
     """It has been mounted, and outlives the call that mounted it."""
@@ -131,6 +136,7 @@ class Volumes:
                 "mountpoint": volume.mountpoint,
                 "pid": volume.child.pid if volume.child is not None else None,
                 "passthrough": volume.passthrough,
+                "plain_reason": volume.plain_reason,
                 "state": "failed" if volume.reason else "serving",
                 "reason": volume.reason,
             }
@@ -188,13 +194,17 @@ class Volumes:
                 "worker_socket": self._settings.worker_socket,
                 "read_only": volume.read_only,
                 "fsync": self._settings.fsync,
+                "passthrough": self._settings.passthrough,
+                "expected_sizes": list(self._settings.expected_sizes),
             }
         )
         started = trio.current_time()
         async with running(self._settings.command, "daemon", told=told) as child:
             volume.child = child
             try:
-                volume.mount, volume.passthrough = await mounting.begin_serving(volume.mountpoint, child)
+                serving = await mounting.begin_serving(volume.mountpoint, child)
+                volume.mount, volume.passthrough = serving.mount, serving.passthrough
+                volume.plain_reason = serving.plain_reason
                 task_status.started()
                 # If the caller went away at this very moment, this task is still the caller's, and cancelled.
                 await trio.lowlevel.checkpoint_if_cancelled()

@@ -4,6 +4,8 @@
 
     <root>/fuse-tier.json                    marker: this directory is ours; format, cluster and node
     <root>/node.lock                         flock: the node that runs on it; holds its pid
+    <root>/reserve                           room for small files when all else is full; see room.py
+    <root>/warmed.json                       what was made ready of the memory below; see warm.py
     <root>/blobs/<2 hex>/<blob name>         immutable content, node-wide
     <root>/incoming/<random>                 content on its way in; removed at the start of a worker
     <root>/manifests/<ns>/<workload>/<replica>/<number>
@@ -11,7 +13,8 @@
         tree/                                what the job sees at its mount
         pins/<inode number>                  see pins.py
         remote/<inode number>                symlink to the name of the blob that this file shall hold: its
-                                             content is not here yet, and it is opened only after it is
+                                             content is not here, and it is opened only after it is; see remote.py
+        remote/<inode number>.file           the same inode as that file, so that it is found without its path
         lock                                 flock: changes of pins
         volume.json                          lineage of the tree, by atomic replacement
 
@@ -74,6 +77,16 @@ class Layout:
     def node_lock(self) -> str:
         """Held (flock) by the node that runs on it."""
         return os.path.join(self.root, "node.lock")
+
+    @property
+    def reserve(self) -> str:
+        """Room for small files when all else is full."""
+        return os.path.join(self.root, "reserve")
+
+    @property
+    def warmed(self) -> str:
+        """How much memory was made ready."""
+        return os.path.join(self.root, "warmed.json")
 
     @property
     def blobs(self) -> str:

@@ -19,6 +19,7 @@ from fuse_tier.identity import Identity, SnapshotId, is_name
 from fuse_tier.manifest import MAX_ENCODED_BYTES, Manifest, decode
 from fuse_tier.ram.content import room_in
 from fuse_tier.ram.layout import Layout
+from fuse_tier.ram.room import Reserve
 
 _NUMBER = re.compile(r"[1-9][0-9]{0,18}")
 
@@ -29,6 +30,7 @@ class RamListing:
     def __init__(self, layout: Layout, place: str) -> None:
         self._layout = layout
         self._place = place
+        self._reserve = Reserve(layout)
 
     def snapshots(self, identity: Identity | None = None) -> list[SnapshotId]:
         """Everything listed, of one volume or of all, in order. Reads names only."""
@@ -58,8 +60,7 @@ class RamListing:
         try:
             with room_in(self._place):
                 os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-                with open(temporary, "xb", opener=_private) as file:
-                    file.write(text)
+                self._reserve.write(lambda: _write(temporary, text), len(text))
                 failpoints.reached("listing.written")
                 try:
                     os.link(temporary, path)
@@ -128,6 +129,11 @@ def _names(directory: str) -> list[str]:
         return os.listdir(directory)
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def _write(path: str, text: bytes) -> None:
+    with open(path, "wb", opener=_private) as file:
+        file.write(text)
 
 
 def _private(path: str, flags: int) -> int:

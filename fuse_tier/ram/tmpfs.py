@@ -219,8 +219,13 @@ def _unescape(field: bytes) -> bytes:
     return parts[0] + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in parts[1:])
 
 
+def huge_page_mode(path: str) -> str:
+    """What the tmpfs at a path was mounted with, in one word."""
+    return _mount_of(path).options.get("huge", "never")
+
+
 def _huge_pages(path: str) -> str:
-    option = _mount_of(path).options.get("huge", "never")
+    option = huge_page_mode(path)
     if option != "within_size":
         return option
     # Older kernels give 'within_size' small pages when a file grows by appending: said, because writes are

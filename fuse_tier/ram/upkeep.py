@@ -67,6 +67,21 @@ def collect(
     return Collected(blobs, size, unreadable)
 
 
+def release(layout: Layout, listing: RamListing, blobs: Collection[Blob], *, shared: bool) -> int:
+    """Removes those of these blobs that no listed manifest names; gives the bytes freed. See ``RamTier.release``."""
+    needed, _ = _needed(listing)
+    size = 0
+    for blob in blobs:
+        if blob.name in needed:
+            continue
+        with suppress(FileNotFoundError):
+            status = os.lstat(layout.blob(blob))
+            if status.st_nlink == 1 or shared:
+                os.unlink(layout.blob(blob))
+                size += status.st_blocks * 512 if status.st_nlink == 1 else 0
+    return size
+
+
 def _needed(listing: RamListing) -> tuple[set[str], int]:
     """The names of all blobs that must stay, and how many manifests do not tell theirs."""
     needed: set[str] = set()

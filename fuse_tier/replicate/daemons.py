@@ -13,9 +13,12 @@ from typing import Any
 import structlog
 import trio
 
+from fuse_tier import metrics
+from fuse_tier.blobs import Blob
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import DeadlineExceeded, InvalidRequest
 from fuse_tier.identity import Identity
+from fuse_tier.replicate.room import RoomKeeper
 from fuse_tier.replicate.snapshot import Quiescent, TreeVersion
 from fuse_tier.replicate.volume import Volume
 from fuse_tier.replicate.walk import Writers
@@ -59,14 +62,17 @@ class DaemonSession:
         materialize: Callable[[Volume, int], Awaitable[None]],
         ended: Callable[[Volume, bool], Awaitable[None]],
         replicas: int,
+        room: RoomKeeper,
     ) -> None:
         self._find = find
         self._materialize = materialize
         self._ended = ended
         self._replicas = replicas
+        self._room = room
         self._volume: Volume | None = None
         self._gate: DaemonGate | None = None
         self._orderly = False
+        self._unreserved = 0
 
     async def serve(self, stream: trio.SocketStream) -> None:
         """Serves the connection until it closes, then says how it ended."""
@@ -76,6 +82,7 @@ class DaemonSession:
             "sync": self._sync,
             "state": self._state,
             "materialize": self._fetch,
+            "make_room": self._make_room,
             "goodbye": self._goodbye,
         }
         self._channel = Channel(stream, handlers)
@@ -83,6 +90,7 @@ class DaemonSession:
         volume = self._volume
         if volume is not None and volume.gate is self._gate:
             volume.gate = None
+            volume.retire = None
             volume.news.announce()
             await self._ended(volume, self._orderly)
 
@@ -94,6 +102,7 @@ class DaemonSession:
         self._volume = volume
         self._gate = DaemonGate(self._channel)
         volume.gate = self._gate
+        volume.retire = self._retire
         volume.mountpoint = arguments["mountpoint"]
         volume.changes.announce()
         volume.news.announce()
@@ -106,7 +115,12 @@ class DaemonSession:
         return self._volume
 
     async def _changed(self, arguments: Arguments) -> None:
-        self._mounted().changes.announce()
+        volume, unreserved = self._mounted(), int(arguments.get("unreserved", 0))
+        if unreserved > self._unreserved:
+            volume.unreserved_bytes += unreserved - self._unreserved
+            metrics.unreserved(unreserved - self._unreserved)
+            self._unreserved = unreserved
+        volume.changes.announce()
 
     async def _sync(self, arguments: Arguments) -> dict[str, Any]:
         volume, tier, seconds = self._mounted(), TierName(arguments["tier"]), float(arguments["deadline_seconds"])
@@ -133,6 +147,17 @@ class DaemonSession:
     async def _fetch(self, arguments: Arguments) -> dict[str, Any]:
         await self._materialize(self._mounted(), int(arguments["inode"]))
         return {}
+
+    async def _make_room(self, arguments: Arguments) -> dict[str, int]:
+        volume, inode = self._mounted(), arguments.get("inode")
+        if inode is not None:
+            await self._room.release(volume, int(inode))
+        return {"free": await self._room.make(int(arguments["bytes"]))}
+
+    async def _retire(self, files: dict[int, Blob]) -> list[int]:
+        pairs = [[inode, blob.name] for inode, blob in files.items()]
+        retired = await self._channel.call("retire", Deadline.CHANNEL_CALL, files=pairs)
+        return [inode for inode in retired["inodes"] if inode in files]
 
     async def _goodbye(self, arguments: Arguments) -> None:
         self._orderly = True

@@ -15,6 +15,8 @@ from fuse_tier.errors import ConfigError, FuseTierError, TierRefused, TierUnavai
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Manifest
 from fuse_tier.members import Member
+from fuse_tier.ram.tmpfs import huge_page_mode
+from fuse_tier.ram.warm import read_warmed
 from fuse_tier.replicate.copying import Copier
 from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.steps import Report
@@ -76,7 +78,7 @@ class Inventory:
                 "node": self._node,
                 "version": __version__,
                 "cluster": self._cluster,
-                "passthrough": "off",
+                "passthrough": await self._passthrough(),
                 "tiers": [tier for tier in tiers if tier],
                 "volumes": volumes,
                 "queue": {
@@ -91,6 +93,20 @@ class Inventory:
             }
         )
 
+    async def _passthrough(self) -> str:
+        """Whether file content bypasses the daemons, and if not, why."""
+        try:
+            mounts = await self._supervisor.mounts()
+        except (FuseTierError, OSError) as error:
+            return f"unknown: {error}"
+        if not mounts:
+            return "nothing is mounted"
+        on = sum(bool(mount["passthrough"]) for mount in mounts)
+        if on == len(mounts):
+            return "on"
+        why = next(str(mount["plain_reason"]) for mount in mounts if not mount["passthrough"])
+        return f"off: {why}" if not on else f"on for {on} of {len(mounts)} volumes: {why}"
+
     async def _ram_status(self, tiers: list[dict[str, Any]], index: int) -> None:
         ram = self._places.ram
         tiers[index] = {
@@ -101,6 +117,8 @@ class Inventory:
             "capacity_bytes": ram.capacity_bytes(),
             "free_bytes": ram.free_bytes(),
             "snapshots": len(await ram.snapshots()),
+            "huge_pages": huge_page_mode(ram.layout.root),
+            "warmed": read_warmed(ram.layout),
         }
 
     async def _tier_status(self, tiers: list[dict[str, Any]], index: int, tier: Tier, member: Member | None) -> None:
@@ -153,6 +171,7 @@ class Inventory:
             "durable": {tier.value: volume.durable(tier, max(1, self._replicas)) or None for tier in TierName},
             "peers": volume.held(TierName.PEER),
             "queue": self._lacking(volume),
+            "unreserved_bytes": volume.unreserved_bytes,
         }
 
     def _lacking(self, volume: Volume) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 
 import structlog
@@ -22,6 +22,7 @@ from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Lineage, Manifest
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.pins import link_to_blob
+from fuse_tier.ram.remote import Refill
 from fuse_tier.replicate.choice import Chosen
 from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.record import read_record
@@ -59,7 +60,7 @@ class Restorer:
 
     async def fetch(
         self,
-        manifest: Manifest,
+        what: object,
         blobs: Collection[Blob],
         sink: Sink,
         chosen: Chosen,
@@ -78,7 +79,7 @@ class Restorer:
             try:
                 fetched = await place.fetch(wanted, sink, progress)
             except TierError as error:
-                log.warning("restore.place_failed", snapshot=str(manifest.id), place=place.place, reason=str(error))
+                log.warning("restore.place_failed", snapshot=str(what), place=place.place, reason=str(error))
                 failed |= {blob: _worse(failed.get(blob), error) for blob in wanted}
                 continue
             for blob, reason in fetched.failed.items():
@@ -87,7 +88,7 @@ class Restorer:
                     metrics.error("damaged")
                     log.warning(
                         "restore.content_damaged",
-                        snapshot=str(manifest.id),
+                        snapshot=str(what),
                         place=place.place,
                         blob=blob.name,
                         reason=str(reason),
@@ -173,7 +174,7 @@ class Restorer:
         here = manifest.blobs - absent
         damaged = await self._damaged(here, progress)
         elsewhere = Chosen(manifest, tuple(place for place in chosen.places if place is not ram))
-        sources, failed = await self.fetch(manifest, absent | damaged, ram, elsewhere, progress)
+        sources, failed = await self.fetch(manifest.id, absent | damaged, ram, elsewhere, progress)
         own = sum(blob.size for blob in here - damaged)
         return ({ram.place: own} if own or not sources else {}) | sources, failed
 
@@ -247,37 +248,26 @@ class Restorer:
         os.unlink(path)  # another file is this inode already: two files must never share one
         copy_into(self._places.ram, blob, path)
 
-    async def materialize(self, volume: Volume, inode: int) -> None:
-        """Tries once more to get the content of a placeholder. Raises TierError."""
+    async def materialize(
+        self, volume: Volume, inode: int, make_room: Callable[[int], Awaitable[int]] | None = None
+    ) -> None:
+        """Gets the content of a file of ``remote/`` into that very file. Raises TierError, NotFound."""
+        async with volume.evicting:  # not while it is still on its way out
+            pass
         marker = os.path.join(volume.layout.remote, str(inode))
-        blob = Blob.parse(os.path.basename(os.readlink(marker)))
-        chosen = Chosen(volume.newest, ())
-        if volume.newest is None:
-            raise NotFound(f"{volume.identity}: no snapshot says where the content of inode {inode} could be")
-        ram = self._places.ram
-        if await ram.missing([blob]):
-            _, failed = await self.fetch(volume.newest, [blob], ram, chosen)
-            for error in failed.values():
-                log.error("restore.content_lost", identity=str(volume.identity), blob=blob.name, reason=str(error))
-                raise error
-        await trio.to_thread.run_sync(self._fill, volume, blob, marker)
-
-    def _fill(self, volume: Volume, blob: Blob, marker: str) -> None:
-        """Content is written to a placeholder in place: the job has its inode open."""
-        source = self._places.ram.open(blob)
         try:
-            target = os.open(f"{marker}.file", os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            try:
-                status = os.fstat(target)
-                while os.sendfile(target, source, None, 64 << 20):
-                    continue
-                os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
-            finally:
-                os.close(target)
-        finally:
-            os.close(source)
-        os.unlink(marker)
-        os.unlink(f"{marker}.file")
+            blob = Blob.parse(os.path.basename(os.readlink(marker)))
+        except FileNotFoundError:
+            return  # it has come back, or the file is gone
+        if make_room is not None:
+            await make_room(blob.size)
+        ram = self._places.ram
+        places = () if await ram.missing([blob]) else (ram,)
+        sink = Refill(volume.layout, inode, ram.place)
+        _, failed = await self.fetch(f"inode {inode} of {volume.identity}", [blob], sink, Chosen(None, places))
+        for error in failed.values():
+            log.error("restore.content_lost", identity=str(volume.identity), blob=blob.name, reason=str(error))
+            raise error
 
     # ---- into a directory ----
 
@@ -298,7 +288,7 @@ class Restorer:
         tree = os.path.join(staging.root, "tree")
         try:
             staging.make()
-            sources, failed = await self.fetch(manifest, manifest.blobs, staging, chosen, progress)
+            sources, failed = await self.fetch(manifest.id, manifest.blobs, staging, chosen, progress)
             if failed:
                 blob, error = next(iter(failed.items()))
                 raise type(error)(f"{manifest.id}: no place could give {len(failed)} files intact ({blob}: {error})")

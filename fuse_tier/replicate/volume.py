@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import inf
 
 import structlog
 import trio
@@ -19,11 +20,12 @@ import trio
 from fuse_tier import failpoints, metrics
 from fuse_tier.blobs import Blob
 from fuse_tier.deadlines import Deadline
-from fuse_tier.errors import FuseTierError, SnapshotConflict
+from fuse_tier.errors import FuseTierError, IncompleteSnapshot, SnapshotConflict
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Lineage, Manifest
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.pins import Pins
+from fuse_tier.ram.remote import remote_files
 from fuse_tier.replicate.broadcast import Broadcast
 from fuse_tier.replicate.record import TreeRecord, read_record, write_record
 from fuse_tier.replicate.snapshot import Gate, Quiescent, Snapshotter
@@ -34,6 +36,11 @@ log = structlog.get_logger(__name__)
 
 _SETTLE_AT_MOST = 10  # times the settle time: then a snapshot is taken of a tree that never settles
 _RETRY_SECONDS = 1.0
+_UNSETTLED_SECONDS = 1.0  # until it is looked again whether a file is still written through a mapping
+
+
+Retire = Callable[[dict[int, Blob]], Awaitable[list[int]]]
+"""Marks those of these files that are not open (ram/remote.py), and gives their inode numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +66,10 @@ class Volume:
         self.gate: Gate | None = Quiescent()  # None: mounted, but its daemon cannot be asked at present
         self.changes = Broadcast()  # of the live tree
         self.news = Broadcast()  # of snapshots, of where they are, and of mounting
+        self.retire: Retire | None = None  # asks the mount's daemon
+        self.unreserved_bytes = 0  # memory that the job was the first to touch
         self.mounting = trio.Lock()
+        self.evicting = trio.Lock()
         self.ending = trio.Lock()
         self.in_use: Counter[int] = Counter()
         self._ram = ram
@@ -73,6 +83,7 @@ class Volume:
         self._renumber = False
         self.superseded = ""  # who else goes on with this volume, so that this tree must not; empty: nobody
         self._verified = 0  # the newest snapshot that was ever verified elsewhere
+        self._listed = True  # the newest snapshot, in RAM: unless content of it was given up
         self._held: dict[tuple[TierName, str], int] = {}
         self._blobs: dict[int, frozenset[Blob]] = {}  # of the newest snapshots, to tell where a file is
 
@@ -91,7 +102,7 @@ class Volume:
     @property
     def is_dirty(self) -> bool:
         """Whether the tree has changed since the newest snapshot."""
-        return self.has_tree and self.changes.version > self._seen
+        return self.has_tree and (self.changes.version > self._seen or not self._snapshotter.is_settled)
 
     @property
     def highest(self) -> int:
@@ -214,12 +225,26 @@ class Volume:
         """The newest snapshot that this node knows to be in the bucket; 0: none."""
         return self.durable(TierName.BUCKET)
 
+    def blobs_in_bucket(self) -> frozenset[Blob]:
+        """Content of which this node knows that the bucket has it."""
+        return self._blobs.get(self.in_bucket(), frozenset())
+
+    def is_elsewhere(self, blob: Blob) -> bool:
+        """Whether a snapshot with this content is verified on another tier."""
+        return any(blob in self._blobs.get(self.durable(tier), ()) for tier in (TierName.PEER, TierName.BUCKET))
+
+    def dropped_from_ram(self, number: int) -> None:
+        """The RAM tier lists a snapshot no more, because room was short; the tree is as it was."""
+        if self.newest is not None and self.newest.id.number == number:
+            self._listed = False
+
     def state(self) -> str:
         """For people: ``dirty``, or the tiers that have the whole tree."""
         if self.is_dirty or self.newest is None:
             return "dirty"
         number = self.newest.id.number
-        return ",".join(tier for tier in TierName if self.durable(tier, self._copies) >= number)
+        tiers = [tier for tier in TierName if self.durable(tier, self._copies) >= number]
+        return ",".join(tier for tier in tiers if self._listed or tier is not TierName.RAM) or "sealed"
 
     def state_of(self, blob: Blob) -> str:
         """For people: the tiers that have a file's content as part of a snapshot, or ``sealed`` for none yet."""
@@ -246,7 +271,9 @@ class Volume:
     async def keep_snapshots(self) -> None:
         """Takes a snapshot whenever the tree has changed and settled. Runs for as long as the volume is local."""
         while True:
-            await self.changes.wait_beyond(self._seen)
+            # Nobody tells when a mapping goes.
+            with trio.move_on_after(inf if self._snapshotter.is_settled else _UNSETTLED_SECONDS):
+                await self.changes.wait_beyond(self._seen)
             if not self.has_tree or self.gate is None or self.superseded:
                 await self.news.wait_beyond(self.news.version)
                 continue
@@ -319,7 +346,7 @@ class Volume:
     async def _commit(self, manifest: Manifest, seconds: float) -> Manifest:
         failpoints.reached("snapshot.walked")
         try:
-            await self._ram.commit(manifest)
+            self._listed = await self._list(manifest)
         except SnapshotConflict as conflict:
             # A replica that came from elsewhere has the number: take one above it, if the volume is still ours.
             if self.mountpoint is None:
@@ -327,7 +354,7 @@ class Volume:
                 raise
             log.info("snapshot.renumbered", snapshot=str(manifest.id), reason=str(conflict))
             manifest = replace(manifest, id=SnapshotId(self.identity, conflict.highest + 1))
-            await self._ram.commit(manifest)
+            self._listed = await self._list(manifest)
         number = manifest.id.number
         failpoints.reached("snapshot.committed")
         await trio.to_thread.run_sync(write_record, self.layout, TreeRecord(manifest.lineage, number))
@@ -349,6 +376,23 @@ class Volume:
             seconds=round(seconds, 3),
         )
         return manifest
+
+    async def _list(self, manifest: Manifest) -> bool:
+        """Commits to the RAM tier, if it has all content.
+
+        A snapshot some of whose content was given up, because the bucket has it, is not listed here: what a tier
+        lists it can restore by itself. It is the newest all the same, and goes to the tiers that have the rest.
+        A restart finds the tree, the marks that say what it lacks, and takes the snapshot again.
+        """
+        try:
+            await self._ram.commit(manifest)
+        except IncompleteSnapshot:
+            given_up = set((await trio.to_thread.run_sync(remote_files, self.layout)).values())
+            if not await self._ram.missing(manifest.blobs) <= given_up:
+                raise
+            log.info("snapshot.not_listed", snapshot=str(manifest.id), reason="content is in the bucket only")
+            return False
+        return True
 
     async def wait_until_on(self, tier: TierName, number: int, copies: int) -> None:
         """Returns when a snapshot, or a newer one, is on a tier."""

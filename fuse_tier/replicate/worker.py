@@ -40,6 +40,7 @@ from fuse_tier.replicate.orphans import Orphans
 from fuse_tier.replicate.peer_service import PeerService
 from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.restore import Restorer
+from fuse_tier.replicate.room import RoomKeeper
 from fuse_tier.replicate.succession import supersede
 from fuse_tier.replicate.supervisor import Supervisor
 from fuse_tier.replicate.surplus import Surplus
@@ -47,10 +48,12 @@ from fuse_tier.replicate.targets import Targets
 from fuse_tier.replicate.upkeep import Upkeep
 from fuse_tier.replicate.volume import Volume, VolumeOptions
 from fuse_tier.replicate.volumes import Volumes
+from fuse_tier.replicate.warming import warm_once
 from fuse_tier.tiers.bucket import BucketTier
 from fuse_tier.tiers.peer import Introduction, PeerTier
 from fuse_tier.tiers.ram import RamTier
 from fuse_tier.wire import channel, grpc
+from fuse_tier.wire.bulk.pacing import Link
 from fuse_tier.wire.bulk.server import serve_bulk
 from fuse_tier.wire.bulk.sessions import Sessions
 from fuse_tier.wire.control_pb2_grpc import add_NodeServicer_to_server, add_PeerServicer_to_server
@@ -77,6 +80,7 @@ class Worker:
         bucket = BucketTier(config.bucket.url, config.bucket.endpoint) if config.bucket else None
         self._bucket = bucket
         self._sessions = Sessions()
+        self._link = Link(config.limits.bulk)
         self._holdings: dict[Identity, tuple[int, ...]] = {}
         self._membership: Membership = build_membership(config, self._instance, self._facts)
         self._places = Places(self._ram, self._membership, bucket, self._connect)
@@ -87,6 +91,7 @@ class Worker:
         self._fanout = Fanout(self._places, copier, targets, self._supersede)
         self._orphans = Orphans(self._places, copier, targets, self._volumes.find, config.replicas)
         self._upkeep = Upkeep(self._places, self._volumes.find, config.keep.ram, config.keep.bucket)
+        self._room = RoomKeeper(layout, self._ram, self._volumes, self._upkeep.wake)
         self._chooser = Chooser(self._places)
         self._restorer = Restorer(layout, self._places, config.node, hashing)
         self._supervisor = Supervisor(f"{config.socket}.supervisor")
@@ -113,7 +118,8 @@ class Worker:
 
     def _connect(self, member: Member) -> PeerTier:
         own = Introduction(self._config.cluster, self._config.node, self._instance)
-        return PeerTier(member.node, member.control, own, self._tls, encrypt=self._config.encrypt_peer_traffic)
+        encrypt = self._config.encrypt_peer_traffic
+        return PeerTier(member.node, member.control, own, self._tls, encrypt=encrypt, link=self._link)
 
     def _facts(self) -> LocalFacts:
         return LocalFacts(
@@ -142,6 +148,9 @@ class Worker:
             await nursery.start(metrics.serve, config.metrics)
         nursery.start_soon(self._upkeep.run)
         nursery.start_soon(self._orphans.run)
+        nursery.start_soon(self._room.run)
+        if config.ram.warm:
+            nursery.start_soon(warm_once, Layout(config.ram.path))
         nursery.start_soon(self._pass_members_on)
         nursery.start_soon(self._keep_facts)
         await nursery.start(self._serve_operator)
@@ -161,7 +170,9 @@ class Worker:
 
     async def _serve_bulk(self, task_status: trio.TaskStatus[int]) -> None:
         address = str(self._config.listen.bulk)
-        await serve_bulk(address, self._sessions, self._ram, self._ram, self._tls, task_status=task_status)
+        await serve_bulk(
+            address, self._sessions, self._ram, self._ram, self._tls, link=self._link, task_status=task_status
+        )
 
     async def _serve_peers(self, task_status: trio.TaskStatus[int]) -> None:
         service = PeerService(
@@ -172,6 +183,7 @@ class Worker:
             secure=self._tls is not None,
             encrypt=self._config.encrypt_peer_traffic,
             mounted_on=self._mounted_on,
+            make_room=partial(self._room.make, for_replica=True),
         )
         services = [(add_PeerServicer_to_server, service)]
         await grpc.serve(services, str(self._config.listen.control), self._tls, task_status=task_status)
@@ -194,9 +206,16 @@ class Worker:
 
     async def _serve_daemon(self, stream: trio.SocketStream) -> None:
         session = DaemonSession(
-            self._volumes.find, self._restorer.materialize, self._mounting.ended, max(1, self._config.replicas)
+            self._volumes.find,
+            self._materialize,
+            self._mounting.ended,
+            max(1, self._config.replicas),
+            self._room,
         )
         await session.serve(stream)
+
+    async def _materialize(self, volume: Volume, inode: int) -> None:
+        await self._restorer.materialize(volume, inode, self._room.make)
 
     async def _keep_bucket(self, volume: Volume) -> None:
         await self._fanout.keep_bucket(volume, self._upkeep.tidy_bucket)

@@ -19,7 +19,7 @@ from typing import TypeVar
 import structlog
 import trio
 
-from fuse_tier.blobs import Blob, Incoming, Progress, Sink, Source
+from fuse_tier.blobs import Blob, Partial, Progress, ResumableIncoming, Sink, Source
 from fuse_tier.errors import IncompleteSnapshot
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Manifest, encode
@@ -47,9 +47,11 @@ class RamTier:
 
     def __init__(self, layout: Layout, node: str) -> None:
         self.place = f"ram of {node}"
-        self._layout = layout
+        self.layout = layout
         self._content = RamContent(layout, self.place)
         self._listing = RamListing(layout, self.place)
+        self.spared: Callable[[], Collection[Blob]] = frozenset
+        """Content that is collected by nobody although no listed manifest names it."""
         self._listed_or_collected = trio.Lock()
         self._copying = trio.CapacityLimiter(2)
         self._looking = trio.CapacityLimiter(4)  # apart, so that a look never waits for a copy
@@ -60,10 +62,18 @@ class RamTier:
         """A read-only descriptor; see ``RamContent.open``. Raises NotFound, Damaged. Blocks."""
         return self._content.open(blob)
 
-    def create(self, blob: Blob) -> Incoming:
+    def create(self, blob: Blob) -> ResumableIncoming:
         """Makes room for a blob. Raises TierFull, and nothing is left then. Blocks."""
         self._expected.comes(blob)
         return self._content.create(blob)
+
+    def partial(self, blob: Blob) -> Partial | None:
+        """What is kept of a blob whose transfer broke: another ``create`` goes on from there."""
+        return self._content.partial(blob)
+
+    def give_up_partials(self, but: Collection[Blob]) -> int:
+        """Removes what is kept of other blobs than these; gives the bytes that came free. Blocks."""
+        return self._content.partials.give_up(but)
 
     def remove(self, blob: Blob) -> None:
         """Removes a blob that was found to be damaged, so that it can be fetched again. Blocks."""
@@ -75,12 +85,12 @@ class RamTier:
 
     def capacity_bytes(self) -> int:
         """How much the tmpfs may hold."""
-        found = os.statvfs(self._layout.root)
+        found = os.statvfs(self.layout.root)
         return found.f_blocks * found.f_frsize
 
     def free_bytes(self) -> int:
         """How much room the tmpfs has left."""
-        found = os.statvfs(self._layout.root)
+        found = os.statvfs(self.layout.root)
         return found.f_bavail * found.f_frsize
 
     async def missing(self, blobs: Collection[Blob]) -> set[Blob]:
@@ -151,12 +161,15 @@ class RamTier:
         nothing it is not protected. A manifest that cannot be read names nothing.
         """
         stop, started = Event(), time.monotonic()
+        partials = self._content.partials
+        await self._look(partials.expire if grace_seconds else partials.give_up)
         async with self._listed_or_collected:
-            spared = self._expected.names(_SILENCE_SECONDS if grace_seconds else 0.0)
+            expected = self._expected.names(_SILENCE_SECONDS if grace_seconds else 0.0)
+            spared = {blob.name for blob in self.spared()} | set(expected)
             if grace_seconds and self._unfinished:
                 grace_seconds += max(0.0, time.time() - min(self._unfinished))
             collected = await run_interruptible(
-                lambda: upkeep.collect(self._layout, self._listing, grace_seconds, stop, spared),
+                lambda: upkeep.collect(self.layout, self._listing, grace_seconds, stop, spared),
                 stop.set,
                 self._looking,
             )
@@ -169,6 +182,16 @@ class RamTier:
                 unreadable_manifests=collected.unreadable_manifests,
             )
         return collected.bytes
+
+    async def release(self, blobs: Collection[Blob], *, shared: bool = False) -> int:
+        """Removes those of these blobs that no manifest names, at once; gives the bytes freed.
+
+        For content of snapshots that were just dropped, so no grace is needed: who counts on such a blob finds its
+        commit refused, and stores it again. What a live file shares stays, because it frees nothing, unless
+        ``shared``.
+        """
+        async with self._listed_or_collected:
+            return await self._look(lambda: upkeep.release(self.layout, self._listing, blobs, shared=shared))
 
     async def verify(self, identity: Identity | None = None, progress: Progress = no_progress) -> VerifyReport:
         """Reads and hashes all content of the listed snapshots, of one volume or of all. Damage is reported only."""

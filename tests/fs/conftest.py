@@ -15,7 +15,8 @@ from tests.harness.logs import ExpectedLogs, loud_lines
 @pytest.fixture
 def place(memory_path: Path, tmp_path: Path, expected_logs: ExpectedLogs) -> Iterator[Place]:
     """An empty volume on a tmpfs."""
-    place = Place(memory_path, tmp_path / "fs.log", tmp_path / "mnt")
+    # Not below pytest's own directory, into which it lets nobody else.
+    place = Place(memory_path, tmp_path / "fs.log", memory_path / "mnt")
     place.prepare()
     place.log.touch()
     yield place
@@ -49,23 +50,32 @@ def start(place: Place, expected_logs: ExpectedLogs) -> Iterator[Callable[..., M
             mounted.destroy()
 
 
-@pytest.fixture
-def mounted(start: Callable[..., Mounted]) -> Mounted:
-    """The volume, mounted; no worker is there."""
-    mounted = start()
-    assert mounted.said == {"serving": True}
+_MODES = [pytest.param("on", id="passthrough", marks=pytest.mark.root), pytest.param("off", id="plain")]
+
+
+def _check_mode(mounted: Mounted, mode: str) -> None:
+    if "error" in mounted.said and "the kernel offers none" in mounted.said["error"]["message"]:
+        pytest.skip("needs a kernel with FUSE passthrough")
+    assert (mounted.said["serving"], mounted.said["passthrough"]) == (True, mode == "on")
+
+
+@pytest.fixture(params=_MODES)
+def mounted(request: pytest.FixtureRequest, start: Callable[..., Mounted]) -> Mounted:
+    """The volume, mounted, once with passthrough and once without; no worker is there."""
+    mounted = start(passthrough=request.param)
+    _check_mode(mounted, request.param)
     return mounted
 
 
-@pytest.fixture(scope="session")
-def shared() -> Iterator[Mounted]:
-    """One daemon for all tests that only need a mount: its start takes longer than most of them."""
+@pytest.fixture(scope="session", params=_MODES)
+def shared(request: pytest.FixtureRequest) -> Iterator[Mounted]:
+    """One mount of each kind for all tests that only need a mount: its start takes longer than most of them."""
     with tempfile.TemporaryDirectory(prefix="fuse-tier-test-", dir="/dev/shm") as directory:
         place = Place(Path(directory), Path(directory) / "fs.log", Path(directory) / "mnt")
         place.prepare()
-        mounted = Mounted(place)
+        mounted = Mounted(place, passthrough=request.param)
         try:
-            assert mounted.said == {"serving": True}
+            _check_mode(mounted, request.param)
             yield mounted
             mounted.unmount()
             assert mounted.wait() == 0

@@ -86,7 +86,7 @@ class Place:
 
 
 class Mounted:
-    """A running daemon."""
+    """A running keeper with its daemon."""
 
     def __init__(self, place: Place, **parameters: Any) -> None:
         self.place = place
@@ -113,6 +113,19 @@ class Mounted:
     @property
     def pid(self) -> int:
         return self.process.pid
+
+    @property
+    def daemon(self) -> int:
+        """The daemon that its keeper has at the moment; 0 between two."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return int(children[0]) if children else 0
+
+    def kill_daemon(self) -> None:
+        """Returns when another daemon is there, which may not serve yet."""
+        eventually(lambda: self.daemon != 0, "a daemon")
+        killed = self.daemon
+        os.kill(killed, signal.SIGKILL)
+        eventually(lambda: self.daemon not in (0, killed), "another daemon")
 
     def wait(self) -> int:
         """The exit status."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import mmap
@@ -293,8 +292,8 @@ def test_rename_can_refuse_to_replace_and_can_exchange(mnt: Path) -> None:
     renameat2(one, other, 2)
     assert (mnt / "directory").read_bytes() == b"file"
     assert (mnt / "file" / "inside").read_bytes() == b"inside"
-    whiteout = 4  # linux/fs.h
-    fails_with(errno.EINVAL, lambda: renameat2(other, os.fsencode(mnt / "new"), whiteout))
+    unknown = 8
+    fails_with(errno.EINVAL, lambda: renameat2(other, os.fsencode(mnt / "new"), unknown))
 
 
 def test_a_directory_with_open_files_below_can_be_renamed(mnt: Path) -> None:
@@ -342,7 +341,7 @@ def test_times_are_kept_to_the_nanosecond(mnt: Path) -> None:
     assert (found.st_atime_ns, found.st_mtime_ns) == (1_234_567_890_123_456_789, 1_987_654_321_987_654_321)
 
 
-def test_fifos_and_sockets_work_and_devices_are_refused(mnt: Path) -> None:
+def test_fifos_and_sockets_work_and_devices_cannot_be_opened(mnt: Path) -> None:
     os.mkfifo(mnt / "fifo")
     reader = os.open(mnt / "fifo", os.O_RDONLY | os.O_NONBLOCK)
     writer = os.open(mnt / "fifo", os.O_WRONLY)
@@ -352,7 +351,9 @@ def test_fifos_and_sockets_work_and_devices_are_refused(mnt: Path) -> None:
     os.close(writer)
     os.mknod(mnt / "socket", stat.S_IFSOCK | 0o600)
     assert stat.S_ISSOCK((mnt / "socket").stat().st_mode)
-    fails_with(errno.EPERM, lambda: os.mknod(mnt / "null", stat.S_IFCHR | 0o600, os.makedev(1, 3)))
+    if os.geteuid() == 0:
+        os.mknod(mnt / "null", stat.S_IFCHR | 0o600, os.makedev(1, 3))
+        fails_with(errno.EACCES, lambda: os.open(mnt / "null", os.O_RDONLY))
 
 
 def test_the_room_shown_is_that_of_the_ram_tier(mounted: Mounted) -> None:
@@ -362,12 +363,8 @@ def test_the_room_shown_is_that_of_the_ram_tier(mounted: Mounted) -> None:
     )  # fmt: skip
 
 
-def test_what_a_filesystem_in_user_space_cannot_do_has_an_errno_that_tools_cope_with(mnt: Path) -> None:
+def test_what_is_no_operation_of_a_filesystem_has_an_errno_that_tools_cope_with(mnt: Path) -> None:
     fd = os.open(mnt / "file", os.O_RDWR | os.O_CREAT)
-    libc = ctypes.CDLL(None, use_errno=True)
-    assert libc.fallocate(fd, 0, ctypes.c_long(0), ctypes.c_long(4096)) == -1  # Python's emulates it
-    assert ctypes.get_errno() == errno.EOPNOTSUPP
-    fails_with(errno.EOPNOTSUPP, lambda: os.open(mnt, os.O_TMPFILE | os.O_RDWR))
     fails_with(errno.ENOTTY, lambda: fcntl.ioctl(fd, 0x1234))
     os.close(fd)
 

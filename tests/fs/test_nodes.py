@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fuse_tier.fs.nodes import ROOT, Nodes
+from fuse_tier.mount.deposits import Depositor, connection_pair
 
 
 @pytest.fixture
@@ -19,9 +20,11 @@ def tree(memory_path: Path) -> Path:
 
 @pytest.fixture
 def nodes(tree: Path) -> Iterator[Nodes]:
-    nodes = Nodes(str(tree))
-    yield nodes
-    nodes.close()
+    keeper, daemon = connection_pair()
+    with keeper, daemon:
+        nodes = Nodes(str(tree), Depositor(daemon), inherits=False)
+        yield nodes
+        nodes.close()
 
 
 def look_up(nodes: Nodes, parent: int, name: bytes) -> int:

@@ -81,8 +81,8 @@ async def test_the_daemon_introduces_itself_and_comes_back_after_the_workers_res
             hello = await worker.heard("hello")
             assert hello["identity"] == str(IDENTITY)
             assert hello["mountpoint"] == str(mounted.path)
-            assert hello["pid"] == mounted.pid
-            assert hello["passthrough"] is False
+            assert hello["pid"] == mounted.daemon
+            assert hello["passthrough"] is mounted.said["passthrough"]
         await job(write(mounted.path / "meanwhile", b"nobody listens"))
 
 
@@ -101,9 +101,24 @@ async def test_a_finished_file_is_announced_and_its_writer_is_known_before(mount
             assert (await worker.ask("version"))["writers"] == [[inode, True]]
             await job(lambda: file.write(b"more"))
             synced = await worker.ask("version")
-            assert synced["writers"] == [[inode, False]]
+            # Where the kernel writes by itself nobody is asked: then the time of the last change tells.
+            assert synced["writers"] == [[inode, mounted.said["passthrough"]]]
         await worker.heard("changed", lambda arguments: arguments["counter"] > synced["counter"])
         assert (await worker.ask("version"))["writers"] == []
+
+
+async def test_memory_that_the_job_touched_first_is_told_and_none_that_was_reserved(mounted: Mounted) -> None:
+    size = 4 << 20
+    async with running_worker(mounted.place.socket) as worker:
+        await worker.heard("hello")
+        await job(write(mounted.path / "step-1", b"1" * size))
+        told = size if mounted.said["passthrough"] else 0
+        await worker.heard("changed", lambda arguments: arguments["unreserved"] == told)
+        await job(write(mounted.path / "step-2", b"2" * size))
+        before = await counter(worker)
+        await job(lambda: (mounted.path / "step-2").chmod(0o600))
+        later = await worker.heard("changed", lambda arguments: arguments["counter"] > before)
+        assert later["unreserved"] == told
 
 
 async def test_a_file_that_is_only_held_open_for_writing_counts_as_synced(mounted: Mounted) -> None:
@@ -264,7 +279,9 @@ def placeholder(mounted: Mounted, name: str, size: int) -> int:
     path.touch()
     os.truncate(path, size)
     inode = path.stat().st_ino
-    os.symlink("../blobs/00/somewhere", os.path.join(mounted.place.volume.remote, str(inode)))
+    marker = os.path.join(mounted.place.volume.remote, str(inode))
+    os.link(path, f"{marker}.file")
+    os.symlink("../blobs/00/somewhere", marker)
     return inode
 
 

@@ -190,7 +190,8 @@ async def test_the_end_of_a_node_does_not_wait_for_who_uses_its_mounts(
     assert await node.ended() == 0
     assert mount_at(str(mountpoint)) is None
     with pytest.raises(OSError, match="Transport endpoint"):
-        os.close(held)
+        os.fsync(held)
+    os.close(held)
     assert (Path(Layout(node.ram).volume(VOLUME).tree) / "file").read_text() == "written"
 
 

@@ -74,10 +74,10 @@ async def test_a_mounted_volume_is_there_at_once_and_is_listed(volumes: Volumes,
     (mountpoint / "file").write_text("written")
     (listed,) = volumes.listing()
     assert is_running(listed.pop("pid"))
+    assert listed.pop("passthrough") is (listed.pop("plain_reason") == "")
     assert listed == {
         "identity": "default/job/1",
         "mountpoint": str(mountpoint),
-        "passthrough": False,
         "state": "serving",
         "reason": "",
     }
@@ -268,7 +268,8 @@ async def test_a_dead_mount_can_be_taken_away_while_a_job_has_files_open_in_it(
     await volumes.unmount(str(mountpoint))
     assert mount_at(str(mountpoint)) is None
     with pytest.raises(OSError, match="Transport endpoint"):
-        os.close(held)
+        os.fsync(held)
+    os.close(held)
 
 
 async def test_a_dead_mount_that_was_taken_away_by_hand_is_forgotten(
@@ -360,4 +361,5 @@ async def test_the_end_of_all_takes_dead_mounts_and_mounts_in_use_too(
     assert mount_at(str(mountpoint)) is None
     assert mount_at(str(other_mountpoint)) is None
     with pytest.raises(OSError, match="Transport endpoint"):
-        os.close(held)
+        os.fsync(held)
+    os.close(held)

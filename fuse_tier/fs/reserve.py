@@ -1,0 +1,137 @@
+"""Room for files that are made: asked for, and allocated by us, before the job writes.
+
+Three things come of it. Pages of a tmpfs are charged to the memory cgroup of whoever touches them first: what is
+allocated here is not charged to the job. Pages allocated at once are large ones, and written faster. And room is
+asked for when the worker can still give things up for it (replicate/room.py), not when a write fails.
+
+How much, is the size of the file's predecessor (sizes.py). That is a guess: a create never fails by it, no more is
+taken than is there, and what was too much is given back when the last writer closes. So a file has no room beyond
+its end once it is closed, also if the job itself has reserved some.
+
+When all else is full, a new file gets a few pages from the node's reserve (ram/room.py).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+import structlog
+import trio
+
+from fuse_tier.deadlines import Deadline
+from fuse_tier.errors import FuseTierError
+from fuse_tier.fs.link import Link
+from fuse_tier.fs.nodes import Nodes
+from fuse_tier.fs.sizes import Sizes
+from fuse_tier.fs.spec import MountSpec
+from fuse_tier.mount.deposits import Depositor
+from fuse_tier.ram.layout import Layout
+from fuse_tier.ram.room import Reserve, allocate, room_of, trim
+
+log = structlog.get_logger(__name__)
+
+_LARGE_BYTES: Final = 1 << 20  # smaller files are written in less time than it takes to reserve room for them
+_SMALL_BYTES: Final = 64 << 10  # what any new file gets when the tier is full
+_SCARCE_BYTES: Final = 2 << 20  # so little is left when it is full
+_ASK_AGAIN_SECONDS: Final = 0.5
+_LEARNED_FILES: Final = 20_000
+
+
+class Reservations:
+    """The room of one mount's new files."""
+
+    def __init__(self, spec: MountSpec, nodes: Nodes, link: Link, depositor: Depositor) -> None:
+        layout = Layout(spec.ram_root)
+        self._nodes = nodes
+        self._link = link
+        self._depositor = depositor
+        self._tree = os.fsencode(layout.volume(spec.identity).tree)
+        self._reserve = Reserve(layout)
+        self._sizes = Sizes(spec.expected_sizes)
+        self._learned = False
+        self._in_vain = float("-inf")  # when the worker last had nothing to give up
+
+    async def prepare(self, parent: int, name: bytes) -> int:
+        """Before a file is made, and before the gate: sees to room for it; gives the bytes to reserve, mostly 0."""
+        if not self._learned:
+            self._learned = True  # whoever comes meanwhile does without
+            await trio.to_thread.run_sync(self._learn)
+        size = 0
+        if self._sizes.may_know(name):
+            size = self._sizes.predict(self._path(self._nodes.directory(parent), name))
+        free = room_of(self._nodes.root).free
+        if free >= size + _SCARCE_BYTES:
+            return size
+        await self.make_room(size + _SCARCE_BYTES)
+        return max(size, _SMALL_BYTES)
+
+    async def make_room(self, size: int, inode: int | None = None) -> None:
+        """Asks the worker for so much free room; for a file that is to be written, if its number is given.
+
+        Returns when there is, or when no more can be had: nothing is raised. What the job has removed itself is
+        free before anybody is asked.
+        """
+        await trio.to_thread.run_sync(self._depositor.settle)
+        if inode is None and room_of(self._nodes.root).free >= size:
+            return
+        if not self._link.is_up or trio.current_time() < self._in_vain + _ASK_AGAIN_SECONDS:
+            return
+        try:
+            answer = await self._link.call("make_room", Deadline.ROOM, bytes=size, inode=inode)
+        except (FuseTierError, OSError) as error:
+            log.warning("room.not_made", bytes=size, reason=str(error))
+            return
+        if answer["free"] < size:
+            self._in_vain = trio.current_time()
+
+    async def reserve(self, fd: int, size: int) -> None:
+        """Allocates room for a file that was made, as much as there is."""
+        await trio.to_thread.run_sync(self._allocate, fd, size)
+
+    def _allocate(self, fd: int, size: int) -> None:
+        try:
+            if size > _SMALL_BYTES:
+                # Files that are made at the same time may all count on the same room.
+                size = min(size, room_of(fd).free - _SCARCE_BYTES)
+                if size > 0:
+                    allocate(fd, 0, size)
+                    return
+            self._reserve.write(lambda: allocate(fd, 0, _SMALL_BYTES), _SMALL_BYTES)
+        except OSError as error:
+            # A create never fails by it: what there is no room for shows when it is written.
+            log.info("room.not_reserved", bytes=size, reason=str(error))
+
+    def closing(self, inode: int, fd: int) -> int:
+        """The last writer is about to close: gives back what was too much, and remembers what was enough.
+
+        Gives the bytes that the file has then.
+        """
+        trim(fd)
+        found = os.fstat(fd)
+        if found.st_size >= _LARGE_BYTES and (place := self._nodes.name(inode)) is not None:
+            self._sizes.saw(self._path(*place), found.st_size)
+        return found.st_blocks * 512
+
+    def _path(self, directory: int, name: bytes) -> bytes:
+        above = os.readlink(b"/proc/self/fd/%d" % directory)
+        return (above + b"/" + name).removeprefix(self._tree)
+
+    def _learn(self) -> None:
+        """What a daemon before this one has seen, it finds in the tree."""
+        found: list[tuple[int, bytes, int]] = []
+        seen = 0
+        for directory, _, names in os.walk(self._tree):
+            for name in names:
+                path = os.path.join(directory, name)
+                try:
+                    status = os.lstat(path)
+                except FileNotFoundError:
+                    continue
+                if status.st_size >= _LARGE_BYTES:
+                    found.append((status.st_mtime_ns, path.removeprefix(self._tree), status.st_size))
+            seen += len(names)
+            if seen >= _LEARNED_FILES:
+                break
+        for _, path, size in sorted(found):
+            self._sizes.saw(path, size)

@@ -1,0 +1,164 @@
+"""What a daemon leaves with its keeper, so that the next daemon has it: descriptors that no name leads to.
+
+A daemon may be killed at any instant. A file that is open in the job must stay open, also when its name is gone; so
+before the kernel hears of a handle, its descriptor is in the keeper's socket. It need not have been received: what is
+in a socket outlives who sent it. The keeper therefore reads in batches, and is not woken for each.
+
+The next daemon is forked from the keeper, and so simply has the descriptors that the keeper has.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import select
+import socket
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import IntEnum
+from struct import Struct
+from threading import Lock
+from typing import Final
+
+_RECORD: Final = Struct("=BBHiQQQ")  # kind, flags, nothing, backing id, key, inode, unique
+_REMOVE: Final = 0
+_ACKNOWLEDGE: Final = 255
+_PATIENCE_SECONDS: Final = 1.0
+_ROOM_BYTES: Final = 4 << 20
+_ORPHAN_KEY: Final = 1 << 63  # handles never have these bits
+EXCHANGE_KEY: Final = 1 << 62
+
+
+class Kind(IntEnum):
+    """What a deposit is."""
+
+    FILE = 1
+    """An open file; the key is its handle."""
+    LISTING = 2
+    """The names of a directory that is being read, each ended by a zero byte; the key is the directory's handle."""
+    ORPHAN = 3
+    """Something without a name that the kernel knows."""
+    EXCHANGE = 4
+    """Of nothing: word of an exchange of two names that was begun, by its inode and request; there is one at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deposit:
+    """One descriptor, and what it is."""
+
+    kind: Kind
+    key: int
+    inode: int = 0
+    unique: int = 0
+    """The request that was answered with it: one that comes again was not answered, and this is its answer."""
+    backing: int = 0
+    """For a file that the kernel reads and writes by itself: its number there."""
+    writes: bool = False
+
+    @classmethod
+    def of_orphan(cls, inode: int) -> Deposit:
+        """Of an inode without a name."""
+        return cls(Kind.ORPHAN, orphan_key(inode), inode)
+
+
+def orphan_key(inode: int) -> int:
+    """Under which an orphan is left."""
+    return _ORPHAN_KEY | inode
+
+
+class Depositor:
+    """The daemon's end. ``leave`` and ``remove`` block only while the keeper is far behind."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._removed = False
+        self._settling = Lock()
+
+    def leave(self, deposit: Deposit, fd: int) -> None:
+        """Gives the keeper a copy of a descriptor, in place of what it had under this key. Raises OSError."""
+        record = _RECORD.pack(
+            deposit.kind,
+            deposit.writes,
+            0,
+            deposit.backing,
+            deposit.key,
+            deposit.inode,
+            deposit.unique,
+        )
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, fd.to_bytes(4, "little", signed=True))
+        self._connection.sendmsg([record], [rights])
+
+    def remove(self, key: int) -> None:
+        """The keeper closes what it has under this key, if anything."""
+        self._removed = True
+        self._connection.send(_RECORD.pack(_REMOVE, 0, 0, 0, key, 0, 0))
+
+    def settle(self) -> None:
+        """Blocks for milliseconds, until the keeper has closed what was removed. Any thread may call it."""
+        with self._settling:
+            if not self._removed:
+                return
+            self._removed = False
+            self._connection.send(_RECORD.pack(_ACKNOWLEDGE, 0, 0, 0, 0, 0, 0))
+            waiting = select.poll()
+            waiting.register(self._connection, select.POLLIN)
+            if waiting.poll(_PATIENCE_SECONDS * 1000):
+                self._connection.recv(1)
+
+
+class Safe:
+    """The keeper's end: what all daemons so far have left."""
+
+    def __init__(self) -> None:
+        self.contents: dict[int, tuple[Deposit, int]] = {}
+        """Deposits and their descriptors, by key."""
+        self.highest_backing = 0
+        """Of the numbers that were ever left; they are given out in ascending order."""
+
+    def put(self, deposit: Deposit, fd: int) -> None:
+        """Takes a descriptor over."""
+        self.remove(deposit.key)
+        self.contents[deposit.key] = deposit, fd
+        self.highest_backing = max(self.highest_backing, deposit.backing)
+
+    def remove(self, key: int) -> None:
+        """Closes what is there under a key, if anything."""
+        found = self.contents.pop(key, None)
+        if found is not None:
+            os.close(found[1])
+
+    def receive(self, connection: socket.socket) -> bool:
+        """Takes all that has arrived on a non-blocking socket; False once the daemon's end of it is closed."""
+        while True:
+            try:
+                record, ancillary, _, _ = connection.recvmsg(
+                    _RECORD.size, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC
+                )
+            except BlockingIOError:
+                return True
+            except ConnectionResetError:
+                return False
+            if not record:
+                return False
+            kind, writes, _, backing, key, inode, unique = _RECORD.unpack(record)
+            if kind == _REMOVE:
+                self.remove(key)
+            elif kind == _ACKNOWLEDGE:
+                with suppress(OSError):  # who asked may be gone
+                    connection.send(b"1")
+            elif ancillary:
+                fds = array.array("i", ancillary[0][2])
+                self.put(Deposit(Kind(kind), key, inode, unique, backing, bool(writes)), fds[0])
+
+    def close(self) -> None:
+        """Closes all."""
+        for key in list(self.contents):
+            self.remove(key)
+
+
+def connection_pair() -> tuple[socket.socket, socket.socket]:
+    """A keeper's end, non-blocking, and a daemon's."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _ROOM_BYTES)
+    ours.setblocking(False)
+    return ours, theirs

@@ -1,0 +1,193 @@
+"""Keeping room in a node's RAM tier: looking how much is left, and giving up what eviction.py says.
+
+It looks twice a second while the tier is well filled, and after each commit, because the kernel writes for a job
+without asking us; and it is asked before a file is made for which there is no room. Ahead of need only what is
+superseded goes; content of live files goes when hardly anything is left, or when somebody waits.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from contextlib import suppress
+
+import structlog
+import trio
+
+from fuse_tier import metrics
+from fuse_tier.blobs import Blob
+from fuse_tier.deadlines import Deadline
+from fuse_tier.errors import FuseTierError
+from fuse_tier.identity import Identity, SnapshotId
+from fuse_tier.ram.layout import Layout
+from fuse_tier.ram.remote import give_up, mark
+from fuse_tier.ram.room import Reserve, room_of
+from fuse_tier.replicate.broadcast import Broadcast
+from fuse_tier.replicate.eviction import Eviction, Listed, LiveFile, plan_eviction
+from fuse_tier.replicate.volume import Volume
+from fuse_tier.replicate.volumes import Volumes
+from fuse_tier.tiers.base import TierName
+from fuse_tier.tiers.ram import RamTier
+
+log = structlog.get_logger(__name__)
+
+_LOOK_EVERY_SECONDS = 0.5
+_FILLED = 0.75  # from here on it looks, and gives up what is superseded
+_HARDLY_ANY = 0.94
+_SMALLEST_FILE_BYTES = 64 << 10  # content of smaller files is not worth fetching back
+
+
+class RoomKeeper:
+    """Keeps room on one node."""
+
+    def __init__(self, layout: Layout, ram: RamTier, volumes: Volumes, wake: Broadcast) -> None:
+        self._layout = layout
+        self._ram = ram
+        self._volumes = volumes
+        self._wake = wake
+        self._reserve = Reserve(layout)
+        self._turn = trio.Lock()
+        self._known: dict[SnapshotId, frozenset[Blob]] = {}
+        ram.spared = self.newest_content
+
+    async def run(self) -> None:
+        """Looks until cancelled."""
+        seen = -1
+        while True:
+            with trio.move_on_after(_LOOK_EVERY_SECONDS):
+                seen = await self._wake.wait_beyond(seen)
+            room = room_of(self._layout.root)
+            try:
+                if room.used > _FILLED * room.capacity:
+                    wanted = int((1 - _FILLED) * room.capacity)
+                    scarce = room.used > _HARDLY_ANY * room.capacity
+                    await self._free(wanted if not scarce else wanted // 2, live=scarce, at_any_price=False)
+                await trio.to_thread.run_sync(self._reserve.refill)
+            except (FuseTierError, OSError) as error:
+                metrics.error("room")
+                log.warning("room.not_kept", reason=str(error))
+            await trio.sleep(_LOOK_EVERY_SECONDS / 5)  # commits come in bursts
+
+    async def make(self, wanted: int, *, for_replica: bool = False) -> int:
+        """Gives up things until so many bytes are free, or all is done; gives the bytes that are."""
+        with trio.move_on_after(Deadline.ROOM * 0.75):
+            await self._free(wanted, live=not for_replica, at_any_price=not for_replica)
+        free = room_of(self._layout.root).free
+        if free < wanted and not for_replica:
+            metrics.error("no_room")
+            log.info("room.short", wanted=wanted, free=free)
+        return free
+
+    async def release(self, volume: Volume, inode: int) -> None:
+        """A file is about to be written whose content we keep: lets go of it if it is verified elsewhere."""
+        blob = volume.pins.known_blob(inode)
+        if blob is None or not volume.is_elsewhere(blob):
+            return
+        async with self._turn:
+            holders = [one for one in await self._listed() if blob in one.blobs]
+            if all(one.own and one.snapshot.identity == volume.identity and not one.in_use for one in holders):
+                await self._drop([one.snapshot for one in holders])
+                await self._ram.release({blob}, shared=True)
+
+    async def _free(self, wanted: int, *, live: bool, at_any_price: bool) -> None:
+        async with self._turn:
+            free = room_of(self._layout.root).free
+            if free >= wanted:
+                return
+            listed = await self._listed()
+            blobs = {blob for one in listed for blob in one.blobs}
+            in_tree = await trio.to_thread.run_sync(self._shared, blobs)
+            files = await self._evictable() if live else []
+            plan = plan_eviction(listed, files, wanted - free, in_tree=in_tree, at_any_price=at_any_price)
+            if plan.drop or plan.files:
+                await self._carry_out(plan)
+
+    async def _listed(self) -> list[Listed]:
+        numbers = await self._ram.snapshots()
+        known = {snapshot: self._known[snapshot] for snapshot in numbers if snapshot in self._known}
+        for snapshot in numbers:
+            if snapshot not in known:
+                with suppress(FuseTierError):  # dropped since, or unreadable: upkeep tells
+                    known[snapshot] = (await self._ram.manifest(snapshot)).blobs
+        self._known = known
+        return [self._describe(snapshot, blobs) for snapshot, blobs in known.items()]
+
+    def _describe(self, snapshot: SnapshotId, blobs: frozenset[Blob]) -> Listed:
+        volume = self._volumes.find(snapshot.identity)
+        if volume is None or not volume.has_tree:
+            return Listed(snapshot, blobs)
+        held = (*volume.held(TierName.PEER).values(), *volume.held(TierName.BUCKET).values())
+        elsewhere = max(held, default=0) >= snapshot.number
+        return Listed(snapshot, blobs, True, elsewhere, snapshot.number in volume.in_use)
+
+    def _shared(self, blobs: Collection[Blob]) -> frozenset[Blob]:
+        shared = set()
+        for blob in blobs:
+            with suppress(FileNotFoundError):
+                if os.lstat(self._layout.blob(blob)).st_nlink > 1:
+                    shared.add(blob)
+        return frozenset(shared)
+
+    async def _evictable(self) -> list[LiveFile]:
+        files: list[LiveFile] = []
+        for volume in self._volumes:
+            if volume.has_tree and volume.gate is not None and (durable := volume.blobs_in_bucket()):
+                files += await trio.to_thread.run_sync(self._files_of, volume, durable)
+        return files
+
+    def _files_of(self, volume: Volume, durable: Collection[Blob]) -> list[LiveFile]:
+        files: list[LiveFile] = []
+        for name in os.listdir(volume.layout.pins):
+            blob = volume.pins.known_blob(int(name)) if name.isdigit() else None
+            if blob is None or blob.size < _SMALLEST_FILE_BYTES or blob not in durable:
+                continue
+            with suppress(FileNotFoundError):
+                status = os.lstat(self._layout.blob(blob))
+                if status.st_ino == int(name) and not volume.is_remote(int(name)):
+                    files.append(LiveFile(volume.identity, int(name), blob, status.st_mtime_ns))
+        return files
+
+    async def _carry_out(self, plan: Eviction) -> None:
+        before = room_of(self._layout.root).free
+        by_volume: dict[Identity, dict[int, Blob]] = {}
+        for file in plan.files:
+            by_volume.setdefault(file.identity, {})[file.inode] = file.blob
+        await self._drop(plan.drop)
+        for identity, files in by_volume.items():
+            volume = self._volumes.find(identity)
+            if volume is not None:
+                await self._give_up(volume, files)
+        freed = room_of(self._layout.root).free - before
+        metrics.given_up(max(0, freed))
+        log.info("room.made", snapshots=[str(one) for one in plan.drop], files=len(plan.files), bytes=freed)
+
+    async def _drop(self, snapshots: Collection[SnapshotId]) -> None:
+        blobs: set[Blob] = set()
+        for snapshot in snapshots:
+            await self._ram.drop(snapshot)
+            blobs |= self._known.pop(snapshot, frozenset())
+            volume = self._volumes.find(snapshot.identity)
+            if volume is not None:
+                volume.dropped_from_ram(snapshot.number)
+        await self._ram.release(blobs - self.newest_content())
+
+    def newest_content(self) -> set[Blob]:
+        """What volumes' newest snapshots name: also of one that is not listed, and is still being copied."""
+        return {blob for volume in self._volumes if volume.newest is not None for blob in volume.newest.blobs}
+
+    async def _give_up(self, volume: Volume, files: dict[int, Blob]) -> None:
+        async with volume.evicting:
+            if volume.retire is not None:
+                retired = await volume.retire(files)
+            elif volume.mountpoint is None:
+                retired = await trio.to_thread.run_sync(self._mark, volume, files)
+            else:
+                return
+            for inode in retired:
+                freed = await trio.to_thread.run_sync(
+                    give_up, self._layout, volume.layout, volume.pins, inode, files[inode]
+                )
+                log.debug("file.given_up", identity=str(volume.identity), inode=inode, bytes=freed)
+
+    def _mark(self, volume: Volume, files: dict[int, Blob]) -> list[int]:
+        return [inode for inode, blob in files.items() if mark(self._layout, volume.layout, inode, blob)]

@@ -1,0 +1,94 @@
+"""Room in a RAM tier: what is given up, what is spared, and that it comes back."""
+
+from __future__ import annotations
+
+import os
+
+import trio
+
+from fuse_tier.hashing import hash_bytes
+from fuse_tier.ram.content import RamContent
+from fuse_tier.ram.remote import Refill, give_up, mark, remote_files
+from fuse_tier.ram.room import Reserve, room_of
+from fuse_tier.replicate.volume import Volume
+from tests.replicate.conftest import Bench
+
+
+async def test_content_that_was_given_up_stays_in_snapshots_and_comes_back_into_the_same_file(bench: Bench) -> None:
+    path = bench.tree / "old.bin"
+    path.write_bytes(b"x" * 100_000)
+    os.utime(path, ns=(1, 2))
+    first = await bench.snapshot()
+    inode = path.stat().st_ino
+    (blob,) = first.blobs
+    layout, volume = bench.layout, bench.volume
+    assert mark(layout, volume.layout, inode, blob)
+    assert remote_files(volume.layout) == {inode: blob}
+    await bench.ram.drop(first.id)
+    assert give_up(layout, volume.layout, volume.pins, inode, blob) >= 100_000
+    assert path.stat().st_blocks == 0
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (100_000, 2)
+
+    (bench.tree / "new.bin").write_bytes(b"y")
+    taken = await volume.take_snapshot()
+    assert taken is not None
+    assert {entry.path for entry in taken.entries} == {b"", b"new.bin", b"old.bin"}
+    assert blob in taken.blobs
+    assert taken.id not in await bench.ram.snapshots()
+
+    incoming = Refill(volume.layout, inode, "ram of a").create(blob)
+    os.pwrite(incoming.fd, b"x" * 100_000, 0)
+    incoming.accept()
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (inode, 2)
+    assert path.read_bytes() == b"x" * 100_000
+    assert remote_files(volume.layout) == {}
+    assert path.stat().st_nlink == 1
+
+
+async def test_content_of_a_snapshot_that_is_not_listed_is_not_collected(bench: Bench) -> None:
+    (bench.tree / "file").write_bytes(b"content")
+    taken = await bench.volume.take_snapshot()
+    assert taken is not None
+    await bench.ram.drop(taken.id)
+    bench.ram.spared = lambda: taken.blobs
+    await bench.ram.collect(0)
+    assert not await bench.ram.missing(taken.blobs)
+
+
+async def test_a_restart_knows_what_was_given_up(bench: Bench) -> None:
+    path = bench.tree / "old.bin"
+    path.write_bytes(b"x" * 70_000)
+    first = await bench.snapshot()
+    (blob,) = first.blobs
+    inode = path.stat().st_ino
+    assert mark(bench.layout, bench.volume.layout, inode, blob)
+    await bench.ram.drop(first.id)
+    give_up(bench.layout, bench.volume.layout, bench.volume.pins, inode, blob)
+    again = Volume(first.id.identity, bench.ram, bench.layout, bench.volume.options, trio.CapacityLimiter(2))
+    await again.load()
+    taken = await again.take_snapshot()
+    assert taken is not None
+    assert taken.blobs == first.blobs
+
+
+def test_a_reserve_is_spent_and_filled_again(bench: Bench) -> None:
+    reserve = Reserve(bench.layout)
+    whole = reserve.refill()
+    assert whole == 16 << 20
+    free = room_of(bench.layout.root).free
+    assert reserve.spend(1 << 20) == 1 << 20
+    assert room_of(bench.layout.root).free > free
+    assert reserve.refill() == whole
+
+
+async def test_content_of_dropped_snapshots_goes_at_once_and_that_of_others_stays(bench: Bench) -> None:
+    content = RamContent(bench.layout, "ram of a")
+    blobs = []
+    for text in (b"1", b"2"):
+        blob = hash_bytes(text)
+        incoming = content.create(blob)
+        os.pwrite(incoming.fd, text, 0)
+        incoming.accept()
+        blobs.append(blob)
+    assert await bench.ram.release(blobs[:1]) > 0
+    assert await bench.ram.missing(blobs) == {blobs[0]}
