@@ -7,7 +7,7 @@ before the identity is given up, so that whoever mounts it next finds everything
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import structlog
@@ -23,6 +23,7 @@ from fuse_tier.replicate.daemons import leave_quiescent
 from fuse_tier.replicate.membership import Membership
 from fuse_tier.replicate.restore import Restored, Restorer
 from fuse_tier.replicate.steps import Report
+from fuse_tier.replicate.succession import first_number
 from fuse_tier.replicate.supervisor import Supervisor
 from fuse_tier.replicate.volume import Volume, final_snapshot
 from fuse_tier.replicate.volumes import Volumes
@@ -139,6 +140,11 @@ class Mounting:
             )
         if chosen.manifest is not None:
             report.begin(f"restoring {chosen.manifest.id} from {chosen.places[0].place}", chosen.manifest.size)
+        membership = self._membership
+        highest = first_number(
+            order.identity, chosen.manifest, chosen.highest, membership.own(), membership.members()
+        )
+        chosen = replace(chosen, highest=highest)
         return await self._restorer.into_volume(volume, chosen, order.lineage, report.moved)
 
     @staticmethod

@@ -7,17 +7,38 @@ files of the other node replace it. The record beside the tree keeps that in min
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import structlog
 import trio
 
 from fuse_tier import metrics
 from fuse_tier.errors import FuseTierError
-from fuse_tier.identity import SnapshotId
+from fuse_tier.identity import Identity, SnapshotId
+from fuse_tier.manifest import Manifest
+from fuse_tier.members import Member
 from fuse_tier.replicate.record import TreeRecord, write_record
 from fuse_tier.replicate.volume import Volume
 from fuse_tier.tiers.ram import RamTier
 
 log = structlog.get_logger(__name__)
+
+_LEAP = 1000  # more snapshots than a job takes that nobody hears of
+
+
+def first_number(
+    identity: Identity, restored: Manifest | None, highest: int, own: Member, others: Collection[Member]
+) -> int:
+    """The number above which a node takes its snapshots that goes on with a volume; ``highest`` if all is in order.
+
+    A node that is gone without having given the volume back may still run, cut off, and take snapshots of which
+    nobody has heard. Its numbers must stay below those that come from now on, whenever it returns.
+    """
+    alive = {own.node, *(member.node for member in others if member.alive)}
+    was_left = any(not member.alive and identity in member.mounted for member in others)
+    if was_left or (restored is not None and restored.node not in alive):
+        return (highest // _LEAP + 1) * _LEAP
+    return highest
 
 
 async def supersede(volume: Volume, ram: RamTier, by: str) -> None:
