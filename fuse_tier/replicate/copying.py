@@ -14,11 +14,12 @@ import structlog
 import trio
 
 from fuse_tier import failpoints, metrics
+from fuse_tier.blobs import Progress
 from fuse_tier.errors import FuseTierError, SnapshotConflict, TierFull
 from fuse_tier.manifest import Manifest
 from fuse_tier.replicate.traffic import Meter
 from fuse_tier.replicate.turns import Turns
-from fuse_tier.tiers.base import Tier, TierName
+from fuse_tier.tiers.base import Tier, TierName, no_progress
 from fuse_tier.tiers.ram import RamTier
 
 log = structlog.get_logger(__name__)
@@ -84,7 +85,15 @@ class Copier:
         self._turns = {tier: Turns(count) for tier, count in _COPIES_AT_ONCE.items()}
         self.meters = {tier: Meter() for tier in _COPIES_AT_ONCE}
 
-    async def copy(self, manifest: Manifest, tier: Tier, place: str, troubles: Troubles, copies: int) -> bool:
+    async def copy(
+        self,
+        manifest: Manifest,
+        tier: Tier,
+        place: str,
+        troubles: Troubles,
+        copies: int,
+        progress: Progress = no_progress,
+    ) -> bool:
         """Copies one snapshot to one place; whether it is there now. Survives that place's failures.
 
         ``copies`` is how many there are already: what has fewest comes first. Raises SnapshotConflict.
@@ -93,6 +102,7 @@ class Copier:
         def count(moved: int) -> None:
             failpoints.reached("copy.moving")
             self.meters[tier.name].add(moved)
+            progress(moved)
             metrics.bytes_moved(tier.name.value, "out", moved)
 
         async with self._turns[tier.name].taken(copies):

@@ -14,15 +14,16 @@ from dataclasses import dataclass
 import structlog
 import trio
 
+from fuse_tier.blobs import Progress
 from fuse_tier.errors import FuseTierError, SnapshotConflict
-from fuse_tier.identity import Identity
 from fuse_tier.manifest import Manifest
 from fuse_tier.members import Member
+from fuse_tier.replicate.backups import Backups
 from fuse_tier.replicate.copying import Copier, Troubles
 from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.targets import Targets
 from fuse_tier.replicate.volume import Volume
-from fuse_tier.tiers.base import Tier, TierName
+from fuse_tier.tiers.base import Tier, TierName, no_progress
 
 log = structlog.get_logger(__name__)
 
@@ -55,22 +56,24 @@ class Fanout:
         async with trio.open_nursery() as nursery:
             await _PeerCopies(self, volume, nursery).keep()
 
-    async def keep_bucket(self, volume: Volume, committed: Callable[[Identity], Awaitable[None]]) -> None:
-        """Keeps a volume's newest snapshot in the bucket; ``committed`` is told after each."""
+    async def keep_bucket(self, volume: Volume, backups: Backups) -> None:
+        """Keeps in the bucket what ``backups`` chooses of a volume's snapshots."""
         bucket = self._places.bucket
         if bucket is None:
             return
         troubles = Troubles()
         while True:
             news = volume.news.version
-            newest = volume.newest
-            due = newest is not None and volume.durable(TierName.BUCKET) < newest.id.number
-            if due and newest is not None and troubles.may_try(bucket.place) and await self.is_ours(volume):
-                if await self.copy(volume, newest, bucket, bucket.place, troubles):
-                    volume.stored(TierName.BUCKET, bucket.place, newest.id.number)
-                    await committed(volume.identity)
+            chosen, seconds = await backups.choose(volume)
+            if chosen is not None and troubles.may_try(bucket.place) and await self.is_ours(volume):
+                moved = backups.begin(volume, chosen)
+                done = await self.copy(volume, chosen, bucket, bucket.place, troubles, moved)
+                if done:
+                    volume.stored(TierName.BUCKET, bucket.place, chosen.id.number)
+                await backups.ended(volume, chosen, done=done)
                 continue
-            with trio.move_on_at(troubles.next_try()):
+            due = trio.current_time() + seconds if chosen is None else float("inf")
+            with trio.move_on_at(min(due, troubles.next_try())):
                 await volume.news.wait_beyond(news)
 
     async def is_ours(self, volume: Volume) -> bool:
@@ -104,12 +107,20 @@ class Fanout:
         elif await self.is_ours(volume):
             volume.exists_elsewhere(conflict.highest)
 
-    async def copy(self, volume: Volume, manifest: Manifest, tier: Tier, place: str, troubles: Troubles) -> bool:
+    async def copy(
+        self,
+        volume: Volume,
+        manifest: Manifest,
+        tier: Tier,
+        place: str,
+        troubles: Troubles,
+        progress: Progress = no_progress,
+    ) -> bool:
         """Copies one snapshot of a volume; whether it is there now."""
         copies = sum(number >= manifest.id.number for number in volume.held(tier.name).values())
         try:
             with volume.using(manifest.id.number):
-                return await self._copier.copy(manifest, tier, place, troubles, copies)
+                return await self._copier.copy(manifest, tier, place, troubles, copies, progress)
         except SnapshotConflict as conflict:
             log.warning("copy.number_taken", snapshot=str(manifest.id), place=tier.place, reason=str(conflict))
             await self._conflicts(volume, conflict)
