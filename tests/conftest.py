@@ -44,6 +44,8 @@ _OUTWARD = (
     "tiers/test_peer.py",
     "wire/test_bulk.py",
     "wire/test_grpc.py",
+    "wire/test_resuming.py",
+    "wire/test_strangers.py",
 )
 _SEED = pytest.StashKey[int]()
 
