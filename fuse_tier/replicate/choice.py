@@ -30,6 +30,7 @@ class Chosen:
     places: tuple[Tier, ...] = ()
     highest: int = 0
     passed_over: tuple[int, ...] = ()  # newer ones, damaged wherever they are, or gone with the nodes that had them
+    is_forced: bool = False  # by a version: an older one than the newest on purpose
     other_runs: tuple[str, ...] = ()  # that have snapshots, when there is none of the run that is asked for
 
 
@@ -39,14 +40,21 @@ class Chooser:
     def __init__(self, places: Places) -> None:
         self._places = places
 
-    async def choose(self, identity: Identity, lineage: Lineage | None, number: int = 0) -> Chosen:
-        """The newest snapshot of a run (of any run without a lineage), or the one of a number.
+    async def choose(self, identity: Identity, lineage: Lineage | None, number: int = 0, version: str = "") -> Chosen:
+        """The newest snapshot of a run (of any run without a lineage), or the one of a number or a version.
+
+        A version names a complete checkpoint in the bucket; without one, and without a number, the bucket may name
+        one itself, which a job that asks for its newest is given then.
 
         One whose manifest is damaged everywhere is passed over, and said so in the log; one that only cannot be
         had now never is. Raises NotFound (no such number), RunMismatch, TierUnavailable (there is, or may be, a
         newer one, and who has it could not be asked).
         """
-        holdings = await self._places.holdings(identity)
+        holdings = await self._places.holdings(identity, version)
+        is_forced = bool(holdings.forced) and not number and (lineage is not None or bool(version))
+        if is_forced:
+            number = holdings.forced
+            log.info("restore.forced", snapshot=f"{identity}@{number}", version=version or "restore.version")
         numbers = sorted({one for _, several in holdings.places for one in several}, reverse=True)
         if number and number not in numbers:
             raise NotFound(_no_such(identity, number, numbers, holdings))
@@ -66,7 +74,7 @@ class Chooser:
                     raise TierUnavailable(_newer_elsewhere(snapshot, holdings))
                 if not number and holdings.highest > max(numbers):
                     passed_over.insert(0, holdings.highest)
-                return Chosen(manifest, places, holdings.highest, tuple(passed_over))
+                return Chosen(manifest, places, holdings.highest, tuple(passed_over), is_forced=is_forced)
             other_runs.add(manifest.lineage.run)
         if number and other_runs:
             raise NotFound(f"{identity}@{number} is of run {', '.join(other_runs)}: name that run to restore it")

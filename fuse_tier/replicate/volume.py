@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import inf
 
 import structlog
 import trio
@@ -35,6 +36,7 @@ log = structlog.get_logger(__name__)
 
 _SETTLE_AT_MOST = 10  # times the settle time: then a snapshot is taken of a tree that never settles
 _RETRY_SECONDS = 1.0
+_UNSETTLED_SECONDS = 1.0  # until it is looked again whether a file is still written through a mapping
 
 
 Retire = Callable[[dict[int, Blob]], Awaitable[list[int]]]
@@ -70,6 +72,7 @@ class Volume:
         self.evicting = trio.Lock()
         self.ending = trio.Lock()
         self.in_use: Counter[int] = Counter()
+        self.demanded = 0  # the newest snapshot that somebody waits for in the bucket
         self._ram = ram
         self.options = options
         self._copies = max(1, options.replicas)
@@ -98,7 +101,7 @@ class Volume:
     @property
     def is_dirty(self) -> bool:
         """Whether the tree has changed since the newest snapshot."""
-        return self.has_tree and self.changes.version > self._seen
+        return self.has_tree and (self.changes.version > self._seen or not self._snapshotter.is_settled)
 
     @property
     def highest(self) -> int:
@@ -212,6 +215,10 @@ class Volume:
         """The newest snapshot that this node knows to be in the bucket; 0: none."""
         return self.durable(TierName.BUCKET)
 
+    def newest_beyond_bucket(self) -> bool:
+        """Whether there is a snapshot that the bucket has not."""
+        return self.newest is not None and self.in_bucket() < self.newest.id.number
+
     def blobs_in_bucket(self) -> frozenset[Blob]:
         """Content of which this node knows that the bucket has it."""
         return self._blobs.get(self.in_bucket(), frozenset())
@@ -258,7 +265,9 @@ class Volume:
     async def keep_snapshots(self) -> None:
         """Takes a snapshot whenever the tree has changed and settled. Runs for as long as the volume is local."""
         while True:
-            await self.changes.wait_beyond(self._seen)
+            # Nobody tells when a mapping goes.
+            with trio.move_on_after(inf if self._snapshotter.is_settled else _UNSETTLED_SECONDS):
+                await self.changes.wait_beyond(self._seen)
             if not self.has_tree or self.gate is None:
                 await self.news.wait_beyond(self.news.version)
                 continue
@@ -369,7 +378,10 @@ class Volume:
         return True
 
     async def wait_until_on(self, tier: TierName, number: int, copies: int) -> None:
-        """Returns when a snapshot, or a newer one, is on a tier."""
+        """Returns when a snapshot, or a newer one, is on a tier. It is brought to the bucket then, due or not."""
+        if tier is TierName.BUCKET and number > self.demanded:
+            self.demanded = number
+            self.news.announce()
         version = self.news.version
         while self.durable(tier, copies) < number:
             version = await self.news.wait_beyond(version)
