@@ -32,6 +32,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.ge
 _OUTWARD = (
     "cli",
     "coordinate/test_service.py",
+    "doctor",
     "localcluster",
     "node",
     "ram/test_pins.py::test_a_process_may_die_at_any_line",
