@@ -51,6 +51,13 @@ _unreserved = Counter(
     "Memory that jobs were the first to touch: it counts against their limits.",
     registry=REGISTRY,
 )
+_bucket_requests = Counter(
+    "fuse_tier_bucket_requests", "Answers that the bucket gave.", ["method", "status"], registry=REGISTRY
+)
+_bucket_retries = Counter("fuse_tier_bucket_retries", "Requests to the bucket that were repeated.", registry=REGISTRY)
+_bucket_hedges = Counter(
+    "fuse_tier_bucket_hedges", "Reads from the bucket that got a second request, being slow.", registry=REGISTRY
+)
 _rejected = Counter("fuse_tier_rejected_connections", "Connections turned away.", ["reason"], registry=REGISTRY)
 
 
@@ -175,6 +182,21 @@ def ram(capacity_bytes: int, free_bytes: int) -> None:
     """How large the RAM tier is, and how much of it is free."""
     _ram_capacity.set(capacity_bytes)
     _ram_free.set(free_bytes)
+
+
+def bucket_answered(method: str, status: int) -> None:
+    """The bucket answered a request."""
+    _bucket_requests.labels(method, str(status)).inc()
+
+
+def bucket_retried() -> None:
+    """A request to the bucket failed, and is repeated."""
+    _bucket_retries.inc()
+
+
+def bucket_hedged() -> None:
+    """A read from the bucket brought nothing for a while: a second one is made beside it."""
+    _bucket_hedges.inc()
 
 
 def connection_rejected(reason: str) -> None:

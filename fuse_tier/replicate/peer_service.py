@@ -10,10 +10,11 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 
 import trio
 
-from fuse_tier import __version__, metrics
+from fuse_tier import __version__
 from fuse_tier.blobs import Blob
 from fuse_tier.errors import (
     ConfigError,
+    FuseTierError,
     InvalidRequest,
     MalformedManifest,
     NotAuthorized,
@@ -30,6 +31,7 @@ from fuse_tier.wire.bulk.sessions import Direction, Session, Sessions
 from fuse_tier.wire.grpc import Caller
 from fuse_tier.wire.members import MINOR, PROTOCOL, parse_identity
 from fuse_tier.wire.partials import partials_from_wire, partials_to_wire
+from fuse_tier.wire.rejections import Rejections
 
 SMALLEST_GRACE_SECONDS = 600.0
 """Content that peers have pushed, and will name in a manifest soon, is never collected sooner at a peer's wish."""
@@ -76,30 +78,18 @@ class PeerService:
         self._make_room = make_room
         self._smallest_grace_seconds = smallest_grace_seconds
         self._parsing = trio.CapacityLimiter(2)
+        self._rejections = Rejections("peer.refused")
 
     async def Hello(self, request: pb.HelloRequest, caller: Caller) -> pb.HelloReply:  # noqa: N802 - gRPC's name
         """Who we are. Refuses another protocol and another cluster; two of one name the caller has to notice."""
         own = self._own()
         if not is_name(request.node) or not is_name(request.instance):
             raise InvalidRequest(f"{request.node!r} with instance {request.instance!r} is no valid name of a node")
-        if caller.node is not None and caller.node != request.node:
-            metrics.connection_rejected("certificate")
-            raise NotAuthorized(
-                f"the certificate is of node {caller.node!r}, and it says that it is {request.node!r}: give each "
-                "node its own certificate (tls in node.yaml)"
-            )
-        if request.protocol != PROTOCOL:
-            metrics.connection_rejected("protocol")
-            raise TierRefused(
-                f"node {own.node} runs fuse-tier {__version__} with protocol {PROTOCOL}, and {request.node} speaks "
-                f"protocol {request.protocol}: run versions of one major protocol on all nodes"
-            )
-        if request.cluster != self._cluster:
-            metrics.connection_rejected("cluster")
-            raise TierRefused(
-                f"node {own.node} belongs to cluster {self._cluster!r}, and {request.node} to {request.cluster!r}: "
-                "correct the cluster or the peers' addresses in node.yaml"
-            )
+        refused = self._why_not(request, caller, own.node)
+        if refused is not None:
+            kind, error = refused
+            self._rejections.note(kind, caller.address, str(error))
+            raise error
         return pb.HelloReply(
             protocol=PROTOCOL,
             minor=MINOR,
@@ -112,6 +102,24 @@ class PeerService:
             capacity_bytes=own.capacity_bytes,
             free_bytes=max(0, own.free_bytes),
         )
+
+    def _why_not(self, request: pb.HelloRequest, caller: Caller, own: str) -> tuple[str, FuseTierError] | None:
+        if caller.node is not None and caller.node != request.node:
+            return "certificate", NotAuthorized(
+                f"the certificate is of node {caller.node!r}, and it says that it is {request.node!r}: give each "
+                "node its own certificate (tls in node.yaml)"
+            )
+        if request.protocol != PROTOCOL:
+            return "protocol", TierRefused(
+                f"node {own} runs fuse-tier {__version__} with protocol {PROTOCOL}, and {request.node} speaks "
+                f"protocol {request.protocol}: run versions of one major protocol on all nodes"
+            )
+        if request.cluster != self._cluster:
+            return "cluster", TierRefused(
+                f"node {own} belongs to cluster {self._cluster!r}, and {request.node} to {request.cluster!r}: "
+                "correct the cluster or the peers' addresses in node.yaml"
+            )
+        return None
 
     async def Missing(self, request: pb.BlobList, caller: Caller) -> pb.BlobList:  # noqa: N802
         """Which of these are not here yet."""

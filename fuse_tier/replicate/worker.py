@@ -51,7 +51,7 @@ from fuse_tier.replicate.upkeep import Upkeep
 from fuse_tier.replicate.volume import Volume, VolumeOptions
 from fuse_tier.replicate.volumes import Volumes
 from fuse_tier.replicate.warming import warm_once
-from fuse_tier.tiers.bucket import BucketTier
+from fuse_tier.tiers.bucket import bucket_of
 from fuse_tier.tiers.peer import Introduction, PeerTier
 from fuse_tier.tiers.ram import RamTier
 from fuse_tier.wire import channel, grpc
@@ -79,8 +79,7 @@ class Worker:
         layout = Layout(config.ram.path)
         hashing = trio.CapacityLimiter(_HASHING_THREADS)
         self._ram = RamTier(layout, config.node)
-        bucket = BucketTier(config.bucket.url, config.bucket.endpoint) if config.bucket else None
-        self._bucket = bucket
+        self._bucket = bucket = bucket_of(config)
         self._sessions = Sessions()
         self._link = Link(config.limits.bulk)
         self._holdings: dict[Identity, tuple[int, ...]] = {}
@@ -88,7 +87,7 @@ class Worker:
         self._places = Places(self._ram, self._membership, bucket, self._connect)
         self._duties = BucketDuties(config, bucket, self._membership, self._ram, self._tls) if bucket else None
         if self._duties is not None:
-            self._places.ask_bucket = self._duties.steward.in_bucket
+            self._duties.extend(self._places)
         options = VolumeOptions(config.node, config.settle, config.replicas)
         self._volumes = Volumes(layout, self._ram, options, hashing, nursery, has_bucket=bucket is not None)
         copier = Copier(self._ram)
