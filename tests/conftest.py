@@ -48,6 +48,8 @@ _OUTWARD = (
     "tiers/test_peer.py",
     "wire/test_bulk.py",
     "wire/test_grpc.py",
+    "wire/test_resuming.py",
+    "wire/test_strangers.py",
 )
 _SEED = pytest.StashKey[int]()
 
@@ -79,7 +81,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    for need in ("root", "fuse"):
+    for need in needs.NEEDS:
         if item.get_closest_marker(need) is None:
             continue
         reason = needs.missing(need)
