@@ -189,7 +189,7 @@ class Stewardship:
         log.info(
             "checkpoint.complete", job=str(job), checkpoint=name, step=newest.step, snapshots=len(newest.snapshots)
         )
-        if known.listing.forced is not None:
+        if known.listing.forced is not None and known.listing.is_after_forced(newest):
             await self._records.end_forced(job)
             log.info("checkpoint.version_ended", job=str(job), version=known.listing.forced, checkpoint=name)
         return await self._look_at(job)

@@ -24,6 +24,7 @@ from fuse_tier.replicate.steward_service import StewardService
 from fuse_tier.replicate.stewardship import Stewardship
 from fuse_tier.wire.control_pb2_grpc import add_StewardServicer_to_server
 from fuse_tier.wire.grpc import serve
+from tests.harness.logs import ExpectedLogs
 
 PLACE = "gs://checkpoints/team"
 ZERO = Identity.parse("default/llama/0")
@@ -143,7 +144,8 @@ async def test_a_version_that_is_not_there_is_told_as_it_is(cluster: Cluster) ->
         await cluster.steward.in_bucket(ZERO, "2020-01-01_00-00")
 
 
-async def test_a_node_with_another_bucket_is_passed_over(cluster: Cluster) -> None:
+async def test_a_node_with_another_bucket_is_passed_over(cluster: Cluster, expected_logs: ExpectedLogs) -> None:
+    expected_logs.allow("control.request_refused")
     await cluster.start(0, place="gs://another")
     await cluster.start(1)
     assert await cluster.steward.in_bucket(ZERO) == InBucket((2,))
