@@ -84,6 +84,26 @@ class Family:
         self._head = None
         return head.wait()
 
+    async def behead(self, *dependents: str) -> None:
+        """Kills the process that was started, and no other; those that run the modules ``dependents`` end with it.
+
+        Returns when these are gone, so that ``start`` may follow.
+        """
+        head = self._head
+        if head is None:
+            raise FuseTierError(f"{self.name} is not running")
+        theirs = {pid for module in dependents for pid in self.running(module)}
+        head.kill()
+        head.wait()
+        self._head = None
+        with trio.fail_after(_KILL_SECONDS):
+            for pid in theirs:
+                await _ended(pid)
+
+    def running(self, module: str) -> set[int]:
+        """The process ids of those that run a module of ours."""
+        return {pid for pid in self.members() if module in _command(pid)}
+
     def members(self) -> set[int]:
         """The process ids of all that run, the started one among them."""
         return _marked(self._mark)
@@ -168,6 +188,13 @@ def _marked(mark: str) -> set[int]:
             if mark.encode() in Path(f"/proc/{entry.name}/environ").read_bytes().split(b"\0"):
                 found.add(int(entry.name))
     return found
+
+
+def _command(pid: int) -> list[str]:
+    try:
+        return [os.fsdecode(part) for part in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
+    except OSError:  # ended meanwhile
+        return []
 
 
 def _send(pids: Iterable[int], number: signal.Signals) -> None:
