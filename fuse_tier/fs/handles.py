@@ -68,7 +68,7 @@ class Handles:
         self.writing: dict[int, Writing] = {}  # by inode
         self.unreserved = 0
         """Bytes of closed files that the job was the first to touch: they count against its memory limit."""
-        self._word: Deposit | None = None
+        self._word: Deposit | None = None  # of a daemon before this one; only such a request can come again
         self._depositor = depositor
         self._last = generation << _GENERATION_BITS
         self._unanswered: dict[int, int] = {}  # handles by the request that opened them
@@ -97,10 +97,10 @@ class Handles:
 
         The inode is for the request to say what it was about.
         """
-        self._word = Deposit(Kind.WORD, WORD_KEY, inode, request.unique & ~RESENT)
+        word = Deposit(Kind.WORD, WORD_KEY, inode, request.unique & ~RESENT)
         fd = os.memfd_create("word", os.MFD_CLOEXEC)
         try:
-            self._depositor.leave(self._word, fd)
+            self._depositor.leave(word, fd)
         finally:
             os.close(fd)
 

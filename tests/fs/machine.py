@@ -9,9 +9,9 @@ import fcntl
 import os
 import signal
 import stat
+import subprocess
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -373,15 +373,13 @@ class MortalMachine(Machine):
         self.history.append(f"-- {blow.name} after {after_milliseconds} ms")
         if blow is signal.SIGKILL:
             MortalMachine._last_death = now
-
-        def strike() -> None:
-            with suppress(ProcessLookupError):
-                os.kill(daemon, blow)
-                if blow is signal.SIGSTOP:
-                    time.sleep(0.02)
-                    os.kill(daemon, signal.SIGCONT)
-
-        self._blow = threading.Timer(after_milliseconds / 1000, strike)
+        # From a process of its own: a store to a mapping waits for the daemon without letting any thread of this one
+        # run, not even the one that would let the daemon go on.
+        script = f"sleep {after_milliseconds / 1000}; kill -{blow.name.removeprefix('SIG')} {daemon}"
+        if blow is signal.SIGSTOP:
+            script += f"; sleep 0.02; kill -CONT {daemon}"
+        striker = subprocess.Popen(["sh", "-c", script], stderr=subprocess.DEVNULL)  # it may be gone by then
+        self._blow = threading.Thread(target=striker.wait)
         self._blow.start()
 
     def teardown(self) -> None:
