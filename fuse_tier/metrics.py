@@ -37,6 +37,7 @@ _bytes = Counter("fuse_tier_bytes", "File content moved.", ["tier", "direction"]
 _copies = Histogram(
     "fuse_tier_copy_seconds", "One snapshot's way to one place.", ["tier"], buckets=_SECONDS, registry=REGISTRY
 )
+_copies_refused = Counter("fuse_tier_copies_refused", "Copies for which a peer had no room.", registry=REGISTRY)
 _commits = Counter("fuse_tier_commit", "Snapshots made visible.", ["tier"], registry=REGISTRY)
 _restores = Histogram("fuse_tier_restore_seconds", "One volume's restore.", buckets=_SECONDS, registry=REGISTRY)
 _errors = Counter("fuse_tier_errors", "What went wrong; the log says what.", ["kind"], registry=REGISTRY)
@@ -117,6 +118,11 @@ def bytes_moved(tier: str, direction: str, count: int) -> None:
 def copied(tier: str, seconds: float) -> None:
     """A snapshot's copy to a place of a tier was complete ``seconds`` after it was begun."""
     _copies.labels(tier).observe(seconds)
+
+
+def copy_refused() -> None:
+    """A peer had no room for a copy; another was asked."""
+    _copies_refused.inc()
 
 
 def committed(tier: str) -> None:

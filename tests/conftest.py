@@ -80,7 +80,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    for need in ("root", "fuse"):
+    for need in needs.NEEDS:
         if item.get_closest_marker(need) is None:
             continue
         reason = needs.missing(need)

@@ -6,7 +6,7 @@ tier. Decides nothing about what should be where; bytes of content travel in ses
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 
 import trio
 
@@ -21,7 +21,7 @@ from fuse_tier.errors import (
     TierFull,
     TierRefused,
 )
-from fuse_tier.identity import SnapshotId, is_name
+from fuse_tier.identity import Identity, SnapshotId, is_name
 from fuse_tier.manifest import Manifest, decode, encode
 from fuse_tier.members import Member
 from fuse_tier.tiers.ram import RamTier
@@ -41,12 +41,18 @@ _RESERVE_BYTES = 16 << 20  # of the RAM tier, for manifests and what a job's mar
 _RESERVE_PART = 50  # or this part of a small tier
 
 
+def _nowhere(identity: Identity) -> Collection[str]:
+    """For nodes that know of nobody else."""
+    return ()
+
+
 class PeerService:
     """The gRPC service ``Peer`` of ``control.proto``, for ``wire/grpc.py`` to serve.
 
     ``own`` gives what the node says of itself at the moment; ``secure`` says whether it has certificates, and then
     ``encrypt`` whether content has to be encrypted even when the peer would do without. ``make_room`` gives up what
-    may go for so many bytes of a peer's copy, and tells how many are free then.
+    may go for so many bytes of a peer's copy, and tells how many are free then. ``mounted_on`` are the live nodes
+    that have a volume mounted.
     """
 
     def __init__(
@@ -58,6 +64,7 @@ class PeerService:
         *,
         secure: bool,
         encrypt: bool,
+        mounted_on: Callable[[Identity], Collection[str]] = _nowhere,
         make_room: Callable[[int], Awaitable[int]] | None = None,
         smallest_grace_seconds: float = SMALLEST_GRACE_SECONDS,
     ) -> None:
@@ -67,6 +74,7 @@ class PeerService:
         self._cluster = cluster
         self._secure = secure
         self._encrypt = encrypt
+        self._mounted_on = mounted_on
         self._make_room = make_room
         self._smallest_grace_seconds = smallest_grace_seconds
         self._parsing = trio.CapacityLimiter(2)
@@ -161,8 +169,15 @@ class PeerService:
         return self._grant(Session(caller.node, Direction.PULL, blobs, self._encrypts(request), begun))
 
     async def Commit(self, request: pb.ManifestText, caller: Caller) -> pb.Empty:  # noqa: N802
-        """Lists a snapshot whose content is all here."""
-        await self._ram.commit(await _parse_manifest(request.text, self._parsing))
+        """Lists a snapshot whose content is all here. Refuses one of a node that another has succeeded."""
+        manifest = await _parse_manifest(request.text, self._parsing)
+        mounted_on = self._mounted_on(manifest.id.identity)
+        if caller.node is not None and mounted_on and caller.node not in mounted_on:
+            raise TierRefused(
+                f"{manifest.id} of {caller.node} is refused: {' and '.join(sorted(mounted_on))} has the volume "
+                "mounted by now, and what it saves counts"
+            )
+        await self._ram.commit(manifest)
         return pb.Empty()
 
     async def Snapshots(self, request: pb.SnapshotsRequest, caller: Caller) -> pb.SnapshotsReply:  # noqa: N802

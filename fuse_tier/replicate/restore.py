@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import structlog
 import trio
 
-from fuse_tier import metrics
+from fuse_tier import failpoints, metrics
 from fuse_tier.blobs import Blob, Progress, Sink
 from fuse_tier.errors import Damaged, NotFound, TierError, TierUnavailable
 from fuse_tier.hashing import hash_descriptor
@@ -119,7 +119,7 @@ class Restorer:
     def is_current(self, volume: Volume, lineage: Lineage, chosen: Chosen) -> bool:
         """Whether the live tree that is here is at least as new as anything else of its run."""
         record = read_record(volume.layout) if volume.has_tree else None
-        if record is None or record.lineage.run != lineage.run:
+        if record is None or record.superseded or record.lineage.run != lineage.run:
             return False
         newest = chosen.manifest
         return newest is None or newest.id.number <= record.number
@@ -146,7 +146,9 @@ class Restorer:
                 )
             if not failed:
                 await self._places.ram.commit(manifest)
+        failpoints.reached("restore.fetched")
         await trio.to_thread.run_sync(self._replace_tree, volume, manifest, frozenset(failed))
+        failpoints.reached("restore.placed")
         volume.began(lineage, manifest, chosen.highest, is_whole=not failed)
         if manifest is None:
             return None
@@ -209,6 +211,7 @@ class Restorer:
 
     def _replace_tree(self, volume: Volume, manifest: Manifest | None, failed: Collection[Blob]) -> None:
         self._clear(volume)
+        failpoints.reached("restore.cleared")
         fresh = f"{volume.layout.tree}.new"
         remove_tree(fresh)
         if manifest is None:
@@ -216,6 +219,7 @@ class Restorer:
             os.chmod(fresh, 0o777)  # noqa: S103 - a pod's user is not known here; the mount belongs to one pod alone
         else:
             build_tree(manifest, fresh, lambda blob, path: self._place(volume, blob, path, blob in failed))
+        failpoints.reached("restore.built")
         os.rename(fresh, volume.layout.tree)
 
     def _clear(self, volume: Volume) -> None:
