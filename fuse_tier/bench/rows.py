@@ -6,8 +6,6 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,11 @@ from typing import Any
 import trio
 
 from fuse_tier.bench.frame import Figure, Row, alternating
+from fuse_tier.bench.nodes import in_thread, mounted, settled, until_room
 from fuse_tier.bench.places import BLOCK_BYTES, GIB, copy_seconds, tmpfs, warm, write_file, write_files
 from fuse_tier.errors import FuseTierError
-from fuse_tier.localcluster import LocalCluster, LocalNode, local_cluster
+from fuse_tier.localcluster import LocalNode
 
-_IDENTITY = "default/bench/0"
-_WAIT_SECONDS = 300.0
-_POLL_SECONDS = 0.5
 _DEMO_LIMIT_SECONDS = 60.0
 _MEMORY_LIMIT_MB = 300.0
 _WORKER = b"fuse_tier.replicate.worker"
@@ -45,14 +41,14 @@ async def _demo_seconds(directory: Path) -> Figure:
 async def _write_sequentially(directory: Path) -> Figure:
     block = os.urandom(BLOCK_BYTES)
     with tmpfs(directory, 4 * GIB) as plain:
-        await _in_thread(warm, plain, 3 * GIB)
-        async with _mounted(directory / "c", ["a"], ram_size="5GiB", coordinator=False) as (cluster, mount):
+        await in_thread(warm, plain, 3 * GIB)
+        async with mounted(directory / "c", ["a"], ram_size="5GiB", coordinator=False) as (cluster, mount):
 
             async def write(place: Path) -> float:
-                seconds: float = await _in_thread(write_file, place / "file", GIB, block)
-                await _settled(cluster["a"], "ram")  # else the hashing of one run would slow down the next
+                seconds: float = await in_thread(write_file, place / "file", GIB, block)
+                await settled(cluster["a"], "ram")  # else the hashing of one run would slow down the next
                 (place / "file").unlink()
-                await _settled(cluster["a"], "ram")
+                await settled(cluster["a"], "ram")
                 return GIB / seconds / 1e9
 
             return await alternating(partial(write, mount), partial(write, plain))
@@ -60,24 +56,24 @@ async def _write_sequentially(directory: Path) -> Figure:
 
 async def _snapshot_to_peer(directory: Path) -> Figure:
     with tmpfs(directory, 4 * GIB) as plain:
-        await _in_thread(warm, plain, 3 * GIB)
-        await _in_thread(write_files, plain / "source", 8, GIB // 8)
+        await in_thread(warm, plain, 3 * GIB)
+        await in_thread(write_files, plain / "source", 8, GIB // 8)
         keep: dict[str, Any] = {"keep": {"ram": 1}, "encryptPeerTraffic": False}
-        async with _mounted(directory / "c", ["a", "b"], ram_size="5GiB", **keep) as (cluster, mount):
+        async with mounted(directory / "c", ["a", "b"], ram_size="5GiB", **keep) as (cluster, mount):
 
             async def replicate() -> float:
                 for node in cluster:
-                    await _until_room(node, GIB + GIB // 2)
-                await _in_thread(write_files, mount / "step", 8, GIB // 8)
+                    await until_room(node, GIB + GIB // 2)
+                await in_thread(write_files, mount / "step", 8, GIB // 8)
                 begun = time.perf_counter()
-                await _settled(cluster["a"], "peer")
+                await settled(cluster["a"], "peer")
                 seconds = time.perf_counter() - begun
-                await _in_thread(shutil.rmtree, mount / "step")
-                await _settled(cluster["a"], "peer")
+                await in_thread(shutil.rmtree, mount / "step")
+                await settled(cluster["a"], "peer")
                 return seconds
 
             async def copy() -> float:
-                seconds: float = await _in_thread(copy_seconds, plain / "source", plain / "target")
+                seconds: float = await in_thread(copy_seconds, plain / "source", plain / "target")
                 return seconds
 
             return await alternating(replicate, copy)
@@ -85,14 +81,14 @@ async def _snapshot_to_peer(directory: Path) -> Figure:
 
 async def _worker_memory(directory: Path) -> Figure:
     """The highest that any worker came to; a peak needs no second run."""
-    async with _mounted(directory / "c", ["a", "b"], ram_size="6GiB", bucket=True) as (cluster, mount):
-        await _in_thread(write_files, mount / "small", 10_000, 4 << 10)
-        await _settled(cluster["a"], "peer")
-        await _settled(cluster["a"], "bucket")
+    async with mounted(directory / "c", ["a", "b"], ram_size="6GiB", bucket=True) as (cluster, mount):
+        await in_thread(write_files, mount / "small", 10_000, 4 << 10)
+        await settled(cluster["a"], "peer")
+        await settled(cluster["a"], "bucket")
         peaks = [worker_peak_megabytes(node) for node in cluster]
-    async with _mounted(directory / "d", ["a", "b"], ram_size="6GiB") as (cluster, mount):
-        await _in_thread(write_file, mount / "large", 4 * GIB, os.urandom(BLOCK_BYTES))
-        await _settled(cluster["a"], "peer")
+    async with mounted(directory / "d", ["a", "b"], ram_size="6GiB") as (cluster, mount):
+        await in_thread(write_file, mount / "large", 4 * GIB, os.urandom(BLOCK_BYTES))
+        await settled(cluster["a"], "peer")
         peaks += [worker_peak_megabytes(node) for node in cluster]
     return Figure(max(peaks), _MEMORY_LIMIT_MB)
 
@@ -106,35 +102,6 @@ def worker_peak_megabytes(node: LocalNode) -> float:
                 if line.startswith("VmHWM:"):
                     return int(line.split()[1]) * 1024 / 1e6
     raise FuseTierError(f"node {node.name} has no worker")
-
-
-async def _until_room(node: LocalNode, size_bytes: int) -> None:
-    """Waits until what earlier runs left has been collected."""
-    with trio.fail_after(_WAIT_SECONDS):
-        while True:
-            status = await node.status()
-            (free,) = (tier["free_bytes"] for tier in status["tiers"] if tier["tier"] == "ram")
-            if free >= size_bytes:
-                return
-            await trio.sleep(_POLL_SECONDS)
-
-
-@asynccontextmanager
-async def _mounted(
-    directory: Path, names: list[str], *, bucket: bool = False, **settings: Any
-) -> AsyncIterator[tuple[LocalCluster, Path]]:
-    async with local_cluster(directory, names, bucket=bucket, **settings) as cluster:
-        mount = cluster.mountpoint("a")
-        await cluster["a"].mount(_IDENTITY, mount)
-        yield cluster, mount
-
-
-async def _settled(node: LocalNode, tier: str) -> None:
-    await node.wait(_IDENTITY, tier, _WAIT_SECONDS)
-
-
-async def _in_thread(work: Any, *arguments: Any) -> Any:
-    return await trio.to_thread.run_sync(work, *arguments)
 
 
 ROWS = (

@@ -1,0 +1,53 @@
+"""Real nodes with a mounted volume, for benchmarks of what users get."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import trio
+
+from fuse_tier.localcluster import LocalCluster, LocalNode, local_cluster
+
+IDENTITY = "default/bench/0"
+_WAIT_SECONDS = 300.0
+_POLL_SECONDS = 0.5
+
+T = TypeVar("T")
+
+
+@asynccontextmanager
+async def mounted(
+    directory: Path, names: list[str], *, bucket: bool = False, **settings: Any
+) -> AsyncIterator[tuple[LocalCluster, Path]]:
+    """A cluster of nodes of these names, and where ``a`` of them has a volume mounted.
+
+    ``settings`` are arguments of ``local_cluster``, and keys of every node's ``node.yaml``.
+    """
+    async with local_cluster(directory, names, bucket=bucket, **settings) as cluster:
+        mount = cluster.mountpoint("a")
+        await cluster["a"].mount(IDENTITY, mount)
+        yield cluster, mount
+
+
+async def settled(node: LocalNode, tier: str) -> None:
+    """Waits until what was written so far is on a tier, and the node is quiet again."""
+    await node.wait(IDENTITY, tier, _WAIT_SECONDS)
+
+
+async def until_room(node: LocalNode, size_bytes: int) -> None:
+    """Waits until what earlier runs left has been collected."""
+    with trio.fail_after(_WAIT_SECONDS):
+        while True:
+            status = await node.status()
+            (free,) = (tier["free_bytes"] for tier in status["tiers"] if tier["tier"] == "ram")
+            if free >= size_bytes:
+                return
+            await trio.sleep(_POLL_SECONDS)
+
+
+async def in_thread(work: Callable[..., T], *arguments: Any) -> T:
+    """Does what blocks."""
+    return await trio.to_thread.run_sync(work, *arguments)
