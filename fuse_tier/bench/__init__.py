@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,10 +17,19 @@ __all__ = ["run_bench"]
 
 
 def run_bench(names: Sequence[str] = (), json_path: Path | None = None) -> None:
-    """Runs the rows of these names (all for none), prints one table, writes ``json_path``. Raises FuseTierError."""
+    """Runs the rows of these names (for none, all that can be), prints one table, writes ``json_path``.
+
+    Raises FuseTierError.
+    """
     console = Console()
+    chosen = choose(ROWS, names, as_root=os.geteuid() == 0)
+    for row in ROWS if not names else ():
+        if row not in chosen:
+            console.print(
+                f"{row.name}: left out, because it has to be run as root: {row.needs_root}", highlight=False
+            )
     results = []
-    for row in choose(ROWS, names):
+    for row in chosen:
         with console.status(row.name):
             results.append(_measure(row))
         if not console.is_terminal:

@@ -6,13 +6,16 @@ import os
 import shutil
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import trio
 
 from fuse_tier.bench.frame import Figure, Row, alternating
+from fuse_tier.bench.fs_content import CONTENT_ROWS
+from fuse_tier.bench.fs_names import NAME_ROWS
+from fuse_tier.bench.fs_room import ROOM_ROWS
+from fuse_tier.bench.fs_survival import SURVIVAL_ROWS
 from fuse_tier.bench.nodes import in_thread, mounted, settled, until_room
 from fuse_tier.bench.places import BLOCK_BYTES, GIB, copy_seconds, tmpfs, warm, write_file, write_files
 from fuse_tier.errors import FuseTierError
@@ -36,22 +39,6 @@ async def _demo_seconds(directory: Path) -> Figure:
         return _DEMO_LIMIT_SECONDS
 
     return await alternating(once, limit)
-
-
-async def _write_sequentially(directory: Path) -> Figure:
-    block = os.urandom(BLOCK_BYTES)
-    with tmpfs(directory, 4 * GIB) as plain:
-        await in_thread(warm, plain, 3 * GIB)
-        async with mounted(directory / "c", ["a"], ram_size="5GiB", coordinator=False) as (cluster, mount):
-
-            async def write(place: Path) -> float:
-                seconds: float = await in_thread(write_file, place / "file", GIB, block)
-                await settled(cluster["a"], "ram")  # else the hashing of one run would slow down the next
-                (place / "file").unlink()
-                await settled(cluster["a"], "ram")
-                return GIB / seconds / 1e9
-
-            return await alternating(partial(write, mount), partial(write, plain))
 
 
 async def _snapshot_to_peer(directory: Path) -> Figure:
@@ -106,7 +93,10 @@ def worker_peak_megabytes(node: LocalNode) -> float:
 
 ROWS = (
     Row("demo.seconds", "s", "limit", _demo_seconds),
-    Row("fs.write.seq1", "GB/s", "tmpfs huge=within_size", _write_sequentially),
+    *CONTENT_ROWS,
+    *NAME_ROWS,
+    *SURVIVAL_ROWS,
+    *ROOM_ROWS,
     Row("peer.snapshot", "s", "cp between two tmpfs directories", _snapshot_to_peer),
     Row("worker.memory", "MB", "limit", _worker_memory),
 )

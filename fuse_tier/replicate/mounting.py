@@ -125,7 +125,7 @@ class Mounting:
         report.begin("looking for snapshots")
         if volume.has_tree and volume.is_dirty:
             await final_snapshot(volume)
-        chosen = await self._chooser.choose(order.identity, order.lineage, order.snapshot)
+        chosen = await self._chooser.choose(order.identity, order.lineage, order.snapshot, volume.newest)
         if not order.snapshot and self._restorer.is_current(volume, order.lineage, chosen):
             volume.resume(order.lineage, chosen.highest)
             log.info("volume.resumed", identity=str(order.identity), snapshot=volume.highest)
