@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from fuse_tier.errors import InvalidRequest
 
@@ -84,4 +84,43 @@ class Sink(Protocol):
 
     def create(self, blob: Blob) -> Incoming:
         """Makes room for a blob. Raises TierFull."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """The beginning of a blob that landed before its transfer broke."""
+
+    size: int  # bytes
+    digest: bytes  # xxh3-128 of them
+
+
+@runtime_checkable
+class ResumableIncoming(Incoming, Protocol):
+    """A blob on its way in that may stop in the middle and go on later. ``keep`` is a third way to end it."""
+
+    @property
+    def offset(self) -> int:
+        """How much is there: at first what an earlier transfer brought, then what ``landed`` was told."""
+        ...
+
+    def restart(self) -> None:
+        """Begins anew, with nothing."""
+        ...
+
+    def landed(self, offset: int) -> None:
+        """What stands before ``offset`` has been written; it is hashed now, while it is in the processor's cache."""
+        ...
+
+    def keep(self) -> None:
+        """Closes the descriptor; what landed stays for another ``create`` of the blob, for a while."""
+        ...
+
+
+@runtime_checkable
+class ResumingSink(Sink, Protocol):
+    """A sink that keeps what a broken transfer brought."""
+
+    def partial(self, blob: Blob) -> Partial | None:
+        """What is kept of a blob, or None."""
         ...

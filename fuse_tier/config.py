@@ -20,6 +20,7 @@ from fuse_tier.config_fields import (
     Addresses,
     AddressField,
     BucketUrl,
+    BulkRate,
     Count,
     EndpointUrl,
     Name,
@@ -37,6 +38,7 @@ __all__ = [
     "CoordinatorConfig",
     "DomainConfig",
     "KeepConfig",
+    "LimitsConfig",
     "ListenConfig",
     "NodeConfig",
     "RamConfig",
@@ -61,7 +63,7 @@ class RamConfig(_Section):
     expected_sizes: dict[str, Size] = Field(
         default={},
         alias="expectedSizes",
-        description="Patterns of file names, and how large such files will be; until there is one to go by.",
+        description="How large such files will be, until there is one to go by; see [memory](memory.md).",
     )
 
 
@@ -106,6 +108,14 @@ class KeepConfig(_Section):
     bucket: SomeCount = Field(default=5, description="In the bucket.")
 
 
+class LimitsConfig(_Section):
+    """How much of the machine the driver takes at most, so that jobs do not feel it."""
+
+    bulk: BulkRate | None = Field(
+        default=None, description="File content to and from peers, all streams together, each way."
+    )
+
+
 class DomainConfig(_Section):
     """What this node fails together with: copies go elsewhere first."""
 
@@ -144,6 +154,7 @@ class NodeConfig(_Section):
         "fails without), or never.",
     )
     keep: KeepConfig = Field(default=KeepConfig())
+    limits: LimitsConfig = Field(default=LimitsConfig())
     drain: Seconds = Field(default=30.0, description="How long an unmount or a stop waits for copies to be made.")
     settle: Seconds = Field(default=0.2, description="How long a volume is quiet before a snapshot is taken.")
     domain: DomainConfig = Field(default=DomainConfig())

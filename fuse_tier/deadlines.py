@@ -35,7 +35,8 @@ class Deadline:
     BULK_CONNECT: Final = 3.0  # TCP, TLS and token of a bulk stream
     BULK_STALL: Final = 20.0  # no byte moved on a bulk stream
     MANIFEST_TRANSFER: Final = 30.0  # one manifest there or back, its verification included
-    BUCKET_CALL: Final = 30.0  # one request to the bucket, or no byte moved on one
+    BUCKET_STALL: Final = 10.0  # no byte moved on a request to the bucket that carries content
+    BUCKET_CALL: Final = 30.0  # any other request to the bucket
     BUCKET_TOTAL: Final = 600.0  # one object there or back, tries included
     THREAD_SHUTDOWN: Final = 10.0  # a blocking call that was interrupted comes back
     METRICS_REQUEST: Final = 5.0  # one scrape
@@ -64,7 +65,7 @@ def table() -> tuple[Wait, ...]:
         "CHANNEL_CALL": ("HOLD",),
         "BULK_STALL": ("BULK_CONNECT", "CONTROL_CALL"),
         "MANIFEST_TRANSFER": ("CONTROL_CALL", "BULK_STALL"),
-        "BUCKET_TOTAL": ("BUCKET_CALL",),
+        "BUCKET_TOTAL": ("BUCKET_CALL", "BUCKET_STALL"),
         "STATUS": ("CONTROL_CALL",),
         "LISTING": ("MANIFEST_TRANSFER", "BUCKET_CALL", "CONTROL_CALL"),
         "DRAIN": ("SYNC", "UNMOUNT"),

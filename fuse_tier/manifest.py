@@ -182,6 +182,10 @@ def _take(fields: dict[str, Any], name: str, kind: type) -> Any:
 
 def _decode_header(fields: dict[str, Any], entries: tuple[Entry, ...]) -> Manifest:
     version = _take(fields, "fuse_tier_manifest", int)
+    if version > FORMAT:
+        raise MalformedManifest(
+            f"it was written by a newer version (format {version}; this version reads {FORMAT}): update this node"
+        )
     if version != FORMAT:
         raise MalformedManifest(f"format {version} is not known here; this version reads format {FORMAT}")
     identity = Identity.parse(_take(fields, "identity", str))

@@ -44,6 +44,11 @@ _queue = Gauge("fuse_tier_queue_length", "Copies waiting or under way.", registr
 _ram_capacity = Gauge("fuse_tier_ram_capacity_bytes", "Size of this node's RAM tier.", registry=REGISTRY)
 _ram_free = Gauge("fuse_tier_ram_free_bytes", "Room in this node's RAM tier.", registry=REGISTRY)
 _given_up = Counter("fuse_tier_ram_given_up_bytes", "Freed because room was short.", registry=REGISTRY)
+_unreserved = Counter(
+    "fuse_tier_unreserved_bytes",
+    "Memory that jobs were the first to touch: it counts against their limits.",
+    registry=REGISTRY,
+)
 _rejected = Counter("fuse_tier_rejected_connections", "Connections turned away.", ["reason"], registry=REGISTRY)
 
 
@@ -130,6 +135,11 @@ def forget_volume(identity: str) -> None:
 def given_up(size: int) -> None:
     """So many bytes of the RAM tier were given up because room was short."""
     _given_up.inc(size)
+
+
+def unreserved(size: int) -> None:
+    """A job was the first to touch so many bytes of the RAM tier: they count against its memory limit."""
+    _unreserved.inc(size)
 
 
 def ram(capacity_bytes: int, free_bytes: int) -> None:

@@ -14,6 +14,9 @@ from fuse_tier.errors import ConfigError
 _SIZE = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,3})?)\s*(?P<unit>(?:[kKMGTPE]i?)?B?)")
 _DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h|d))+")
 _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
+_RATE = re.compile(
+    r"(?P<number>[0-9]+(?:\.[0-9]*)?)\s*(?:(?P<bits>[kKMGT]?)(?:bps|bit/s)|(?P<bytes>(?:[kKMGT]i?)?B)/s)"
+)
 _PREFIXES = "KMGTPE"
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _LARGEST_SIZE = (1 << 63) - 1  # what a file offset can hold
@@ -49,6 +52,23 @@ def _factor(unit: str) -> int:
 
 def _no_quantity(value: object) -> ConfigError:
     return ConfigError(f"{value!r} is no quantity: write 2GiB or 500MB")
+
+
+def parse_rate(value: object) -> int:
+    """Bytes a second from ``10Gbps`` or ``10Gbit/s`` (bits), or from ``200MB/s`` or ``1GiB/s`` (bytes).
+
+    A number alone is refused: it does not say of what. Raises ConfigError.
+    """
+    match = _RATE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        raise ConfigError(f"{value!r} is no rate: write 10Gbps or 200MB/s")
+    if match["bytes"] is not None:
+        rate = Decimal(match["number"]) * _factor(match["bytes"].removesuffix("B"))
+    else:
+        rate = Decimal(match["number"]) * _factor(match["bits"]) / 8
+    if not 0 < rate <= _LARGEST_SIZE:
+        raise ConfigError(f"{value!r} is out of range: a rate is more than nothing")
+    return int(rate.to_integral_value(ROUND_CEILING))
 
 
 def parse_duration(value: object) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -21,7 +22,7 @@ from fuse_tier.config import (
 )
 from fuse_tier.config_errors import section_of
 
-SMALLEST = {
+SMALLEST: dict[str, Any] = {
     "node": "a",
     "ram": {"path": "/ram", "size": "64Mi"},
     "socket": "/run/a.sock",
@@ -64,7 +65,7 @@ def test_a_default_of_the_guide_written_out_changes_nothing() -> None:
             continue
         section, _, name = key.rpartition(".")
         value = yaml.safe_load(default)
-        written_out = SMALLEST | ({section: {name: value}} if section else {name: value})
+        written_out = SMALLEST | ({section: SMALLEST.get(section, {}) | {name: value}} if section else {name: value})
         assert node_config(written_out) == node_config(SMALLEST), key
     lease = documented_keys("A coordinator")["lease"][0]
     assert coordinator_config({"listen": "127.0.0.1:1", "lease": lease}) == coordinator_config(

@@ -318,7 +318,7 @@ def test_a_tree_begins_with_its_root(entries: tuple[Entry, ...]) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (changed(0, fuse_tier_manifest=2), "format 2 is not known"),
+        (changed(0, fuse_tier_manifest=2), "newer version"),
         (changed(0, fuse_tier_manifest=True), "must be of type int"),
         (changed(0, fuse_tier_manifest=None), "fuse_tier_manifest"),
         (changed(0, surprise=1), "unknown key 'surprise'"),

@@ -5,7 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fuse_tier.errors import ConfigError
-from fuse_tier.quantities import format_count, format_duration, format_rate, format_size, parse_duration, parse_size
+from fuse_tier.quantities import (
+    format_count,
+    format_duration,
+    format_rate,
+    format_size,
+    parse_duration,
+    parse_rate,
+    parse_size,
+)
 
 
 @pytest.mark.parametrize(
@@ -109,3 +117,31 @@ def test_durations_are_shown_short(seconds: float, text: str) -> None:
 
 def test_one_is_no_plural() -> None:
     assert [format_count(count, "file") for count in (0, 1, 2)] == ["0 files", "1 file", "2 files"]
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("10Gbps", 1_250_000_000),
+        ("10 Gbit/s", 1_250_000_000),
+        ("1.5Mbps", 187_500),
+        ("9bps", 2),
+        ("200MB/s", 200_000_000),
+        ("1GiB/s", 1 << 30),
+        ("5B/s", 5),
+    ],
+)
+def test_a_rate_is_read_exactly(text: str, rate: int) -> None:
+    assert parse_rate(text) == rate
+
+
+@pytest.mark.parametrize("text", ["", "10", 10, "10G", "10GB", "10gbps", "10Gibps", "fast", "-1Mbps", None, True])
+def test_what_is_no_rate_is_refused_with_an_example(text: object) -> None:
+    with pytest.raises(ConfigError, match="is no rate: write 10Gbps or 200MB/s"):
+        parse_rate(text)
+
+
+@pytest.mark.parametrize("text", ["0Gbps", "0MB/s", "99999999999TB/s"])
+def test_a_rate_that_nothing_can_have_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="out of range"):
+        parse_rate(text)

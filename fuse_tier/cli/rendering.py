@@ -92,7 +92,14 @@ def status_view(facts: dict[str, Any]) -> Group:
     tail = f"queue: {queue['copies']} to copy, {format_size(queue['bytes'])}{'; ' if speeds else ''}{speeds}"
     volumes: RenderableType = _volumes(facts["volumes"]) if facts["volumes"] else Text("no volumes")
     passthrough = Text(printable(f"passthrough: {facts['passthrough']}"))
-    return Group(Text(head, style="bold"), passthrough, "", _tiers(facts["tiers"]), "", volumes, "", Text(tail))
+    charged = [
+        Text(printable(f"{volume['identity']}: {format_size(size)} count against the job's own memory limit"))
+        for volume in facts["volumes"]
+        if (size := volume["unreserved_bytes"])
+    ]
+    return Group(
+        Text(head, style="bold"), passthrough, "", _tiers(facts["tiers"]), "", volumes, *charged, "", Text(tail)
+    )
 
 
 def _tiers(tiers: Iterable[dict[str, Any]]) -> Table:

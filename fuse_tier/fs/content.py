@@ -22,6 +22,7 @@ from fuse_tier.errors import FuseTierError, TierFull
 from fuse_tier.fs.link import Link
 from fuse_tier.ram.layout import VolumeLayout
 from fuse_tier.ram.pins import Pins
+from fuse_tier.ram.remote import drop
 from fuse_tier.ram.room import NO_ROOM
 
 log = structlog.get_logger(__name__)
@@ -34,6 +35,7 @@ class Content:
     """The content of one volume's files."""
 
     def __init__(self, volume: VolumeLayout, pins: Pins, link: Link) -> None:
+        self._volume = volume
         self._pins = pins
         self._link = link
         for directory in (volume.pins, volume.remote):
@@ -94,9 +96,7 @@ class Content:
             if keep:
                 await self.fetch(inode)
             else:
-                for name in (str(inode), f"{inode}.file"):
-                    with suppress(FileNotFoundError):
-                        os.unlink(name, dir_fd=self._remote_fd)
+                await trio.to_thread.run_sync(drop, self._volume, inode, limiter=self._limiter)
         if self._has_pin(inode):
             await self._detach(inode)
 

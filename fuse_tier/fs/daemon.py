@@ -67,7 +67,7 @@ class Daemon:
         self._handles = Handles(depositor, inheritance.generation)
         self._changes = Changes(inheritance.generation)
         self._backings = Backings(inheritance.device, enabled=passthrough)
-        self._link = Link(spec, self._changes, self._handles, passthrough=passthrough)
+        self._link = Link(spec, self._changes, self._handles, depositor.settle, passthrough=passthrough)
         self._content = Content(volume, Pins(layout, volume), self._link)
         self._nodes = Nodes(volume.tree, depositor, inherits=inheritance.generation > 0)
         self._reservations = Reservations(spec, self._nodes, self._link, depositor)

@@ -67,6 +67,7 @@ class FileOperations(Shared):
             writing = self._begin_writing(found.st_ino, synced=False)
             if room:
                 await self._reservations.reserve(fd, room)
+                writing.allocated = os.fstat(fd).st_blocks * 512
         return self._opened(OpenFile(found.st_ino, fd, writing), found.st_mode, flags, request), entry
 
     async def tmpfile(self, parent_inode: int, mode: int, flags: int, request: Request) -> tuple[Opened, Entry]:
@@ -130,12 +131,14 @@ class FileOperations(Shared):
                 writing.synced = False
                 if request.kills_privileges:
                     _drop_privileges(fd)
-            mode = os.fstat(fd).st_mode
+            found = os.fstat(fd)
+            if writing.count == 1:
+                writing.allocated = found.st_blocks * 512
         except BaseException:
             os.close(fd)
             self._end_writing(inode)
             raise
-        return self._opened(OpenFile(inode, fd, writing), mode, flags, request)
+        return self._opened(OpenFile(inode, fd, writing), found.st_mode, flags, request)
 
     def _opened(self, file: OpenFile, mode: int, flags: int, request: Request) -> Opened:
         """Answers with a file that is open; it is closed if that fails."""
@@ -201,7 +204,9 @@ class FileOperations(Shared):
     def close(self, file: OpenFile) -> None:
         """Closes a file whose handle is gone."""
         if file.writing is not None and file.writing.count == 1:
-            self._reservations.closing(file.inode, file.fd)
+            allocated = self._reservations.closing(file.inode, file.fd)
+            if self._backings.enabled:  # else all pages are touched by us
+                self._handles.unreserved += max(0, allocated - file.writing.allocated)
         self._backings.close(file.inode)
         os.close(file.fd)
         if file.writing is not None:

@@ -18,9 +18,11 @@ _GENERATION_BITS = 40  # of a handle are counted by one daemon
 class Writing:
     """An inode that is open for writing."""
 
-    __slots__ = ("count", "synced")
+    __slots__ = ("allocated", "count", "synced")
 
     def __init__(self, synced: bool) -> None:
+        self.allocated = 0
+        """Bytes that the file had when its first writer began: what it has more at the end, its writers took."""
         self.count = 0
         self.synced = synced
         """Whether nothing is known to have been written since an fsync, or since the file was opened as it was.
@@ -62,6 +64,8 @@ class Handles:
         self.files: dict[int, OpenFile] = {}
         self.directories: dict[int, OpenDirectory] = {}
         self.writing: dict[int, Writing] = {}  # by inode
+        self.unreserved = 0
+        """Bytes of closed files that the job was the first to touch: they count against its memory limit."""
         self.exchange: Deposit | None = None
         """The last exchange of two names that was begun: the request, and the inode that it was asked to move."""
         self._depositor = depositor
@@ -73,6 +77,8 @@ class Handles:
         for deposit, fd in deposits:
             if deposit.kind is Kind.FILE:
                 writing = self.begin_writing(deposit.inode, synced=False) if deposit.writes else None
+                if writing is not None:
+                    writing.allocated = os.fstat(fd).st_blocks * 512
                 file = self.files[deposit.key] = OpenFile(deposit.inode, fd, writing)
                 file.backing = deposit.backing
                 self._unanswered[deposit.unique] = deposit.key

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import structlog
@@ -35,10 +35,20 @@ _GOODBYE_SECONDS: Final = 1.0
 class Link:
     """The connection of one volume. ``run`` keeps it up; everything else may be used at any time."""
 
-    def __init__(self, spec: MountSpec, changes: Changes, handles: Handles, *, passthrough: bool) -> None:
+    def __init__(
+        self,
+        spec: MountSpec,
+        changes: Changes,
+        handles: Handles,
+        settle: Callable[[], None],
+        *,
+        passthrough: bool,
+    ) -> None:
+        """``settle`` blocks until nobody of us has a file open any more that the job has closed."""
         self._spec = spec
         self._changes = changes
         self._handles = handles
+        self._settle = settle
         self._passthrough = passthrough
         self._channel: Channel | None = None
         self._connected = trio.Event()
@@ -112,7 +122,7 @@ class Link:
         while True:
             counter = await self._changes.unannounced()
             try:
-                await channel.notify("changed", counter=counter)
+                await channel.notify("changed", counter=counter, unreserved=self._handles.unreserved)
             except ChannelClosed:
                 self._changes.announce_again()
                 return
@@ -148,6 +158,7 @@ class Link:
                 log.debug("worker.away", reason=str(error))
 
     async def _version(self, arguments: Arguments) -> dict[str, Any]:
+        await trio.to_thread.run_sync(self._settle)
         return {"counter": self._changes.counter, "writers": self._handles.writers()}
 
     async def _hold(self, arguments: Arguments) -> dict[str, Any]:
@@ -155,7 +166,9 @@ class Link:
         return await self._version({})
 
     async def _retire(self, arguments: Arguments) -> dict[str, Any]:
-        """Marks files whose content is to be given up, unless they are open: no await, so that none is opened."""
+        """Marks files whose content is to be given up, unless they are in use."""
+        await trio.to_thread.run_sync(self._settle)
+        # From here on no await, so that none is opened.
         opened = {file.inode for file in self._handles.files.values()} | set(self._handles.writing)
         layout = Layout(self._spec.ram_root)
         volume = layout.volume(self._spec.identity)

@@ -102,15 +102,16 @@ class Reservations:
             # A create never fails by it: what there is no room for shows when it is written.
             log.info("room.not_reserved", bytes=size, reason=str(error))
 
-    def closing(self, inode: int, fd: int) -> None:
-        """The last writer is about to close: gives back what was too much, and remembers what was enough."""
+    def closing(self, inode: int, fd: int) -> int:
+        """The last writer is about to close: gives back what was too much, and remembers what was enough.
+
+        Gives the bytes that the file has then.
+        """
         trim(fd)
-        size = os.fstat(fd).st_size
-        if size < _LARGE_BYTES:
-            return
-        place = self._nodes.name(inode)
-        if place is not None:
-            self._sizes.saw(self._path(*place), size)
+        found = os.fstat(fd)
+        if found.st_size >= _LARGE_BYTES and (place := self._nodes.name(inode)) is not None:
+            self._sizes.saw(self._path(*place), found.st_size)
+        return found.st_blocks * 512
 
     def _path(self, directory: int, name: bytes) -> bytes:
         above = os.readlink(b"/proc/self/fd/%d" % directory)

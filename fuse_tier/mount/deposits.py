@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from struct import Struct
+from threading import Lock
 from typing import Final
 
 _RECORD: Final = Struct("=BBHiQQQ")  # kind, flags, nothing, backing id, key, inode, unique
@@ -71,6 +72,7 @@ class Depositor:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._removed = False
+        self._settling = Lock()
 
     def leave(self, deposit: Deposit, fd: int) -> None:
         """Gives the keeper a copy of a descriptor, in place of what it had under this key. Raises OSError."""
@@ -92,15 +94,16 @@ class Depositor:
         self._connection.send(_RECORD.pack(_REMOVE, 0, 0, 0, key, 0, 0))
 
     def settle(self) -> None:
-        """Blocks for milliseconds, until the keeper has closed what was removed: that takes room until then."""
-        if not self._removed:
-            return
-        self._removed = False
-        self._connection.send(_RECORD.pack(_ACKNOWLEDGE, 0, 0, 0, 0, 0, 0))
-        waiting = select.poll()
-        waiting.register(self._connection, select.POLLIN)
-        if waiting.poll(_PATIENCE_SECONDS * 1000):
-            self._connection.recv(1)
+        """Blocks for milliseconds, until the keeper has closed what was removed. Any thread may call it."""
+        with self._settling:
+            if not self._removed:
+                return
+            self._removed = False
+            self._connection.send(_RECORD.pack(_ACKNOWLEDGE, 0, 0, 0, 0, 0, 0))
+            waiting = select.poll()
+            waiting.register(self._connection, select.POLLIN)
+            if waiting.poll(_PATIENCE_SECONDS * 1000):
+                self._connection.recv(1)
 
 
 class Safe:

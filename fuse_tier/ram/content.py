@@ -16,10 +16,11 @@ from contextlib import contextmanager, suppress
 
 import structlog
 
-from fuse_tier.blobs import Blob, Incoming
+from fuse_tier.blobs import Blob, Partial, ResumableIncoming
 from fuse_tier.errors import Damaged, NotFound, TierFull, TierRefused
-from fuse_tier.hashing import hash_descriptor
+from fuse_tier.hashing import RunningHash
 from fuse_tier.ram.layout import Layout
+from fuse_tier.ram.partials import SMALLEST_KEPT, Partials
 
 log = structlog.get_logger(__name__)
 
@@ -32,6 +33,7 @@ class RamContent:
     def __init__(self, layout: Layout, place: str) -> None:
         self._layout = layout
         self._place = place
+        self.partials = Partials()
 
     def open(self, blob: Blob) -> int:
         """A read-only descriptor. Raises NotFound, and Damaged when the size is another.
@@ -52,9 +54,24 @@ class RamContent:
             raise Damaged(f"{blob} has {size} bytes in the {self._place}: another source is needed")
         return fd
 
-    def create(self, blob: Blob) -> Incoming:
-        """Makes room for a blob. Raises TierFull, and nothing is left then."""
-        return _Landing(self._layout, self._place, blob)
+    def create(self, blob: Blob) -> ResumableIncoming:
+        """Makes room for a blob, or goes on with what an earlier transfer brought. Raises TierFull."""
+        kept = self.partials.take(blob)
+        if kept is not None:
+            try:
+                return _Landing(self._layout, self._place, blob, self.partials, kept.path, kept.partial)
+            except FileNotFoundError:
+                pass  # somebody cleared it away: it is asked for from its start
+        try:
+            return _Landing(self._layout, self._place, blob, self.partials)
+        except TierFull:
+            if not self.partials.give_up():
+                raise
+        return _Landing(self._layout, self._place, blob, self.partials)
+
+    def partial(self, blob: Blob) -> Partial | None:
+        """What is kept of a blob whose transfer broke."""
+        return self.partials.of(blob)
 
     def missing(self, blobs: Collection[Blob]) -> set[Blob]:
         """Which of these are not here with their size."""
@@ -104,26 +121,57 @@ def room_in(place: str) -> Iterator[None]:
 
 
 class _Landing:
-    def __init__(self, layout: Layout, place: str, blob: Blob) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        place: str,
+        blob: Blob,
+        partials: Partials,
+        path: str | None = None,
+        partial: Partial | None = None,
+    ) -> None:
         self._blob = blob
         self._place = place
-        self._path = os.path.join(layout.incoming, secrets.token_hex(8))
+        self._partials = partials
+        self._path = path or os.path.join(layout.incoming, secrets.token_hex(8))
         self._target = layout.blob(blob)
-        with room_in(place):
-            self.fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            try:
-                if blob.size:
-                    os.posix_fallocate(self.fd, 0, blob.size)
-            except BaseException:
-                self.discard()
-                raise
+        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+        if partial is not None:
+            self.fd = os.open(self._path, flags)
+        else:
+            with room_in(place):
+                self.fd = os.open(self._path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+                try:
+                    if blob.size:
+                        os.posix_fallocate(self.fd, 0, blob.size)
+                except BaseException:
+                    os.close(self.fd)
+                    os.unlink(self._path)
+                    raise
+        self._hash = RunningHash(self.fd, blob.size)
+        if partial is not None:
+            self._hash.advance(partial.size)  # memory may have changed since
+            if self._hash.digest() != partial.digest:
+                self.restart()
+
+    @property
+    def offset(self) -> int:
+        return self._hash.done
+
+    def restart(self) -> None:
+        self._hash.close()
+        self._hash = RunningHash(self.fd, self._blob.size)
+
+    def landed(self, offset: int) -> None:
+        self._hash.advance(offset)
 
     def accept(self) -> None:
         try:
-            found = hash_descriptor(self.fd)
+            size = os.fstat(self.fd).st_size
+            self._hash.advance(min(size, self._blob.size))
+            found = Blob(self._hash.digest(), size)
             if found != self._blob:
                 raise Damaged(f"{found} arrived in the {self._place} in place of {self._blob}: ask another source")
-            os.fchmod(self.fd, 0o600)
             with room_in(self._place):
                 try:
                     os.link(self._path, self._target)
@@ -134,7 +182,18 @@ class _Landing:
         finally:
             self.discard()
 
+    def keep(self) -> None:
+        if self.offset < SMALLEST_KEPT:
+            self.discard()
+            return
+        self._close()
+        self._partials.keep(self._blob, self._path, Partial(self.offset, self._hash.digest()))
+
     def discard(self) -> None:
-        os.close(self.fd)
+        self._close()
         with suppress(FileNotFoundError):
             os.unlink(self._path)
+
+    def _close(self) -> None:
+        self._hash.close()
+        os.close(self.fd)

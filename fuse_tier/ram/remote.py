@@ -8,13 +8,19 @@ it is a path into ``blobs/`` if a restore found no place that had it intact, and
 Content goes in an order in which a crash between any two steps loses nothing: the marker first, by the mount's
 daemon, which knows that the file is not open; then the blob's name; then the content. It comes back in the reverse:
 the marker goes last, after the content was hashed. All of it blocks, in threads.
+
+Content is emptied, filled and dropped by different processes, and a job may be about to write the same file anew. So
+each does it under a lock on the file itself (flock, of which the job sees nothing), and only if the marker is still
+there then.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Final
 
 from fuse_tier.blobs import Blob, Incoming
@@ -23,6 +29,7 @@ from fuse_tier.hashing import hash_descriptor
 from fuse_tier.ram.content import room_in
 from fuse_tier.ram.layout import Layout, VolumeLayout
 from fuse_tier.ram.pins import Pins
+from fuse_tier.ram.use import is_used
 
 _GIVEN_UP: Final = "bucket"
 
@@ -39,9 +46,33 @@ def remote_files(volume: VolumeLayout) -> dict[int, Blob | None]:
     return found
 
 
-def mark(layout: Layout, volume: VolumeLayout, inode: int, blob: Blob) -> bool:
-    """Says that a file's content is in the bucket only; False if the blob is another inode. It must not be open."""
+@contextmanager
+def _taken(volume: VolumeLayout, inode: int) -> Iterator[int]:
+    """A descriptor of a marked file, which nobody else changes until the block is left.
+
+    Raises FileNotFoundError when it is not marked any more: its content is here, or the file was written anew.
+    """
     marker = os.path.join(volume.remote, str(inode))
+    fd = os.open(f"{marker}.file", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        os.lstat(marker)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def mark(layout: Layout, volume: VolumeLayout, inode: int, blob: Blob) -> bool:
+    """Says that a file's content is in the bucket only. It must not be open through the mount.
+
+    False if the blob is another inode, or somebody has it mapped or is reading it.
+    """
+    marker = os.path.join(volume.remote, str(inode))
+    try:
+        if is_used(layout.blob(blob)):
+            return False
+    except FileNotFoundError:
+        return False
     with suppress(FileNotFoundError):
         os.unlink(f"{marker}.file")
     try:
@@ -64,24 +95,30 @@ def unmark(volume: VolumeLayout, inode: int) -> None:
             os.unlink(os.path.join(volume.remote, name))
 
 
+def drop(volume: VolumeLayout, inode: int) -> None:
+    """The content is not wanted any more: its file is about to be written anew. Waits for who is at it."""
+    with suppress(FileNotFoundError), _taken(volume, inode):
+        unmark(volume, inode)
+
+
 def give_up(layout: Layout, volume: VolumeLayout, pins: Pins, inode: int, blob: Blob) -> int:
-    """Frees the content of a marked file; gives the bytes. No listed manifest names the blob any more."""
-    with pins.locked():
-        fd = os.open(os.path.join(volume.remote, f"{inode}.file"), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            status = os.fstat(fd)
-            kept = layout.blob(blob)
-            with suppress(FileNotFoundError):
-                if os.lstat(kept).st_ino == inode:
-                    os.unlink(kept)
-            with suppress(FileNotFoundError):
-                os.unlink(pins.path(inode))
-            os.ftruncate(fd, 0)
-            os.ftruncate(fd, status.st_size)
-            os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
-            return status.st_blocks * 512
-        finally:
-            os.close(fd)
+    """Frees the content of a marked file; gives the bytes, 0 if it has been dropped since.
+
+    No listed manifest names the blob any more.
+    """
+    with suppress(FileNotFoundError), _taken(volume, inode) as fd, pins.locked():
+        status = os.fstat(fd)
+        kept = layout.blob(blob)
+        with suppress(FileNotFoundError):
+            if os.lstat(kept).st_ino == inode:
+                os.unlink(kept)
+        with suppress(FileNotFoundError):
+            os.unlink(pins.path(inode))
+        os.ftruncate(fd, 0)
+        os.ftruncate(fd, status.st_size)
+        os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
+        return status.st_blocks * 512
+    return 0
 
 
 class Refill:
@@ -103,11 +140,12 @@ class _Returning:
         self._inode = inode
         self._blob = blob
         self._place = place
-        path = os.path.join(volume.remote, f"{inode}.file")
-        try:
-            self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            raise NotFound(f"{path} is gone: the file was removed, or has its content") from None
+        with ExitStack() as stack:
+            try:
+                self.fd = stack.enter_context(_taken(volume, inode))
+            except FileNotFoundError:
+                raise NotFound(f"inode {inode} of {volume.root} was removed, or has its content") from None
+            self._held = stack.pop_all()
         self._before = os.fstat(self.fd)
         try:
             with room_in(place):
@@ -122,12 +160,12 @@ class _Returning:
         if found != self._blob:
             self.discard()
             raise Damaged(f"{found} arrived in the {self._place} in place of {self._blob}: ask another source")
-        os.utime(self.fd, ns=(self._before.st_atime_ns, self._before.st_mtime_ns))
-        os.close(self.fd)
-        unmark(self._volume, self._inode)
+        with self._held:
+            os.utime(self.fd, ns=(self._before.st_atime_ns, self._before.st_mtime_ns))
+            unmark(self._volume, self._inode)
 
     def discard(self) -> None:
-        os.ftruncate(self.fd, 0)
-        os.ftruncate(self.fd, self._blob.size)
-        os.utime(self.fd, ns=(self._before.st_atime_ns, self._before.st_mtime_ns))
-        os.close(self.fd)
+        with self._held:
+            os.ftruncate(self.fd, 0)
+            os.ftruncate(self.fd, self._blob.size)
+            os.utime(self.fd, ns=(self._before.st_atime_ns, self._before.st_mtime_ns))

@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 import trio
 
+from fuse_tier import metrics
 from fuse_tier.blobs import Blob
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import DeadlineExceeded, InvalidRequest
@@ -71,6 +72,7 @@ class DaemonSession:
         self._volume: Volume | None = None
         self._gate: DaemonGate | None = None
         self._orderly = False
+        self._unreserved = 0
 
     async def serve(self, stream: trio.SocketStream) -> None:
         """Serves the connection until it closes, then says how it ended."""
@@ -113,7 +115,12 @@ class DaemonSession:
         return self._volume
 
     async def _changed(self, arguments: Arguments) -> None:
-        self._mounted().changes.announce()
+        volume, unreserved = self._mounted(), int(arguments.get("unreserved", 0))
+        if unreserved > self._unreserved:
+            volume.unreserved_bytes += unreserved - self._unreserved
+            metrics.unreserved(unreserved - self._unreserved)
+            self._unreserved = unreserved
+        volume.changes.announce()
 
     async def _sync(self, arguments: Arguments) -> dict[str, Any]:
         volume, tier, seconds = self._mounted(), TierName(arguments["tier"]), float(arguments["deadline_seconds"])

@@ -171,6 +171,7 @@ class Inventory:
             "durable": {tier.value: volume.durable(tier, max(1, self._replicas)) or None for tier in TierName},
             "peers": volume.held(TierName.PEER),
             "queue": self._lacking(volume),
+            "unreserved_bytes": volume.unreserved_bytes,
         }
 
     def _lacking(self, volume: Volume) -> int:

@@ -6,7 +6,7 @@ tier. Decides nothing about what should be where; bytes of content travel in ses
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 import trio
 
@@ -28,7 +28,8 @@ from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.bulk.format import MAX_SESSION_BLOBS, decode_blob, encode_blob
 from fuse_tier.wire.bulk.sessions import Direction, Session, Sessions
 from fuse_tier.wire.grpc import Caller
-from fuse_tier.wire.members import PROTOCOL, parse_identity
+from fuse_tier.wire.members import MINOR, PROTOCOL, parse_identity
+from fuse_tier.wire.partials import partials_from_wire, partials_to_wire
 
 SMALLEST_GRACE_SECONDS = 600.0
 """Content that peers have pushed, and will name in a manifest soon, is never collected sooner at a peer's wish."""
@@ -42,7 +43,8 @@ class PeerService:
     """The gRPC service ``Peer`` of ``control.proto``, for ``wire/grpc.py`` to serve.
 
     ``own`` gives what the node says of itself at the moment; ``secure`` says whether it has certificates, and then
-    ``encrypt`` whether content has to be encrypted even when the peer would do without.
+    ``encrypt`` whether content has to be encrypted even when the peer would do without. ``make_room`` gives up what
+    may go for so many bytes of a peer's copy, and tells how many are free then.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class PeerService:
         *,
         secure: bool,
         encrypt: bool,
+        make_room: Callable[[int], Awaitable[int]] | None = None,
         smallest_grace_seconds: float = SMALLEST_GRACE_SECONDS,
     ) -> None:
         self._ram = ram
@@ -62,6 +65,7 @@ class PeerService:
         self._cluster = cluster
         self._secure = secure
         self._encrypt = encrypt
+        self._make_room = make_room
         self._smallest_grace_seconds = smallest_grace_seconds
         self._parsing = trio.CapacityLimiter(2)
 
@@ -80,7 +84,7 @@ class PeerService:
             metrics.connection_rejected("protocol")
             raise TierRefused(
                 f"node {own.node} runs fuse-tier {__version__} with protocol {PROTOCOL}, and {request.node} speaks "
-                f"protocol {request.protocol}: run one version on all nodes"
+                f"protocol {request.protocol}: run versions of one major protocol on all nodes"
             )
         if request.cluster != self._cluster:
             metrics.connection_rejected("cluster")
@@ -90,6 +94,7 @@ class PeerService:
             )
         return pb.HelloReply(
             protocol=PROTOCOL,
+            minor=MINOR,
             cluster=self._cluster,
             node=own.node,
             instance=own.instance,
@@ -106,22 +111,46 @@ class PeerService:
         return pb.BlobList(blobs=map(encode_blob, await self._ram.missing(blobs)))
 
     async def OpenPush(self, request: pb.PushRequest, caller: Caller) -> pb.Session:  # noqa: N802
-        """A session in which the caller sends these blobs. Refuses what there is no room for."""
+        """A session in which the caller sends these blobs. Refuses what there is no room for.
+
+        With ``may_leave_out`` only those that are neither here nor being sent by somebody.
+        """
         blobs = decode_blobs(request.blobs, MAX_SESSION_BLOBS)
-        needed = sum(blob.size for blob in blobs)
+        wanted = frozenset(blobs)
+        if request.may_leave_out:
+            missing = await self._ram.missing(blobs)
+            wanted = frozenset(blob for blob in missing if not self._sessions.is_coming(blob))
+        left_out = [index for index, blob in enumerate(blobs) if blob not in wanted]
+        session = pb.Session(left_out=left_out, encrypted=self._encrypts(request))
+        if wanted:
+            await self._check_room(wanted)
+            sent = tuple(blob for blob in blobs if blob in wanted)
+            session.MergeFrom(self._grant(Session(caller.node, Direction.PUSH, sent, self._encrypts(request))))
+            begun = partials_to_wire(blobs, lambda blob: self._ram.partial(blob) if blob in wanted else None)
+            session.begun.extend(begun)
+        return session
+
+    async def _check_room(self, blobs: frozenset[Blob]) -> None:
+        """Raises TierFull. Beginnings that were kept count as room, and those of other blobs give way first."""
+        needed = sum(blob.size for blob in blobs if self._ram.partial(blob) is None)
         capacity = self._ram.capacity_bytes()
-        free = self._ram.free_bytes() - min(_RESERVE_BYTES, capacity // _RESERVE_PART)
+        kept_free = min(_RESERVE_BYTES, capacity // _RESERVE_PART)
+        if needed > self._ram.free_bytes() - kept_free:
+            await trio.to_thread.run_sync(self._ram.give_up_partials, blobs)
+        free = self._ram.free_bytes() - kept_free
+        if free < needed <= capacity and self._make_room is not None:
+            free = await self._make_room(needed + kept_free) - kept_free
         if needed > free:
             raise TierFull(
                 f"the {self._ram.place} has room for {max(0, free)} bytes, and {needed} are offered: give it more "
                 "(ram.size), or keep fewer snapshots (keep.ram)"
             )
-        return self._grant(Direction.PUSH, blobs, request.encrypt, caller)
 
     async def OpenPull(self, request: pb.PullRequest, caller: Caller) -> pb.Session:  # noqa: N802
         """A session in which the caller receives these blobs, or is told for each that it is not here."""
         blobs = decode_blobs(request.blobs, MAX_SESSION_BLOBS)
-        return self._grant(Direction.PULL, blobs, request.encrypt, caller)
+        begun = partials_from_wire(blobs, request.begun)
+        return self._grant(Session(caller.node, Direction.PULL, blobs, self._encrypts(request), begun))
 
     async def Commit(self, request: pb.ManifestText, caller: Caller) -> pb.Empty:  # noqa: N802
         """Lists a snapshot whose content is all here."""
@@ -155,10 +184,11 @@ class PeerService:
         grace = max(self._smallest_grace_seconds, request.grace_seconds)  # in this order, NaN gives way as well
         return pb.CollectReply(freed_bytes=await self._ram.collect(grace))
 
-    def _grant(self, direction: Direction, blobs: tuple[Blob, ...], encrypt: bool, caller: Caller) -> pb.Session:
-        encrypted = self._secure and (self._encrypt or encrypt)
-        token = self._sessions.grant(Session(caller.node, direction, blobs, encrypted))
-        return pb.Session(token=token, encrypted=encrypted)
+    def _encrypts(self, request: pb.PushRequest | pb.PullRequest) -> bool:
+        return self._secure and (self._encrypt or request.encrypt)
+
+    def _grant(self, session: Session) -> pb.Session:
+        return pb.Session(token=self._sessions.grant(session), encrypted=session.encrypted)
 
 
 async def _parse_manifest(text: bytes, limiter: trio.CapacityLimiter) -> Manifest:

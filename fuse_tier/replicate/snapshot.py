@@ -90,6 +90,8 @@ class Snapshotter:
         self._pins = Pins(layout, volume)
         self._node = node
         self._limiter = limiter  # threads that hash: what trainers feel
+        self.is_settled = True
+        """Whether the last snapshot had every closed file: none was still written through a mapping."""
 
     async def take(self, identity: SnapshotId, lineage: Lineage, gate: Gate, previous: Manifest | None) -> Manifest:
         """The tree as it is now, as a manifest with the id ``identity``; all its blobs are in the RAM tier.
@@ -99,6 +101,7 @@ class Snapshotter:
         """
         before = {entry.path: entry for entry in previous.entries} if previous else {}
         walk = await self._walk_consistently(gate, before)
+        self.is_settled = walk.is_settled
         metrics.sealed(sum(entry.blob is not None for entry in walk.entries), "unchanged")
         if walk.unhashed:
             blobs = await self._seal(identity, walk.unhashed)
@@ -205,7 +208,11 @@ class Snapshotter:
         raise TreeChanged(f"{found.path!r} changed while it was hashed")
 
     def _copy_and_hash(self, found: Found) -> Blob | None:
-        """Keeps a copy of a file that has a writer, which has fsynced; None if it has been written since."""
+        """Keeps a copy of a file that has a writer, which has fsynced; None if it has been written since.
+
+        What is written through a mapping changes no time. So the file is read twice: when both times the content is
+        the same, it stood there between them.
+        """
         copy = os.path.join(self._layout.incoming, secrets.token_hex(8))
         try:
             source = os.open(found.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -216,8 +223,9 @@ class Snapshotter:
                 while os.sendfile(target.fileno(), source, None, _BATCH_BYTES):
                     continue
                 blob = hash_descriptor(target.fileno())
+            again = hash_descriptor(source)
             after = os.fstat(source)
-            if (after.st_ino, after.st_ctime_ns) != (found.inode, found.ctime_ns):
+            if again != blob or (after.st_ino, after.st_ctime_ns) != (found.inode, found.ctime_ns):
                 return None
             with suppress(FileExistsError):
                 os.link(copy, self._layout.blob(blob))

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import inf
 
 import structlog
 import trio
@@ -35,6 +36,7 @@ log = structlog.get_logger(__name__)
 
 _SETTLE_AT_MOST = 10  # times the settle time: then a snapshot is taken of a tree that never settles
 _RETRY_SECONDS = 1.0
+_UNSETTLED_SECONDS = 1.0  # until it is looked again whether a file is still written through a mapping
 
 
 Retire = Callable[[dict[int, Blob]], Awaitable[list[int]]]
@@ -65,6 +67,7 @@ class Volume:
         self.changes = Broadcast()  # of the live tree
         self.news = Broadcast()  # of snapshots, of where they are, and of mounting
         self.retire: Retire | None = None  # asks the mount's daemon
+        self.unreserved_bytes = 0  # memory that the job was the first to touch
         self.mounting = trio.Lock()
         self.evicting = trio.Lock()
         self.ending = trio.Lock()
@@ -97,7 +100,7 @@ class Volume:
     @property
     def is_dirty(self) -> bool:
         """Whether the tree has changed since the newest snapshot."""
-        return self.has_tree and self.changes.version > self._seen
+        return self.has_tree and (self.changes.version > self._seen or not self._snapshotter.is_settled)
 
     @property
     def highest(self) -> int:
@@ -257,7 +260,9 @@ class Volume:
     async def keep_snapshots(self) -> None:
         """Takes a snapshot whenever the tree has changed and settled. Runs for as long as the volume is local."""
         while True:
-            await self.changes.wait_beyond(self._seen)
+            # Nobody tells when a mapping goes.
+            with trio.move_on_after(inf if self._snapshotter.is_settled else _UNSETTLED_SECONDS):
+                await self.changes.wait_beyond(self._seen)
             if not self.has_tree or self.gate is None:
                 await self.news.wait_beyond(self.news.version)
                 continue

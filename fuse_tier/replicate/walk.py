@@ -21,6 +21,7 @@ from fuse_tier.manifest import Entry, Kind
 from fuse_tier.ram.layout import VolumeLayout
 from fuse_tier.ram.pins import Pins
 from fuse_tier.ram.remote import remote_files
+from fuse_tier.ram.use import is_written
 
 log = structlog.get_logger(__name__)
 
@@ -59,6 +60,7 @@ class Walk:
     entries: tuple[Entry, ...]
     unhashed: tuple[Found, ...]
     inodes: frozenset[int]  # of the regular files
+    is_settled: bool  # no file is being written of which the daemon does not know
 
 
 def walk_tree(volume: VolumeLayout, pins: Pins, writers: Writers, previous: Mapping[bytes, Entry]) -> Walk:
@@ -104,6 +106,7 @@ def _describe(
     unhashed: list[Found] = []
     first_names: dict[int, bytes] = {}
     inodes: set[int] = set()
+    is_settled = True
     for path, status, full_path in found:
         entry = _common(path, status, full_path)
         if entry is None:
@@ -119,14 +122,17 @@ def _describe(
                 continue
             if known is None:
                 copied = inode in writers.inodes
-                if not copied:
-                    _pin(pins, full_path, inode)
+                if not copied and not _pin(pins, full_path, inode):
+                    is_settled = False
+                    if (known := _before(previous, path)) is None:
+                        continue
+            if known is None:
                 unhashed.append(Found(len(entries), inode, full_path, status.st_size, status.st_ctime_ns, copied))
             else:
                 entry = replace(entry, blob=known)
             first_names[inode] = path
         entries.append(entry)
-    return Walk(tuple(entries), tuple(unhashed), frozenset(inodes))
+    return Walk(tuple(entries), tuple(unhashed), frozenset(inodes), is_settled)
 
 
 def _known(
@@ -157,9 +163,19 @@ def _is_left_out(inode: int, writers: Writers, remote: Collection[int]) -> bool:
     return inode in remote or (inode in writers.inodes and inode not in writers.fsynced)
 
 
-def _pin(pins: Pins, path: str, inode: int) -> None:
+def _before(previous: Mapping[bytes, Entry], path: bytes) -> Blob | None:
+    entry = previous.get(path)
+    return entry.blob if entry is not None and entry.kind is Kind.FILE else None
+
+
+def _pin(pins: Pins, path: str, inode: int) -> bool:
+    """False if somebody writes the file through a mapping that outlived its descriptor (ram/use.py)."""
     try:
         pins.pin(path, inode)
+        if not is_written(pins.path(inode)):
+            return True
+        pins.unpin(inode)
+        return False
     except FileNotFoundError as error:
         raise TreeChanged(f"{path!r} went away while the tree was read") from error
 

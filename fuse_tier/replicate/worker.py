@@ -48,6 +48,7 @@ from fuse_tier.tiers.bucket import BucketTier
 from fuse_tier.tiers.peer import Introduction, PeerTier
 from fuse_tier.tiers.ram import RamTier
 from fuse_tier.wire import channel, grpc
+from fuse_tier.wire.bulk.pacing import Link
 from fuse_tier.wire.bulk.server import serve_bulk
 from fuse_tier.wire.bulk.sessions import Sessions
 from fuse_tier.wire.control_pb2_grpc import add_NodeServicer_to_server, add_PeerServicer_to_server
@@ -74,6 +75,7 @@ class Worker:
         bucket = BucketTier(config.bucket.url, config.bucket.endpoint) if config.bucket else None
         self._bucket = bucket
         self._sessions = Sessions()
+        self._link = Link(config.limits.bulk)
         self._holdings: dict[Identity, tuple[int, ...]] = {}
         self._membership: Membership = build_membership(config, self._instance, self._facts)
         self._places = Places(self._ram, self._membership, bucket, self._connect)
@@ -93,7 +95,8 @@ class Worker:
 
     def _connect(self, member: Member) -> PeerTier:
         own = Introduction(self._config.cluster, self._config.node, self._instance)
-        return PeerTier(member.node, member.control, own, self._tls, encrypt=self._config.encrypt_peer_traffic)
+        encrypt = self._config.encrypt_peer_traffic
+        return PeerTier(member.node, member.control, own, self._tls, encrypt=encrypt, link=self._link)
 
     def _facts(self) -> LocalFacts:
         return LocalFacts(
@@ -143,7 +146,9 @@ class Worker:
 
     async def _serve_bulk(self, task_status: trio.TaskStatus[int]) -> None:
         address = str(self._config.listen.bulk)
-        await serve_bulk(address, self._sessions, self._ram, self._ram, self._tls, task_status=task_status)
+        await serve_bulk(
+            address, self._sessions, self._ram, self._ram, self._tls, link=self._link, task_status=task_status
+        )
 
     async def _serve_peers(self, task_status: trio.TaskStatus[int]) -> None:
         service = PeerService(
@@ -153,6 +158,7 @@ class Worker:
             self._config.cluster,
             secure=self._tls is not None,
             encrypt=self._config.encrypt_peer_traffic,
+            make_room=partial(self._room.make, for_replica=True),
         )
         services = [(add_PeerServicer_to_server, service)]
         await grpc.serve(services, str(self._config.listen.control), self._tls, task_status=task_status)

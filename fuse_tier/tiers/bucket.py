@@ -18,7 +18,7 @@ grace is for when no other process writes. Within one process commits and remova
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Final
 
@@ -41,12 +41,20 @@ from fuse_tier.tiers import bucket_collection
 from fuse_tier.tiers import bucket_layout as layout
 from fuse_tier.tiers import bucket_transfer as transfer
 from fuse_tier.tiers.base import Fetched, TierName, no_progress
+from fuse_tier.tiers.bucket_claims import Claims
 from fuse_tier.tiers.bucket_content import MemoryContent
+from fuse_tier.tiers.bucket_documents import Documents
+from fuse_tier.tiers.bucket_errors import Protected
 from fuse_tier.tiers.bucket_fetch import Fetching
+from fuse_tier.tiers.bucket_many import Removable, Removal, remove
 from fuse_tier.tiers.bucket_objects import Objects
-from fuse_tier.tiers.bucket_packs import PACK_FROM, SMALL, divide
+from fuse_tier.tiers.bucket_pace import Pace
+from fuse_tier.tiers.bucket_parts import PartsUpload
 from fuse_tier.tiers.bucket_presence import RELIANCE_SECONDS, Presence
-from fuse_tier.tiers.bucket_transfer import Task
+from fuse_tier.tiers.bucket_receive import IntoNothing, IntoSink, Receiver
+from fuse_tier.tiers.bucket_session import Session
+from fuse_tier.tiers.bucket_store import Storing
+from fuse_tier.tiers.bucket_task import Task
 from fuse_tier.tiers.bucket_work import Work
 from fuse_tier.verified import VerifyReport
 
@@ -76,18 +84,25 @@ class BucketTier:
         *,
         parallel: int = _PARALLEL,
         patience: float = _PATIENCE_SECONDS,
+        key_file: str | None = None,
+        pace: Pace | None = None,
     ) -> None:
         place = layout.BucketPlace.parse(url)
         self.place = str(place)
-        self._objects = Objects(place, endpoint, parallel)
+        self._session = Session(place, endpoint, key_file, parallel)
+        self._objects = Objects(place, self._session, pace or Pace())
         self._work = Work(parallel, patience)
         self._presence = Presence(self._objects, self._work)
+        self._parts = PartsUpload(self._objects, self._work)
+        self._claims = Claims(self._objects, self._work)
+        self._parallel = parallel
         self._named_or_removed = trio.Lock()
         self._is_ours = False
+        self.documents = Documents(self._objects, self._work, self._check_layout)
 
     async def aclose(self) -> None:
         """Closes the connections. A later call opens new ones."""
-        await trio.to_thread.run_sync(self._objects.close)
+        await trio.to_thread.run_sync(self._session.close)
 
     async def missing(self, blobs: Collection[Blob]) -> set[Blob]:
         """Which of these are not here yet. Raises TierUnavailable, TierRefused, as all methods do."""
@@ -100,24 +115,10 @@ class BucketTier:
         Each was hashed before it was sent, and Cloud Storage has seen the CRC-32C of what was hashed.
         """
         await self._check_layout(make=True)
-        absent = await self._presence.missing(blobs)
-        small = {blob for blob in absent if blob.size < SMALL}
-        packed = small if len(small) >= PACK_FROM else set()
-        items: list[Blob | tuple[Blob, ...]] = [
-            *sorted(absent - packed, key=lambda blob: -blob.size),
-            *divide(packed),
-        ]
-
-        async def upload(item: Blob | tuple[Blob, ...]) -> None:
-            epoch = self._presence.epoch
-            if isinstance(item, Blob):
-                await self._work.run(partial(transfer.upload_blob, self._objects, item, source, progress))
-            else:
-                index = await self._work.run(partial(transfer.upload_pack, self._objects, item, source, progress))
-                self._presence.shelf.add(index)
-            self._presence.note([item] if isinstance(item, Blob) else item, epoch, time.monotonic())
-
-        await self._work.each(items, upload)
+        storing = Storing(
+            self._objects, self._work, self._presence, self._parts, self._claims, self._parallel, source, progress
+        )
+        await storing.store(blobs)
 
     async def commit(self, manifest: Manifest) -> None:
         """Makes a snapshot visible. Raises IncompleteSnapshot, SnapshotConflict."""
@@ -166,19 +167,19 @@ class BucketTier:
     async def fetch(self, blobs: Collection[Blob], sink: Sink, progress: Progress = no_progress) -> Fetched:
         """Downloads as many as possible into the sink, which verifies them."""
         await self._check_layout()
-        receive = partial(transfer.IntoSink, sink)
-        return await Fetching(self._objects, self._work, self._presence, receive, progress).bring(set(blobs))
+        fetching = self._fetching(partial(IntoSink, sink), progress, in_ranges=True)
+        return await fetching.bring(set(blobs))
 
     async def drop(self, snapshot: SnapshotId) -> None:
-        """Takes a snapshot from the list. One that is not there is no error."""
+        """Takes a snapshot from the list. One that is not there is no error. Raises Protected."""
+        for kept in (await self.drop_all([snapshot])).kept:
+            raise Protected(kept.reason)
+
+    async def drop_all(self, snapshots: Collection[SnapshotId]) -> Removal:
+        """Takes snapshots from the list, as far as the bucket lets us; says which it keeps, and why."""
         await self._check_layout()
-
-        def remove() -> None:
-            stored = self._objects.head(layout.manifest_object(snapshot))
-            if stored is not None:
-                self._objects.delete(stored)
-
-        await self._work.run(lambda task: task.retry(remove))
+        wanted = [Removable(layout.manifest_object(snapshot)) for snapshot in snapshots]
+        return await self._work.run(lambda task: remove(self._objects, wanted, task))
 
     async def collect(self, grace_seconds: float) -> int:
         """Removes blobs that no manifest names and nobody relied upon for so long; gives the bytes freed.
@@ -186,13 +187,22 @@ class BucketTier:
         Raises MalformedManifest, and removes nothing, when what a manifest names cannot be read. For what is safe
         beside other processes see the module.
         """
+        return (await self.collect_garbage(grace_seconds)).freed
+
+    async def collect_garbage(self, grace_seconds: float, *, dry_run: bool = False) -> Removal:
+        """The same, and tells which objects went, or would go (``dry_run``), and which the bucket keeps, and why."""
         await self._check_layout()
         started = time.monotonic()
-        collection = bucket_collection.Collection(self._objects, self._work, self._presence, self._named_or_removed)
-        freed = await collection.collect(grace_seconds)
-        if freed:
-            log.info("bucket.collected", bytes=freed, seconds=round(time.monotonic() - started, 3))
-        return freed
+        collecting = bucket_collection.Collecting(self._objects, self._work, self._presence, self._named_or_removed)
+        removal = await collecting.collect(grace_seconds, dry_run=dry_run)
+        if dry_run:
+            return removal
+        if removal.freed:
+            seconds = round(time.monotonic() - started, 3)
+            log.info("bucket.collected", bytes=removal.freed, objects=len(removal.removed), seconds=seconds)
+        if removal.kept:
+            log.info("bucket.protected", objects=len(removal.kept), reason=removal.kept[0].reason)
+        return removal
 
     async def verify(self, identity: Identity | None = None, progress: Progress = no_progress) -> VerifyReport:
         """Downloads and hashes everything listed, and keeps nothing of it. Raises TierUnavailable, TierRefused."""
@@ -207,7 +217,7 @@ class BucketTier:
             except MalformedManifest as error:
                 damaged.append(str(error))
                 continue
-            fetching = Fetching(self._objects, self._work, self._presence, transfer.IntoNothing, progress)
+            fetching = self._fetching(IntoNothing, progress, in_ranges=False)
             fetched = await fetching.bring(set(blobs - checked.keys()))
             checked |= dict.fromkeys(fetched.arrived) | fetched.failed
             for blob in sorted(blobs):
@@ -217,6 +227,11 @@ class BucketTier:
                 if failed is not None:
                     damaged.append(f"{snapshot} in {self.place}: {failed}")
         return VerifyReport(len(snapshots), len(checked), sum(blob.size for blob in checked), tuple(damaged))
+
+    def _fetching(self, receive: Callable[[Blob], Receiver], progress: Progress, *, in_ranges: bool) -> Fetching:
+        return Fetching(
+            self._objects, self._work, self._presence, receive, progress, self._parallel, in_ranges=in_ranges
+        )
 
     def _write_manifest(self, manifest: Manifest, task: Task) -> bool:
         content = MemoryContent(encode(manifest))
@@ -228,7 +243,7 @@ class BucketTier:
         except (NotFound, Damaged):
             return False
 
-    async def _check_layout(self, *, make: bool = False) -> None:
+    async def _check_layout(self, make: bool = False) -> None:
         """Sees once that the bucket is there and of a layout that we know; says so in it before the first write."""
         if not self._is_ours:
             self._is_ours = await self._work.run(lambda task: self._read_marker(task, make))

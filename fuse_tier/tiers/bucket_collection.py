@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Sequence, Set
+from dataclasses import dataclass
 from typing import Final
 
-import structlog
 import trio
 
 from fuse_tier.blobs import Blob
@@ -13,14 +13,16 @@ from fuse_tier.errors import MalformedManifest, NotFound
 from fuse_tier.identity import SnapshotId
 from fuse_tier.manifest import MAX_ENCODED_BYTES, decode
 from fuse_tier.tiers import bucket_layout as layout
+from fuse_tier.tiers.bucket_batch import AT_MOST, portions
+from fuse_tier.tiers.bucket_many import Removable, Removal, remove
 from fuse_tier.tiers.bucket_objects import Objects, Stored
 from fuse_tier.tiers.bucket_presence import Presence
-from fuse_tier.tiers.bucket_transfer import Task, read_whole
+from fuse_tier.tiers.bucket_task import Task
+from fuse_tier.tiers.bucket_transfer import read_whole
 from fuse_tier.tiers.bucket_work import Work
 
-log = structlog.get_logger(__name__)
-
-_FOLDERS: Final = (layout.BLOBS, layout.PACKS)
+# Claims last: an upload in parts has one from before its first part until it has its name.
+_FOLDERS: Final = (layout.BLOBS, layout.PACKS, layout.PARTS, layout.CLAIMS)
 
 
 def list_snapshots(objects: Objects, folder: str, task: Task) -> list[SnapshotId]:
@@ -29,7 +31,20 @@ def list_snapshots(objects: Objects, folder: str, task: Task) -> list[SnapshotId
     return sorted(snapshot for snapshot in listed if snapshot is not None)
 
 
-class Collection:
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An object of ours, and the contents for which it is there; none for what is there for no content."""
+
+    stored: Stored
+    holds: frozenset[Blob]
+
+
+def garbage(found: Collection[Found], named: Set[Blob], now: float, grace_seconds: float) -> tuple[Stored, ...]:
+    """What may go: what holds nothing that is named, and was not written or relied upon for the grace."""
+    return tuple(one.stored for one in found if now - one.stored.used >= grace_seconds and not one.holds & named)
+
+
+class Collecting:
     """One call of ``collect``. ``turn`` keeps commits of this process out while something is removed."""
 
     def __init__(self, objects: Objects, work: Work, presence: Presence, turn: trio.Lock) -> None:
@@ -39,27 +54,56 @@ class Collection:
         self._turn = turn
         self._named: set[Blob] = set()
         self._read: set[SnapshotId] = set()
-        self._freed = 0
+        self._removal = Removal()
 
-    async def collect(self, grace_seconds: float) -> int:
-        """Gives the bytes freed. Raises MalformedManifest, and removes nothing, when a manifest cannot be read."""
+    async def collect(self, grace_seconds: float, *, dry_run: bool = False) -> Removal:
+        """Tells what was removed, or (``dry_run``) would be.
+
+        Raises MalformedManifest, and removes nothing, when what a manifest names cannot be read.
+        """
         old = await self._work.run(lambda task: task.retry(lambda: self._list_old(grace_seconds, task)))
         if not old:
-            return 0
+            return Removal()
         await self._read_manifests()
+        found = await self._found(old)
         async with self._turn:
             await self._read_manifests()  # those that came meanwhile
-            await self._work.each(old, self._remove_unless_named)
-        return self._freed
+            going = garbage(found, self._named, self._objects.now(), grace_seconds)
+            if dry_run:
+                return Removal(tuple(stored.name for stored in going), sum(stored.size for stored in going))
+            gone = {stored.name for stored in going}
+            self._presence.forget({blob for one in found if one.stored.name in gone for blob in one.holds})
+            await self._work.each(portions(going, AT_MOST), self._remove)
+        return self._removal
 
     def _list_old(self, grace_seconds: float, task: Task) -> list[Stored]:
-        listed = (stored for folder in _FOLDERS for stored in self._objects.listed(folder, task.stop))
-        return [
-            stored
-            for stored in listed
-            if self._objects.now() - stored.used >= grace_seconds
-            and (layout.blob_of(stored.name) or layout.pack_of(stored.name))
-        ]
+        old: list[Stored] = []
+        uploading: set[str] = set()
+        for folder in _FOLDERS:
+            for stored in self._objects.listed(folder, task.stop):
+                if not layout.is_collectable(stored.name):
+                    continue
+                if self._objects.now() - stored.used >= grace_seconds:
+                    old.append(stored)
+                elif folder == layout.CLAIMS:
+                    uploading.add(stored.name.removeprefix(layout.CLAIMS))
+        return [stored for stored in old if layout.whole_of_part(stored.name) not in uploading]
+
+    async def _found(self, old: list[Stored]) -> list[Found]:
+        found: list[Found] = []
+
+        async def look(stored: Stored) -> None:
+            if pack := layout.pack_of(stored.name):
+                # One that cannot be read stays: nobody knows what is in it.
+                index = await self._presence.index_of(pack) if pack.size == stored.size else None
+                if index is not None:
+                    found.append(Found(stored, frozenset(index.blobs)))
+                return
+            blob = layout.blob_of(stored.name)
+            found.append(Found(stored, frozenset([blob] if blob else [])))
+
+        await self._work.each(old, look)
+        return found
 
     async def _read_manifests(self) -> None:
         def listed(task: Task) -> list[SnapshotId]:
@@ -83,20 +127,6 @@ class Collection:
             ) from error
         self._read.add(snapshot)
 
-    async def _remove_unless_named(self, stored: Stored) -> None:
-        blob = layout.blob_of(stored.name)
-        held: Iterable[Blob] = [blob] if blob else await self._held_by(stored)
-        held = tuple(held)
-        if not held or not self._named.isdisjoint(held):
-            return
-        self._presence.forget(held)
-        if await self._work.run(
-            lambda task: task.retry(lambda: self._objects.delete(stored, only_unused=True)),
-        ):
-            self._freed += stored.size
-
-    async def _held_by(self, stored: Stored) -> tuple[Blob, ...]:
-        """What a pack holds; nothing if that cannot be read: such a pack stays."""
-        pack = layout.pack_of(stored.name)
-        index = await self._presence.index_of(pack) if pack and pack.size == stored.size else None
-        return tuple(index.blobs) if index else ()
+    async def _remove(self, portion: Sequence[Stored]) -> None:
+        wanted = [Removable(one.name, one.size, one.generation, one.metageneration) for one in portion]
+        self._removal += await self._work.run(lambda task: remove(self._objects, wanted, task))

@@ -1,23 +1,26 @@
 """Bytes on their way to a bucket: where they come from, their checksums, and the body of the request.
 
-Content is checked before it is sent: its hash, because nothing may get a name that it does not deserve, and its
-CRC-32C, which goes ahead of it so that Cloud Storage refuses what was changed on the way.
+What is read is hashed on its way, and read once. Content that is small enough, and each part of what is large, is
+held in memory while it is sent: its CRC-32C goes ahead of it, so that Cloud Storage refuses what was changed on the
+way. What is streamed has its CRC-32C compared with the answer, and its last piece is held back until its hash is
+known to be right: so nothing gets a name that it does not deserve.
 """
 
 from __future__ import annotations
 
-import base64
 import os
 from collections.abc import Callable, Iterator
 from threading import Event
-from typing import ClassVar, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 import xxhash
 
 from fuse_tier.blobs import Blob
 from fuse_tier.errors import Damaged
+from fuse_tier.tiers.bucket_checksums import crc32c
 
 PIECE: Final = 1 << 20  # bytes a read: large enough that the interpreter costs little
+IN_MEMORY: Final = 4 << 20  # bytes: content of up to that size is read before it is sent
 
 
 class Interrupted(Exception):
@@ -33,8 +36,8 @@ class Content(Protocol):
         ...
 
     @property
-    def crc32c(self) -> int:
-        """Their CRC-32C (Castagnoli)."""
+    def crc32c(self) -> int | None:
+        """Their CRC-32C (Castagnoli); None before they have been read."""
         ...
 
     def pieces(self) -> Iterator[bytes | memoryview]:
@@ -42,58 +45,74 @@ class Content(Protocol):
         ...
 
 
-def crc32c_text(value: int) -> str:
-    """A CRC-32C as Cloud Storage writes it."""
-    return base64.b64encode(value.to_bytes(4, "big")).decode()
+class Reader:
+    """Reads a blob from a descriptor, once, from its start to its end; the descriptor's offset is left alone.
 
-
-class FileContent:
-    """What is behind a descriptor, which stays the caller's and whose offset is left alone.
-
-    Raises Damaged unless it is the blob that it is said to be. Never all of it is in memory.
+    Tells the CRC-32C of what it has read, and whether that was the blob.
     """
 
-    def __init__(self, fd: int, blob: Blob, stop: Event) -> None:
-        import google_crc32c
-
-        self.size = blob.size
+    def __init__(self, fd: int, blob: Blob) -> None:
+        self.done = 0  # bytes
         self.crc32c = 0
         self._fd = fd
-        state = xxhash.xxh3_128()
-        found = 0
-        for piece in self._read(1 << 63):
-            if stop.is_set():
-                raise Interrupted
-            state.update(piece)
-            self.crc32c = google_crc32c.extend(self.crc32c, piece)
-            found += len(piece)
-        if Blob(state.digest(), found) != blob:
-            raise Damaged(f"the source holds {Blob(state.digest(), found)} in place of {blob}")
+        self._blob = blob
+        self._state = xxhash.xxh3_128()
+        self._crc: Any = crc32c()
+
+    def piece(self, at_most: int = PIECE) -> bytes:
+        """The next one; empty at the end."""
+        # One byte more than the blob has tells that the file has more, too.
+        piece = os.pread(self._fd, min(PIECE, at_most, self._blob.size + 1 - self.done), self.done)
+        self._state.update(piece)
+        self.crc32c = self._crc.extend(self.crc32c, piece)
+        self.done += len(piece)
+        return piece
+
+    def part(self, size: int) -> bytes:
+        """The next so many bytes; fewer at the end."""
+        pieces, left = [], size
+        while left > 0 and (piece := self.piece(left)):
+            pieces.append(piece)
+            left -= len(piece)
+        return b"".join(pieces)
+
+    def check(self) -> None:
+        """Raises Damaged unless what was read is the blob, and all that there is."""
+        self.piece()
+        found = Blob(self._state.digest(), self.done)
+        if found != self._blob:
+            raise Damaged(f"the source holds {found} in place of {self._blob}")
+
+
+class StreamedContent:
+    """What is behind a descriptor, which stays the caller's. Never all of it is in memory."""
+
+    def __init__(self, fd: int, blob: Blob) -> None:
+        self.size = blob.size
+        self.crc32c: int | None = None
+        self._fd = fd
+        self._blob = blob
 
     def pieces(self) -> Iterator[bytes | memoryview]:
-        """All of it, from the start. Raises Damaged when it was cut meanwhile."""
-        done = 0
-        for piece in self._read(self.size):
-            done += len(piece)
-            yield piece
-        if done < self.size:
-            raise Damaged(f"a file of {self.size} bytes was cut to {done} while it was uploaded")
-
-    def _read(self, size: int) -> Iterator[bytes]:
-        done = 0
-        while piece := os.pread(self._fd, min(PIECE, size - done), done):
-            yield piece
-            done += len(piece)
+        """All of it. Raises Damaged, before the last piece, unless it is the blob that it is said to be."""
+        reader = Reader(self._fd, self._blob)
+        held = b""
+        while piece := reader.piece():
+            if held:
+                yield held
+            held = piece
+        reader.check()
+        self.crc32c = reader.crc32c
+        if held:
+            yield held
 
 
 class MemoryContent:
-    """Bytes in memory: a pack, a manifest."""
+    """Bytes in memory: a small blob, a part of a large one, a pack, a manifest."""
 
     def __init__(self, content: bytes) -> None:
-        import google_crc32c
-
         self.size = len(content)
-        self.crc32c = int(google_crc32c.value(content))
+        self.crc32c = int(crc32c().value(content))
         self.content = content
 
     def pieces(self) -> Iterator[bytes | memoryview]:
@@ -102,19 +121,40 @@ class MemoryContent:
         return (view[start : start + PIECE] for start in range(0, self.size, PIECE))
 
 
+def content_of(fd: int, blob: Blob) -> MemoryContent | StreamedContent:
+    """What is behind a descriptor, checked before it is sent where it is small. Raises Damaged."""
+    if blob.size > IN_MEMORY:
+        return StreamedContent(fd, blob)
+    reader = Reader(fd, blob)
+    content = reader.part(blob.size + 1)
+    reader.check()
+    return MemoryContent(content)
+
+
 class UploadBody:
-    """A multipart body (RFC 2387): an object's metadata, then its content, read piece by piece."""
+    """A multipart body (RFC 2387): an object's metadata, then its content, read piece by piece.
+
+    ``passing`` is told of each piece before it is sent, and may wait; ``sent`` how much has gone.
+    """
 
     _BOUNDARY: ClassVar = b"fuse-tier-7f0b6d1e5a9c42d8b3a5c1"  # 120 bits that no content holds by chance
     TYPE: ClassVar = f"multipart/related; boundary={_BOUNDARY.decode()}"
 
-    def __init__(self, resource: bytes, content: Content, sent: Callable[[int], None], stop: Event) -> None:
+    def __init__(
+        self,
+        resource: bytes,
+        content: Content,
+        sent: Callable[[int], None],
+        passing: Callable[[int, Event], None],
+        stop: Event,
+    ) -> None:
         line = b"--" + self._BOUNDARY
         described = (b"Content-Type: application/json; charset=UTF-8", b"", resource, line)
         self._head = b"\r\n".join((line, *described, b"Content-Type: application/octet-stream", b"", b""))
         self._tail = b"\r\n" + line + b"--\r\n"
         self._content = content
         self._sent = sent
+        self._passing = passing
         self._stop = stop
         self._pieces = self._all()
 
@@ -138,6 +178,7 @@ class UploadBody:
         yield self._head
         done = 0
         for piece in self._content.pieces():
+            self._passing(len(piece), self._stop)
             if self._stop.is_set():
                 raise Interrupted
             yield piece

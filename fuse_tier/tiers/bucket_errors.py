@@ -1,31 +1,37 @@
 """What a failed request to a bucket means, in our errors and in words that tell the next step.
 
-Pure but for its memory of who we are. Nothing of google-cloud-storage or requests leaves the bucket tier: what
-may pass by itself is TierUnavailable, what somebody must mend is TierRefused, an object that is not there is
-NotFound.
+Pure but for asking who we are. Nothing of google-cloud-storage or requests leaves the bucket tier: what may pass by
+itself is TierUnavailable, what somebody must mend is TierRefused, an object that is not there is NotFound.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any, Final
 
 from fuse_tier.errors import NotFound, TierError, TierRefused, TierUnavailable
+from fuse_tier.tiers.bucket_batch import Answer
 from fuse_tier.tiers.bucket_layout import BucketPlace
 
 _PASSING: Final = frozenset({408, 409, 429, 500, 502, 503, 504})  # cloud.google.com/storage/docs/retry-strategy
 _LONGEST_CAUSE: Final = 300
+_MANUAL: Final = "README, 'Bucket access'"
+# As the service words a refusal: "NAME does not have storage.objects.get access to …".
+_REFUSAL: Final = re.compile(r"(\S+) does not have (storage\.[A-Za-z.]+) access")
+# "… is subject to bucket's retention policy …", "… is under active Temporary hold …"
+_PROTECTION: Final = re.compile(r"retention polic|retention period|object retention|\bhold\b", re.IGNORECASE)
 
 
 class BucketErrors:
-    """Translates failures of one bucket's requests. ``principal`` is who we are to it, once that is known."""
+    """Translates failures of one bucket's requests. ``account`` tells who we are to it, as far as that is known."""
 
     def __init__(self, place: BucketPlace, endpoint: str | None) -> None:
         self._place = place
         self._at = endpoint or "Cloud Storage"
-        self.principal = "this node"
+        self.account: Callable[[], str | None] = lambda: None
 
     @contextmanager
     def told(self, permission: str, name: str) -> Iterator[None]:
@@ -47,6 +53,12 @@ class BucketErrors:
             from google.api_core.exceptions import from_http_response
 
             raise from_http_response(response)  # type: ignore[no-untyped-call]
+
+    def of(self, answer: Answer, permission: str, name: str) -> TierError:
+        """What an answer within a batch means that is no success."""
+        said = answer.json().get("error", {})
+        message = str(said.get("message", "")) if isinstance(said, dict) else ""
+        return self._answer(answer.status, message, permission, f"{self._place}/{name}")
 
     def no_bucket(self) -> TierRefused:
         """There is no such bucket, or none that we are shown."""
@@ -71,7 +83,8 @@ class BucketErrors:
                 return TierUnavailable(f"credentials for {name} cannot be renewed: {_innermost(error)}")
             return TierRefused(
                 f"there are no valid credentials for {name}: {_innermost(error)}; use workload identity, set "
-                "GOOGLE_APPLICATION_CREDENTIALS, or run `gcloud auth application-default login`"
+                "GOOGLE_APPLICATION_CREDENTIALS or `bucket.credentials`, or run `gcloud auth application-default "
+                f"login` ({_MANUAL})"
             )
         return None
 
@@ -79,14 +92,39 @@ class BucketErrors:
         said = f"{code} {message[:_LONGEST_CAUSE]}"
         if code == HTTPStatus.NOT_FOUND:
             return NotFound(f"{name} is not there")
+        if code == HTTPStatus.FORBIDDEN and _PROTECTION.search(message):
+            return Protected(f"{name} is protected by a hold or a retention policy: {said}")
         if code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-            return TierRefused(
-                f"{self.principal} lacks storage.objects.{permission} on gs://{self._place.bucket}: grant it "
-                f"roles/storage.objectUser (README, 'Bucket access'); {self._at} said: {said}"
-            )
+            return self._lacking(message, permission, said)
         if code in _PASSING or "crc32c" in message.lower():  # what it got was not what we sent
             return TierUnavailable(f"{self._at} cannot serve {name} now: {said}")
         return TierRefused(f"{self._at} refused a request for {name}: {said}")
+
+    def _lacking(self, message: str, permission: str, said: str) -> TierRefused:
+        account, wanted = self.account(), f"storage.objects.{permission}"
+        if worded := _REFUSAL.search(message):
+            account, wanted = worded[1], worded[2]
+        if account is None or account in ("default", "caller"):
+            account = None
+        bucket = f"gs://{self._place.bucket}"
+        return TierRefused(
+            f"{account or 'this node'} lacks {wanted} on {bucket}: grant it with `gcloud storage buckets "
+            f"add-iam-policy-binding {bucket} --member={_member(account)} --role=roles/storage.objectUser` "
+            f"({_MANUAL}); {self._at} said: {said}"
+        )
+
+
+class Protected(TierRefused):
+    """An object may not be removed or replaced yet, because somebody has the bucket keep it."""
+
+
+def _member(account: str | None) -> str:
+    """An account as IAM names it (cloud.google.com/iam/docs/principal-identifiers)."""
+    if account is None:
+        return "PRINCIPAL"
+    if account.endswith("gserviceaccount.com"):
+        return f"serviceAccount:{account}"
+    return account if "://" in account or ":" in account else f"user:{account}"
 
 
 def _innermost(error: BaseException) -> str:

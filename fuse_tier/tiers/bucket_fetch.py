@@ -7,20 +7,32 @@ in the pack that we knew: the second round looks again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import structlog
 
 from fuse_tier.blobs import Blob, Progress
-from fuse_tier.errors import NotFound, TierError, TierUnavailable
+from fuse_tier.errors import Damaged, NotFound, TierError, TierUnavailable
 from fuse_tier.tiers.base import Fetched
+from fuse_tier.tiers.bucket_checksums import combined, crc32c_text
+from fuse_tier.tiers.bucket_download import Downloads, Landing
+from fuse_tier.tiers.bucket_layout import blob_object, pack_object
 from fuse_tier.tiers.bucket_objects import Objects
 from fuse_tier.tiers.bucket_packs import PACK_FROM, SMALL, Run, Spot, plan_runs
+from fuse_tier.tiers.bucket_parts import to_split
 from fuse_tier.tiers.bucket_presence import Presence
-from fuse_tier.tiers.bucket_transfer import Receiver, download_blob, download_run
+from fuse_tier.tiers.bucket_receive import Receiver, unpack
+from fuse_tier.tiers.bucket_task import Task
 from fuse_tier.tiers.bucket_work import Work
+
+log = structlog.get_logger(__name__)
+
+RANGE: Final = 16 << 20  # bytes: what one request brings of a large blob
 
 
 class Fetching:
-    """One call of ``fetch`` or ``verify``."""
+    """One call of ``fetch`` or ``verify``. ``in_ranges``: large blobs by several requests at a time."""
 
     def __init__(
         self,
@@ -29,12 +41,19 @@ class Fetching:
         presence: Presence,
         receive: Callable[[Blob], Receiver],
         progress: Progress,
+        parallel: int,
+        *,
+        in_ranges: bool,
     ) -> None:
         self._objects = objects
         self._work = work
         self._presence = presence
         self._receive = receive
         self._progress = progress
+        self._downloads = Downloads(objects, work)
+        self._parallel = parallel
+        self._in_ranges = in_ranges
+        self._split: set[Blob] = set()
         self._outcome: dict[Blob, TierError | None] = {}
         self._gone_silent: TierUnavailable | None = None
 
@@ -63,7 +82,9 @@ class Fetching:
 
     async def _attempt(self, single: set[Blob], spots: dict[Blob, Spot]) -> None:
         # The largest first, so that none of them is alone at the end.
-        items: list[Blob | Run] = [*sorted(single, key=lambda blob: -blob.size), *plan_runs(spots)]
+        in_turn = sorted(single, key=lambda blob: -blob.size)
+        self._split = to_split(in_turn, self._parallel) if self._in_ranges else set()
+        items: list[Blob | Run] = [*in_turn, *plan_runs(spots)]
         await self._work.each(items, self._bring_item)
 
     async def _bring_item(self, item: Blob | Run) -> None:
@@ -72,18 +93,68 @@ class Fetching:
             self._outcome.update(dict.fromkeys(concerned, self._gone_silent))
             return
         try:
-            self._outcome.update(await self._bring_blobs(item))
+            self._outcome.update(await (self._bring_run(item) if isinstance(item, Run) else self._bring_blob(item)))
         except TierError as error:
             self._outcome.update(dict.fromkeys(concerned, error))
             if isinstance(error, TierUnavailable):
                 self._gone_silent = error
 
-    async def _bring_blobs(self, item: Blob | Run) -> dict[Blob, TierError | None]:
-        if isinstance(item, Run):
-            run = item
-            return await self._work.run(
-                lambda task: download_run(self._objects, run, self._receive, self._progress, task)
-            )
-        blob = item
-        await self._work.run(lambda task: download_blob(self._objects, blob, self._receive, self._progress, task))
+    async def _bring_blob(self, blob: Blob) -> dict[Blob, TierError | None]:
+        try:
+            await self._land(blob)
+        except Damaged as error:  # it may have been changed on its way: real damage is found twice
+            log.info("bucket.read_again", blob=blob.name, reason=str(error))
+            await self._land(blob)
         return {blob: None}
+
+    async def _land(self, blob: Blob) -> None:
+        receiver = await self._work.run(lambda _: self._receive(blob))
+        is_ended = False
+
+        def accept(_: Task) -> None:
+            nonlocal is_ended
+            is_ended = True
+            receiver.accept()
+
+        step = RANGE if blob in self._split else max(1, blob.size)
+        landings = [
+            Landing(start, min(start + step, blob.size), receiver.write, self._progress)
+            for start in range(0, max(1, blob.size), step)
+        ]
+        try:
+            await self._work.each(
+                landings, lambda landing: self._downloads.bring(blob_object(blob), landing, blob.size)
+            )
+            check_checksum(blob, landings)
+            await self._work.run(accept)
+        finally:
+            if not is_ended:
+                receiver.discard()
+
+    async def _bring_run(self, run: Run, *, is_last: bool = False) -> dict[Blob, TierError | None]:
+        content = bytearray(run.length)
+
+        def write(piece: memoryview, at: int) -> None:
+            content[at - run.start : at - run.start + len(piece)] = piece
+
+        landing = Landing(run.start, run.start + run.length, write)
+        await self._downloads.bring(pack_object(run.pack), landing, run.pack.size)
+        outcome = await self._work.run(
+            lambda task: unpack(memoryview(content), run, self._receive, self._progress, task)
+        )
+        hurt = {blob: Spot(run.pack, start) for blob, start in run.members if isinstance(outcome.get(blob), Damaged)}
+        for again in plan_runs(hurt) if not is_last else ():  # as above
+            outcome |= await self._bring_run(again, is_last=True)
+        return outcome
+
+
+def check_checksum(blob: Blob, landings: Sequence[Landing]) -> None:
+    """Raises Damaged unless what landed has the checksum that the service has of the object."""
+    found = 0
+    for landing in landings:
+        found = combined(found, landing.crc32c, landing.end - landing.start)
+    for landing in landings:
+        if landing.whole_crc32c not in (None, crc32c_text(found)):
+            raise Damaged(
+                f"{blob} has another checksum than the service says: it was changed on its way, or meanwhile"
+            )

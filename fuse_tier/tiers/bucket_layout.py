@@ -21,6 +21,9 @@ MARKER: Final = "fuse-tier.json"
 BLOBS: Final = "blobs/"
 PACKS: Final = "packs/"
 MANIFESTS: Final = "manifests/"
+PARTS: Final = "parts/"
+CLAIMS: Final = "claims/"
+DOCUMENTS: Final = "checkpoints/"
 
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 _LONGEST_PREFIX: Final = 512  # bytes; an object's name has at most 1024, and a manifest's own part up to 800
@@ -28,6 +31,9 @@ _WILDCARDS: Final = frozenset("*?[]#")  # gcloud storage would not take them for
 _NUMBER_DIGITS: Final = 19  # of 2**63 - 1: names sort as numbers do
 _MANIFEST_END: Final = ".manifest"
 _PACK_END: Final = ".zip"
+_PART: Final = re.compile(rf"{PARTS}[0-9a-f]{{32}}-[0-9]{{1,19}}/[0-9]{{{_NUMBER_DIGITS}}}-[0-9]{{{_NUMBER_DIGITS}}}")
+_CLAIM: Final = re.compile(rf"{CLAIMS}[0-9a-f]{{32}}-[0-9]{{1,19}}")
+_DOCUMENT: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,400}[A-Za-z0-9])?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +103,38 @@ def pack_object(content: Blob) -> str:
 def pack_of(name: str) -> Blob | None:
     """The inverse of ``pack_object``; None for what is none of ours."""
     return _exactly(name.rpartition("/")[2].removesuffix(_PACK_END), name, pack_object)
+
+
+def parts_folder(blob: Blob) -> str:
+    """What the names of a blob's parts begin with, while it is uploaded in parts."""
+    return f"{PARTS}{blob.name}/"
+
+
+def part_object(blob: Blob, start: int, end: int) -> str:
+    """Where a part of a blob stands until the blob does, by the bytes that it has."""
+    return f"{parts_folder(blob)}{start:0{_NUMBER_DIGITS}d}-{end:0{_NUMBER_DIGITS}d}"
+
+
+def whole_of_part(name: str) -> str | None:
+    """The name of the blob of which an object is a part; None for what is no part."""
+    return name.split("/")[1] if _PART.fullmatch(name) else None
+
+
+def claim_object(content: Blob) -> str:
+    """Where it is said that somebody uploads a blob or a pack."""
+    return f"{CLAIMS}{content.name}"
+
+
+def is_collectable(name: str) -> bool:
+    """Whether an object is one that may become garbage: nothing else is ever collected."""
+    return bool(blob_of(name) or pack_of(name) or _PART.fullmatch(name) or _CLAIM.fullmatch(name))
+
+
+def document_object(name: str) -> str:
+    """Where a document stands: a small text beside the manifests. Raises InvalidRequest for a name that is none."""
+    if not _DOCUMENT.fullmatch(name) or ".." in name:
+        raise InvalidRequest(f"{name!r} is no name of a document: use letters, digits, '.', '_', '-' and '/'")
+    return f"{DOCUMENTS}{name}"
 
 
 def manifest_object(snapshot: SnapshotId) -> str:

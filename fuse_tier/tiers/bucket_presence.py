@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 import structlog
@@ -17,15 +17,20 @@ import structlog
 from fuse_tier.blobs import Blob
 from fuse_tier.errors import Damaged, NotFound
 from fuse_tier.tiers import bucket_layout as layout
+from fuse_tier.tiers.bucket_batch import AT_MOST, portions
+from fuse_tier.tiers.bucket_many import heads, mark_used
 from fuse_tier.tiers.bucket_objects import Objects, Stored
 from fuse_tier.tiers.bucket_packs import SMALL, PackIndex, Shelf, Spot
-from fuse_tier.tiers.bucket_transfer import Task, read_index
+from fuse_tier.tiers.bucket_task import Task
+from fuse_tier.tiers.bucket_transfer import read_index
 from fuse_tier.tiers.bucket_work import Work
 
 log = structlog.get_logger(__name__)
 
 RELIANCE_SECONDS: Final = 1500.0
-_LIST_FROM: Final = 48  # unknown blobs; up to that many are asked for one by one
+_LIST_FROM: Final = AT_MOST  # unknown blobs; up to that many are asked for in one request
+_LIST_AT_LEAST: Final = 1000  # objects: what one request lists
+_LAST_NAME: Final = "\U0010ffff"  # after all
 _SEARCHED_PACKS: Final = 256  # for content that may well be nowhere; the newest ones
 _BATCH: Final = 32  # indexes read before we look whether that was enough
 _REMEMBERED: Final = 200_000  # blobs seen, before those seen too long ago are forgotten
@@ -60,6 +65,10 @@ class Presence:
         for blob in blobs:
             self._seen.pop(blob, None)
 
+    def known(self, blobs: Iterable[Blob]) -> set[Blob]:
+        """Which of these were there when somebody looked last, or were uploaded."""
+        return {blob for blob in blobs if blob in self._seen}
+
     async def missing(self, blobs: Collection[Blob]) -> set[Blob]:
         """Which of these are not in the bucket, or only in a pack that few would look for."""
         started, epoch = time.monotonic(), self.epoch
@@ -93,18 +102,17 @@ class Presence:
 
     async def _find_single(self, unknown: set[Blob]) -> set[Blob]:
         found: dict[Blob, Stored] = {}
-        if len(unknown) <= _LIST_FROM:
+        rest = sorted(unknown, key=layout.blob_object)
+        if len(unknown) > _LIST_FROM:
+            found, end = await self._work.run(lambda task: task.retry(lambda: self._list_blobs(unknown, task)))
+            rest = [blob for blob in rest if layout.blob_object(blob) > end]
 
-            async def look(blob: Blob) -> None:
-                stored = await self._work.run(
-                    lambda task: task.retry(lambda: self._objects.head(layout.blob_object(blob)))
-                )
-                if stored is not None and stored.size == blob.size:
-                    found[blob] = stored
+        async def look(portion: Sequence[Blob]) -> None:
+            by_name = {layout.blob_object(blob): blob for blob in portion}
+            stored = await self._work.run(lambda task: heads(self._objects, by_name, task))
+            found.update({by_name[name]: one for name, one in stored.items() if one.size == by_name[name].size})
 
-            await self._work.each(unknown, look)
-        else:
-            found = await self._work.run(lambda task: task.retry(lambda: self._list_blobs(unknown, task)))
+        await self._work.each(portions(rest, AT_MOST), look)
         return await self._rely_on(found)
 
     async def _rely_on_packs(self, wanted: set[Blob]) -> set[Blob]:
@@ -118,12 +126,14 @@ class Presence:
         kept = set(found)
         oldest = self._objects.now() - RELIANCE_SECONDS
 
-        async def mark(item: tuple[Blob, Stored]) -> None:
-            blob, stored = item
-            if not await self._work.run(lambda task: task.retry(lambda: self._objects.mark_used(stored))):
-                kept.discard(blob)
+        old = [(blob, stored) for blob, stored in found.items() if stored.used < oldest]
 
-        await self._work.each([item for item in found.items() if item[1].used < oldest], mark)
+        async def mark(portion: Sequence[tuple[Blob, Stored]]) -> None:
+            objects = [stored for _, stored in portion]
+            marked = await self._work.run(lambda task: mark_used(self._objects, objects, task))
+            kept.difference_update(blob for (blob, _), there in zip(portion, marked, strict=True) if not there)
+
+        await self._work.each(portions(old, AT_MOST), mark)
         return kept
 
     async def _search(
@@ -144,13 +154,19 @@ class Presence:
             await self._work.each(batch, read)
         return spots, packs
 
-    def _list_blobs(self, wanted: set[Blob], task: Task) -> dict[Blob, Stored]:
-        found = {}
-        for stored in self._objects.listed(layout.BLOBS, task.stop):
+    def _list_blobs(self, wanted: set[Blob], task: Task) -> tuple[dict[Blob, Stored], str]:
+        """Those of these that are among the first objects, and the name up to which it looked; a large bucket has
+        more than it pays to list.
+        """
+        found, end = {}, _LAST_NAME
+        at_most = max(_LIST_AT_LEAST, len(wanted))
+        for count, stored in enumerate(self._objects.listed(layout.BLOBS, task.stop, at_most), 1):
+            if count == at_most:
+                end = stored.name
             blob = layout.blob_of(stored.name)
             if blob is not None and blob in wanted and stored.size == blob.size:
                 found[blob] = stored
-        return found
+        return found, end
 
     def _list_packs(self, task: Task) -> dict[Blob, Stored]:
         listed = ((layout.pack_of(stored.name), stored) for stored in self._objects.listed(layout.PACKS, task.stop))

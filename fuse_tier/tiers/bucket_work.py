@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import trio
 
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import FuseTierError
 from fuse_tier.tiers.bucket_content import Interrupted
-from fuse_tier.tiers.bucket_transfer import Task
+from fuse_tier.tiers.bucket_task import Task
 
 T = TypeVar("T")
+
+_SPARE: Final = 2
 
 
 class Work:
@@ -22,14 +24,24 @@ class Work:
         self._parallel = parallel
         self._patience = patience
         self._limiter = trio.CapacityLimiter(parallel)
+        self._spare = trio.CapacityLimiter(_SPARE)
 
-    async def run(self, work: Callable[[Task], T]) -> T:
+    @property
+    def has_spare(self) -> bool:
+        """Whether there is a thread for work that is done a second time."""
+        return self._spare.available_tokens > 0
+
+    async def run(
+        self, work: Callable[[Task], T], *, patience: float | None = None, spare: bool = False, leave: bool = False
+    ) -> T:
         """Runs work in a thread, and raises what it raises.
 
         When cancelled, tells the thread to stop and waits for it, but no longer than THREAD_SHUTDOWN: one that is
-        stuck in a socket is left behind, with nothing in its hands that is not its own.
+        stuck in a socket is left behind, with nothing in its hands that is not its own. ``patience`` is another one
+        than usual, ``spare`` takes one of the threads that are kept for what is done a second time, ``leave``
+        leaves the thread behind at once.
         """
-        task = Task(self._patience)
+        task = Task(self._patience if patience is None else patience)
         finished = trio.Event()
         outcome: list[T] = []
         failure: list[Exception] = []
@@ -47,10 +59,10 @@ class Work:
                 await finished.wait()
             except trio.Cancelled:
                 task.stop.set()
-                waiting.deadline = trio.current_time() + Deadline.THREAD_SHUTDOWN
+                waiting.deadline = trio.current_time() + (0.0 if leave else Deadline.THREAD_SHUTDOWN)
                 raise
 
-        async with trio.open_nursery() as nursery, self._limiter:
+        async with trio.open_nursery() as nursery, self._spare if spare else self._limiter:
             with trio.CancelScope(shield=True) as waiting:
                 nursery.start_soon(stop_when_cancelled)
                 # The limiter was taken above, where waiting for it can be cancelled.
@@ -78,3 +90,18 @@ class Work:
                 nursery.start_soon(take_turns)
         if failures:
             raise failures[0]
+
+    async def beside(self, background: Callable[[], Awaitable[None]], work: Callable[[], Awaitable[T]]) -> T:
+        """Does work with something else going on until it is done; raises what it raises."""
+        outcome: list[T] = []
+        failures: list[FuseTierError] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(background)
+            try:
+                outcome.append(await work())
+            except FuseTierError as error:
+                failures.append(error)
+            nursery.cancel_scope.cancel()
+        if failures:
+            raise failures[0]
+        return outcome[0]

@@ -1,19 +1,20 @@
 """A peer's RAM as a tier: control calls for everything but content, which goes over bulk streams.
 
-The first call says hello: a peer of another cluster or version, or one that is not who it should be, is refused
-before anything is asked of it, and so it is again after it could not be reached. Content goes in sessions of
-limited size, two at a time, so that a lost stream costs little and a large file does not hold up the rest.
+The first call says hello: a peer of another cluster or major version, or one that is not who it should be, is
+refused before anything is asked of it, and so it is again after it could not be reached. Content goes in
+sessions (peer_sessions.py); what another node is sending to the peer already is not sent a second time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import trio
 
-from fuse_tier.blobs import Blob, Progress, Sink, Source
+from fuse_tier.blobs import Blob, Progress, ResumingSink, Sink, Source
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import (
     ConfigError,
@@ -29,21 +30,25 @@ from fuse_tier.errors import (
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Manifest, decode, encode
 from fuse_tier.tiers.base import Fetched, TierName, no_progress
+from fuse_tier.tiers.peer_sessions import Lanes, Patience, Transfer, run_sessions
 from fuse_tier.verified import VerifyReport
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.bulk.client import Grant, pull, push
-from fuse_tier.wire.bulk.format import MAX_SESSION_BLOBS, decode_blob, encode_blob
+from fuse_tier.wire.bulk.format import decode_blob, encode_blob
+from fuse_tier.wire.bulk.pacing import Link
+from fuse_tier.wire.bulk.sessions import Direction
 from fuse_tier.wire.bulk.transfer import Receipt
 from fuse_tier.wire.control_pb2_grpc import PeerStub
 from fuse_tier.wire.grpc import Client
-from fuse_tier.wire.members import PROTOCOL
+from fuse_tier.wire.members import MINOR, PROTOCOL
+from fuse_tier.wire.partials import blob_at, partials_from_wire, partials_to_wire
 from fuse_tier.wire.tls import TlsFiles
 
-_SESSION_BYTES = 256 << 20
-_STREAMS = 2  # a transfer's; more of them would only take turns on a node's link
-_STREAMS_OF_ALL = 4  # transfers with this peer together
 _BLOBS_A_CALL = 1 << 14
 _SETTLE_SECONDS = 1.0  # see Client.call
+_FIRST_LOOK_SECONDS = 0.02  # whether what another node sends has arrived
+_LONGEST_LOOK_SECONDS = 1.0
+_PATIENCE_SECONDS = 60.0  # with other senders, while nothing of theirs arrives
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,14 @@ class PeerTier:
     name = TierName.PEER
 
     def __init__(
-        self, node: str | None, control: str, own: Introduction, tls: TlsFiles | None, *, encrypt: bool = True
+        self,
+        node: str | None,
+        control: str,
+        own: Introduction,
+        tls: TlsFiles | None,
+        *,
+        encrypt: bool = True,
+        link: Link | None = None,
     ) -> None:
         self.place = f"peer {node} ({control})" if node else f"peer {control}"
         self._node = node
@@ -74,8 +86,9 @@ class PeerTier:
         self._encrypt = encrypt
         self._client = Client(control, PeerStub, tls)
         self._bulk = ""  # learned by hello; empty: hello is due
-        self._turns = trio.CapacityLimiter(_STREAMS_OF_ALL)  # taken before a session is opened: it must begin soon
-        self._threads = trio.CapacityLimiter(_STREAMS_OF_ALL)
+        self._link = link or Link()
+        self._lanes = {Direction.PUSH: Lanes(), Direction.PULL: Lanes()}
+        self._threads = trio.CapacityLimiter(math.inf)  # as many as there are lanes
         self._parsing = trio.CapacityLimiter(2)
 
     async def aclose(self) -> None:
@@ -85,12 +98,14 @@ class PeerTier:
     async def hello(self) -> pb.HelloReply:
         """Asks the peer who it is. Raises TierRefused when we can not work with it, TierUnavailable."""
         own = self._own
-        request = pb.HelloRequest(protocol=PROTOCOL, cluster=own.cluster, node=own.node, instance=own.instance)
+        request = pb.HelloRequest(
+            protocol=PROTOCOL, minor=MINOR, cluster=own.cluster, node=own.node, instance=own.instance
+        )
         reply: pb.HelloReply = await self._call("Hello", request, Deadline.CONTROL_CALL)
         if reply.protocol != PROTOCOL:
             raise TierRefused(
                 f"{self.place} runs fuse-tier {reply.version} with protocol {reply.protocol}, and this node speaks "
-                f"protocol {PROTOCOL}: run one version on all nodes"
+                f"protocol {PROTOCOL}: run versions of one major protocol on all nodes"
             )
         if reply.cluster != own.cluster:
             raise TierRefused(
@@ -124,21 +139,54 @@ class PeerTier:
         return missing
 
     async def store(self, blobs: Collection[Blob], source: Source, progress: Progress = no_progress) -> None:
-        """See Tier. What was torn by a writer while it was sent is sent once more."""
-        missing = await self.missing(blobs)
+        """See Tier. What was torn by a writer while it was sent is sent once more.
 
-        async def send(batch: Sequence[Blob], receipt: Receipt) -> None:
-            request = pb.PushRequest(blobs=map(encode_blob, batch), encrypt=self._encrypt)
-            pushed = await push(await self._open("OpenPush", request), batch, source, progress, self._threads)
+        What others are sending is waited for, and sent from here if it does not come.
+        """
+        missing = await self.missing(blobs)
+        pause, patient_until, patience = _FIRST_LOOK_SECONDS, trio.current_time() + _PATIENCE_SECONDS, Patience()
+        while missing:
+            elsewhere = await self._send(missing, source, progress, trio.current_time() < patient_until, patience)
+            if not elsewhere:
+                return
+            await trio.sleep(pause)
+            pause = min(_LONGEST_LOOK_SECONDS, pause * 2)
+            before, missing = elsewhere, await self.missing(elsewhere)
+            if len(missing) < len(before):
+                patient_until = trio.current_time() + _PATIENCE_SECONDS
+
+    async def _send(
+        self, blobs: Collection[Blob], source: Source, progress: Progress, may_leave_out: bool, patience: Patience
+    ) -> set[Blob]:
+        """Sends blobs that were missing; gives those that the peer wanted left out."""
+        left_out: set[Blob] = set()
+
+        async def send(batch: Sequence[Blob], receipt: Receipt) -> bool:
+            await self._link.give_way()
+            request = pb.PushRequest(
+                blobs=map(encode_blob, batch), encrypt=self._encrypt, may_leave_out=may_leave_out
+            )
+            bulk, session = await self._open("OpenPush", request)
+            omitted = {blob_at(batch, index) for index in session.left_out}
+            left_out.update(omitted)
+            receipt.arrived |= omitted
+            sent = tuple(blob for blob in batch if blob not in omitted)
+            if not sent:
+                return False
+            begun = partials_from_wire(batch, session.begun)
+            grant = Grant(bulk, session.token, self._tls if session.encrypted else None, begun)
+            pushed = await push(grant, sent, source, progress, self._threads, self._link)
             receipt.arrived |= pushed.arrived
             receipt.failed |= pushed.failed
             receipt.torn |= pushed.torn
+            return True
 
-        receipt, _ = await self._in_sessions(missing, send)
+        receipt, _ = await self._in_sessions(Direction.PUSH, blobs, send, patience)
         if receipt.torn and receipt.torn == receipt.failed.keys():
-            receipt, _ = await self._in_sessions(receipt.torn, send)
+            receipt, _ = await self._in_sessions(Direction.PUSH, receipt.torn, send, patience)
         if receipt.failed:
             raise min(receipt.failed.values(), key=lambda error: not isinstance(error, TierFull))
+        return left_out
 
     async def commit(self, manifest: Manifest) -> None:
         """See Tier."""
@@ -166,15 +214,20 @@ class PeerTier:
     async def fetch(self, blobs: Collection[Blob], sink: Sink, progress: Progress = no_progress) -> Fetched:
         """See Tier. What was torn by a writer while it was read is asked for once more."""
 
-        async def receive(batch: Sequence[Blob], receipt: Receipt) -> None:
-            request = pb.PullRequest(blobs=map(encode_blob, batch), encrypt=self._encrypt)
-            await pull(await self._open("OpenPull", request), batch, sink, progress, self._threads, receipt)
+        async def receive(batch: Sequence[Blob], receipt: Receipt) -> bool:
+            begun = partials_to_wire(batch, sink.partial) if isinstance(sink, ResumingSink) else []
+            request = pb.PullRequest(blobs=map(encode_blob, batch), encrypt=self._encrypt, begun=begun)
+            bulk, session = await self._open("OpenPull", request)
+            grant = Grant(bulk, session.token, self._tls if session.encrypted else None)
+            await pull(grant, batch, sink, progress, self._threads, receipt, self._link)
+            return True
 
-        receipt, lost = await self._in_sessions(frozenset(blobs), receive)
+        patience = Patience()
+        receipt, lost = await self._in_sessions(Direction.PULL, frozenset(blobs), receive, patience)
         if lost is not None:
             raise lost
         if receipt.torn:
-            again, _ = await self._in_sessions(receipt.torn, receive)
+            again, _ = await self._in_sessions(Direction.PULL, receipt.torn, receive, patience)
             receipt.arrived |= again.arrived
             receipt.failed |= again.failed
         failed = {blob: error for blob, error in receipt.failed.items() if blob not in receipt.arrived}
@@ -197,42 +250,20 @@ class PeerTier:
         return VerifyReport(reply.snapshots, reply.blobs, reply.bytes, tuple(reply.damaged))
 
     async def _in_sessions(
-        self, blobs: Collection[Blob], transfer: Callable[[Sequence[Blob], Receipt], Awaitable[None]]
+        self, direction: Direction, blobs: Collection[Blob], transfer: Transfer, patience: Patience
     ) -> tuple[Receipt, TierError | None]:
-        """Runs ``transfer`` for batches; gives what became of each blob, and an error if it became of all."""
-        whole = Receipt()
-        broken: list[TierError] = []
-        waiting = batches(blobs)
+        receipt, lost = await run_sessions(blobs, transfer, self._lanes[direction], patience)
+        for error in receipt.failed.values():
+            self._lost_if_unavailable(error)
+        return receipt, lost
 
-        async def work() -> None:
-            for batch in waiting:
-                receipt = Receipt()
-                try:
-                    async with self._turns:
-                        await transfer(batch, receipt)
-                except FuseTierError as raised:
-                    error = raised if isinstance(raised, TierError) else TierRefused(str(raised))
-                    self._lost_if_unavailable(error)
-                    broken.append(error)
-                    known = receipt.arrived | receipt.failed.keys()
-                    receipt.failed |= {blob: error for blob in batch if blob not in known}
-                whole.arrived |= receipt.arrived
-                whole.failed |= receipt.failed
-                whole.torn |= receipt.torn
-
-        async with trio.open_nursery() as nursery:
-            for _ in range(_STREAMS):
-                nursery.start_soon(work)
-        if broken and not whole.arrived and all(error in broken for error in whole.failed.values()):
-            return whole, broken[0]
-        return whole, None
-
-    async def _open(self, name: str, request: pb.PushRequest | pb.PullRequest) -> Grant:
+    async def _open(self, name: str, request: pb.PushRequest | pb.PullRequest) -> tuple[str, pb.Session]:
+        """Where the session's stream goes, and the session."""
         bulk = await self._introduced()
         session: pb.Session = await self._call(name, request, Deadline.CONTROL_CALL, _SETTLE_SECONDS)
         if not session.encrypted and self._encrypt and self._tls is not None:
             raise TierRefused(f"{self.place} would send content in the clear: set encryptPeerTraffic there too")
-        return Grant(bulk, session.token, self._tls if session.encrypted else None)
+        return bulk, session
 
     async def _ask(
         self, name: str, request: Any, deadline_seconds: float = Deadline.CONTROL_CALL, settle_seconds: float = 0.0
@@ -266,17 +297,3 @@ class PeerTier:
             return decode_blob(encoded)
         except InvalidRequest as error:
             raise TierRefused(f"{self.place} names what is no blob: {error}") from error
-
-
-def batches(blobs: Collection[Blob]) -> Iterator[tuple[Blob, ...]]:
-    """Blobs in sessions: large ones first and nearly alone, so that two streams end at about the same time."""
-    batch: list[Blob] = []
-    size = 0
-    for blob in sorted(blobs, key=lambda blob: (-blob.size, blob.digest)):
-        if batch and (len(batch) == MAX_SESSION_BLOBS or size + blob.size > _SESSION_BYTES):
-            yield tuple(batch)
-            batch, size = [], 0
-        batch.append(blob)
-        size += blob.size
-    if batch:
-        yield tuple(batch)

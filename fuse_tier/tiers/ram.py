@@ -19,7 +19,7 @@ from typing import TypeVar
 import structlog
 import trio
 
-from fuse_tier.blobs import Blob, Incoming, Progress, Sink, Source
+from fuse_tier.blobs import Blob, Partial, Progress, ResumableIncoming, Sink, Source
 from fuse_tier.errors import IncompleteSnapshot
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Manifest, encode
@@ -62,10 +62,18 @@ class RamTier:
         """A read-only descriptor; see ``RamContent.open``. Raises NotFound, Damaged. Blocks."""
         return self._content.open(blob)
 
-    def create(self, blob: Blob) -> Incoming:
+    def create(self, blob: Blob) -> ResumableIncoming:
         """Makes room for a blob. Raises TierFull, and nothing is left then. Blocks."""
         self._expected.comes(blob)
         return self._content.create(blob)
+
+    def partial(self, blob: Blob) -> Partial | None:
+        """What is kept of a blob whose transfer broke: another ``create`` goes on from there."""
+        return self._content.partial(blob)
+
+    def give_up_partials(self, but: Collection[Blob]) -> int:
+        """Removes what is kept of other blobs than these; gives the bytes that came free. Blocks."""
+        return self._content.partials.give_up(but)
 
     def remove(self, blob: Blob) -> None:
         """Removes a blob that was found to be damaged, so that it can be fetched again. Blocks."""
@@ -153,6 +161,8 @@ class RamTier:
         nothing it is not protected. A manifest that cannot be read names nothing.
         """
         stop, started = Event(), time.monotonic()
+        partials = self._content.partials
+        await self._look(partials.expire if grace_seconds else partials.give_up)
         async with self._listed_or_collected:
             expected = self._expected.names(_SILENCE_SECONDS if grace_seconds else 0.0)
             spared = {blob.name for blob in self.spared()} | set(expected)

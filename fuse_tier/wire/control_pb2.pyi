@@ -111,11 +111,15 @@ class HelloRequest(_message.Message):
     CLUSTER_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
     INSTANCE_FIELD_NUMBER: _builtins.int
+    MINOR_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
+    """major: another one is refused"""
     cluster: _builtins.str
     node: _builtins.str
     instance: _builtins.str
     """random, new at each start of a worker"""
+    minor: _builtins.int
+    """grows with what was added; who has less is spoken to without that"""
     def __init__(
         self,
         *,
@@ -123,10 +127,11 @@ class HelloRequest(_message.Message):
         cluster: _builtins.str = ...,
         node: _builtins.str = ...,
         instance: _builtins.str = ...,
+        minor: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "instance", b"instance", "node", b"node", "protocol", b"protocol"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "instance", b"instance", "minor", b"minor", "node", b"node", "protocol", b"protocol"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -145,6 +150,7 @@ class HelloReply(_message.Message):
     MOUNTED_FIELD_NUMBER: _builtins.int
     CAPACITY_BYTES_FIELD_NUMBER: _builtins.int
     FREE_BYTES_FIELD_NUMBER: _builtins.int
+    MINOR_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     cluster: _builtins.str
     node: _builtins.str
@@ -155,6 +161,7 @@ class HelloReply(_message.Message):
     """HOST:PORT"""
     capacity_bytes: _builtins.int
     free_bytes: _builtins.int
+    minor: _builtins.int
     @_builtins.property
     def mounted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """identities mounted there"""
@@ -171,10 +178,11 @@ class HelloReply(_message.Message):
         mounted: _abc.Iterable[_builtins.str] | None = ...,
         capacity_bytes: _builtins.int = ...,
         free_bytes: _builtins.int = ...,
+        minor: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bulk", b"bulk", "capacity_bytes", b"capacity_bytes", "cluster", b"cluster", "free_bytes", b"free_bytes", "instance", b"instance", "mounted", b"mounted", "node", b"node", "protocol", b"protocol", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bulk", b"bulk", "capacity_bytes", b"capacity_bytes", "cluster", b"cluster", "free_bytes", b"free_bytes", "instance", b"instance", "minor", b"minor", "mounted", b"mounted", "node", b"node", "protocol", b"protocol", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -201,12 +209,44 @@ class BlobList(_message.Message):
 Global___BlobList: _TypeAlias = BlobList  # noqa: Y015
 
 @_typing.final
+class Partial(_message.Message):
+    """The beginning of a blob, from a transfer that broke: the rest is sent, if it is a beginning of what the sender has."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """of the request's blobs"""
+    size: _builtins.int
+    digest: _builtins.bytes
+    """xxh3-128 of these bytes"""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        size: _builtins.int = ...,
+        digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "index", b"index", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Partial: _TypeAlias = Partial  # noqa: Y015
+
+@_typing.final
 class PushRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     BLOBS_FIELD_NUMBER: _builtins.int
     ENCRYPT_FIELD_NUMBER: _builtins.int
+    MAY_LEAVE_OUT_FIELD_NUMBER: _builtins.int
     encrypt: _builtins.bool
+    may_leave_out: _builtins.bool
+    """the session need not be for all of them (minor 1)"""
     @_builtins.property
     def blobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
     def __init__(
@@ -214,10 +254,11 @@ class PushRequest(_message.Message):
         *,
         blobs: _abc.Iterable[_builtins.bytes] | None = ...,
         encrypt: _builtins.bool = ...,
+        may_leave_out: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blobs", b"blobs", "encrypt", b"encrypt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blobs", b"blobs", "encrypt", b"encrypt", "may_leave_out", b"may_leave_out"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -229,18 +270,24 @@ class PullRequest(_message.Message):
 
     BLOBS_FIELD_NUMBER: _builtins.int
     ENCRYPT_FIELD_NUMBER: _builtins.int
+    BEGUN_FIELD_NUMBER: _builtins.int
     encrypt: _builtins.bool
     @_builtins.property
     def blobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    @_builtins.property
+    def begun(self) -> _containers.RepeatedCompositeFieldContainer[Global___Partial]:
+        """what the caller has (minor 1)"""
+
     def __init__(
         self,
         *,
         blobs: _abc.Iterable[_builtins.bytes] | None = ...,
         encrypt: _builtins.bool = ...,
+        begun: _abc.Iterable[Global___Partial] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blobs", b"blobs", "encrypt", b"encrypt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begun", b"begun", "blobs", b"blobs", "encrypt", b"encrypt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -252,17 +299,30 @@ class Session(_message.Message):
 
     TOKEN_FIELD_NUMBER: _builtins.int
     ENCRYPTED_FIELD_NUMBER: _builtins.int
+    BEGUN_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
     token: _builtins.bytes
+    """single use, for the caller and these blobs; empty when all were left out"""
     encrypted: _builtins.bool
+    @_builtins.property
+    def begun(self) -> _containers.RepeatedCompositeFieldContainer[Global___Partial]:
+        """of a push: what the answerer has (minor 1)"""
+
+    @_builtins.property
+    def left_out(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """of the request's blobs: those here already, or being sent by others (minor 1)"""
+
     def __init__(
         self,
         *,
         token: _builtins.bytes = ...,
         encrypted: _builtins.bool = ...,
+        begun: _abc.Iterable[Global___Partial] | None = ...,
+        left_out: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["encrypted", b"encrypted", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begun", b"begun", "encrypted", b"encrypted", "left_out", b"left_out", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -23,6 +23,7 @@ from fuse_tier.members import (
 from fuse_tier.wire import control_pb2 as pb
 
 PROTOCOL = 1  # major version of control.proto: one of another is refused at Hello
+MINOR = 1  # grows when something is added, which is then used only with those who know it
 _LONGEST_LABEL = 253
 
 

@@ -59,9 +59,11 @@ def status_facts() -> dict[str, Any]:
         "volumes": [
             {"identity": "default/llama/0", "mountpoint": "/ckpt", "mounted": True, "run": "llama",
              "newest": {"number": 12, "created_ns": CREATED_NS, "files": 8, "bytes": 1 << 30}, "dirty": True,
-             "durable": {"ram": 12, "peer": 11, "bucket": None}, "peers": {"b": 11}, "queue": 2},
+             "durable": {"ram": 12, "peer": 11, "bucket": None}, "peers": {"b": 11}, "queue": 2,
+             "unreserved_bytes": 5 << 20},
             {"identity": "default/llama/1", "mountpoint": "", "mounted": False, "run": "llama", "newest": None,
-             "dirty": False, "durable": {"ram": None, "peer": None, "bucket": None}, "peers": {}, "queue": 0},
+             "dirty": False, "durable": {"ram": None, "peer": None, "bucket": None}, "peers": {}, "queue": 0,
+             "unreserved_bytes": 0},
         ],
         "queue": {"copies": 2, "bytes": 3 << 20},
         "rates": {"peer_bytes_per_second": 1.5e9, "bucket_bytes_per_second": 0.0},

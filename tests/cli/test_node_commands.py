@@ -54,10 +54,11 @@ async def test_status_is_a_table_for_people(node: AskedNode) -> None:
     assert "ram  ram of a  2 GiB  1 GiB  2  ok" in lines
     assert "bucket  gs://checkpoints/prefix  -  -  -  unavailable: connection refused?" in lines
     assert "default/llama/1  -  none  -  -  -  0" in lines
-    (volume,) = (line for line in lines if line.startswith("default/llama/0"))
+    (volume,) = (line for line in lines if line.startswith("default/llama/0  "))
     assert re.fullmatch(
         r"default/llama/0  /ckpt  12 \(8 files, 1 GiB, .* ago\), changed since  12  11 \(b: 11\)  -  2", volume
     )
+    assert "default/llama/0: 5 MiB count against the job's own memory limit" in lines
     assert "queue: 2 to copy, 3 MiB; to peers 1.4 GiB/s, to the bucket 0 B/s" in lines
 
 

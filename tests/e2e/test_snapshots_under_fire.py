@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from tests.harness.logs import ExpectedLogs
+from tests.harness.mapping import mapped
 
 pytestmark = [pytest.mark.fuse]
 
@@ -21,7 +22,7 @@ _NAMES = [f"file{number}" for number in range(6)]
 
 def content(version: int, size: int) -> bytes:
     """Tells of itself whether it is whole: its first line says how the rest must be."""
-    head = b"%d %d\n" % (version, size)
+    head = b"%08d %d\n" % (version, size)
     return head + (b"%08d" % version) * (size // 8)
 
 
@@ -47,7 +48,10 @@ class Job:
         path = self._mount / self._rng.choice(_NAMES)
         other = self._mount / self._rng.choice(_NAMES)
         operation = self._rng.choice(
-            [self.rewrite, self.overwrite, self.grow_and_cut, self.replace, self.link, self.move, self.remove]
+            [
+                *(self.rewrite, self.overwrite, self.write_through_memory, self.grow_and_cut),
+                *(self.replace, self.link, self.move, self.remove),
+            ]
         )
         with suppress(FileNotFoundError, FileExistsError):
             operation(path, other)
@@ -64,6 +68,17 @@ class Job:
             file.truncate(len(text))
             if self._rng.random() < 0.3:
                 os.fsync(file.fileno())
+
+    def write_through_memory(self, path: Path, other: Path) -> None:
+        size = int(path.read_bytes().partition(b"\n")[0].split()[1])
+        self._version += 1
+        text = content(self._version, size)
+        with mapped(path, writable=True) as memory:  # the file is not open any more
+            middle = len(text) // 2
+            memory[:middle] = text[:middle]
+            other.with_name("moment").write_bytes(b"")
+            other.with_name("moment").unlink()
+            memory[middle:] = text[middle:]
 
     def grow_and_cut(self, path: Path, other: Path) -> None:
         size = path.stat().st_size
@@ -113,5 +128,5 @@ async def test_every_snapshot_holds_what_its_files_were_and_never_changes(
         number = int(snapshot.id.rpartition("@")[2])
         target = tmp_path / f"restored{number}"
         await node.restore("default/job/0", target, snapshot=number)
-        for path in target.iterdir():
+        for path in set(target.iterdir()) - {target / "moment"}:
             assert is_whole(path.read_bytes()), f"{snapshot.id}: {path.name}"

@@ -107,6 +107,20 @@ async def test_a_finished_file_is_announced_and_its_writer_is_known_before(mount
         assert (await worker.ask("version"))["writers"] == []
 
 
+async def test_memory_that_the_job_touched_first_is_told_and_none_that_was_reserved(mounted: Mounted) -> None:
+    size = 4 << 20
+    async with running_worker(mounted.place.socket) as worker:
+        await worker.heard("hello")
+        await job(write(mounted.path / "step-1", b"1" * size))
+        told = size if mounted.said["passthrough"] else 0
+        await worker.heard("changed", lambda arguments: arguments["unreserved"] == told)
+        await job(write(mounted.path / "step-2", b"2" * size))
+        before = await counter(worker)
+        await job(lambda: (mounted.path / "step-2").chmod(0o600))
+        later = await worker.heard("changed", lambda arguments: arguments["counter"] > before)
+        assert later["unreserved"] == told
+
+
 async def test_a_file_that_is_only_held_open_for_writing_counts_as_synced(mounted: Mounted) -> None:
     async with running_worker(mounted.place.socket) as worker:
         await job(write(mounted.path / "lock", b""))

@@ -65,7 +65,7 @@ async def test_hello_tells_what_the_node_says_of_itself(service: PeerService) ->
         ({"node": "../b"}, InvalidRequest, "no valid name"),
         ({"node": ""}, InvalidRequest, "no valid name"),
         ({"instance": "x\n"}, InvalidRequest, "no valid name"),
-        ({"protocol": 0}, TierRefused, "run one version on all nodes"),
+        ({"protocol": 0}, TierRefused, "run versions of one major protocol"),
         ({"cluster": ""}, TierRefused, "belongs to cluster 'test', and a to ''"),
     ],
 )
@@ -126,6 +126,19 @@ async def test_a_node_without_certificates_encrypts_nothing(ram: RamTier, sessio
     service = PeerService(ram, sessions, lambda: OWN, "test", secure=False, encrypt=True)
     session = await service.OpenPush(pb.PushRequest(encrypt=True), SOMEBODY)
     assert not session.encrypted
+
+
+async def test_for_what_there_is_no_room_some_is_made_first(ram: RamTier, sessions: Sessions) -> None:
+    wanted: list[int] = []
+
+    async def make_room(size: int) -> int:
+        wanted.append(size)
+        return 2 * size
+
+    service = PeerService(ram, sessions, lambda: OWN, "test", secure=True, encrypt=False, make_room=make_room)
+    size = ram.capacity_bytes()
+    assert (await service.OpenPush(pb.PushRequest(blobs=[encode_blob(Blob(bytes(16), size))]), SOMEBODY)).token
+    assert wanted[0] >= size
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 from fuse_tier.hashing import hash_bytes
+from fuse_tier.identity import SnapshotId
 from fuse_tier.manifest import Kind, Manifest
-from fuse_tier.replicate.snapshot import TreeVersion
+from fuse_tier.replicate.snapshot import Quiescent, TreeVersion
 from fuse_tier.replicate.walk import TreeChanged, Writers
-from tests.replicate.conftest import Bench
+from tests.harness.mapping import mapped
+from tests.replicate.conftest import IDENTITY, LINEAGE, Bench
 
 
 def content(bench: Bench, manifest: Manifest, path: str) -> bytes:
@@ -122,6 +124,21 @@ async def test_a_file_that_was_fsynced_and_is_still_open_is_kept_as_a_copy(bench
         still_open.write(b" and more")
     assert content(bench, first, "events") == b"synced"
     assert not bench.volume.pins.shares_inode(inode)
+
+
+async def test_a_file_that_is_written_through_memory_is_sealed_when_its_mapping_is_gone(bench: Bench) -> None:
+    (bench.tree / "mapped").write_bytes(b"being written")
+    (bench.tree / "file").write_bytes(b"file")
+    snapshotter = bench.snapshotter()
+    with mapped(bench.tree / "mapped", writable=True) as memory:
+        first = await snapshotter.take(SnapshotId(IDENTITY, 1), LINEAGE, Quiescent(), None)
+        memory[:5] = b"BEING"
+        settled = [snapshotter.is_settled]
+        assert "mapped" not in paths(first)
+        assert content(bench, first, "file") == b"file"
+    second = await snapshotter.take(SnapshotId(IDENTITY, 2), LINEAGE, Quiescent(), first)
+    assert [*settled, snapshotter.is_settled] == [False, True]
+    assert content(bench, second, "mapped") == b"BEING written"
 
 
 async def test_a_walk_that_a_change_overtook_is_made_again(bench: Bench) -> None:

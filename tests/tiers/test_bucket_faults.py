@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from fuse_tier.emulator import Emulator, running_emulator
-from fuse_tier.errors import TierRefused, TierUnavailable
+from fuse_tier.errors import InvalidRequest, TierRefused, TierUnavailable
 from fuse_tier.hashing import hash_bytes
 from fuse_tier.tiers.bucket import BucketTier
 from fuse_tier.tiers.memory import MemoryBlobs
@@ -150,3 +150,45 @@ async def test_a_backup_of_a_few_large_files_takes_few_requests(
 ) -> None:
     await keep(tier, {f"{number}": rng.randbytes(300_000) for number in range(8)})
     assert len(proxy.requests) <= 24
+
+
+async def test_what_holds_and_retention_policies_protect_stays_and_is_told(tier: BucketTier, proxy: Proxy) -> None:
+    first, second = await keep(tier, {"a": b"0123", "b": b"4567"}, 1), await keep(tier, {"a": b"89ab"}, 2)
+    held, kept = hash_bytes(b"0123").name, "0000000000000000002.manifest"
+    proxy.protected = {
+        held: "Object is under active Temporary hold and cannot be deleted until hold is removed.",
+        kept: "Object is subject to bucket's retention policy and cannot be deleted until 2027-01-01.",
+    }
+    dropped = await tier.drop_all([first.id, second.id])
+    assert [name.rpartition("/")[2] for name in dropped.removed] == ["0000000000000000001.manifest"]
+    assert [protected.name.rpartition("/")[2] for protected in dropped.kept] == [kept]
+    with pytest.raises(TierRefused, match="retention policy"):
+        await tier.drop(second.id)
+    assert [name.rpartition("/")[2] for name in (await tier.collect_garbage(0, dry_run=True)).removed] == sorted(
+        blob.name for blob in first.blobs
+    )
+    collected = await tier.collect_garbage(0)
+    assert (collected.freed, len(collected.removed)) == (4, 1)
+    assert [(protected.name.rpartition("/")[2], "hold" in protected.reason) for protected in collected.kept] == [
+        (held, True)
+    ]
+    assert list(await tier.snapshots()) == [second.id]
+    proxy.protected = {}
+    assert await tier.collect(0) == 4
+
+
+async def test_a_document_is_written_once_and_of_two_writers_one_wins(tier: BucketTier, proxy: Proxy) -> None:
+    proxy.faults.append(Fault("POST", "uploadType", lose_answer=True, times=2))
+    assert await tier.documents.create("default/llama/2026-11-23_20-00", b"one")
+    assert await tier.documents.create("default/llama/2026-11-23_20-00", b"one")
+    assert not await tier.documents.create("default/llama/2026-11-23_20-00", b"other")
+    assert await tier.documents.read("default/llama/2026-11-23_20-00") == b"one"
+    await tier.collect(0)
+    assert [document.name for document in await tier.documents.listed("default/llama/")] == [
+        "default/llama/2026-11-23_20-00"
+    ]
+    removal = await tier.documents.remove(["default/llama/2026-11-23_20-00", "default/llama/never"])
+    assert len(removal.removed) == 1
+    assert await tier.documents.listed() == ()
+    with pytest.raises(InvalidRequest, match="no name of a document"):
+        await tier.documents.read("../fuse-tier.json")

@@ -22,7 +22,8 @@ from fuse_tier.hashing import hash_bytes
 from fuse_tier.identity import SnapshotId
 from fuse_tier.tiers.base import Tier
 from fuse_tier.tiers.memory import MemoryBlobs
-from fuse_tier.tiers.peer import Introduction, PeerTier, batches
+from fuse_tier.tiers.peer import Introduction, PeerTier
+from fuse_tier.tiers.peer_sessions import batches
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire import grpc
 from fuse_tier.wire.bulk.format import MAX_SESSION_BLOBS
@@ -148,7 +149,7 @@ async def stranger() -> AsyncIterator[tuple[FromTheFuture, str]]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"protocol": PROTOCOL + 1}, r"runs fuse-tier 9\.0 with protocol 2.*run one version on all nodes"),
+        ({"protocol": PROTOCOL + 1}, r"runs fuse-tier 9\.0 with protocol 2.*run versions of one major protocol"),
         ({"cluster": "other"}, "belongs to cluster 'other', and this node to 'test'"),
     ],
 )

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import trio
 
-from fuse_tier.blobs import Blob, Progress, Sink, Source
+from fuse_tier.blobs import Blob, Partial, Progress, Sink, Source
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import InvalidRequest, TierRefused, TierUnavailable
 from fuse_tier.threads import run_interruptible
 from fuse_tier.wire.bulk import format
 from fuse_tier.wire.bulk.format import Answer
+from fuse_tier.wire.bulk.pacing import Link, Urgency
 from fuse_tier.wire.bulk.streams import Stream, StreamBroken
 from fuse_tier.wire.bulk.transfer import Receipt, patience_for, receive, receive_verdicts, transmit
 from fuse_tier.wire.tls import SERVER_NAME, TlsFiles, client_context
@@ -35,10 +36,16 @@ class Grant:
     address: str  # HOST:PORT
     token: bytes
     tls: TlsFiles | None
+    begun: Mapping[Blob, Partial] = field(default_factory=dict)  # of a push: what the receiver has already
 
 
 async def push(
-    grant: Grant, blobs: Sequence[Blob], source: Source, progress: Progress, threads: trio.CapacityLimiter
+    grant: Grant,
+    blobs: Sequence[Blob],
+    source: Source,
+    progress: Progress,
+    threads: trio.CapacityLimiter,
+    link: Link | None = None,
 ) -> Receipt:
     """Sends the session's blobs. What the receipt says has arrived, the receiver has verified.
 
@@ -50,7 +57,8 @@ async def push(
     def send(stream: Stream) -> None:
         try:
             _begin(stream, grant, blobs)
-            unreadable = transmit(stream, blobs, source, progress)
+            stream.share(link or Link(), Urgency.REPLICATION)
+            unreadable = transmit(stream, blobs, source, progress, grant.begun)
             receive_verdicts(stream, blobs, receipt)
         except StreamBroken:
             stream.await_end(_LETTING_GO_SECONDS)
@@ -70,18 +78,22 @@ async def pull(
     progress: Progress,
     threads: trio.CapacityLimiter,
     receipt: Receipt,
+    link: Link | None = None,
 ) -> None:
     """Receives the session's blobs into the sink, and notes for each how it went, as it goes.
 
     Raises TierUnavailable and TierRefused; what was noted before holds.
     """
+    link = link or Link()
 
     def fetch(stream: Stream) -> None:
         _begin(stream, grant, blobs)
+        stream.share(link, Urgency.RESTORE)
         receive(stream, blobs, sink, progress, receipt)
 
     async with _connected(grant.address) as stream:
-        await run_interruptible(partial(fetch, stream), stream.interrupt, threads)
+        with link.restoring():
+            await run_interruptible(partial(fetch, stream), stream.interrupt, threads)
 
 
 def _begin(stream: Stream, grant: Grant, blobs: Sequence[Blob]) -> None:
@@ -132,7 +144,7 @@ async def _connected(address: str) -> AsyncIterator[Stream]:
     try:
         yield stream
     except StreamBroken as error:
-        raise TierUnavailable(f"the transfer with {address} failed: {error}") from error
+        raise type(error)(f"the transfer with {address} failed: {error}") from error
     except InvalidRequest as error:
         raise TierRefused(f"{address} does not keep to the bulk protocol: {error}") from error
     except OSError as error:

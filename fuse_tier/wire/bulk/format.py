@@ -8,7 +8,8 @@
     then the blobs of the session, in the session's order, from the sender (push: the connecting node,
     pull: the listening one), each as
         HEADER: digest, size, Outcome of opening it
-        content, if that outcome is OK
+        the offset from which on it comes, if that outcome is RESUMED
+        content, if that outcome is OK or RESUMED
     and after a push, from the listening node, for each blob
         VERDICT: Outcome, length of the reason
         the reason, UTF-8
@@ -34,12 +35,14 @@ _PRELUDE = struct.Struct(f">4sB{TOKEN_BYTES}s")
 _ANSWER = struct.Struct(">4sBB")
 _BLOB = struct.Struct(">16sQ")
 _HEADER = struct.Struct(">16sQB")
+_OFFSET = struct.Struct(">Q")
 _VERDICT = struct.Struct(">BH")
 _LONGEST_REASON = 1000  # bytes
 
 PRELUDE_BYTES = _PRELUDE.size
 ANSWER_BYTES = _ANSWER.size
 HEADER_BYTES = _HEADER.size
+OFFSET_BYTES = _OFFSET.size
 VERDICT_BYTES = _VERDICT.size
 
 
@@ -59,6 +62,7 @@ class Outcome(enum.IntEnum):
     DAMAGED = 2
     FULL = 3
     FAILED = 4
+    RESUMED = 5  # not from its start; only to who has said that it has the beginning
 
 
 ERRORS: dict[Outcome, type[TierError]] = {
@@ -114,8 +118,10 @@ def decode_answer(encoded: bytes) -> Answer:
     return Answer(answer)
 
 
-def encode_header(blob: Blob, outcome: Outcome) -> bytes:
-    """What stands before a blob."""
+def encode_header(blob: Blob, outcome: Outcome, offset: int = 0) -> bytes:
+    """What stands before a blob, or before the rest of it from an offset on."""
+    if offset:
+        return _HEADER.pack(blob.digest, blob.size, Outcome.RESUMED) + _OFFSET.pack(offset)
     return _HEADER.pack(blob.digest, blob.size, outcome)
 
 
@@ -127,6 +133,14 @@ def decode_header(encoded: memoryview, expected: Blob) -> Outcome:
     return Outcome(outcome)
 
 
+def decode_offset(encoded: memoryview, expected: int) -> int:
+    """Where the rest of a blob begins. Raises InvalidRequest when that is not where what we have ends."""
+    (offset,) = _OFFSET.unpack(encoded)
+    if offset != expected or not expected:
+        raise InvalidRequest(f"a blob goes on at {offset}, and {expected} bytes of it are here")
+    return int(offset)
+
+
 def encode_verdict(error: TierError | None) -> bytes:
     """What the receiver of a push says of one blob."""
     reason = str(error or "").encode()[:_LONGEST_REASON]
@@ -136,6 +150,6 @@ def encode_verdict(error: TierError | None) -> bytes:
 def decode_verdict(encoded: memoryview) -> tuple[Outcome, int]:
     """Outcome, and the bytes of the reason that follows. Raises InvalidRequest."""
     outcome, length = _VERDICT.unpack(encoded)
-    if outcome not in set(Outcome) or length > _LONGEST_REASON:
+    if outcome not in set(Outcome) - {Outcome.RESUMED} or length > _LONGEST_REASON:
         raise InvalidRequest("a verdict was due, and something else came")
     return Outcome(outcome), length

@@ -10,6 +10,7 @@ import errno
 import socket
 import ssl
 import time
+from contextlib import nullcontext
 from functools import partial
 
 import structlog
@@ -22,6 +23,7 @@ from fuse_tier.errors import ConfigError, FuseTierError, InvalidRequest, NotAuth
 from fuse_tier.threads import run_interruptible
 from fuse_tier.wire.bulk import format
 from fuse_tier.wire.bulk.format import Answer
+from fuse_tier.wire.bulk.pacing import Link, Urgency
 from fuse_tier.wire.bulk.sessions import Direction, Session, Sessions
 from fuse_tier.wire.bulk.streams import HandshakeFailed, Stream, StreamBroken
 from fuse_tier.wire.bulk.transfer import Receipt, patience_for, receive, send_verdicts, transmit
@@ -42,6 +44,7 @@ async def serve_bulk(
     sink: Sink,
     tls: TlsFiles | None,
     *,
+    link: Link | None = None,
     max_streams: int = MAX_STREAMS,
     task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -52,7 +55,7 @@ async def serve_bulk(
     context = server_context(tls) if tls is not None else None
     if context is not None:
         context.num_tickets = 0  # nobody resumes, and a client that only sends would leave them unread
-    server = _Server(sessions, source, sink, context, max_streams)
+    server = _Server(sessions, source, sink, context, link or Link(), max_streams)
     with await _listen(address) as listener:
         async with trio.open_nursery() as nursery:
             task_status.started(listener.getsockname()[1])
@@ -82,12 +85,19 @@ async def _listen(address: str) -> trio.socket.SocketType:
 
 class _Server:
     def __init__(
-        self, sessions: Sessions, source: Source, sink: Sink, context: ssl.SSLContext | None, max_streams: int
+        self,
+        sessions: Sessions,
+        source: Source,
+        sink: Sink,
+        context: ssl.SSLContext | None,
+        link: Link,
+        max_streams: int,
     ) -> None:
         self._sessions = sessions
         self._source = source
         self._sink = sink
         self._context = context
+        self._link = link
         self._slots = trio.Semaphore(max_streams)
         self._threads = trio.CapacityLimiter(max_streams)
         self._max_streams = max_streams
@@ -147,9 +157,15 @@ class _Server:
         version, token, caller = begun
         answer, session = self._admit(version, token, caller, stream.encrypted)
         started = time.monotonic()
-        await run_interruptible(partial(self._transfer, stream, answer, session), stream.interrupt, self._threads)
+        work = partial(self._transfer, stream, answer, session)
         if isinstance(session, NotAuthorized):
+            await run_interruptible(work, stream.interrupt, self._threads)
             raise session
+        try:
+            with self._link.restoring() if session.direction is Direction.PULL else nullcontext():
+                await run_interruptible(work, stream.interrupt, self._threads)
+        finally:
+            self._sessions.ended(session)
         log.debug(
             "bulk.stream_ended",
             address=address,
@@ -187,8 +203,10 @@ class _Server:
             return
         stream.patience(patience_for(session.blobs))
         if session.direction is Direction.PULL:
-            transmit(stream, session.blobs, self._source, _nobody_watches)
+            stream.share(self._link, Urgency.RESTORE)
+            transmit(stream, session.blobs, self._source, _nobody_watches, session.begun)
         else:
+            stream.share(self._link, Urgency.REPLICATION)
             receipt = Receipt()
             receive(stream, session.blobs, self._sink, _nobody_watches, receipt)
             send_verdicts(stream, session.blobs, receipt.failed)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import enum
 import secrets
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import trio
 
-from fuse_tier.blobs import Blob
+from fuse_tier.blobs import Blob, Partial
 from fuse_tier.errors import NotAuthorized, TierUnavailable
 from fuse_tier.wire.bulk.format import TOKEN_BYTES
 
@@ -35,6 +37,7 @@ class Session:
     direction: Direction
     blobs: tuple[Blob, ...]
     encrypted: bool  # a stream in the clear is refused then
+    begun: Mapping[Blob, Partial] = field(default_factory=dict)  # of a pull: what the caller has already
 
 
 class Sessions:
@@ -42,6 +45,17 @@ class Sessions:
 
     def __init__(self) -> None:
         self._granted: dict[bytes, tuple[float, Session]] = {}  # in the order of their expiry
+        self._coming: Counter[Blob] = Counter()  # in pushes that were granted and have not ended
+
+    def is_coming(self, blob: Blob) -> bool:
+        """Whether somebody is sending it, or is about to."""
+        self._expire()
+        return blob in self._coming
+
+    def ended(self, session: Session) -> None:
+        """A session's stream has ended, however."""
+        if session.direction is Direction.PUSH:
+            self._coming -= Counter(session.blobs)  # which drops what comes to nothing
 
     def grant(self, session: Session) -> bytes:
         """The token of a new session. Raises TierUnavailable when too many are waiting to begin."""
@@ -50,6 +64,8 @@ class Sessions:
             raise TierUnavailable(f"{_MOST_OPEN} transfers are waiting to begin: try again later")
         token = secrets.token_bytes(TOKEN_BYTES)
         self._granted[token] = (trio.current_time() + UNUSED_SECONDS, session)
+        if session.direction is Direction.PUSH:
+            self._coming.update(session.blobs)
         return token
 
     def redeem(self, token: bytes, caller: str | None, encrypted: bool) -> Session:
@@ -63,15 +79,18 @@ class Sessions:
         if session is None:
             raise NotAuthorized("no session has this token: it was used before, has expired, or was never granted")
         if encrypted and caller != session.caller:
+            self.ended(session)
             raise NotAuthorized(f"the session was granted to {session.caller!r}, and {caller!r} came for it")
         if session.encrypted and not encrypted:
+            self.ended(session)
             raise NotAuthorized("the session was granted for an encrypted stream, and one in the clear came")
         return session
 
     def _expire(self) -> None:
         now = trio.current_time()
         while self._granted:
-            token, (expires, _) = next(iter(self._granted.items()))
+            token, (expires, session) = next(iter(self._granted.items()))
             if expires > now:
                 return
             del self._granted[token]
+            self.ended(session)

@@ -14,11 +14,13 @@ import selectors
 import socket
 import ssl
 import struct
+import threading
 import time
 from contextlib import suppress
 
 from fuse_tier.blobs import Progress
 from fuse_tier.errors import TierUnavailable
+from fuse_tier.wire.bulk.pacing import Link, Pace, Urgency
 
 _PIPE_BYTES = 1 << 20  # /proc/sys/fs/pipe-max-size, as kernels come
 _CHUNK_BYTES = 8 << 20  # of one sendfile: between two reports of progress
@@ -44,6 +46,11 @@ class Stream:
         self._pipe: tuple[int, int] | None = None
         self._tls_buffer: memoryview | None = None
         self._patience = patience_seconds
+        self._stopped = threading.Event()
+        self._out: Pace | None = None
+        self._into: Pace | None = None
+        self._urgency = Urgency.REPLICATION
+        self._owed = 0  # bytes received and not yet paid for: who does not read on slows the sender down
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # whoever sends fills its packets itself
         self.patience(patience_seconds)
 
@@ -68,6 +75,10 @@ class Stream:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
+    def share(self, link: Link, urgency: Urgency) -> None:
+        """From here on it moves no faster than the node's link allows, and as its urgency says."""
+        self._out, self._into, self._urgency = link.out, link.into, urgency
+
     def encrypt(self, context: ssl.SSLContext, server_name: str | None) -> None:
         """Shakes hands; a listening side gives no ``server_name``."""
         try:
@@ -82,8 +93,7 @@ class Stream:
         except ssl.SSLCertVerificationError as error:
             raise HandshakeFailed(f"its certificate was refused: {error.verify_message}") from error
         except ssl.SSLError as error:
-            # Which class an end in the middle has depends on the versions of Python and OpenSSL.
-            if isinstance(error, ssl.SSLEOFError) or error.reason == "UNEXPECTED_EOF_WHILE_READING":
+            if _is_end(error):
                 raise StreamBroken("the other side ended the stream while hands were shaken") from error
             raise HandshakeFailed(f"the TLS handshake failed: {error.reason or error}") from error
         except OSError as error:
@@ -98,6 +108,7 @@ class Stream:
 
     def send(self, content: bytes | memoryview) -> None:
         """Sends all of it."""
+        self._pay(self._out, len(content))
         try:
             self._socket.sendall(content)
         except OSError as error:
@@ -111,6 +122,7 @@ class Stream:
             raise self._broken(error) from error
         if not received:
             raise StreamBroken("the other side ended the stream in the middle")
+        self._owe(received)
         return received
 
     def receive_exactly(self, size: int) -> bytes:
@@ -121,15 +133,15 @@ class Stream:
             received += self.receive_into(buffer[received:])
         return bytes(buffer)
 
-    def send_file(self, fd: int, size: int, progress: Progress) -> None:
-        """Sends ``size`` bytes from the start of a file; if it is shorter, zeros go in its place."""
-        sent = 0
-        while sent < size:
-            moved = self._send_part(fd, sent, size - sent)
+    def send_file(self, fd: int, offset: int, size: int, progress: Progress) -> None:
+        """Sends ``size`` bytes of a file, from an offset on; if it is shorter, zeros go in their place."""
+        while size:
+            moved = self._send_part(fd, offset, size)
             if not moved:
-                self._send_zeros(size - sent)
+                self._send_zeros(size)
                 return
-            sent += moved
+            offset += moved
+            size -= moved
             progress(moved)
 
     def receive_file(self, fd: int, offset: int, size: int, progress: Progress) -> None:
@@ -142,11 +154,13 @@ class Stream:
 
     def interrupt(self) -> None:
         """Makes the operation under way, and all after it, fail soon. Any thread, any time before ``close``."""
+        self._stopped.set()
         with suppress(OSError):  # ENOTCONN: the other side was faster
             self._control.shutdown(socket.SHUT_RDWR)
 
     def interrupt_sending(self) -> None:
         """The same for operations that send; the other side sees the end of what was sent before."""
+        self._stopped.set()
         with suppress(OSError):
             self._control.shutdown(socket.SHUT_WR)
 
@@ -165,8 +179,22 @@ class Stream:
         for end in self._pipe or ():
             os.close(end)
 
+    def _pay(self, pace: Pace | None, size: int) -> None:
+        if pace is not None:
+            pace.take(self._urgency, size, self._stopped)
+
+    def _owe(self, size: int) -> None:
+        if self._into is not None:
+            self._owed += size
+            if self._owed >= self._into.part:
+                self._pay(self._into, self._owed)
+                self._owed = 0
+
     def _send_part(self, fd: int, offset: int, left: int) -> int:
+        if self._out is not None:
+            left = min(left, self._out.part)
         if not self.encrypted:
+            self._pay(self._out, left)
             try:
                 return os.sendfile(self._socket.fileno(), fd, offset, min(left, _CHUNK_BYTES))
             except OSError as error:
@@ -186,7 +214,12 @@ class Stream:
             buffer = self._buffer()[:left]
             filled = 0
             while filled < len(buffer):  # TLS gives 16 KiB at a time
-                filled += self.receive_into(buffer[filled:])
+                try:
+                    filled += self.receive_into(buffer[filled:])
+                except StreamBroken:
+                    if not filled:
+                        raise
+                    break  # what came before is good; the next call meets the end again
             write_fully(fd, buffer, offset)
             return filled
         outlet, inlet = self._pipe or self._open_pipe()
@@ -196,6 +229,7 @@ class Stream:
             raise self._broken(error) from error
         if not filled:
             raise StreamBroken("the other side ended the stream in the middle")
+        self._owe(filled)
         emptied = 0
         while emptied < filled:
             emptied += os.splice(outlet, fd, filled - emptied, offset_dst=offset + emptied)
@@ -215,9 +249,18 @@ class Stream:
     def _broken(self, error: OSError) -> StreamBroken:
         if isinstance(error, TimeoutError) or error.errno in (errno.EAGAIN, errno.ETIMEDOUT):
             return StreamBroken(f"no byte moved for {self._patience:g} s")
+        if _is_end(error):
+            return StreamBroken("the other side ended the stream in the middle")
         if isinstance(error, ssl.SSLError):
-            return StreamBroken(f"TLS failed: {error.reason or error}")
+            return HandshakeFailed(f"TLS failed: {error.reason or error}")  # TLS 1.3 tells a client so late
         return StreamBroken(f"the stream broke: {error.strerror or error}")
+
+
+def _is_end(error: OSError) -> bool:
+    """Which class an end in the middle has under TLS depends on the versions of Python and OpenSSL."""
+    return isinstance(error, ssl.SSLEOFError) or (
+        isinstance(error, ssl.SSLError) and error.reason == "UNEXPECTED_EOF_WHILE_READING"
+    )
 
 
 def write_fully(fd: int, content: memoryview, offset: int) -> None:

@@ -9,19 +9,21 @@ grow with what the other side sends.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fuse_tier.blobs import Blob, Progress, Sink, Source
+from fuse_tier.blobs import Blob, Incoming, Partial, Progress, ResumableIncoming, Sink, Source
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import Damaged, TierError
+from fuse_tier.hashing import hash_beginning
 from fuse_tier.wire.bulk import format
 from fuse_tier.wire.bulk.format import Outcome
-from fuse_tier.wire.bulk.streams import Stream, write_fully
+from fuse_tier.wire.bulk.streams import Stream, StreamBroken, write_fully
 
 _BUFFER_BYTES = 256 << 10
 _SMALL = 64 << 10  # files up to this size share a sender's buffer
 _LARGE = 1 << 20  # what is left of a file from this size on bypasses a receiver's buffer
+_HASHED_AT_ONCE = 1 << 20  # bytes that are surely still in the processor's cache
 _SLOWEST_SILENCE = 200e6  # bytes a second: touching memory that the host of a VM has not backed yet, then hashing
 
 
@@ -39,10 +41,13 @@ class Receipt:
     torn: set[Blob] = field(default_factory=set)  # failed, and worth another try: see local.py, copy_blob
 
 
-def transmit(stream: Stream, blobs: Sequence[Blob], source: Source, progress: Progress) -> dict[Blob, TierError]:
+def transmit(
+    stream: Stream, blobs: Sequence[Blob], source: Source, progress: Progress, begun: Mapping[Blob, Partial]
+) -> dict[Blob, TierError]:
     """Sends the blobs in order; gives those that the source could not produce. Raises StreamBroken.
 
-    A file that has become shorter is filled up with zeros: it is the receiver who finds that it is not the blob.
+    Of what the receiver has ``begun`` with, the rest goes out, if it is a beginning of what we have. A file that
+    has become shorter is filled up with zeros: it is the receiver who finds that it is not the blob.
     """
     failed: dict[Blob, TierError] = {}
     outgoing = _Outgoing(stream)
@@ -54,39 +59,52 @@ def transmit(stream: Stream, blobs: Sequence[Blob], source: Source, progress: Pr
             outgoing.add(format.encode_header(blob, format.outcome_of(error)))
             continue
         try:
-            outgoing.add(format.encode_header(blob, Outcome.OK))
-            if blob.size <= _SMALL:
+            offset = _agreed_offset(fd, blob, begun.get(blob))
+            outgoing.add(format.encode_header(blob, Outcome.OK, offset))
+            if blob.size <= _SMALL and not offset:
                 outgoing.add_file(fd, blob.size)
                 progress(blob.size)
             else:
                 outgoing.flush()
-                stream.send_file(fd, blob.size, progress)
+                stream.send_file(fd, offset, blob.size - offset, progress)
         finally:
             os.close(fd)
     outgoing.flush()
     return failed
 
 
+def _agreed_offset(fd: int, blob: Blob, begun: Partial | None) -> int:
+    if begun is None or not 0 < begun.size < blob.size or hash_beginning(fd, begun.size) != begun.digest:
+        return 0
+    return begun.size
+
+
 def receive(stream: Stream, blobs: Sequence[Blob], sink: Sink, progress: Progress, receipt: Receipt) -> None:
     """Receives the blobs in order, and notes for each how it went, as it goes.
 
-    Raises StreamBroken, InvalidRequest when something else comes, and OSError when the sink's file can not be
-    written; the blob under way is discarded then.
+    Raises StreamBroken, and then a sink that can keeps what landed of the blob under way; InvalidRequest when
+    something else comes, and OSError when the sink's file can not be written: then it is discarded.
     """
     incoming = _Incoming(stream)
     for blob in blobs:
         outcome = format.decode_header(incoming.take(format.HEADER_BYTES), blob)
-        if outcome is not Outcome.OK:
+        if outcome not in (Outcome.OK, Outcome.RESUMED):
             receipt.failed[blob] = format.ERRORS[outcome](f"the sender could not read {blob}: {outcome.name.lower()}")
             continue
         try:
             landing = sink.create(blob)
         except TierError as error:
             receipt.failed[blob] = error
-            incoming.skip(blob.size)
+            incoming.skip(blob.size - (incoming.take_offset() if outcome is Outcome.RESUMED else 0))
             continue
         try:
-            incoming.take_file(landing.fd, blob.size, progress)
+            _land(incoming, landing, blob, outcome, progress)
+        except StreamBroken:
+            if isinstance(landing, ResumableIncoming):
+                landing.keep()
+            else:
+                landing.discard()
+            raise
         except BaseException:
             landing.discard()
             raise
@@ -98,6 +116,18 @@ def receive(stream: Stream, blobs: Sequence[Blob], sink: Sink, progress: Progres
                 receipt.torn.add(blob)
         else:
             receipt.arrived.add(blob)
+
+
+def _land(incoming: _Incoming, landing: Incoming, blob: Blob, outcome: Outcome, progress: Progress) -> None:
+    """The content of one blob, as much as is still to come."""
+    resumable = landing if isinstance(landing, ResumableIncoming) else None
+    offset = resumable.offset if resumable is not None else 0
+    if outcome is Outcome.RESUMED:
+        incoming.take_offset(offset)
+    elif resumable is not None and offset:
+        resumable.restart()
+        offset = 0
+    incoming.take_file(landing.fd, offset, blob.size, progress, resumable)
 
 
 def send_verdicts(stream: Stream, blobs: Sequence[Blob], failed: dict[Blob, TierError]) -> None:
@@ -170,17 +200,35 @@ class _Incoming:
         self._start += size
         return self._buffer[self._start - size : self._start]
 
-    def take_file(self, fd: int, size: int, progress: Progress) -> None:
-        """The next ``size`` bytes, into a file from its start."""
-        offset = 0
-        while offset < size:
-            if self._start == self._end and size - offset >= _LARGE:
-                self._stream.receive_file(fd, offset, size - offset, progress)
-                return
-            part = self._some(size - offset)
-            write_fully(fd, part, offset)
-            offset += len(part)
-            progress(len(part))
+    def take_offset(self, expected: int | None = None) -> int:
+        """Where the rest of a blob begins: where we expect it, if we expect anything."""
+        encoded = self.take(format.OFFSET_BYTES)
+        return format.decode_offset(encoded, int.from_bytes(encoded) if expected is None else expected)
+
+    def take_file(
+        self, fd: int, offset: int, size: int, progress: Progress, resumable: ResumableIncoming | None
+    ) -> None:
+        """The rest of a file of ``size`` bytes, from an offset on."""
+
+        def landed(moved: int) -> None:
+            nonlocal offset
+            offset += moved
+            if resumable is not None and (offset == size or offset - resumable.offset >= _HASHED_AT_ONCE):
+                resumable.landed(offset)
+            progress(moved)
+
+        try:
+            while offset < size:
+                if self._start == self._end and size - offset >= _LARGE:
+                    self._stream.receive_file(fd, offset, size - offset, landed)
+                    return
+                part = self._some(size - offset)
+                write_fully(fd, part, offset)
+                landed(len(part))
+        except StreamBroken:
+            if resumable is not None:
+                resumable.landed(offset)
+            raise
 
     def skip(self, size: int) -> None:
         """Past content that nobody wants."""

@@ -1,0 +1,81 @@
+"""Small texts beside the manifests of a bucket, for those who say something about several of them.
+
+Owns where they stand and that one is written once. What they say is their writers' business; nothing here is ever
+collected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass
+from typing import Final
+
+from fuse_tier.errors import Damaged, NotFound
+from fuse_tier.tiers import bucket_layout as layout
+from fuse_tier.tiers.bucket_content import MemoryContent
+from fuse_tier.tiers.bucket_many import Removable, Removal, remove
+from fuse_tier.tiers.bucket_objects import Objects
+from fuse_tier.tiers.bucket_task import Task
+from fuse_tier.tiers.bucket_transfer import read_whole
+from fuse_tier.tiers.bucket_work import Work
+
+_LONGEST: Final = 64 << 20  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A document as a listing tells of it."""
+
+    name: str
+    size: int  # bytes
+    created: float  # seconds since 1970, by the service's clock
+
+
+class Documents:
+    """Names are paths of letters, digits, ``.``, ``_`` and ``-``. All methods raise TierUnavailable, TierRefused,
+    and InvalidRequest for a name that is none.
+    """
+
+    def __init__(self, objects: Objects, work: Work, check: Callable[[bool], Awaitable[None]]) -> None:
+        self._objects = objects
+        self._work = work
+        self._check = check
+
+    async def create(self, name: str, text: bytes) -> bool:
+        """Writes a document; False if another one of that name is there. Of two writers one wins."""
+        await self._check(True)
+        place, content = layout.document_object(name), MemoryContent(text)
+
+        def write(task: Task) -> bool:
+            if task.retry(lambda: self._objects.put(place, content, 0, lambda _: None, task.stop)) is not None:
+                return True
+            try:  # an attempt of ours whose answer was lost, or somebody else's
+                return read_whole(self._objects, place, _LONGEST, task) == text
+            except (NotFound, Damaged):
+                return False
+
+        return await self._work.run(write)
+
+    async def read(self, name: str) -> bytes:
+        """Raises NotFound."""
+        await self._check(False)
+        place = layout.document_object(name)
+        return await self._work.run(lambda task: read_whole(self._objects, place, _LONGEST, task))
+
+    async def listed(self, folder: str = "") -> tuple[Document, ...]:
+        """All whose names begin so, in order of their names."""
+        await self._check(False)
+
+        def look(task: Task) -> tuple[Document, ...]:
+            return tuple(
+                Document(stored.name.removeprefix(layout.DOCUMENTS), stored.size, stored.created)
+                for stored in self._objects.listed(layout.DOCUMENTS + folder, task.stop)
+            )
+
+        return await self._work.run(lambda task: task.retry(lambda: look(task)))
+
+    async def remove(self, names: Collection[str]) -> Removal:
+        """Removes documents; those that are not there are no error."""
+        await self._check(False)
+        wanted = [Removable(layout.document_object(name)) for name in names]
+        return await self._work.run(lambda task: remove(self._objects, wanted, task))
