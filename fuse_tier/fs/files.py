@@ -195,7 +195,7 @@ class FileOperations(Shared):
         if self._fsync != "ram":
             await wait_until_durable(self._link, self._fsync)
 
-    async def release(self, handle: int) -> None:
+    def release(self, handle: int) -> None:
         """The last close. Up to the change of the count nothing is awaited: what comes after the close sees it."""
         file = self._handles.remove_file(handle)
         if file is not None:  # else a daemon that died has done it
@@ -212,7 +212,7 @@ class FileOperations(Shared):
         if file.writing is not None:
             self._end_writing(file.inode)
 
-    async def getattr(self, inode: int, request: Request) -> Entry:
+    def getattr(self, inode: int, request: Request) -> Entry:
         """The attributes of anything."""
         return self._entry(self._nodes.status(inode))
 
