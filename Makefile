@@ -1,7 +1,7 @@
 # Each target sets up what it needs (tools/setup): Debian's packages and .venv. A second call only looks.
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast chaos test-tools lint bench proto clean setup-runtime setup-test setup-lint setup-chaos
+.PHONY: help demo test test-fast chaos test-tools lint bench proto clean setup-runtime setup-bench setup-test setup-lint setup-chaos
 
 PYTHON ?=
 ONLY ?=
@@ -32,7 +32,7 @@ lint: setup-lint ## style, types, import layers, generated code
 	@.venv/bin/lint-imports
 	@tools/proto --check
 
-bench: setup-runtime ## the benchmarks, into bench.json; ONLY="fs.write.seq1 peer.snapshot" for some
+bench: setup-bench ## the benchmarks, into bench.json; ONLY="fs.write.seq1 peer.snapshot" for some
 	@.venv/bin/fuse-tier bench --json bench.json $(ONLY)
 
 proto: setup-lint ## generate the code of the wire protocol
@@ -42,5 +42,5 @@ clean: ## remove everything that make made
 	@rm -rf .venv .venv.lock .tools bench.json dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-setup-runtime setup-test setup-lint setup-chaos: setup-%:
+setup-runtime setup-bench setup-test setup-lint setup-chaos: setup-%:
 	@tools/setup $*

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from fuse_tier.bench import ROWS
 from fuse_tier.bench.frame import Figure, Result, Row, alternating, choose, print_table, write_json
-from fuse_tier.bench.rows import ROWS
 from fuse_tier.errors import ConfigError
 
 
@@ -60,4 +60,11 @@ def test_the_table_shows_figure_reference_and_ratio() -> None:
 
 
 def test_the_fixed_names_are_there() -> None:
-    assert {row.name for row in ROWS} >= {"demo.seconds", "fs.write.seq1", "peer.snapshot", "worker.memory"}
+    of_peers = "peer.copy.clear peer.copy.cpu peer.copy.tls peer.copy.grpc peer.small peer.memory job.interference"
+    assert {row.name for row in ROWS} >= {
+        "demo.seconds",
+        "fs.write.seq1",
+        "peer.snapshot",
+        "worker.memory",
+        *of_peers.split(),
+    }

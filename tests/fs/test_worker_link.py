@@ -279,7 +279,9 @@ def placeholder(mounted: Mounted, name: str, size: int) -> int:
     path.touch()
     os.truncate(path, size)
     inode = path.stat().st_ino
-    os.symlink("../blobs/00/somewhere", os.path.join(mounted.place.volume.remote, str(inode)))
+    marker = os.path.join(mounted.place.volume.remote, str(inode))
+    os.link(path, f"{marker}.file")
+    os.symlink("../blobs/00/somewhere", marker)
     return inode
 
 
