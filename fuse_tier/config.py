@@ -19,11 +19,13 @@ from fuse_tier.config_fields import (
     Address,
     Addresses,
     AddressField,
+    AlwaysOr,
     BucketUrl,
     BulkRate,
     Count,
     EndpointUrl,
     Name,
+    NumberOr,
     PositiveSeconds,
     Seconds,
     Size,
@@ -101,11 +103,30 @@ class TlsConfig(_Section):
     key: AbsolutePath = Field(description="The key that belongs to it.")
 
 
-class KeepConfig(_Section):
-    """How many snapshots are kept of each volume."""
+class KeepBucketConfig(_Section):
+    """Which complete checkpoints of a job the bucket keeps; a number alone is ``last``."""
 
-    ram: SomeCount = Field(default=2, description="In RAM, own and copies held for peers.")
-    bucket: SomeCount = Field(default=5, description="In the bucket.")
+    last: SomeCount = Field(default=5, description="In the bucket: so many of the newest.")
+    hourly: Count = Field(default=0, description="Besides, the last one of each of so many hours that have one.")
+    daily: Count = Field(default=0, description="Likewise of days, in UTC.")
+    weekly: Count = Field(default=0, description="Likewise of weeks, which begin on Monday.")
+    monthly: Count = Field(default=0, description="Likewise of months.")
+
+
+class KeepConfig(_Section):
+    """How many checkpoints are kept."""
+
+    ram: SomeCount = Field(default=2, description="In RAM, of each volume, own and copies held for peers.")
+    bucket: NumberOr[KeepBucketConfig] = Field(default=KeepBucketConfig())
+
+
+class BackupConfig(_Section):
+    """When the newest checkpoint goes to the bucket: whenever there is one, or less often."""
+
+    every: PositiveSeconds | None = Field(default=None, description="At most so often; without it, always.")
+    steps: SomeCount | None = Field(
+        default=None, description="The first step at or after each multiple of this; without it, always."
+    )
 
 
 class LimitsConfig(_Section):
@@ -154,6 +175,7 @@ class NodeConfig(_Section):
         "fails without), or never.",
     )
     keep: KeepConfig = Field(default=KeepConfig())
+    backup: AlwaysOr[BackupConfig] = Field(default=BackupConfig())
     limits: LimitsConfig = Field(default=LimitsConfig())
     drain: Seconds = Field(default=30.0, description="How long an unmount or a stop waits for copies to be made.")
     settle: Seconds = Field(default=0.2, description="How long a volume is quiet before a snapshot is taken.")
@@ -179,6 +201,8 @@ class NodeConfig(_Section):
         for index, peer in enumerate(self.peers):
             if peer == self.listen.control:
                 yield f"peers[{index}]", f"{peer} is this node itself: name the others"
+        if self.backup.every is not None and self.backup.steps is not None:
+            yield "backup.steps", "'every' says when already: give one of the two"
         if self.fsync == "peer" and not (self.replicas and (self.coordinator or self.peers)):
             yield "fsync", "'peer' would wait for ever: it needs replicas, and a coordinator or peers"
         if self.fsync == "bucket" and not self.bucket:

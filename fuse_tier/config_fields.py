@@ -175,3 +175,19 @@ Seconds = Annotated[float, _reads(parse_duration)]
 PositiveSeconds = Annotated[float, _reads(_positive)]
 Count = Annotated[int, Field(ge=0, le=1000)]
 SomeCount = Annotated[int, Field(ge=1, le=1_000_000)]
+
+Section = TypeVar("Section")
+
+
+def _number_as_last(value: object) -> object:
+    return {"last": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _always_as_nothing(value: object) -> object:
+    return {} if value == "always" else value
+
+
+NumberOr = Annotated[Section, BeforeValidator(_number_as_last)]
+"""A group of keys, for which a number alone means its key ``last``."""
+AlwaysOr = Annotated[Section, BeforeValidator(_always_as_nothing)]
+"""A group of keys, for which ``always`` means that none of them is given."""

@@ -38,8 +38,10 @@ class Deadline:
     BUCKET_STALL: Final = 10.0  # no byte moved on a request to the bucket that carries content
     BUCKET_CALL: Final = 30.0  # any other request to the bucket
     BUCKET_TOTAL: Final = 600.0  # one object there or back, tries included
+    STEWARD: Final = 12.0  # another node's word on what the bucket lists; then the asker asks the bucket itself
     THREAD_SHUTDOWN: Final = 10.0  # a blocking call that was interrupted comes back
     METRICS_REQUEST: Final = 5.0  # one scrape
+    HAND_OVER: Final = 3.0  # a keeper's successor takes over, for which a job waits; then the old one goes on
     DAEMON_START: Final = 35.0  # a daemon's start until a stat through the mount answers
     KERNEL_UNMOUNT: Final = 8.0  # the kernel takes a mount away, or says that it is in use
     DAEMON_STOP: Final = 15.0  # a daemon whose mount has gone ends
@@ -67,9 +69,10 @@ def table() -> tuple[Wait, ...]:
         "MANIFEST_TRANSFER": ("CONTROL_CALL", "BULK_STALL"),
         "BUCKET_TOTAL": ("BUCKET_CALL", "BUCKET_STALL"),
         "STATUS": ("CONTROL_CALL",),
-        "LISTING": ("MANIFEST_TRANSFER", "BUCKET_CALL", "CONTROL_CALL"),
+        "STEWARD": ("CONTROL_CALL",),
+        "LISTING": ("MANIFEST_TRANSFER", "BUCKET_CALL", "CONTROL_CALL", "STEWARD", "STEWARD"),
         "DRAIN": ("SYNC", "UNMOUNT"),
-        "DAEMON_START": ("SUPERVISOR_CONNECT", "CHANNEL_CALL"),
+        "DAEMON_START": ("SUPERVISOR_CONNECT", "CHANNEL_CALL", "HAND_OVER"),
         "DAEMON_STOP": ("THREAD_SHUTDOWN", "HURRIED_STOP"),
         "MOUNT": ("DAEMON_START", "KERNEL_UNMOUNT", "CHANNEL_CALL", "CONTROL_CALL"),
         "UNMOUNT": ("KERNEL_UNMOUNT", "DAEMON_STOP", "CHANNEL_CALL"),

@@ -44,6 +44,7 @@ _queue = Gauge("fuse_tier_queue_length", "Copies waiting or under way.", registr
 _ram_capacity = Gauge("fuse_tier_ram_capacity_bytes", "Size of this node's RAM tier.", registry=REGISTRY)
 _ram_free = Gauge("fuse_tier_ram_free_bytes", "Room in this node's RAM tier.", registry=REGISTRY)
 _given_up = Counter("fuse_tier_ram_given_up_bytes", "Freed because room was short.", registry=REGISTRY)
+_backups = Counter("fuse_tier_backups", "Snapshots on their way to the bucket.", ["outcome"], registry=REGISTRY)
 _unreserved = Counter(
     "fuse_tier_unreserved_bytes",
     "Memory that jobs were the first to touch: it counts against their limits.",
@@ -52,33 +53,40 @@ _unreserved = Counter(
 _rejected = Counter("fuse_tier_rejected_connections", "Connections turned away.", ["reason"], registry=REGISTRY)
 
 
-class _DurableAges(Collector):
+class _Ages(Collector):
     """Ages as of the scrape: a copy that nobody renews must be seen to grow old."""
 
-    def __init__(self) -> None:
-        self._created_ns: dict[tuple[str, str], int] = {}
+    def __init__(self, name: str, text: str, *labels: str) -> None:
+        self._name, self._text, self._labels = name, text, labels
+        self._created_ns: dict[tuple[str, ...], int] = {}
 
-    def note(self, identity: str, tier: str, created_ns: int) -> None:
-        self._created_ns[identity, tier] = created_ns
+    def note(self, *labels: str, created_ns: int) -> None:
+        self._created_ns[labels] = created_ns
 
-    def forget(self, identity: str) -> None:
-        for key in [key for key in list(self._created_ns) if key[0] == identity]:
+    def forget(self, *beginning: str) -> None:
+        for key in [key for key in list(self._created_ns) if key[: len(beginning)] == beginning]:
             self._created_ns.pop(key, None)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        family = GaugeMetricFamily(
-            "fuse_tier_durable_snapshot_age_seconds",
-            "Time since the newest snapshot that a tier holds of a volume was taken.",
-            labels=["identity", "tier"],
-        )
+        family = GaugeMetricFamily(self._name, self._text, labels=self._labels)
         now_ns = time.time_ns()
-        for (identity, tier), created_ns in sorted(self._created_ns.copy().items()):
-            family.add_metric([identity, tier], max(0, now_ns - created_ns) / 1e9)
+        for key, created_ns in sorted(self._created_ns.copy().items()):
+            family.add_metric(key, max(0, now_ns - created_ns) / 1e9)
         yield family
 
 
-_ages = _DurableAges()
+_ages = _Ages(
+    "fuse_tier_durable_snapshot_age_seconds",
+    "Time since the newest snapshot that a tier holds of a volume was taken.",
+    *("identity", "tier"),
+)
+_checkpoints = _Ages(
+    "fuse_tier_checkpoint_age_seconds",
+    "Time since a job's newest complete checkpoint in the bucket was taken.",
+    "job",
+)
 REGISTRY.register(_ages)
+REGISTRY.register(_checkpoints)
 
 
 def sealed(count: int = 1, outcome: str = "sealed") -> None:
@@ -124,7 +132,7 @@ def queue_length(copies: int) -> None:
 
 def durable(identity: str, tier: str, created_ns: int) -> None:
     """The newest snapshot that ``tier`` holds of a volume was taken at this time (nanoseconds since 1970)."""
-    _ages.note(identity, tier, created_ns)
+    _ages.note(identity, tier, created_ns=created_ns)
 
 
 def forget_volume(identity: str) -> None:
@@ -135,6 +143,21 @@ def forget_volume(identity: str) -> None:
 def given_up(size: int) -> None:
     """So many bytes of the RAM tier were given up because room was short."""
     _given_up.inc(size)
+
+
+def backed_up(outcome: str, count: int = 1) -> None:
+    """Snapshots that were due in the bucket: ``done``, ``failed`` (tried again), or ``superseded`` by a newer one."""
+    _backups.labels(outcome).inc(count)
+
+
+def checkpoint_complete(job: str, created_ns: int) -> None:
+    """The newest complete checkpoint of a job in the bucket was taken at this time; told by one node alone."""
+    _checkpoints.note(job, created_ns=created_ns)
+
+
+def forget_checkpoints() -> None:
+    """This node tells of no job's checkpoints any more: another one does."""
+    _checkpoints.forget()
 
 
 def unreserved(size: int) -> None:

@@ -12,13 +12,13 @@ from decimal import ROUND_CEILING, Decimal
 from fuse_tier.errors import ConfigError
 
 _SIZE = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,3})?)\s*(?P<unit>(?:[kKMGTPE]i?)?B?)")
-_DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h|d))+")
-_DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
+_DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|min|m|h|d))+")
+_DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|min|m|h|d)")
 _RATE = re.compile(
     r"(?P<number>[0-9]+(?:\.[0-9]*)?)\s*(?:(?P<bits>[kKMGT]?)(?:bps|bit/s)|(?P<bytes>(?:[kKMGT]i?)?B)/s)"
 )
 _PREFIXES = "KMGTPE"
-_UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _LARGEST_SIZE = (1 << 63) - 1  # what a file offset can hold
 _LONGEST_SECONDS = 10 * 365 * 86400.0
 
@@ -72,7 +72,7 @@ def parse_rate(value: object) -> int:
 
 
 def parse_duration(value: object) -> float:
-    """Seconds from ``30s``, ``500ms``, ``5m``, ``24h``, ``7d``, ``1h30m``, or a number of seconds.
+    """Seconds from ``30s``, ``500ms``, ``5m`` or ``5min``, ``24h``, ``7d``, ``1h30m``, or a number of seconds.
 
     Raises ConfigError.
     """

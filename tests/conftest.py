@@ -36,6 +36,8 @@ _OUTWARD = (
     "node",
     "ram/test_pins.py::test_a_process_may_die_at_any_line",
     "replicate/test_membership.py",
+    "replicate/test_records.py",
+    "replicate/test_stewardship.py",
     "test_emulator.py",
     "tiers/test_bucket.py",
     "tiers/test_bucket_downloads.py",

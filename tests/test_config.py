@@ -73,7 +73,7 @@ def test_the_documented_file_means_what_it_says(tmp_path: Path) -> None:
     assert config.bucket.endpoint == "http://127.0.0.1:4443"
     assert config.tls
     assert config.tls.cert == str(tmp_path / "a.pem")
-    assert (config.keep.ram, config.keep.bucket) == (2, 5)
+    assert (config.keep.ram, config.keep.bucket.last, config.keep.bucket.daily) == (2, 5, 0)
 
 
 def test_what_is_left_out_has_the_documented_default(tmp_path: Path) -> None:
@@ -108,6 +108,10 @@ def test_a_configuration_cannot_be_changed(tmp_path: Path) -> None:
         ("replicas: two", "node.yaml:5: replicas: 'two' is wrong here: give a whole number"),
         ("replicas: -1", "node.yaml:5: replicas: '-1' is too small: at least 0"),
         ("keep:\n  ram: 0", "node.yaml:6: keep.ram: '0' is too small: at least 1"),
+        ("keep: {bucket: 0}", "node.yaml:5: keep.bucket.last: 0 is too small: at least 1"),
+        ("keep: {bucket: {dayly: 7}}", "node.yaml:5: keep.bucket.dayly: is no known key: did you mean 'daily'?"),
+        ("backup: {every: 5min, steps: 9}", "node.yaml:5: backup.steps: 'every' says when already: give one of"),
+        ("backup: never", "node.yaml:5: backup: 'never' is wrong here: give a group of keys, {every: …, steps: …}"),
         ("keep: 3", "node.yaml:5: keep: '3' is wrong here: give a group of keys, {ram: …, bucket: …}"),
         ("fsync: disk", "node.yaml:5: fsync: 'disk' is none of 'ram', 'peer' or 'bucket'"),
         ("metrics: 9090", "node.yaml:5: metrics: 9090 is no address: write HOST:PORT, such as 127.0.0.1:7460"),
@@ -268,3 +272,12 @@ def test_only_what_the_file_calls_them_is_a_key(tmp_path: Path) -> None:
     (found,) = complaints(tmp_path, SMALLEST + "encrypt_peer_traffic: false\n")
     assert "did you mean 'encryptPeerTraffic'?" in found
     assert NodeConfig.model_config["extra"] == "forbid"
+
+
+def test_backups_are_made_always_or_as_often_as_is_said(tmp_path: Path) -> None:
+    for text, every, steps in (("always", None, None), ("{every: 30min}", 1800.0, None), ("{steps: 100}", None, 100)):
+        path = tmp_path / "node.yaml"
+        path.write_text(SMALLEST + f"backup: {text}\nkeep: {{bucket: {{last: 3, weekly: 4}}}}\n")
+        config = load_node_config(path)
+        assert (config.backup.every, config.backup.steps) == (every, steps)
+        assert (config.keep.bucket.last, config.keep.bucket.weekly) == (3, 4)

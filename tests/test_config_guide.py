@@ -59,13 +59,17 @@ def test_the_guide_has_every_key_with_its_meaning_and_default(heading: str, mode
         assert (default == "required") == field.is_required(), key
 
 
+def with_key(values: Any, path: list[str], value: object) -> dict[str, Any]:
+    """A configuration with one more key, however deep."""
+    inner = with_key(values.get(path[0], {}), path[1:], value) if path[1:] else value
+    return {**values, path[0]: inner}
+
+
 def test_a_default_of_the_guide_written_out_changes_nothing() -> None:
     for key, (default, _) in documented_keys("A node").items():
         if default in ("required", "none"):
             continue
-        section, _, name = key.rpartition(".")
-        value = yaml.safe_load(default)
-        written_out = SMALLEST | ({section: SMALLEST.get(section, {}) | {name: value}} if section else {name: value})
+        written_out = with_key(SMALLEST, key.split("."), yaml.safe_load(default))
         assert node_config(written_out) == node_config(SMALLEST), key
     lease = documented_keys("A coordinator")["lease"][0]
     assert coordinator_config({"listen": "127.0.0.1:1", "lease": lease}) == coordinator_config(

@@ -82,6 +82,7 @@ async def test_what_was_counted_is_read(port: int) -> None:
     metrics.queue_length(7)
     metrics.ram(100, 40)
     metrics.connection_rejected("cluster")
+    metrics.backed_up("superseded", 2)
     after = await scrape(port)
     for name, labels, change in [
         ("fuse_tier_snapshots_total", (), 1),
@@ -93,12 +94,21 @@ async def test_what_was_counted_is_read(port: int) -> None:
         ("fuse_tier_restore_seconds_sum", (), 1.5),
         ("fuse_tier_errors_total", ("copy",), 1),
         ("fuse_tier_rejected_connections_total", ("cluster",), 1),
+        ("fuse_tier_backups_total", ("superseded",), 2),
     ]:
         key = (name, frozenset(labels))
         assert after[key] - before.get(key, 0) == change, name
     assert after["fuse_tier_queue_length", frozenset()] == 7
     assert after["fuse_tier_ram_capacity_bytes", frozenset()] == 100
     assert after["fuse_tier_ram_free_bytes", frozenset()] == 40
+
+
+async def test_a_complete_checkpoint_grows_old_and_only_one_node_tells_of_it(port: int) -> None:
+    key = ("fuse_tier_checkpoint_age_seconds", frozenset({"ns/w"}))
+    metrics.checkpoint_complete("ns/w", time.time_ns() - 3600 * 10**9)
+    assert (await scrape(port))[key] >= 3600
+    metrics.forget_checkpoints()
+    assert key not in await scrape(port)
 
 
 async def test_a_copy_grows_old_until_it_is_renewed_or_its_volume_is_forgotten(port: int) -> None:

@@ -58,7 +58,18 @@ def test_a_size_that_no_file_can_have_is_refused(text: object) -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("30s", 30), ("500ms", 0.5), ("5m", 300), ("24h", 86400), ("7d", 604800), ("1h30m", 5400), ("0s", 0), (2, 2)],
+    [
+        ("30s", 30),
+        ("500ms", 0.5),
+        ("5m", 300),
+        ("30min", 1800),
+        ("1h5min", 3900),
+        ("24h", 86400),
+        ("7d", 604800),
+        ("1h30m", 5400),
+        ("0s", 0),
+        (2, 2),
+    ],
 )
 def test_a_duration_is_read_exactly(text: object, seconds: float) -> None:
     assert parse_duration(text) == pytest.approx(seconds)

@@ -9,14 +9,22 @@ from pathlib import Path
 import trio
 from rich.console import Console
 
-from fuse_tier.bench import peers, streams
+from fuse_tier.bench import fs_content, fs_names, fs_room, fs_survival, peers, streams
 from fuse_tier.bench.frame import Result, Row, choose, print_table, write_json
 from fuse_tier.bench.rows import ROWS as JOB_ROWS
 from fuse_tier.localcluster import in_directory
 
 __all__ = ["ROWS", "run_bench"]
 
-ROWS = (*JOB_ROWS, *streams.ROWS, *peers.ROWS)
+ROWS = (
+    *JOB_ROWS,
+    *fs_content.ROWS,
+    *fs_names.ROWS,
+    *fs_survival.ROWS,
+    *fs_room.ROWS,
+    *streams.ROWS,
+    *peers.ROWS,
+)
 
 
 def run_bench(names: Sequence[str] = (), json_path: Path | None = None) -> None:

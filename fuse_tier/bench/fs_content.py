@@ -226,7 +226,7 @@ class _Rewriter:
         os.close(self._fd)
 
 
-CONTENT_ROWS: Final = (
+ROWS: Final = (
     *(
         Row(
             f"fs.write.{name}",

@@ -27,9 +27,9 @@ _SMALL_BYTES: Final = 4 << 10
 
 
 @asynccontextmanager
-async def _beside_a_loopback(directory: Path, passthrough: str) -> AsyncIterator[tuple[LocalNode, Path, Path, Path]]:
+async def _beside_aloopback(directory: Path, passthrough: str) -> AsyncIterator[tuple[LocalNode, Path, Path, Path]]:
     """A node, where its volume is mounted, where the loopback is, and of what."""
-    with tmpfs(directory, GIB) as source, _loopback(source, directory / "loopback") as loopback:
+    with tmpfs(directory, GIB) as source, loopback(source, directory / "loopback") as beside:
         one: dict[str, Any] = {
             "ram_size": "1GiB",
             "coordinator": False,
@@ -37,11 +37,12 @@ async def _beside_a_loopback(directory: Path, passthrough: str) -> AsyncIterator
             "keep": {"ram": 1},
         }
         async with mounted(directory / "c", ["a"], **one) as (cluster, mount):
-            yield cluster["a"], mount, loopback, source
+            yield cluster["a"], mount, beside, source
 
 
 @contextmanager
-def _loopback(source: Path, mountpoint: Path) -> Iterator[Path]:
+def loopback(source: Path, mountpoint: Path) -> Iterator[Path]:
+    """Mounts the filesystem to compare with, until the block is left."""
     mountpoint.mkdir()
     command = [sys.executable, "-m", "fuse_tier.bench.loopback", str(source), str(mountpoint)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as serving:
@@ -55,7 +56,7 @@ def _loopback(source: Path, mountpoint: Path) -> Iterator[Path]:
 
 async def _create(directory: Path, passthrough: str) -> Figure:
     """Files of 4 KiB, one after another: create, one write, close."""
-    async with _beside_a_loopback(directory, passthrough) as (node, mount, loopback, _):
+    async with _beside_aloopback(directory, passthrough) as (node, mount, loopback, _):
 
         async def create(place: Path) -> float:
             seconds = await in_thread(_create_files, place / "files")
@@ -81,7 +82,7 @@ def _create_files(directory: Path) -> float:
 
 async def _stat_cold(directory: Path) -> Figure:
     """Names that nobody has asked for since the mount was made: they are put where it takes them from."""
-    async with _beside_a_loopback(directory, "auto") as (node, mount, loopback, source):
+    async with _beside_aloopback(directory, "auto") as (node, mount, loopback, source):
         return await alternating(partial(_stat_new, mount, tree_of(node)), partial(_stat_new, loopback, source))
 
 
@@ -91,7 +92,7 @@ async def _stat_new(place: Path, source: Path) -> float:
 
 async def _stat_again(directory: Path) -> Figure:
     """How many requests reach the daemon when names that it was asked for are asked for again."""
-    async with _beside_a_loopback(directory, "auto") as (node, mount, _, _):
+    async with _beside_aloopback(directory, "auto") as (node, mount, _, _):
         paths = await _new_names(mount, tree_of(node))
         daemon = daemon_of(node)
         first = await in_thread(_replies_during, daemon, partial(_stat_all, paths))
@@ -124,7 +125,7 @@ def _replies_during(daemon: int, work: Callable[[], object]) -> int:
 
 
 _LOOPBACK: Final = "a minimal pyfuse3 filesystem"
-NAME_ROWS: Final = (
+ROWS: Final = (
     Row("fs.create.passthrough", "files/s", _LOOPBACK, partial(_create, passthrough="on"), PASSTHROUGH_NEEDS_ROOT),
     Row("fs.create.plain", "files/s", _LOOPBACK, partial(_create, passthrough="off")),
     Row("fs.stat", "names/s", _LOOPBACK, _stat_cold),

@@ -53,7 +53,7 @@ def _stat_everything(place: Path) -> None:
             os.stat(f"{above}/{name}")
 
 
-ROOM_ROWS: Final = (
+ROWS: Final = (
     Row("fs.small.space", "MB", "what was written", _small_space),
     Row("fs.memory.idle", "MB", "limit", partial(_memory, directories=0, limit=_IDLE_LIMIT_MB)),
     Row("fs.memory.100k", "MB", "limit", partial(_memory, directories=_DIRECTORIES, limit=_MANY_LIMIT_MB)),

@@ -124,7 +124,7 @@ async def _remount(directory: Path) -> Figure:
         return Figure(statistics.median(seconds[1:]), _REMOUNT_LIMIT_SECONDS)
 
 
-SURVIVAL_ROWS: Final = (
+ROWS: Final = (
     Row("fs.crash.stall", "s", "limit", _stall),
     Row("fs.crash.errors", "operations", "operations", _errors),
     Row("fs.remount", "s", "limit", _remount),

@@ -12,10 +12,6 @@ from typing import Any
 import trio
 
 from fuse_tier.bench.frame import Figure, Row, alternating
-from fuse_tier.bench.fs_content import CONTENT_ROWS
-from fuse_tier.bench.fs_names import NAME_ROWS
-from fuse_tier.bench.fs_room import ROOM_ROWS
-from fuse_tier.bench.fs_survival import SURVIVAL_ROWS
 from fuse_tier.bench.nodes import in_thread, mounted, settled, until_room
 from fuse_tier.bench.places import BLOCK_BYTES, GIB, copy_seconds, tmpfs, warm, write_file, write_files
 from fuse_tier.errors import FuseTierError
@@ -93,10 +89,6 @@ def worker_peak_megabytes(node: LocalNode) -> float:
 
 ROWS = (
     Row("demo.seconds", "s", "limit", _demo_seconds),
-    *CONTENT_ROWS,
-    *NAME_ROWS,
-    *SURVIVAL_ROWS,
-    *ROOM_ROWS,
     Row("peer.snapshot", "s", "cp between two tmpfs directories", _snapshot_to_peer),
     Row("worker.memory", "MB", "limit", _worker_memory),
 )

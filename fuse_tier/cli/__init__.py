@@ -9,10 +9,12 @@ from __future__ import annotations
 import click
 
 from fuse_tier.cli.asking import list_snapshots, show, status, verify
+from fuse_tier.cli.pruning import prune
 from fuse_tier.cli.reporting import run_and_exit
+from fuse_tier.cli.restoring import restore
 from fuse_tier.cli.running import bench, coordinator, demo, node
 from fuse_tier.cli.tls import tls
-from fuse_tier.cli.volumes import mount, restore, unmount, wait
+from fuse_tier.cli.volumes import mount, unmount, wait
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -29,7 +31,7 @@ def commands() -> None:
 
 
 for _command in (
-    demo, node, coordinator, mount, unmount, status, list_snapshots, show, wait, restore, verify, bench, tls
+    demo, node, coordinator, mount, unmount, status, list_snapshots, show, wait, restore, prune, verify, bench, tls
 ):  # fmt: skip
     commands.add_command(_command)
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fuse_tier.manifest import Entry, Manifest
     from fuse_tier.wire import control_pb2 as pb
 
+_NAMED_AT_MOST = 6
 _PIPE_WIDTH = 10_000  # columns: nobody wraps what a program reads
 _FILE_TYPES = {
     Kind.DIRECTORY: stat.S_IFDIR,
@@ -102,6 +103,29 @@ def status_view(facts: dict[str, Any]) -> Group:
     )
 
 
+def prune_view(facts: dict[str, Any]) -> Table:
+    """The table of ``prune``."""
+    rows = [
+        (
+            job["job"],
+            str(job["checkpoints"]),
+            str(job["snapshots"]),
+            _several(job["drop_checkpoints"]),
+            _several([name.rpartition("/")[2] for name in job["drop_snapshots"]]),
+            format_size(job["bytes"]),
+        )
+        for job in facts["jobs"]
+    ]
+    return _table(("JOB", "CHECKPOINTS>", "SNAPSHOTS>", "CHECKPOINTS THAT GO", "SNAPSHOTS THAT GO", "SIZE>"), rows)
+
+
+def _several(names: Sequence[str]) -> str:
+    if not names:
+        return "-"
+    rest = len(names) - _NAMED_AT_MOST
+    return ", ".join(names[:_NAMED_AT_MOST]) + (f" and {rest} more" if rest > 0 else "")
+
+
 def _tiers(tiers: Iterable[dict[str, Any]]) -> Table:
     rows = []
     for tier in tiers:
@@ -131,11 +155,22 @@ def _volumes(volumes: Iterable[dict[str, Any]]) -> Table:
                 _newest(newest) + (", changed since" if volume["dirty"] else ""),
                 _count(durable.get("ram")),
                 f"{_count(durable.get('peer'))} ({on_peers})" if on_peers else _count(durable.get("peer")),
-                _count(durable.get("bucket")),
+                _in_bucket(durable.get("bucket"), volume.get("backup")),
                 str(volume["queue"]),
             )
         )
     return _table(("VOLUME", "MOUNTED AT", "NEWEST", "RAM>", "PEER", "BUCKET>", "QUEUE>"), rows)
+
+
+def _in_bucket(number: int | None, backup: dict[str, Any] | None) -> str:
+    """The newest snapshot there, and what of the next one is there or when it will be begun."""
+    text = _count(number)
+    if backup and backup["state"] == "copying":
+        moved, total = format_size(backup["moved_bytes"]), format_size(backup["total_bytes"])
+        return f"{text} ({backup['snapshot']}: {moved} of {total})"
+    if backup and backup["state"] == "waiting" and backup["due_in_seconds"]:
+        return f"{text} (next in {format_duration(backup['due_in_seconds'])})"
+    return text
 
 
 def _mounted_at(volume: dict[str, Any]) -> str:

@@ -1,9 +1,8 @@
-"""Commands that do something with a volume: mount, unmount, wait, restore."""
+"""Commands that do something with a volume: mount, unmount, wait."""
 
 from __future__ import annotations
 
 import os
-import time
 from typing import Any
 
 import click
@@ -11,11 +10,14 @@ import click
 from fuse_tier.cli.options import TIERS, IdentityType, SecondsType, json_option, node_option, print_json
 from fuse_tier.cli.reporting import say_error
 from fuse_tier.deadlines import Deadline
-from fuse_tier.quantities import format_count, format_duration, format_rate, format_size
+from fuse_tier.quantities import format_count, format_duration, format_size
 
 run_option = click.option("--run", default="", help="Which life of the workload this is. [default: its name]")
 snapshot_option = click.option(
     "--snapshot", type=click.IntRange(min=1), default=None, metavar="N", help="Restore this one, not the newest."
+)
+version_option = click.option(
+    "--version", metavar="DATE", help="Restore this complete checkpoint in the bucket, such as 2026-01-31_08-30."
 )
 
 
@@ -30,6 +32,7 @@ snapshot_option = click.option(
 )
 @click.option("--topology", default="", help="Such as 2x8; must match what is restored.")
 @snapshot_option
+@version_option
 @click.option("--read-only", is_flag=True, help="Nothing may be written.")
 @json_option
 def mount(
@@ -41,6 +44,7 @@ def mount(
     world_size: int,
     topology: str,
     snapshot: int | None,
+    version: str | None,
     read_only: bool,
     as_json: bool,
 ) -> None:
@@ -56,6 +60,8 @@ def mount(
     from fuse_tier.cli.progress import watch
     from fuse_tier.wire import control_pb2 as pb
 
+    if snapshot and version:
+        raise click.UsageError("give one of --snapshot and --version")
     request = pb.MountRequest(
         identity=identity,
         mountpoint=os.path.abspath(directory),
@@ -65,6 +71,7 @@ def mount(
         topology=topology,
         snapshot=snapshot or 0,
         read_only=read_only,
+        version=version or "",
     )
     with connected(socket) as node:
         facts = facts_of(watch(node.steps("Mount", request, Deadline.RESTORE)))
@@ -73,7 +80,7 @@ def mount(
         print_json(facts)
     else:
         click.echo(f"{facts['identity']} is mounted at {facts['mountpoint']}: {_restored(restored)}")
-    _tell_losses(restored or {})
+    tell_losses(restored or {})
 
 
 def _restored(restored: dict[str, Any] | None) -> str:
@@ -86,7 +93,8 @@ def _restored(restored: dict[str, Any] | None) -> str:
     )
 
 
-def _tell_losses(restored: dict[str, Any]) -> None:
+def tell_losses(restored: dict[str, Any]) -> None:
+    """What could not be restored, on stderr."""
     for number in restored.get("passed_over", ()):
         say_error(
             f"snapshot {number} is newer, but damaged wherever it is, or gone with its node: it was passed over"
@@ -169,41 +177,3 @@ def wait(directory: str, socket: str | None, tier: str, timeout: float, as_json:
     else:
         number, took = _number(facts["snapshot"]), format_duration(facts["seconds"])
         click.echo(f"{facts['identity']}: snapshot {number} is on {facts['tier']} after {took}")
-
-
-@click.command(short_help="Write a snapshot into a directory.")
-@node_option
-@click.option("--identity", required=True, type=IdentityType(), help="Whose files.")
-@snapshot_option
-@run_option
-@click.option("--to", "directory", required=True, metavar="DIR", type=click.Path(), help="Where to.")
-@json_option
-def restore(socket: str | None, identity: str, snapshot: int | None, run: str, directory: str, as_json: bool) -> None:
-    """Writes the files of a volume's snapshot into a directory, without a mount, from any tier.
-
-    Every byte is verified. Nothing is left in DIR when it fails.
-
-    \b
-    Example:
-      fuse-tier restore --identity default/llama/0 --snapshot 12 --to /tmp/step-12
-    """
-    from fuse_tier.cli.node_client import connected, facts_of
-    from fuse_tier.cli.progress import watch
-    from fuse_tier.wire import control_pb2 as pb
-
-    request = pb.RestoreRequest(identity=identity, snapshot=snapshot or 0, to=os.path.abspath(directory), run=run)
-    started = time.monotonic()
-    with connected(socket) as node:
-        facts = facts_of(watch(node.steps("Restore", request, Deadline.RESTORE)))
-    if as_json:
-        print_json(facts)
-        return
-    seconds = time.monotonic() - started
-    files, size = format_count(facts["files"], "file"), facts["bytes"]
-    click.echo(
-        f"{identity}: snapshot {_number(facts['snapshot'])} restored to {facts['to']}: {files}, {format_size(size)} "
-        f"in {format_duration(seconds)} ({format_rate(size / seconds)})"
-    )
-    for place, moved in facts.get("sources", {}).items():
-        click.echo(f"  {format_size(moved)} from {place}")
-    _tell_losses(facts)

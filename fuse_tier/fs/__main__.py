@@ -10,7 +10,6 @@ import argparse
 import os
 import sys
 from contextlib import suppress
-from functools import partial
 from typing import TextIO
 
 import structlog
@@ -19,10 +18,11 @@ import trio
 from fuse_tier import logs
 from fuse_tier.errors import FuseTierError
 from fuse_tier.fs.daemon import Daemon, say
-from fuse_tier.fs.mounting import MadeMount, mount
+from fuse_tier.fs.keeping import make, take_over
+from fuse_tier.fs.mounting import MadeMount
 from fuse_tier.fs.spec import MountSpec
 from fuse_tier.fs.syscalls import raise_descriptor_limit
-from fuse_tier.mount.keeper import FINAL_STATUS, Inheritance, Keeper
+from fuse_tier.mount.keeper import FINAL_STATUS, Inheritance
 
 log = structlog.get_logger(__name__)
 
@@ -59,12 +59,12 @@ def main() -> int:
         spec = MountSpec.parse(sys.stdin.read() if given is None else given)
         structlog.contextvars.bind_contextvars(identity=str(spec.identity))
         raise_descriptor_limit()
-        made = mount(spec)
+        keeping = take_over(spec, _serve) if spec.take_over else make(spec, _serve)
     except (FuseTierError, OSError) as failure:
         say({"error": {"type": type(failure).__name__, "message": str(failure)}})
         return 1
     os.set_blocking(sys.stdout.fileno(), False)  # whoever reads it may have stopped
-    return Keeper(made.device, made.handshake, partial(_serve, spec, made)).run()
+    return keeping.run()
 
 
 def _serve(spec: MountSpec, made: MadeMount, inheritance: Inheritance) -> int:

@@ -63,7 +63,7 @@ class Daemon:
         layout = Layout(spec.ram_root)
         volume = layout.volume(spec.identity)
         passthrough = inheritance.handshake.passthrough
-        depositor = Depositor(inheritance.deposits)
+        depositor = self._depositor = Depositor(inheritance.deposits)
         self._handles = Handles(depositor, inheritance.generation)
         self._changes = Changes(inheritance.generation)
         self._backings = Backings(inheritance.device, enabled=passthrough)
@@ -106,6 +106,8 @@ class Daemon:
 
     def _take_over(self) -> None:
         safe = self._inheritance.safe
+        if not self._depositor.may_serve():
+            raise MountError("the mount is another keeper's, which goes on with it")
         deposits = list(safe.contents.values())
         self._handles.adopt(deposits)
         self._nodes.adopt(deposits)

@@ -32,6 +32,17 @@ class MountSpec:
     """Whether the kernel reads and writes file content by itself: ``on`` and ``off``, or where it can."""
     keeper_socket: str | None = None
     """Where the keeper answers; None for nowhere."""
+    take_over: str | None = None
+    """Where the keeper answers that has the mount now, and is to hand it over; None for a mount to be made."""
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What may be another after a handover."""
+        return {
+            "worker_socket": self.worker_socket,
+            "fsync": self.fsync,
+            "expected_sizes": [list(pair) for pair in self.expected_sizes],
+        }
 
     @property
     def node_socket(self) -> str:
@@ -71,6 +82,7 @@ class MountSpec:
             expected_sizes=_sizes(given.get("expected_sizes", ())),
             passthrough=passthrough,
             keeper_socket=None if given.get("keeper_socket") is None else _path(given, "keeper_socket"),
+            take_over=None if given.get("take_over") is None else _path(given, "take_over"),
         )
 
 

@@ -10,9 +10,11 @@ The next daemon is forked from the keeper, and so simply has the descriptors tha
 from __future__ import annotations
 
 import array
+import errno
 import os
 import select
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
@@ -20,9 +22,14 @@ from struct import Struct
 from threading import Lock
 from typing import Final
 
+from fuse_tier.deadlines import Deadline
+
 _RECORD: Final = Struct("=BBHiQQQ")  # kind, flags, nothing, backing id, key, inode, unique
 _REMOVE: Final = 0
 _ACKNOWLEDGE: Final = 255
+_READY: Final = 254
+_YES: Final = b"1"
+_NO: Final = b"0"
 _PATIENCE_SECONDS: Final = 1.0
 _ROOM_BYTES: Final = 4 << 20
 _ORPHAN_KEY: Final = 1 << 63  # handles never have these bits
@@ -96,14 +103,19 @@ class Depositor:
     def settle(self) -> None:
         """Blocks for milliseconds, until the keeper has closed what was removed. Any thread may call it."""
         with self._settling:
-            if not self._removed:
-                return
-            self._removed = False
-            self._connection.send(_RECORD.pack(_ACKNOWLEDGE, 0, 0, 0, 0, 0, 0))
-            waiting = select.poll()
-            waiting.register(self._connection, select.POLLIN)
-            if waiting.poll(_PATIENCE_SECONDS * 1000):
-                self._connection.recv(1)
+            if self._removed:
+                self._removed = False
+                self._ask(_ACKNOWLEDGE, _PATIENCE_SECONDS)
+
+    def may_serve(self) -> bool:
+        """Asks, before the first request of the kernel is read, whether the mount is this keeper's by now. Blocks."""
+        return self._ask(_READY, Deadline.HAND_OVER + _PATIENCE_SECONDS) == _YES
+
+    def _ask(self, kind: int, patience_seconds: float) -> bytes:
+        self._connection.send(_RECORD.pack(kind, 0, 0, 0, 0, 0, 0))
+        waiting = select.poll()
+        waiting.register(self._connection, select.POLLIN)
+        return self._connection.recv(1) if waiting.poll(patience_seconds * 1000) else b""
 
 
 class Safe:
@@ -127,28 +139,39 @@ class Safe:
         if found is not None:
             os.close(found[1])
 
-    def receive(self, connection: socket.socket) -> bool:
+    def receive(self, connection: socket.socket, may_serve: Callable[[], bool] = lambda: True) -> bool:
         """Takes all that has arrived on a non-blocking socket; False once the daemon's end of it is closed."""
         while True:
             try:
-                record, ancillary, _, _ = connection.recvmsg(
-                    _RECORD.size, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC
-                )
+                if not self._receive_one(connection, may_serve):
+                    return False
             except BlockingIOError:
                 return True
             except ConnectionResetError:
                 return False
-            if not record:
-                return False
-            kind, writes, _, backing, key, inode, unique = _RECORD.unpack(record)
-            if kind == _REMOVE:
-                self.remove(key)
-            elif kind == _ACKNOWLEDGE:
-                with suppress(OSError):  # who asked may be gone
-                    connection.send(b"1")
-            elif ancillary:
-                fds = array.array("i", ancillary[0][2])
-                self.put(Deposit(Kind(kind), key, inode, unique, backing, bool(writes)), fds[0])
+
+    def take(self, connection: socket.socket, count: int) -> None:
+        """Takes so many deposits of another keeper's. Raises OSError."""
+        for _ in range(count):
+            if not self._receive_one(connection, lambda: False):
+                raise OSError(errno.ECONNRESET, "the keeper before this one ended in the middle of its deposits")
+        if len(self.contents) != count:
+            raise OSError(errno.EMFILE, f"{len(self.contents)} of {count} deposits arrived: descriptors ran out")
+
+    def _receive_one(self, connection: socket.socket, may_serve: Callable[[], bool]) -> bool:
+        record, ancillary, _, _ = connection.recvmsg(_RECORD.size, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+        if not record:
+            return False
+        kind, writes, _, backing, key, inode, unique = _RECORD.unpack(record)
+        if kind == _REMOVE:
+            self.remove(key)
+        elif kind in (_ACKNOWLEDGE, _READY):
+            with suppress(OSError):  # who asked may be gone
+                connection.send(_YES if kind == _ACKNOWLEDGE or may_serve() else _NO)
+        elif ancillary:
+            fds = array.array("i", ancillary[0][2])
+            self.put(Deposit(Kind(kind), key, inode, unique, backing, bool(writes)), fds[0])
+        return True
 
     def close(self) -> None:
         """Closes all."""

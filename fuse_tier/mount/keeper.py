@@ -4,6 +4,9 @@ It reads no requests but the kernel's first, and answers nothing: so there is li
 are forked from it, which takes milliseconds and no memory for what both have in common, and inherit all that it
 holds. docs/keeper.md has the states.
 
+A keeper may be made with what another one kept (fs/handover.py). It serves only once ``commit`` has said that the
+mount is its own by now: until then it is the other's, which goes on with it if this one fails.
+
 Invariants: at most one daemon at a time; a daemon never outlives its keeper (the kernel kills it); a mount is not
 taken away because a daemon died.
 """
@@ -81,26 +84,36 @@ class Keeper:
         device: Device,
         handshake: Handshake,
         serve: Serve,
+        *,
         safe: Safe | None = None,
         generation: int = 0,
+        told: Iterable[int] = (),
+        commit: Callable[[], bool] | None = None,
         limits: Limits = Limits(),
     ) -> None:
         self.device = device
         self.handshake = handshake
         self.safe = safe or Safe()
         self.generation = generation
+        self.told = list(told)
+        """Signals that its daemons are to end by, in their order."""
         self.daemon = 0
         """Its pid, or 0 between two."""
+        self.failures = 0
+        """Daemons in a row that ended soon after their start."""
         self.reason = ""
         """Why the mount has failed; empty while it has not."""
+        self.given_away = False
+        """Somebody else keeps the mount: nothing of it may be touched any more."""
+        self.changed: Callable[[], None] = lambda: None
+        """Called when anything above is another than before."""
         self._serve = serve
+        self._commit = commit
         self._limits = limits
         self._last = 0
-        self._failures = 0
         self._ends: deque[float] = deque(maxlen=limits.in_a_minute)
-        self._told: list[int] = []
         self._visitors: dict[int, Callable[[], None]] = {}
-        self._dismissed = False
+        self._hand_over: Callable[[], bool] | None = None
 
     def attend(self, fd: int, visited: Callable[[], None]) -> None:
         """Calls ``visited`` whenever a descriptor is readable."""
@@ -110,9 +123,9 @@ class Keeper:
         """The reverse."""
         self._visitors.pop(fd, None)
 
-    def dismiss(self) -> None:
-        """Ends the daemon at once, wherever it is, and ``run`` with it: somebody else is about to keep the mount."""
-        self._dismissed = True
+    def make_way(self, hand_over: Callable[[], bool]) -> None:
+        """Ends the daemon at once, wherever it is; ``hand_over`` says then whether somebody else keeps the mount."""
+        self._hand_over = hand_over
         if self.daemon:
             os.kill(self.daemon, signal.SIGKILL)
 
@@ -130,46 +143,64 @@ class Keeper:
             signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
             self.attend(waker.fileno(), lambda: self._pass_on(waker.recv(64)))
             try:
-                while True:
-                    started = time.monotonic()
-                    status = self._run_daemon(wake.fileno())
-                    if self._dismissed:
-                        return 0
-                    if status in (0, FINAL_STATUS):
-                        return 0 if status == 0 else 1
-                    if not self._may_go_on(status, time.monotonic() - started):
-                        return 1
-                    self.generation += 1
+                return self._keep_serving(wake.fileno())
             finally:
                 self.ignore(waker.fileno())
                 signal.set_wakeup_fd(-1)
                 for number, handler in before.items():
                     signal.signal(number, handler)
 
+    def _keep_serving(self, wake: int) -> int:
+        while True:
+            hand_over, self._hand_over = self._hand_over, None
+            if hand_over is not None:
+                self.given_away = hand_over()
+                if self.given_away:
+                    return 0
+            started = time.monotonic()
+            status = self._run_daemon(wake)
+            if self._commit is not None:  # it came to nothing before the mount was ours
+                self.given_away = True
+            if self.given_away:
+                return 1
+            if status in (0, FINAL_STATUS):
+                return 0 if status == 0 else 1
+            if self._hand_over is None and not self._may_go_on(status, time.monotonic() - started):
+                return 1
+            self.generation += 1
+
+    def _may_serve(self) -> bool:
+        commit, self._commit = self._commit, None
+        if commit is not None and not commit():
+            self.given_away = True
+        return not self.given_away
+
     def _may_go_on(self, status: int, lived_seconds: float) -> bool:
-        self._failures = 1 if lived_seconds >= self._limits.steady_seconds else self._failures + 1
+        self.failures = 1 if lived_seconds >= self._limits.steady_seconds else self.failures + 1
         how = _describe(status)
         now = time.monotonic()
         too_often = len(self._ends) == self._ends.maxlen and now - self._ends[0] < _MINUTE_SECONDS
         self._ends.append(now)
         if not self.handshake.resends:
             self.reason = f"its daemon {how}, and this kernel does not repeat what it was asked (Linux 6.9 does)"
-        elif self._failures >= self._limits.failures:
-            self.reason = f"its daemon {how}, {self._failures} times in a row, each soon after its start: see its log"
+        elif self.failures >= self._limits.failures:
+            self.reason = f"its daemon {how}, {self.failures} times in a row, each soon after its start: see its log"
         elif too_often:
             self.reason = f"its daemon {how}, for the {self._limits.in_a_minute}th time within a minute: see its log"
         if self.reason:
             log.error("mount.given_up", reason=self.reason)
             return False
-        delay = self._limits.delay(self._failures)
-        log.warning("daemon.ended", pid=self._last, reason=how, again_in_seconds=delay, failures=self._failures)
+        delay = self._limits.delay(self.failures)
+        log.warning("daemon.ended", pid=self._last, reason=how, again_in_seconds=delay, failures=self.failures)
         until = time.monotonic() + delay
-        while not self._dismissed and (left := until - time.monotonic()) > 0:
+        self.changed()
+        while self._hand_over is None and (left := until - time.monotonic()) > 0:
             self._attend_once(left)
         return True
 
     def _run_daemon(self, wake: int) -> int:
         ours, theirs = connection_pair()
+        keeper = os.getpid()
         with ours:
             with theirs:
                 # A signal that comes before the daemon listens waits for it: see ``Inheritance``.
@@ -177,26 +208,29 @@ class Keeper:
                 try:
                     pid = os.fork()
                     if pid == 0:
-                        self._be_daemon(theirs, (wake, ours.fileno(), *self._visitors))
+                        self._be_daemon(keeper, theirs, (wake, ours.fileno(), *self._visitors))
                 finally:
                     signal.pthread_sigmask(signal.SIG_UNBLOCK, TOLD)
             self.daemon = pid
+            self.changed()
             handle = os.pidfd_open(pid)
             try:
-                for number in self._told:
+                for number in self.told:
                     os.kill(pid, number)
                 return self._watch(pid, handle, ours)
             finally:
                 os.close(handle)
                 self.daemon, self._last = 0, pid
 
-    def _be_daemon(self, deposits: socket.socket, not_ours: Iterable[int]) -> None:
+    def _be_daemon(self, keeper: int, deposits: socket.socket, not_ours: Iterable[int]) -> None:
         status = 1
         try:
             signal.set_wakeup_fd(-1)
             for number in TOLD:
                 signal.signal(number, signal.SIG_DFL)
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+            _die_with_parent(signal.SIGKILL)
+            if os.getppid() != keeper:
+                return  # it has ended before the kernel knew of this; what follows ends this process
             for fd in not_ours:
                 os.close(fd)
             status = self._serve(Inheritance(self.device, self.handshake, self.safe, deposits, self.generation))
@@ -215,7 +249,7 @@ class Keeper:
 
         def receive() -> None:
             nonlocal read_again
-            self.safe.receive(deposits)
+            self.safe.receive(deposits, self._may_serve)
             self.ignore(deposits.fileno())
             read_again = time.monotonic() + _READ_EVERY_SECONDS
 
@@ -242,10 +276,19 @@ class Keeper:
                 visited()
 
     def _pass_on(self, numbers: bytes) -> None:
-        self._told += numbers
+        self.told += numbers
         for number in numbers:
             if self.daemon:
                 os.kill(self.daemon, number)
+
+
+def outlive_parent() -> None:
+    """Takes back what made this process die with the one that started it (``setpriv --pdeathsig``)."""
+    _die_with_parent(0)
+
+
+def _die_with_parent(number: int) -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number))
 
 
 def _describe(status: int) -> str:

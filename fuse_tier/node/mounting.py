@@ -59,7 +59,7 @@ async def begin_serving(path: str, child: Child) -> Serving:
     with trio.move_on_after(Deadline.DAEMON_START):
         said = await child.next_line()
         if said is None:
-            raise MountError(f"{path} could not be mounted: the daemon {describe(await child.wait())}: see its log")
+            raise MountError(f"{path} could not be mounted: the keeper {describe(await child.wait())}: see its log")
         if "error" in said:
             raise _reported(path, said["error"])
         mount = await run_interruptible(partial(_find_our_mount, path), child.kill, trio.CapacityLimiter(1))

@@ -1,14 +1,14 @@
 """The processes that a supervisor starts, and how each of them ends.
 
-A child belongs to the ``async with running(...)`` that started it: it is gone when that is left, however. It
-has a process group of its own, so that Ctrl-C reaches the supervisor alone, which ends its children in order.
+A worker belongs to the ``async with running(...)`` that started it: it is gone when that is left, however. It
+has a process group of its own, so that Ctrl-C reaches the supervisor alone, which ends its children in order. It does
+not outlive a supervisor that was killed: the kernel kills it (PR_SET_PDEATHSIG), because its addresses and sockets
+would be taken when the node is started again. It may die at any instant.
 
-No child outlives a supervisor that was killed: the kernel kills it (PR_SET_PDEATHSIG). The worker, because its
-addresses and sockets would be taken when the node is started again. The daemons too, as long as a new
-supervisor cannot take them over: one that it does not know of would let the same tree be mounted, and written,
-through two daemons. They are killed, not terminated, because a daemon that ends in order unmounts: its job
-would go on writing into the bare directory below, while in a dead mount it gets ENOTCONN. The data is in the
-RAM tier either way, and a worker may die at any instant.
+A keeper is started by ``start_lasting``, in a session of its own. Until it is told that its mount is to stay
+(keepers.py), it dies with the supervisor too: nobody would know of the mount. From then on it outlives it, and the
+next supervisor finds it. What that did not start itself is a ``Process`` as well, known by its pidfd; only its exit
+status is not for us to know.
 
 The kernel counts as a parent the thread that started a child, so that is the main thread, which ends last:
 a thread of trio's pool would take its children along when it idles. ``setpriv`` sets the signal, because code of
@@ -24,7 +24,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -58,16 +58,68 @@ class Backoff:
         return 1 if ran_seconds >= self.steady_seconds else failures + 1
 
 
-class Child:
-    """A process of ours. Made by ``running``."""
+class Process:
+    """A process on this machine, ours or not, that no other can be mistaken for."""
 
-    def __init__(
-        self, name: str, process: subprocess.Popen[bytes], handle: int, output: trio.lowlevel.FdStream
-    ) -> None:
+    def __init__(self, name: str, pid: int) -> None:
+        """Raises ProcessLookupError when there is none, OSError."""
         self.name = name
-        self.pid = process.pid
+        self.pid = pid
+        self._handle = os.pidfd_open(pid)
+        self._ended = False
+
+    async def wait(self) -> int | None:
+        """Its exit status once it has ended, or minus the number of the signal that ended it; None if not ours."""
+        if not self._ended:
+            await trio.lowlevel.wait_readable(self._handle)
+            self._ended = True
+        return None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends it a signal, if it still runs."""
+        if not self._ended:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._handle, number)
+
+    def kill(self) -> None:
+        """Ends it at once, with what it has started. Any thread may call this."""
+        self.signal(signal.SIGKILL)
+
+    async def end(self, grace_seconds: float, hurry: trio.Event | None = None) -> None:
+        """SIGTERM; a second one after ``grace_seconds``, or once ``hurry`` is set; SIGKILL when that doesn't help."""
+        for patience_seconds, sooner in ((grace_seconds, hurry), (Deadline.HURRIED_STOP, None)):
+            self.signal(signal.SIGTERM)
+            with trio.move_on_after(patience_seconds) as patience:
+                async with trio.open_nursery() as nursery:
+                    if sooner is not None:
+                        nursery.start_soon(_cancel_when, sooner, patience)
+                    await self.wait()
+                    nursery.cancel_scope.cancel()
+            if self._ended:
+                return
+        log.warning("process.killed", process=self.name, pid=self.pid, reason="still running after SIGTERM")
+        await self.destroy()
+
+    async def destroy(self) -> None:
+        """Kills it, if it still runs, and waits until it is gone. Not to be cancelled."""
+        self.kill()
+        with trio.move_on_after(Deadline.THREAD_SHUTDOWN, shield=True) as patience:
+            await self.wait()
+        if patience.cancelled_caught:
+            # In the kernel, waiting for a device or for a FUSE filesystem: nothing that we do would end it.
+            log.error("process.unkillable", process=self.name, pid=self.pid)
+
+    def close(self) -> None:
+        """Lets it go: it runs on, if it does."""
+        os.close(self._handle)
+
+
+class Child(Process):
+    """A process of ours. Made by ``running`` and ``start_lasting``."""
+
+    def __init__(self, name: str, process: subprocess.Popen[bytes], output: trio.lowlevel.FdStream) -> None:
+        super().__init__(name, process.pid)
         self._process = process
-        self._handle = handle
         self._output = output
         self._unread = bytearray()
         self._waiting = trio.Lock()
@@ -80,6 +132,7 @@ class Child:
                 # Still a zombie, so that its number cannot be another's yet. What it leaves behind goes with it.
                 os.killpg(self.pid, signal.SIGKILL)
                 self._process.wait()
+                self._ended = True
         return self._process.returncode
 
     async def next_line(self) -> dict[str, Any] | None:
@@ -104,39 +157,15 @@ class Child:
             raise FuseTierError(f"the {self.name} (pid {self.pid}) printed {line[:200]!r}, which nobody understands")
         return said
 
-    def signal(self, number: signal.Signals) -> None:
-        """Sends it a signal, if it still runs."""
-        if self._process.returncode is None:
-            os.kill(self.pid, number)
-
     def kill(self) -> None:
         """Ends it at once, with all processes that it has started in its group. Any thread may call this."""
         if self._process.returncode is None:
             os.killpg(self.pid, signal.SIGKILL)
 
-    async def end(self, grace_seconds: float, hurry: trio.Event | None = None) -> None:
-        """SIGTERM; a second one after ``grace_seconds``, or once ``hurry`` is set; SIGKILL when that doesn't help."""
-        for patience_seconds, sooner in ((grace_seconds, hurry), (Deadline.HURRIED_STOP, None)):
-            self.signal(signal.SIGTERM)
-            with trio.move_on_after(patience_seconds) as patience:
-                async with trio.open_nursery() as nursery:
-                    if sooner is not None:
-                        nursery.start_soon(_cancel_when, sooner, patience)
-                    await self.wait()
-                    nursery.cancel_scope.cancel()
-            if self._process.returncode is not None:
-                return
-        log.warning("process.killed", process=self.name, pid=self.pid, reason="still running after SIGTERM")
-        await self.destroy()
-
-    async def destroy(self) -> None:
-        """Kills it, if it still runs, and waits until it is gone. Not to be cancelled."""
-        self.kill()
-        with trio.move_on_after(Deadline.THREAD_SHUTDOWN, shield=True) as patience:
-            await self.wait()
-        if patience.cancelled_caught:
-            # In the kernel, waiting for a device or for a FUSE filesystem: nothing that we do would end it.
-            log.error("process.unkillable", process=self.name, pid=self.pid)
+    def close(self) -> None:
+        """Lets it go: it runs on, if it does, and nobody reads what it says."""
+        self._output.close()
+        super().close()
 
 
 async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
@@ -157,19 +186,20 @@ async def running(command: Sequence[str], name: str, *, told: str = "") -> Async
     ``told`` is what it reads on its standard input. Its standard output is ours to read, its standard error
     goes where ours goes. A command that can't be run shows as a child that ends with status 127.
     """
-    with ExitStack() as stack:
-        process, output = _start(command, told)
-        stack.callback(output.close)
-        handle = os.pidfd_open(process.pid)
-        stack.callback(os.close, handle)
-        child = Child(name, process, handle, output)
-        try:
-            yield child
-        finally:
-            await child.destroy()
+    child = _start(command, name, told, lasting=False)
+    try:
+        yield child
+    finally:
+        await child.destroy()
+        child.close()
 
 
-def _start(command: Sequence[str], told: str) -> tuple[subprocess.Popen[bytes], trio.lowlevel.FdStream]:
+def start_lasting(command: Sequence[str], name: str, *, told: str = "") -> Child:
+    """The same for a process that may outlive this one; whoever starts it ends it or lets it go."""
+    return _start(command, name, told, lasting=True)
+
+
+def _start(command: Sequence[str], name: str, told: str, *, lasting: bool) -> Child:
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("a child would die with this thread: start it in the main thread")
     with ExitStack() as stack:
@@ -183,16 +213,22 @@ def _start(command: Sequence[str], told: str) -> tuple[subprocess.Popen[bytes], 
         # Milliseconds, for which the supervisor's loop can stand still: it carries no data.
         try:
             process = subprocess.Popen(
-                [*_DIE_WITH_PARENT, *command], stdin=standard_input, stdout=theirs, process_group=0
+                [*_DIE_WITH_PARENT, *command],
+                stdin=standard_input,
+                stdout=theirs,
+                process_group=None if lasting else 0,
+                start_new_session=lasting,
             )
         except BaseException:
             os.close(ours)
             raise
-    return process, trio.lowlevel.FdStream(ours)
+    return Child(name, process, trio.lowlevel.FdStream(ours))
 
 
-def describe(status: int) -> str:
+def describe(status: int | None) -> str:
     """A status in words that follow the name of a process."""
+    if status is None:
+        return "ended"
     if status >= 0:
         return f"ended with status {status}"
     try:

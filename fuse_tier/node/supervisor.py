@@ -1,10 +1,12 @@
 """What ``fuse-tier node`` runs: one node, from its claim on a RAM tier until its orderly end.
 
-It starts things and ends things: the worker, one daemon per mounted volume, and the socket over which they are
-asked for. File content and snapshots are none of its business, and it may die without harm to them.
+It starts things and ends things: the worker, one keeper per mounted volume, and the socket over which they are
+asked for. File content and snapshots are none of its business, and it may die without harm to them: the mounts go on,
+and the next supervisor of the node adopts them.
 
 The order of the end is the point: mounts first, so that the last writes are closed; then the worker, which copies
-what they left. Data stays in the RAM tier.
+what they left. Data stays in the RAM tier. SIGUSR1 ends the worker alone, and leaves the mounts to the next
+supervisor: that is how a node is upgraded while its jobs write.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ from fuse_tier.config import NodeConfig
 from fuse_tier.errors import ConfigError, FuseTierError, InvalidRequest
 from fuse_tier.identity import Identity
 from fuse_tier.node.claims import ram_tier_claimed, refuse_taken_ram_tier, refuse_taken_socket
+from fuse_tier.node.mounted import DaemonSettings
 from fuse_tier.node.processes import check_starter
-from fuse_tier.node.volumes import DaemonSettings, Volumes
+from fuse_tier.node.volumes import Volumes
 from fuse_tier.node.worker import Worker
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.tmpfs import prepare_ram, take_back
@@ -45,7 +48,7 @@ class Programs:
 
 
 async def run_node(config: NodeConfig, config_path: str, programs: Programs = Programs()) -> None:
-    """Runs a node until SIGTERM, SIGINT or SIGHUP, in the main thread.
+    """Runs a node until SIGTERM, SIGINT or SIGHUP, in the main thread; until SIGUSR1, which leaves its mounts.
 
     A second signal skips what the worker would still copy.
     Raises ConfigError when the RAM tier or the socket can't be had, and FuseTierError or ConfigError, by its exit
@@ -71,7 +74,7 @@ async def run_node(config: NodeConfig, config_path: str, programs: Programs = Pr
 def _signals_to_obey() -> tuple[signal.Signals, ...]:
     # A terminal that goes away ends the node in order too, unless nohup said otherwise.
     hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
-    return (signal.SIGTERM, signal.SIGINT, *hangup)
+    return (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, *hangup)
 
 
 def _make_place(path: str) -> None:
@@ -105,11 +108,14 @@ class _Node:
             tuple(config.ram.expected_sizes.items()),
         )
         self._told_to_end = trio.Event()
+        self._leaves_mounts = False
         self._hurry = trio.Event()
 
     async def run(self, signals: AsyncIterator[int]) -> None:
         async with trio.open_nursery() as nursery:
             volumes = Volumes(self._daemons, nursery)
+            # Before anybody asks what is mounted: first of all the worker, which keeps what is.
+            await volumes.adopt()
             calls = await nursery.start(self._serve_calls, volumes)
             nursery.start_soon(self._obey, signals)
             nursery.start_soon(self._announce)
@@ -124,8 +130,11 @@ class _Node:
     async def _end(self, volumes: Volumes, calls: trio.CancelScope) -> None:
         # First of all no more calls: a mount that is being made is taken back.
         calls.cancel()
-        await volumes.end_all(self._hurry)
-        await self._worker.end(self._config.drain, self._hurry)
+        if self._leaves_mounts:
+            await self._worker.end(0, self._hurry)
+        else:
+            await volumes.end_all(self._hurry)
+            await self._worker.end(self._config.drain, self._hurry)
         log.info("node.ended", node=self._config.node)
 
     async def _obey(self, signals: AsyncIterator[int]) -> None:
@@ -135,11 +144,13 @@ class _Node:
                 log.info("node.hurried", node=self._config.node, signal=name)
                 self._hurry.set()
             else:
-                log.info("node.ending", node=self._config.node, signal=name, drain_seconds=self._config.drain)
+                self._leaves_mounts = number == signal.SIGUSR1
+                log.info("node.ending", node=self._config.node, signal=name, leaves_mounts=self._leaves_mounts)
                 self._told_to_end.set()
 
     async def _end_when_refused(self) -> None:
         await self._worker.refused.wait()
+        self._leaves_mounts = True  # of a node before this one: there are no others yet
         self._told_to_end.set()
 
     async def _announce(self) -> None:

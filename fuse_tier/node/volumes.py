@@ -2,12 +2,9 @@
 
 Not here: what is in a volume. It asks no worker, so mounts work and end while the worker is away.
 
-Invariant: of one identity at most one daemon serves. Two on one tree would not know of each other's writers.
-
-A keeper starts its volume's daemon again when that dies, and nobody notices. A keeper that ends before its mount, or
-gives up, leaves the mount in place, dead: the job then gets ENOTCONN from every call. Were the mount
-taken away, the job would write on into the bare directory below, and lose that without an error; and one more
-mount over it would not reach containers that run already. So only an unmount ends it.
+Invariant: of one identity at most one daemon serves. Two on one tree would not know of each other's writers. The
+table below keeps to it, and so does the lock that each keeper holds (mount/claim.py), of which a supervisor that is
+started anew learns what is mounted already.
 
 Between two awaits the table below is consistent: an entry is made before the first await of a mount, and stays
 until its mount is gone. Calls for one mountpoint take turns.
@@ -15,9 +12,8 @@ until its mount is gone. Calls for one mountpoint take turns.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import os
+from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -27,57 +23,64 @@ import trio
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import FuseTierError, IdentityBusy, MountError
 from fuse_tier.identity import Identity
+from fuse_tier.mount.claim import Record, find_records, is_held
 from fuse_tier.mount.mountpoint import MountpointBusy
-from fuse_tier.mount.table import Mount, mount_at
 from fuse_tier.node import mounting
-from fuse_tier.node.processes import Child, describe, running
+from fuse_tier.node.keepers import prepare_place
+from fuse_tier.node.mounted import DaemonSettings, MountedVolume
+from fuse_tier.ram.layout import Layout
 
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class DaemonSettings:
-    """What every daemon of a node is started with."""
-
-    command: Sequence[str]
-    ram_root: str
-    worker_socket: str
-    fsync: str
-    passthrough: str = "auto"
-    expected_sizes: Sequence[tuple[str, int]] = ()
-
-
-@dataclass(slots=True, eq=False)
-class _Volume:
-    identity: Identity
-    mountpoint: str
-    read_only: bool
-    passthrough: bool = False
-    plain_reason: str = ""
-    """Why there is no passthrough."""
-    mount: Mount | None = None
-    kept: bool = False
-    """It has been mounted, and outlives the call that mounted it."""
-    child: Child | None = None
-    reason: str = ""
-    """Why it has failed; empty while it has not."""
-    ended: trio.Event = field(default_factory=trio.Event)
-    """Its daemon has ended, and what that means is known."""
-
-    def mounted(self) -> bool:
-        """Whether its mount is still in place, alive or dead. Reads the mount table, which never hangs."""
-        found = mount_at(self.mountpoint)
-        return found is not None and self.mount is not None and found.number == self.mount.number
-
-
 class Volumes:
-    """The mounted volumes of a node. ``nursery`` owns their tasks; when it is cancelled the daemons are killed."""
+    """The mounted volumes of a node. ``nursery`` owns their tasks; when it is cancelled the keepers go on."""
 
     def __init__(self, settings: DaemonSettings, nursery: trio.Nursery) -> None:
         self._settings = settings
         self._nursery = nursery
-        self._volumes: dict[str, _Volume] = {}
+        self._volumes: dict[str, MountedVolume] = {}
         self._turns: WeakValueDictionary[str, trio.Lock] = WeakValueDictionary()
+
+    async def adopt(self) -> None:
+        """Takes over what a supervisor before this one has left mounted; returns when it is known. Fails for none.
+
+        What is kept by other code than this is then upgraded.
+        """
+        records = await trio.to_thread.run_sync(self._find_records)
+        async with trio.open_nursery() as nursery:
+            for _, record in records:
+                nursery.start_soon(self._adopt, record)
+        await trio.to_thread.run_sync(self._clear_place)
+        for volume in self._volumes.values():
+            if volume.is_outdated:
+                self._nursery.start_soon(self._upgrade, volume)
+
+    def _find_records(self) -> list[tuple[str, Record]]:
+        return list(find_records(Layout(self._settings.ram_root)))
+
+    def _clear_place(self) -> None:
+        alive = frozenset(record.socket for path, record in self._find_records() if is_held(path))
+        prepare_place(self._settings.place, alive)
+
+    async def _adopt(self, record: Record) -> None:
+        try:
+            identity = Identity.parse(record.identity)
+            volume = self._new_volume(identity, record.mountpoint, read_only=False)
+            with trio.fail_after(Deadline.SUPERVISOR_CONNECT):
+                there = await self._nursery.start(volume.adopt, record)
+        except (FuseTierError, OSError, trio.TooSlowError) as error:
+            log.error("volume.not_adopted", identity=record.identity, mountpoint=record.mountpoint, reason=str(error))
+            return
+        if there:
+            self._volumes[record.mountpoint] = volume
+
+    async def _upgrade(self, volume: MountedVolume) -> None:
+        async with self._turn(volume.mountpoint):
+            await volume.upgrade()
+
+    def _new_volume(self, identity: Identity, path: str, *, read_only: bool) -> MountedVolume:
+        return MountedVolume(identity, path, self._settings, self._nursery, read_only=read_only)
 
     async def check(self, identity: Identity, mountpoint: str) -> str:
         """Whether ``mount`` could succeed, before anything is prepared for it; gives the canonical mountpoint.
@@ -100,10 +103,11 @@ class Volumes:
         async with self._turn(path):
             await self._let_end(identity, path)
             self._refuse_taken(identity, path)
-            volume = self._volumes[path] = _Volume(identity, path, read_only)
+            volume = self._volumes[path] = self._new_volume(identity, path, read_only=read_only)
             try:
                 await mounting.check(path, self._settings.ram_root)
-                await self._nursery.start(self._keep, volume)
+                await trio.to_thread.run_sync(partial(os.makedirs, self._settings.place, 0o700, exist_ok=True))
+                await self._nursery.start(volume.start)
             except BaseException:
                 if not volume.kept:
                     del self._volumes[path]
@@ -130,19 +134,7 @@ class Volumes:
     def listing(self) -> list[dict[str, Any]]:
         """The volumes, as the supervisor's call ``mounts`` answers."""
         self._forget_ended()
-        return [
-            {
-                "identity": str(volume.identity),
-                "mountpoint": volume.mountpoint,
-                "pid": volume.child.pid if volume.child is not None else None,
-                "passthrough": volume.passthrough,
-                "plain_reason": volume.plain_reason,
-                "state": "failed" if volume.reason else "serving",
-                "reason": volume.reason,
-            }
-            for volume in self._volumes.values()
-            if volume.kept
-        ]
+        return [volume.listed() for volume in self._volumes.values() if volume.kept]
 
     async def end_all(self, hurry: trio.Event) -> None:
         """Ends every mount, those in use lazily; their data stays in the RAM tier. Fails for none."""
@@ -150,7 +142,7 @@ class Volumes:
             for volume in list(self._volumes.values()):
                 nursery.start_soon(self._end, volume, hurry)
 
-    async def _end(self, volume: _Volume, hurry: trio.Event) -> None:
+    async def _end(self, volume: MountedVolume, hurry: trio.Event) -> None:
         about = {"identity": str(volume.identity), "mountpoint": volume.mountpoint}
         async with self._turn(volume.mountpoint):
             if self._volumes.get(volume.mountpoint) is not volume:
@@ -163,13 +155,13 @@ class Volumes:
                         "volume.cut_off", **about, reason=await mounting.name_holders(volume.mountpoint, str(busy))
                     )
                     await mounting.end(volume.mountpoint, lazy=True)
-                    if volume.child is not None:
-                        await volume.child.end(Deadline.HURRIED_STOP, hurry)
+                    if volume.keeper is not None and not volume.ended.is_set():
+                        await volume.keeper.end(Deadline.HURRIED_STOP, hurry)
                 await self._await_end(volume)
             except (FuseTierError, OSError) as error:
                 log.error("volume.left_mounted", **about, reason=str(error))
 
-    async def _await_end(self, volume: _Volume) -> None:
+    async def _await_end(self, volume: MountedVolume) -> None:
         with trio.move_on_after(Deadline.DAEMON_STOP):
             await volume.ended.wait()
         if not volume.ended.is_set():
@@ -180,63 +172,8 @@ class Volumes:
                 seconds=Deadline.DAEMON_STOP,
                 reason="its mount has gone, but it goes on: it is killed",
             )
-            if volume.child is not None:
-                await volume.child.destroy()
-        self._forget_ended()
-
-    async def _keep(self, volume: _Volume, task_status: trio.TaskStatus[None]) -> None:
-        """Runs the volume's daemon: up to ``started`` errors are the caller's, then they are this volume's alone."""
-        told = json.dumps(
-            {
-                "ram_root": self._settings.ram_root,
-                "identity": str(volume.identity),
-                "mountpoint": volume.mountpoint,
-                "worker_socket": self._settings.worker_socket,
-                "read_only": volume.read_only,
-                "fsync": self._settings.fsync,
-                "passthrough": self._settings.passthrough,
-                "expected_sizes": list(self._settings.expected_sizes),
-            }
-        )
-        started = trio.current_time()
-        async with running(self._settings.command, "daemon", told=told) as child:
-            volume.child = child
-            try:
-                serving = await mounting.begin_serving(volume.mountpoint, child)
-                volume.mount, volume.passthrough = serving.mount, serving.passthrough
-                volume.plain_reason = serving.plain_reason
-                task_status.started()
-                # If the caller went away at this very moment, this task is still the caller's, and cancelled.
-                await trio.lowlevel.checkpoint_if_cancelled()
-                volume.kept = True
-            except BaseException:
-                await child.destroy()
-                await mounting.take_back(volume.mountpoint)
-                raise
-            log.info(
-                "volume.mounted",
-                identity=str(volume.identity),
-                mountpoint=volume.mountpoint,
-                pid=child.pid,
-                passthrough=volume.passthrough,
-                seconds=round(trio.current_time() - started, 3),
-            )
-            status = await child.wait()
-        try:
-            self._note_end(volume, status)
-        except OSError:
-            log.exception("volume.unclear", identity=str(volume.identity), mountpoint=volume.mountpoint)
-
-    def _note_end(self, volume: _Volume, status: int) -> None:
-        about = {"identity": str(volume.identity), "mountpoint": volume.mountpoint}
-        if volume.mounted():
-            volume.reason = f"its daemon {describe(status)}: every access answers ENOTCONN until it is unmounted"
-            log.error("volume.failed", **about, reason=volume.reason)
-        elif status != 0:
-            log.warning("volume.unmounted", **about, reason=f"its daemon {describe(status)}")
-        else:
-            log.info("volume.unmounted", **about)
-        volume.ended.set()
+            if volume.keeper is not None:
+                await volume.keeper.destroy()
         self._forget_ended()
 
     async def _let_end(self, identity: Identity, path: str) -> None:
@@ -244,7 +181,7 @@ class Volumes:
         with trio.move_on_after(Deadline.HURRIED_STOP):
             for volume in list(self._volumes.values()):
                 concerns = volume.mountpoint == path or volume.identity == identity
-                if concerns and volume.mount is not None and not volume.mounted():
+                if concerns and volume.device and not volume.mounted():
                     await volume.ended.wait()
         self._forget_ended()
 
@@ -253,6 +190,7 @@ class Volumes:
         for path, volume in list(self._volumes.items()):
             if volume.ended.is_set() and not volume.mounted():
                 del self._volumes[path]
+                volume.forget()
 
     def _refuse_taken(self, identity: Identity, path: str) -> None:
         if (volume := self._volumes.get(path)) is not None:

@@ -16,6 +16,7 @@
                                              content is not here, and it is opened only after it is; see remote.py
         remote/<inode number>.file           the same inode as that file, so that it is found without its path
         lock                                 flock: changes of pins
+        keeper                               flock: the keeper that has it mounted; where that is, and how it is found
         volume.json                          lineage of the tree, by atomic replacement
 
 Nothing else keeps state: what a process knows beyond this it can derive.
@@ -55,6 +56,11 @@ class VolumeLayout:
     def lock(self) -> str:
         """Held (flock) while a pin is changed."""
         return os.path.join(self.root, "lock")
+
+    @property
+    def keeper(self) -> str:
+        """Held (flock) by the keeper that has it mounted, and by its daemon."""
+        return os.path.join(self.root, "keeper")
 
     @property
     def record(self) -> str:

@@ -30,6 +30,7 @@ class Chosen:
     places: tuple[Tier, ...] = ()
     highest: int = 0
     passed_over: tuple[int, ...] = ()  # newer ones, damaged wherever they are, or gone with the nodes that had them
+    is_forced: bool = False  # by a version: an older one than the newest on purpose
     other_runs: tuple[str, ...] = ()  # that have snapshots, when there is none of the run that is asked for
 
 
@@ -40,9 +41,17 @@ class Chooser:
         self._places = places
 
     async def choose(
-        self, identity: Identity, lineage: Lineage | None, number: int = 0, known: Manifest | None = None
+        self,
+        identity: Identity,
+        lineage: Lineage | None,
+        number: int = 0,
+        version: str = "",
+        known: Manifest | None = None,
     ) -> Chosen:
-        """The newest snapshot of a run (of any run without a lineage), or the one of a number.
+        """The newest snapshot of a run (of any run without a lineage), or the one of a number or a version.
+
+        A version names a complete checkpoint in the bucket; without one, and without a number, the bucket may name
+        one itself, which a job that asks for its newest is given then.
 
         ``known`` is one that need not be read: reading takes seconds where there are a hundred thousand files.
 
@@ -50,7 +59,11 @@ class Chooser:
         had now never is. Raises NotFound (no such number), RunMismatch, TierUnavailable (there is, or may be, a
         newer one, and who has it could not be asked).
         """
-        holdings = await self._places.holdings(identity)
+        holdings = await self._places.holdings(identity, version)
+        is_forced = bool(holdings.forced) and not number and (lineage is not None or bool(version))
+        if is_forced:
+            number = holdings.forced
+            log.info("restore.forced", snapshot=f"{identity}@{number}", version=version or "restore.version")
         numbers = sorted({one for _, several in holdings.places for one in several}, reverse=True)
         if number and number not in numbers:
             raise NotFound(_no_such(identity, number, numbers, holdings))
@@ -71,7 +84,7 @@ class Chooser:
                     raise TierUnavailable(_newer_elsewhere(snapshot, holdings))
                 if not number and holdings.highest > max(numbers):
                     passed_over.insert(0, holdings.highest)
-                return Chosen(manifest, places, holdings.highest, tuple(passed_over))
+                return Chosen(manifest, places, holdings.highest, tuple(passed_over), is_forced=is_forced)
             other_runs.add(manifest.lineage.run)
         if number and other_runs:
             raise NotFound(f"{identity}@{number} is of run {', '.join(other_runs)}: name that run to restore it")

@@ -9,22 +9,23 @@ the receiver has verified and committed it.
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
 import trio
 
 from fuse_tier import metrics
+from fuse_tier.blobs import Progress
 from fuse_tier.errors import FuseTierError, SnapshotConflict
-from fuse_tier.identity import Identity
 from fuse_tier.manifest import Manifest
 from fuse_tier.members import Member
+from fuse_tier.replicate.backups import Backups
 from fuse_tier.replicate.placement import choose_holders
 from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.traffic import Meter
 from fuse_tier.replicate.volume import Volume
-from fuse_tier.tiers.base import Tier, TierName
+from fuse_tier.tiers.base import Tier, TierName, no_progress
 
 log = structlog.get_logger(__name__)
 
@@ -90,22 +91,24 @@ class Fanout:
         held = volume.held(TierName.PEER)
         return [alive[node] for node in chosen if held.get(node, 0) < volume.newest.id.number]
 
-    async def keep_bucket(self, volume: Volume, committed: Callable[[Identity], Awaitable[None]]) -> None:
-        """Keeps a volume's newest snapshot in the bucket; ``committed`` is told after each."""
+    async def keep_bucket(self, volume: Volume, backups: Backups) -> None:
+        """Keeps in the bucket what ``backups`` chooses of a volume's snapshots."""
         bucket = self._places.bucket
         if bucket is None:
             return
         troubles: dict[str, _Trouble] = {}
         while True:
             news = volume.news.version
-            newest = volume.newest
-            due = newest is not None and volume.durable(TierName.BUCKET) < newest.id.number
-            if due and newest is not None and self._may_try(bucket.place, troubles):
-                if await self._copy(volume, newest, bucket, bucket.place, troubles):
-                    volume.stored(TierName.BUCKET, bucket.place, newest.id.number)
-                    await committed(volume.identity)
+            chosen, seconds = await backups.choose(volume)
+            if chosen is not None and self._may_try(bucket.place, troubles):
+                moved = backups.begin(volume, chosen)
+                done = await self._copy(volume, chosen, bucket, bucket.place, troubles, moved)
+                if done:
+                    volume.stored(TierName.BUCKET, bucket.place, chosen.id.number)
+                await backups.ended(volume, chosen, done=done)
                 continue
-            await self._wait(volume, news, troubles)
+            with trio.move_on_after(seconds if chosen is None else float("inf")):
+                await self._wait(volume, news, troubles)
 
     @staticmethod
     def _may_try(place: str, troubles: dict[str, _Trouble]) -> bool:
@@ -117,13 +120,20 @@ class Fanout:
             await volume.news.wait_beyond(news)
 
     async def _copy(
-        self, volume: Volume, manifest: Manifest, tier: Tier, place: str, troubles: dict[str, _Trouble]
+        self,
+        volume: Volume,
+        manifest: Manifest,
+        tier: Tier,
+        place: str,
+        troubles: dict[str, _Trouble],
+        progress: Progress = no_progress,
     ) -> bool:
         """Copies one snapshot to one place; whether it is there now. Survives that place's failures."""
         meter = self.meters[tier.name]
 
         def count(moved: int) -> None:
             meter.add(moved)
+            progress(moved)
             metrics.bytes_moved(tier.name.value, "out", moved)
 
         async with self._limiters[tier.name]:

@@ -17,6 +17,7 @@ from fuse_tier.manifest import Manifest
 from fuse_tier.members import Member
 from fuse_tier.ram.tmpfs import huge_page_mode
 from fuse_tier.ram.warm import read_warmed
+from fuse_tier.replicate.backups import Backups
 from fuse_tier.replicate.fanout import Fanout
 from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.steps import Report
@@ -49,6 +50,7 @@ class Inventory:
         self._fanout = fanout
         self._supervisor = supervisor
         self._replicas = replicas
+        self.backups: Backups | None = None  # of a node with a bucket
 
     def _peers(self) -> list[Member]:
         return [member for member in self._places.membership.members() if member.alive and member.node != self._node]
@@ -171,6 +173,7 @@ class Inventory:
             "durable": {tier.value: volume.durable(tier, max(1, self._replicas)) or None for tier in TierName},
             "peers": volume.held(TierName.PEER),
             "queue": self._lacking(volume),
+            "backup": self.backups.status(volume) if self.backups else None,
             "unreserved_bytes": volume.unreserved_bytes,
         }
 

@@ -18,7 +18,7 @@ from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import FuseTierError, IdentityBusy, MountError, TierUnavailable
 from fuse_tier.identity import Identity
 from fuse_tier.manifest import Lineage
-from fuse_tier.replicate.choice import Chooser
+from fuse_tier.replicate.choice import Chooser, Chosen
 from fuse_tier.replicate.daemons import leave_quiescent
 from fuse_tier.replicate.membership import Membership
 from fuse_tier.replicate.restore import Restored, Restorer
@@ -42,6 +42,7 @@ class MountOrder:
     mountpoint: str
     snapshot: int = 0
     read_only: bool = False
+    version: str = ""  # a complete checkpoint in the bucket, rather than the newest state
 
 
 class Mounting:
@@ -125,9 +126,12 @@ class Mounting:
         report.begin("looking for snapshots")
         if volume.has_tree and volume.is_dirty:
             await final_snapshot(volume)
-        chosen = await self._chooser.choose(order.identity, order.lineage, order.snapshot, volume.newest)
-        if not order.snapshot and self._restorer.is_current(volume, order.lineage, chosen):
+        chosen = await self._chooser.choose(
+            order.identity, order.lineage, order.snapshot, order.version, known=volume.newest
+        )
+        if not order.snapshot and not chosen.is_forced and self._restorer.is_current(volume, order.lineage, chosen):
             volume.resume(order.lineage, chosen.highest)
+            self._note_bucket(volume, chosen)
             log.info("volume.resumed", identity=str(order.identity), snapshot=volume.highest)
             return None
         if volume.has_tree and volume.is_dirty:
@@ -137,7 +141,17 @@ class Mounting:
             )
         if chosen.manifest is not None:
             report.begin(f"restoring {chosen.manifest.id} from {chosen.places[0].place}", chosen.manifest.size)
-        return await self._restorer.into_volume(volume, chosen, order.lineage, report.moved)
+        restored = await self._restorer.into_volume(volume, chosen, order.lineage, report.moved)
+        self._note_bucket(volume, chosen)
+        return restored
+
+    @staticmethod
+    def _note_bucket(volume: Volume, chosen: Chosen) -> None:
+        """What the bucket was seen to list need not be brought there: no node asks it anything at a mount."""
+        if chosen.manifest is not None and chosen.manifest == volume.newest:
+            for place in chosen.places:
+                if place.name is TierName.BUCKET:
+                    volume.stored(TierName.BUCKET, place.place, chosen.manifest.id.number)
 
     @staticmethod
     async def _wait_until_serving(volume: Volume) -> None:
@@ -177,7 +191,7 @@ class Mounting:
     async def ended(self, volume: Volume, orderly: bool) -> None:
         """A daemon's connection has closed. A tree without a daemon is ours again; a dead mount is waited for."""
         if not orderly:
-            log.error("volume.daemon_lost", identity=str(volume.identity), mountpoint=volume.mountpoint)
+            log.warning("volume.daemon_lost", identity=str(volume.identity), mountpoint=volume.mountpoint)
             await self._wait_until_unmounted(volume)
         if volume.gate is None:
             await self._finish(volume)

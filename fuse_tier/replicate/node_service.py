@@ -18,6 +18,7 @@ from fuse_tier.replicate.inventory import Inventory
 from fuse_tier.replicate.mounting import Mounting, MountOrder
 from fuse_tier.replicate.restore import Restorer
 from fuse_tier.replicate.steps import Report, steps
+from fuse_tier.replicate.stewardship import Stewardship
 from fuse_tier.replicate.volumes import Volumes
 from fuse_tier.tiers.base import TierName
 from fuse_tier.wire import control_pb2 as pb
@@ -35,6 +36,7 @@ class NodeService:
         restorer: Restorer,
         inventory: Inventory,
         nursery: trio.Nursery,
+        stewardship: Stewardship | None = None,
         *,
         replicas: int,
         drain_seconds: float,
@@ -45,6 +47,7 @@ class NodeService:
         self._restorer = restorer
         self._inventory = inventory
         self._nursery = nursery
+        self._stewardship = stewardship
         self._copies = max(1, replicas)
         self._drain_seconds = drain_seconds
 
@@ -57,7 +60,14 @@ class NodeService:
             world_size=request.world_size,
             topology=request.topology,
         )
-        order = MountOrder(identity, lineage, _absolute(request.mountpoint), request.snapshot, request.read_only)
+        order = MountOrder(
+            identity,
+            lineage,
+            _absolute(request.mountpoint),
+            _one_state(request.snapshot, request.version),
+            request.read_only,
+            request.version,
+        )
         async for step in steps(self._nursery, lambda report: self._mounting.mount(order, report)):
             yield step
 
@@ -124,16 +134,17 @@ class NodeService:
         """Makes a plain tree of a snapshot, without a mount."""
         identity, target = Identity.parse(request.identity), _absolute(request.to)
         lineage = Lineage(request.run) if request.run else None
+        number, version = _one_state(request.snapshot, request.version), request.version
         async for step in steps(
-            self._nursery, lambda report: self._restore(identity, lineage, request.snapshot, target, report)
+            self._nursery, lambda report: self._restore(identity, lineage, number, version, target, report)
         ):
             yield step
 
     async def _restore(
-        self, identity: Identity, lineage: Lineage | None, number: int, target: str, report: Report
+        self, identity: Identity, lineage: Lineage | None, number: int, version: str, target: str, report: Report
     ) -> dict[str, Any]:
         report.begin("looking for snapshots")
-        chosen = await self._chooser.choose(identity, lineage, number)
+        chosen = await self._chooser.choose(identity, lineage, number, version)
         if chosen.manifest is not None:
             report.begin(f"restoring {chosen.manifest.id}", chosen.manifest.size)
         restored = await self._restorer.into_directory(identity, chosen, target, report.moved)
@@ -146,6 +157,20 @@ class NodeService:
         tiers = [_tier(request.tier)] if request.tier else list(TierName)
         async for step in steps(self._nursery, lambda report: self._inventory.verify(tiers, identity, report)):
             yield step
+
+    async def Prune(self, request: pb.PruneRequest, caller: Caller) -> AsyncIterator[pb.Step]:  # noqa: N802
+        """Gives up in the bucket what was superseded, or tells what would be."""
+        stewardship = self._stewardship
+        if stewardship is None:
+            raise ConfigError("this node has no bucket: set `bucket.url` in its configuration")
+        async for step in steps(self._nursery, lambda report: stewardship.prune(report, dry_run=request.dry_run)):
+            yield step
+
+
+def _one_state(number: int, version: str) -> int:
+    if number and version:
+        raise InvalidRequest("a snapshot and a version were both named: name one of them")
+    return number
 
 
 def _describe(manifest: Manifest, tiers: list[str]) -> pb.Snapshot:

@@ -6,7 +6,7 @@ who decides whether that matters.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,14 +14,18 @@ import structlog
 import trio
 
 from fuse_tier.deadlines import Deadline
-from fuse_tier.errors import FuseTierError, TierUnavailable
+from fuse_tier.errors import ConfigError, FuseTierError, MalformedManifest, NotFound, TierUnavailable
 from fuse_tier.identity import Identity
 from fuse_tier.members import Member
 from fuse_tier.replicate.membership import Membership
+from fuse_tier.replicate.records import InBucket
 from fuse_tier.tiers.base import Tier
 from fuse_tier.tiers.ram import RamTier
 
 log = structlog.get_logger(__name__)
+
+AskBucket = Callable[[Identity, str], Awaitable[InBucket]]
+"""What the bucket lists of a volume, and the snapshot that a version, or the bucket itself, says to restore."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,7 @@ class Holdings:
     silent: tuple[str, ...]
     highest: int  # snapshot number that was ever heard of, also from nodes that are gone: none is used twice
     unasked: int = 0  # the newest that nodes say they brought to who could not be asked
+    forced: int = 0  # the snapshot that a version names, which is then the one to restore
 
 
 class PeerConnection(Tier, Protocol):
@@ -46,11 +51,17 @@ class Places:
     """Peers come and go with the membership; connections to them are kept while they stay the same instance."""
 
     def __init__(
-        self, ram: RamTier, membership: Membership, bucket: Tier | None, connect: Callable[[Member], PeerConnection]
+        self,
+        ram: RamTier,
+        membership: Membership,
+        bucket: Tier | None,
+        connect: Callable[[Member], PeerConnection],
+        ask_bucket: AskBucket | None = None,
     ) -> None:
         self.ram = ram
         self.membership = membership
         self.bucket = bucket
+        self.ask_bucket = ask_bucket
         self._connect = connect
         self._peers: dict[str, tuple[str, PeerConnection]] = {}
         self._replaced: list[PeerConnection] = []  # to instances that are gone; closed at the next chance
@@ -75,29 +86,43 @@ class Places:
         while self._replaced:
             await self._replaced.pop().aclose()
 
-    async def holdings(self, identity: Identity) -> Holdings:
-        """Asks everybody who may have snapshots of a volume."""
+    async def holdings(self, identity: Identity, version: str = "") -> Holdings:
+        """Asks everybody who may have snapshots of a volume; the bucket by way of its steward (``steward.py``).
+
+        Raises NotFound or MalformedManifest when a version is named, here or in the bucket, that cannot be restored;
+        TierUnavailable when one is named here and the bucket cannot be asked.
+        """
         await self._close_replaced()
         own = tuple(snapshot.number for snapshot in await self.ram.snapshots(identity))
         places: list[tuple[Tier, tuple[int, ...]]] = [(self.ram, own)]
         silent: list[str] = []
-        unasked = 0
+        unasked = forced = 0
         location = await self.membership.locate(identity)
         places.extend((self.peer(member), numbers) for member, numbers in location.holders if member.alive)
         gone = [number for member, numbers in location.holders if not member.alive for number in numbers]
+        if self.bucket is None and version:
+            raise ConfigError("versions are of checkpoints in a bucket, and this node has none: set `bucket.url`")
         if self.bucket is not None:
             try:
-                places.append((self.bucket, await self._in_bucket(self.bucket, identity)))
+                found = await self._in_bucket(self.bucket, identity, version)
+                places.append((self.bucket, found.numbers))
+                forced = found.forced
+            except (NotFound, MalformedManifest):
+                raise
             except FuseTierError as error:
+                if version:
+                    raise
                 log.warning(
                     "restore.place_silent", identity=str(identity), place=self.bucket.place, reason=str(error)
                 )
                 silent.append(f"{self.bucket.place} ({error})")
                 unasked = max(location.bucket, default=0)
         highest = max([*gone, *location.bucket, *(number for _, numbers in places for number in numbers)], default=0)
-        return Holdings(tuple(places), tuple(silent), highest, unasked)
+        return Holdings(tuple(places), tuple(silent), highest, unasked, forced)
 
-    async def _in_bucket(self, bucket: Tier, identity: Identity) -> tuple[int, ...]:
-        with trio.move_on_after(Deadline.BUCKET_CALL):
-            return tuple(snapshot.number for snapshot in await bucket.snapshots(identity))
+    async def _in_bucket(self, bucket: Tier, identity: Identity, version: str) -> InBucket:
+        with trio.move_on_after(Deadline.BUCKET_CALL + 2 * Deadline.STEWARD):
+            if self.ask_bucket is not None:
+                return await self.ask_bucket(identity, version)
+            return InBucket(tuple(snapshot.number for snapshot in await bucket.snapshots(identity)))
         raise TierUnavailable(f"{bucket.place} did not answer within {Deadline.BUCKET_CALL:g} s")

@@ -72,6 +72,7 @@ class Volume:
         self.evicting = trio.Lock()
         self.ending = trio.Lock()
         self.in_use: Counter[int] = Counter()
+        self.demanded = 0  # the newest snapshot that somebody waits for in the bucket
         self._ram = ram
         self.options = options
         self._copies = max(1, options.replicas)
@@ -213,6 +214,10 @@ class Volume:
     def in_bucket(self) -> int:
         """The newest snapshot that this node knows to be in the bucket; 0: none."""
         return self.durable(TierName.BUCKET)
+
+    def newest_beyond_bucket(self) -> bool:
+        """Whether there is a snapshot that the bucket has not."""
+        return self.newest is not None and self.in_bucket() < self.newest.id.number
 
     def blobs_in_bucket(self) -> frozenset[Blob]:
         """Content of which this node knows that the bucket has it."""
@@ -373,7 +378,10 @@ class Volume:
         return True
 
     async def wait_until_on(self, tier: TierName, number: int, copies: int) -> None:
-        """Returns when a snapshot, or a newer one, is on a tier."""
+        """Returns when a snapshot, or a newer one, is on a tier. It is brought to the bucket then, due or not."""
+        if tier is TierName.BUCKET and number > self.demanded:
+            self.demanded = number
+            self.news.announce()
         version = self.news.version
         while self.durable(tier, copies) < number:
             version = await self.news.wait_beyond(version)

@@ -16,6 +16,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from functools import partial
+from typing import Any
 
 import click
 import structlog
@@ -28,6 +29,7 @@ from fuse_tier.errors import FuseTierError, TierUnavailable
 from fuse_tier.identity import Identity
 from fuse_tier.members import LocalFacts, Member
 from fuse_tier.ram.layout import Layout
+from fuse_tier.replicate.bucket_duties import BucketDuties
 from fuse_tier.replicate.choice import Chooser
 from fuse_tier.replicate.daemons import DaemonSession
 from fuse_tier.replicate.fanout import Fanout
@@ -79,10 +81,13 @@ class Worker:
         self._holdings: dict[Identity, tuple[int, ...]] = {}
         self._membership: Membership = build_membership(config, self._instance, self._facts)
         self._places = Places(self._ram, self._membership, bucket, self._connect)
+        self._duties = BucketDuties(config, bucket, self._membership, self._ram, self._tls) if bucket else None
+        if self._duties is not None:
+            self._places.ask_bucket = self._duties.steward.in_bucket
         options = VolumeOptions(config.node, config.settle, config.replicas)
         self._volumes = Volumes(layout, self._ram, options, hashing, nursery, has_bucket=bucket is not None)
         self._fanout = Fanout(self._places, self._membership.own, config.replicas)
-        self._upkeep = Upkeep(self._places, self._volumes.find, config.keep.ram, config.keep.bucket)
+        self._upkeep = Upkeep(self._places, self._volumes.find, config.keep.ram)
         self._room = RoomKeeper(layout, self._ram, self._volumes, self._upkeep.wake)
         self._chooser = Chooser(self._places)
         self._restorer = Restorer(layout, self._places, config.node, hashing)
@@ -91,6 +96,7 @@ class Worker:
         self._inventory = Inventory(
             config.node, config.cluster, self._places, self._volumes, self._fanout, self._supervisor, config.replicas
         )
+        self._inventory.backups = self._duties.backups if self._duties else None
         self._volumes.tasks = [self._fanout.keep_peers, self._keep_bucket, self._pass_news_on]
 
     def _connect(self, member: Member) -> PeerTier:
@@ -124,6 +130,8 @@ class Worker:
         if config.metrics is not None:
             await nursery.start(metrics.serve, config.metrics)
         nursery.start_soon(self._upkeep.run)
+        if self._duties is not None:
+            nursery.start_soon(self._duties.stewardship.run)
         nursery.start_soon(self._room.run)
         if config.ram.warm:
             nursery.start_soon(warm_once, Layout(config.ram.path))
@@ -160,7 +168,9 @@ class Worker:
             encrypt=self._config.encrypt_peer_traffic,
             make_room=partial(self._room.make, for_replica=True),
         )
-        services = [(add_PeerServicer_to_server, service)]
+        services: list[Any] = [(add_PeerServicer_to_server, service)]
+        if self._duties is not None:
+            services += self._duties.services()
         await grpc.serve(services, str(self._config.listen.control), self._tls, task_status=task_status)
 
     async def _serve_operator(self, task_status: trio.TaskStatus[int]) -> None:
@@ -172,6 +182,7 @@ class Worker:
             self._restorer,
             self._inventory,
             self._nursery,
+            self._duties.stewardship if self._duties else None,
             replicas=config.replicas,
             drain_seconds=config.drain,
         )
@@ -193,7 +204,8 @@ class Worker:
         await self._restorer.materialize(volume, inode, self._room.make)
 
     async def _keep_bucket(self, volume: Volume) -> None:
-        await self._fanout.keep_bucket(volume, self._upkeep.tidy_bucket)
+        if self._duties is not None:
+            await self._fanout.keep_bucket(volume, self._duties.backups)
 
     async def _pass_news_on(self, volume: Volume) -> None:
         """What is new of a volume is of interest to retention and to the coordinator."""

@@ -26,6 +26,7 @@ import structlog
 import trio
 
 from fuse_tier.blobs import Blob, Progress, Sink, Source
+from fuse_tier.checkpoints import Job
 from fuse_tier.errors import (
     Damaged,
     IncompleteSnapshot,
@@ -136,10 +137,20 @@ class BucketTier:
             highest = max((snapshot.number for snapshot in await self.snapshots(manifest.id.identity)), default=0)
             raise SnapshotConflict(f"{self.place} has another snapshot {manifest.id} already", highest)
 
+    def now(self) -> float:
+        """Seconds since 1970 by the service's clock, of which its last answer told."""
+        return self._objects.now()
+
     async def snapshots(self, identity: Identity | None = None) -> Sequence[SnapshotId]:
         """Everything listed, of one volume or of all, in order. Reads no manifest."""
+        return await self._listed(layout.manifest_folder(identity))
+
+    async def snapshots_of(self, job: Job) -> Sequence[SnapshotId]:
+        """Everything listed of all volumes of a job, in order."""
+        return await self._listed(layout.job_folder(job))
+
+    async def _listed(self, folder: str) -> Sequence[SnapshotId]:
         await self._check_layout()
-        folder = layout.manifest_folder(identity)
         return await self._work.run(
             lambda task: task.retry(lambda: bucket_collection.list_snapshots(self._objects, folder, task))
         )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fuse_tier.blobs import Blob
+from fuse_tier.checkpoints import Job
 from fuse_tier.errors import ConfigError, InvalidRequest, TierRefused
 from fuse_tier.identity import Identity, SnapshotId
 
@@ -33,7 +34,7 @@ _MANIFEST_END: Final = ".manifest"
 _PACK_END: Final = ".zip"
 _PART: Final = re.compile(rf"{PARTS}[0-9a-f]{{32}}-[0-9]{{1,19}}/[0-9]{{{_NUMBER_DIGITS}}}-[0-9]{{{_NUMBER_DIGITS}}}")
 _CLAIM: Final = re.compile(rf"{CLAIMS}[0-9a-f]{{32}}-[0-9]{{1,19}}")
-_DOCUMENT: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,400}[A-Za-z0-9])?")
+_DOCUMENT: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,800}[A-Za-z0-9])?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +146,11 @@ def manifest_object(snapshot: SnapshotId) -> str:
 def manifest_folder(identity: Identity | None) -> str:
     """What the names of one volume's manifests begin with, or of all volumes'."""
     return f"{MANIFESTS}{identity}/" if identity else MANIFESTS
+
+
+def job_folder(job: Job) -> str:
+    """What the names of the manifests of all volumes of a job begin with."""
+    return f"{MANIFESTS}{job}/"
 
 
 def snapshot_of(name: str) -> SnapshotId | None:

@@ -492,6 +492,146 @@ class CollectReply(_message.Message):
 Global___CollectReply: _TypeAlias = CollectReply  # noqa: Y015
 
 @_typing.final
+class InBucketRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    identity: _builtins.str
+    version: _builtins.str
+    """a checkpoint to go back to; empty: none, but for the one that the bucket names itself"""
+    place: _builtins.str
+    """the bucket, as the asker calls it"""
+    def __init__(
+        self,
+        *,
+        identity: _builtins.str = ...,
+        version: _builtins.str = ...,
+        place: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "place", b"place", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InBucketRequest: _TypeAlias = InBucketRequest  # noqa: Y015
+
+@_typing.final
+class InBucketReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBERS_FIELD_NUMBER: _builtins.int
+    FORCED_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    TROUBLE_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    forced: _builtins.int
+    """the snapshot that the version names"""
+    version: _builtins.str
+    trouble: _builtins.str
+    """the bucket could not be asked, and nobody else need try"""
+    refused: _builtins.bool
+    """it says no, rather than nothing"""
+    @_builtins.property
+    def numbers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        numbers: _abc.Iterable[_builtins.int] | None = ...,
+        forced: _builtins.int = ...,
+        version: _builtins.str = ...,
+        trouble: _builtins.str = ...,
+        refused: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forced", b"forced", "numbers", b"numbers", "refused", b"refused", "trouble", b"trouble", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InBucketReply: _TypeAlias = InBucketReply  # noqa: Y015
+
+@_typing.final
+class BackedUpRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    identity: _builtins.str
+    place: _builtins.str
+    def __init__(
+        self,
+        *,
+        identity: _builtins.str = ...,
+        place: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "place", b"place"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackedUpRequest: _TypeAlias = BackedUpRequest  # noqa: Y015
+
+@_typing.final
+class BackupTurnRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    EVERY_SECONDS_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    identity: _builtins.str
+    run: _builtins.str
+    step: _builtins.int
+    every_seconds: _builtins.float
+    place: _builtins.str
+    def __init__(
+        self,
+        *,
+        identity: _builtins.str = ...,
+        run: _builtins.str = ...,
+        step: _builtins.int = ...,
+        every_seconds: _builtins.float = ...,
+        place: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["every_seconds", b"every_seconds", "identity", b"identity", "place", b"place", "run", b"run", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackupTurnRequest: _TypeAlias = BackupTurnRequest  # noqa: Y015
+
+@_typing.final
+class BackupTurnReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HAS_STEP_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    WAIT_SECONDS_FIELD_NUMBER: _builtins.int
+    has_step: _builtins.bool
+    step: _builtins.int
+    wait_seconds: _builtins.float
+    def __init__(
+        self,
+        *,
+        has_step: _builtins.bool = ...,
+        step: _builtins.int = ...,
+        wait_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["has_step", b"has_step", "step", b"step", "wait_seconds", b"wait_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackupTurnReply: _TypeAlias = BackupTurnReply  # noqa: Y015
+
+@_typing.final
 class Holding(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -901,6 +1041,7 @@ class MountRequest(_message.Message):
     TOPOLOGY_FIELD_NUMBER: _builtins.int
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     READ_ONLY_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     identity: _builtins.str
     mountpoint: _builtins.str
     """absolute"""
@@ -912,6 +1053,8 @@ class MountRequest(_message.Message):
     snapshot: _builtins.int
     """0: the newest"""
     read_only: _builtins.bool
+    version: _builtins.str
+    """a complete checkpoint in the bucket, by its date; empty: none is named"""
     def __init__(
         self,
         *,
@@ -923,10 +1066,11 @@ class MountRequest(_message.Message):
         topology: _builtins.str = ...,
         snapshot: _builtins.int = ...,
         read_only: _builtins.bool = ...,
+        version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "mountpoint", b"mountpoint", "owner_uid", b"owner_uid", "read_only", b"read_only", "run", b"run", "snapshot", b"snapshot", "topology", b"topology", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "mountpoint", b"mountpoint", "owner_uid", b"owner_uid", "read_only", b"read_only", "run", b"run", "snapshot", b"snapshot", "topology", b"topology", "version", b"version", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1087,10 +1231,12 @@ class RestoreRequest(_message.Message):
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     TO_FIELD_NUMBER: _builtins.int
     RUN_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
     identity: _builtins.str
     snapshot: _builtins.int
     to: _builtins.str
     run: _builtins.str
+    version: _builtins.str
     def __init__(
         self,
         *,
@@ -1098,14 +1244,34 @@ class RestoreRequest(_message.Message):
         snapshot: _builtins.int = ...,
         to: _builtins.str = ...,
         run: _builtins.str = ...,
+        version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "run", b"run", "snapshot", b"snapshot", "to", b"to"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "run", b"run", "snapshot", b"snapshot", "to", b"to", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RestoreRequest: _TypeAlias = RestoreRequest  # noqa: Y015
+
+@_typing.final
+class PruneRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    dry_run: _builtins.bool
+    def __init__(
+        self,
+        *,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PruneRequest: _TypeAlias = PruneRequest  # noqa: Y015
 
 @_typing.final
 class NodeVerifyRequest(_message.Message):

@@ -494,6 +494,172 @@ class Peer:
             _registered_method=True)
 
 
+class StewardStub:
+    """---- of the node that looks after the bucket for all: who is alive says which one that is ----
+
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.InBucket = channel.unary_unary(
+                '/fuse_tier.v1.Steward/InBucket',
+                request_serializer=fuse__tier_dot_wire_dot_control__pb2.InBucketRequest.SerializeToString,
+                response_deserializer=fuse__tier_dot_wire_dot_control__pb2.InBucketReply.FromString,
+                _registered_method=True)
+        self.BackedUp = channel.unary_unary(
+                '/fuse_tier.v1.Steward/BackedUp',
+                request_serializer=fuse__tier_dot_wire_dot_control__pb2.BackedUpRequest.SerializeToString,
+                response_deserializer=fuse__tier_dot_wire_dot_control__pb2.Empty.FromString,
+                _registered_method=True)
+        self.BackupTurn = channel.unary_unary(
+                '/fuse_tier.v1.Steward/BackupTurn',
+                request_serializer=fuse__tier_dot_wire_dot_control__pb2.BackupTurnRequest.SerializeToString,
+                response_deserializer=fuse__tier_dot_wire_dot_control__pb2.BackupTurnReply.FromString,
+                _registered_method=True)
+
+
+class StewardServicer:
+    """---- of the node that looks after the bucket for all: who is alive says which one that is ----
+
+    """
+
+    def InBucket(self, request, context):
+        """what a volume has in the bucket, no earlier than now
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BackedUp(self, request, context):
+        """a snapshot was committed there
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BackupTurn(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_StewardServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'InBucket': grpc.unary_unary_rpc_method_handler(
+                    servicer.InBucket,
+                    request_deserializer=fuse__tier_dot_wire_dot_control__pb2.InBucketRequest.FromString,
+                    response_serializer=fuse__tier_dot_wire_dot_control__pb2.InBucketReply.SerializeToString,
+            ),
+            'BackedUp': grpc.unary_unary_rpc_method_handler(
+                    servicer.BackedUp,
+                    request_deserializer=fuse__tier_dot_wire_dot_control__pb2.BackedUpRequest.FromString,
+                    response_serializer=fuse__tier_dot_wire_dot_control__pb2.Empty.SerializeToString,
+            ),
+            'BackupTurn': grpc.unary_unary_rpc_method_handler(
+                    servicer.BackupTurn,
+                    request_deserializer=fuse__tier_dot_wire_dot_control__pb2.BackupTurnRequest.FromString,
+                    response_serializer=fuse__tier_dot_wire_dot_control__pb2.BackupTurnReply.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'fuse_tier.v1.Steward', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('fuse_tier.v1.Steward', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Steward:
+    """---- of the node that looks after the bucket for all: who is alive says which one that is ----
+
+    """
+
+    @staticmethod
+    def InBucket(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fuse_tier.v1.Steward/InBucket',
+            fuse__tier_dot_wire_dot_control__pb2.InBucketRequest.SerializeToString,
+            fuse__tier_dot_wire_dot_control__pb2.InBucketReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BackedUp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fuse_tier.v1.Steward/BackedUp',
+            fuse__tier_dot_wire_dot_control__pb2.BackedUpRequest.SerializeToString,
+            fuse__tier_dot_wire_dot_control__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BackupTurn(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fuse_tier.v1.Steward/BackupTurn',
+            fuse__tier_dot_wire_dot_control__pb2.BackupTurnRequest.SerializeToString,
+            fuse__tier_dot_wire_dot_control__pb2.BackupTurnReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class CoordinatorStub:
     """---- of the coordinator ----
 
@@ -795,6 +961,11 @@ class NodeStub:
                 request_serializer=fuse__tier_dot_wire_dot_control__pb2.NodeVerifyRequest.SerializeToString,
                 response_deserializer=fuse__tier_dot_wire_dot_control__pb2.Step.FromString,
                 _registered_method=True)
+        self.Prune = channel.unary_stream(
+                '/fuse_tier.v1.Node/Prune',
+                request_serializer=fuse__tier_dot_wire_dot_control__pb2.PruneRequest.SerializeToString,
+                response_deserializer=fuse__tier_dot_wire_dot_control__pb2.Step.FromString,
+                _registered_method=True)
 
 
 class NodeServicer:
@@ -850,6 +1021,12 @@ class NodeServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Prune(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -891,6 +1068,11 @@ def add_NodeServicer_to_server(servicer, server):
             'Verify': grpc.unary_stream_rpc_method_handler(
                     servicer.Verify,
                     request_deserializer=fuse__tier_dot_wire_dot_control__pb2.NodeVerifyRequest.FromString,
+                    response_serializer=fuse__tier_dot_wire_dot_control__pb2.Step.SerializeToString,
+            ),
+            'Prune': grpc.unary_stream_rpc_method_handler(
+                    servicer.Prune,
+                    request_deserializer=fuse__tier_dot_wire_dot_control__pb2.PruneRequest.FromString,
                     response_serializer=fuse__tier_dot_wire_dot_control__pb2.Step.SerializeToString,
             ),
     }
@@ -1111,6 +1293,33 @@ class Node:
             target,
             '/fuse_tier.v1.Node/Verify',
             fuse__tier_dot_wire_dot_control__pb2.NodeVerifyRequest.SerializeToString,
+            fuse__tier_dot_wire_dot_control__pb2.Step.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Prune(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fuse_tier.v1.Node/Prune',
+            fuse__tier_dot_wire_dot_control__pb2.PruneRequest.SerializeToString,
             fuse__tier_dot_wire_dot_control__pb2.Step.FromString,
             options,
             channel_credentials,

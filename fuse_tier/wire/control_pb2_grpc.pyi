@@ -150,6 +150,58 @@ class PeerServicer(metaclass=_abc_1.ABCMeta):
 
 def add_PeerServicer_to_server(servicer: PeerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
+class StewardStub:
+    """---- of the node that looks after the bucket for all: who is alive says which one that is ----"""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> StewardAsyncStub: ...
+    InBucket: _grpc.UnaryUnaryMultiCallable[_control_pb2.InBucketRequest, _control_pb2.InBucketReply]
+    """what a volume has in the bucket, no earlier than now"""
+    BackedUp: _grpc.UnaryUnaryMultiCallable[_control_pb2.BackedUpRequest, _control_pb2.Empty]
+    """a snapshot was committed there"""
+    BackupTurn: _grpc.UnaryUnaryMultiCallable[_control_pb2.BackupTurnRequest, _control_pb2.BackupTurnReply]
+
+@_typing.type_check_only
+class StewardAsyncStub(StewardStub):
+    """---- of the node that looks after the bucket for all: who is alive says which one that is ----"""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    InBucket: _aio.UnaryUnaryMultiCallable[_control_pb2.InBucketRequest, _control_pb2.InBucketReply]  # type: ignore[assignment]
+    """what a volume has in the bucket, no earlier than now"""
+    BackedUp: _aio.UnaryUnaryMultiCallable[_control_pb2.BackedUpRequest, _control_pb2.Empty]  # type: ignore[assignment]
+    """a snapshot was committed there"""
+    BackupTurn: _aio.UnaryUnaryMultiCallable[_control_pb2.BackupTurnRequest, _control_pb2.BackupTurnReply]  # type: ignore[assignment]
+
+class StewardServicer(metaclass=_abc_1.ABCMeta):
+    """---- of the node that looks after the bucket for all: who is alive says which one that is ----"""
+
+    @_abc_1.abstractmethod
+    def InBucket(
+        self,
+        request: _control_pb2.InBucketRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.InBucketReply, _abc.Awaitable[_control_pb2.InBucketReply]]:
+        """what a volume has in the bucket, no earlier than now"""
+
+    @_abc_1.abstractmethod
+    def BackedUp(
+        self,
+        request: _control_pb2.BackedUpRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.Empty, _abc.Awaitable[_control_pb2.Empty]]:
+        """a snapshot was committed there"""
+
+    @_abc_1.abstractmethod
+    def BackupTurn(
+        self,
+        request: _control_pb2.BackupTurnRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.BackupTurnReply, _abc.Awaitable[_control_pb2.BackupTurnReply]]: ...
+
+def add_StewardServicer_to_server(servicer: StewardServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
 class CoordinatorStub:
     """---- of the coordinator ----"""
 
@@ -229,6 +281,7 @@ class NodeStub:
     Wait: _grpc.UnaryStreamMultiCallable[_control_pb2.WaitRequest, _control_pb2.Step]
     Restore: _grpc.UnaryStreamMultiCallable[_control_pb2.RestoreRequest, _control_pb2.Step]
     Verify: _grpc.UnaryStreamMultiCallable[_control_pb2.NodeVerifyRequest, _control_pb2.Step]
+    Prune: _grpc.UnaryStreamMultiCallable[_control_pb2.PruneRequest, _control_pb2.Step]
 
 @_typing.type_check_only
 class NodeAsyncStub(NodeStub):
@@ -243,6 +296,7 @@ class NodeAsyncStub(NodeStub):
     Wait: _aio.UnaryStreamMultiCallable[_control_pb2.WaitRequest, _control_pb2.Step]  # type: ignore[assignment]
     Restore: _aio.UnaryStreamMultiCallable[_control_pb2.RestoreRequest, _control_pb2.Step]  # type: ignore[assignment]
     Verify: _aio.UnaryStreamMultiCallable[_control_pb2.NodeVerifyRequest, _control_pb2.Step]  # type: ignore[assignment]
+    Prune: _aio.UnaryStreamMultiCallable[_control_pb2.PruneRequest, _control_pb2.Step]  # type: ignore[assignment]
 
 class NodeServicer(metaclass=_abc_1.ABCMeta):
     """---- of a node, for its operator: a unix socket that is its owner's alone ----"""
@@ -300,6 +354,13 @@ class NodeServicer(metaclass=_abc_1.ABCMeta):
     def Verify(
         self,
         request: _control_pb2.NodeVerifyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_control_pb2.Step], _abc.AsyncIterator[_control_pb2.Step]]: ...
+
+    @_abc_1.abstractmethod
+    def Prune(
+        self,
+        request: _control_pb2.PruneRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_control_pb2.Step], _abc.AsyncIterator[_control_pb2.Step]]: ...
 

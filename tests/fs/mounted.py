@@ -18,6 +18,7 @@ from fuse_tier.blobs import Blob
 from fuse_tier.fs.spec import MountSpec
 from fuse_tier.hashing import hash_descriptor
 from fuse_tier.identity import Identity
+from fuse_tier.mount.table import Mount, is_inside, read_mounts
 from fuse_tier.ram.layout import Layout, VolumeLayout
 from fuse_tier.ram.pins import Pins
 
@@ -31,6 +32,11 @@ def eventually(fact: Callable[[], bool], what: str) -> None:
     while not fact():
         assert time.monotonic() < give_up, f"not within {PATIENCE_SECONDS:g} s: {what}"
         time.sleep(0.005)
+
+
+def mounts_below(directory: Path) -> list[Mount]:
+    """What is mounted at a directory or below it, one over another included; other tests' mounts come and go."""
+    return [mount for mount in read_mounts() if is_inside(mount.path, str(directory))]
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,28 +98,50 @@ StartNode = Callable[..., Node]
 
 @pytest.fixture
 def start_node(place: Path, memory_path: Path, tmp_path: Path, expected_logs: ExpectedLogs) -> Iterator[StartNode]:
-    """Starts a node; given a worker's mode and, where the usual ones won't do, a RAM tier and a socket."""
+    """Starts a node; given a worker's mode and, where the usual ones won't do, a RAM tier and a socket.
+
+    ``sizes`` are those that files are expected to have, ``keeper`` is a program to be run for each keeper, ``code`` a
+    directory with the package to be run.
+    """
     with ExitStack() as stack:
 
-        def start(mode: str = "steady", ram: str | None = None, socket: str | None = None, name: str = "a") -> Node:
+        def start(
+            mode: str = "steady",
+            ram: str | None = None,
+            socket: str | None = None,
+            name: str = "a",
+            sizes: str = "{}",
+            keeper: str = "",
+            code: Path | None = None,
+        ) -> Node:
             number = len(list(place.glob("*.yaml")))
             config = place / f"node{number}.yaml"
             ram = ram or str(memory_path / "ram")
             socket = socket or str(place / f"{number}.sock")
             config.write_text(
-                f"node: {name}\nram: {{path: {ram}, size: 64MiB}}\nsocket: {socket}\n"
-                "listen: {control: 127.0.0.1:7460, bulk: 127.0.0.1:7461}\n"
+                f"node: {name}\nram: {{path: {ram}, size: 64MiB, expectedSizes: {sizes}}}\nsocket: {socket}\n"
+                f"listen: {{control: 127.0.0.1:7460, bulk: 127.0.0.1:7461}}\n"
             )
             # Judged after the place has gone.
             log = tmp_path / f"node{number}.log"
             expected_logs.watch(log)
+            command = [
+                sys.executable,
+                "-m",
+                "tests.node.standin_node",
+                mode,
+                str(config),
+                *([keeper] if keeper else []),
+            ]
             with log.open("w") as stderr:
                 process = stack.enter_context(
                     subprocess.Popen(
-                        [sys.executable, "-m", "tests.node.standin_node", mode, str(config)],
+                        command,
                         stdout=subprocess.PIPE,
                         stderr=stderr,
                         text=True,
+                        cwd=code,
+                        env={**os.environ, "PYTHONPATH": str(code)} if code else None,
                     )
                 )
             stack.callback(process.kill)

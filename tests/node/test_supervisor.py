@@ -1,20 +1,17 @@
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import socket
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from fuse_tier.errors import IdentityBusy, InvalidRequest, MountError
+from fuse_tier.errors import InvalidRequest, MountError
 from fuse_tier.identity import Identity
 from fuse_tier.mount.table import mount_at
 from fuse_tier.ram.layout import Layout
 from tests.harness.logs import ExpectedLogs
-from tests.harness.waiting import until
 from tests.node.conftest import StartNode, is_running, make_volume
 
 VOLUME = Identity("default", "job", "0")
@@ -193,34 +190,3 @@ async def test_the_end_of_a_node_does_not_wait_for_who_uses_its_mounts(
         os.fsync(held)
     os.close(held)
     assert (Path(Layout(node.ram).volume(VOLUME).tree) / "file").read_text() == "written"
-
-
-@pytest.mark.fuse
-async def test_nothing_outlives_a_killed_supervisor_but_a_dead_mount(start_node: StartNode, mountpoint: Path) -> None:
-    node = start_node()
-    node.line()
-    make_volume(node.ram, VOLUME)
-    await node.call("mount", identity=str(VOLUME), mountpoint=str(mountpoint), read_only=False)
-    (mountpoint / "file").write_text("written")
-    (listed,) = await node.call("mounts")
-    children = [listed["pid"], node.workers[0]]
-    node.tell(signal.SIGKILL)
-
-    async def all_gone() -> bool:
-        return not any(map(is_running, children))
-
-    await until(all_gone)
-    with pytest.raises(OSError) as caught:
-        (mountpoint / "file").write_text("lost, were it not refused")
-    assert caught.value.errno == errno.ENOTCONN
-
-    again = start_node(ram=node.ram, socket=node.socket)
-    assert again.line().startswith("node a is ready")
-    mount = partial(again.call, "mount", identity=str(VOLUME), mountpoint=str(mountpoint), read_only=False)
-    with pytest.raises(MountError, match="holds a dead mount"):
-        await mount()
-    os.system(f"fusermount3 -u {mountpoint}")  # noqa: S605, ASYNC221 - what the message says
-    await mount()
-    assert (mountpoint / "file").read_text() == "written"
-    with pytest.raises(IdentityBusy, match=f"is mounted on this node already, at {mountpoint}"):
-        await again.call("mount", identity=str(VOLUME), mountpoint=str(mountpoint.parent), read_only=False)

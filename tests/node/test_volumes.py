@@ -14,10 +14,12 @@ import pytest
 import trio
 
 from fuse_tier.errors import ConfigError, FuseTierError, IdentityBusy, MountError
+from fuse_tier.fs.version import code_version
 from fuse_tier.identity import Identity
 from fuse_tier.mount.table import is_inside, mount_at, read_mounts
+from fuse_tier.node.mounted import DaemonSettings
 from fuse_tier.node.supervisor import Programs
-from fuse_tier.node.volumes import DaemonSettings, Volumes
+from fuse_tier.node.volumes import Volumes
 from tests.harness.logs import ExpectedLogs
 from tests.harness.waiting import until
 from tests.node.conftest import is_running, make_volume
@@ -74,10 +76,13 @@ async def test_a_mounted_volume_is_there_at_once_and_is_listed(volumes: Volumes,
     (mountpoint / "file").write_text("written")
     (listed,) = volumes.listing()
     assert is_running(listed.pop("pid"))
+    assert is_running(listed.pop("daemon"))
     assert listed.pop("passthrough") is (listed.pop("plain_reason") == "")
     assert listed == {
         "identity": "default/job/1",
         "mountpoint": str(mountpoint),
+        "restarts": 0,
+        "version": code_version(),
         "state": "serving",
         "reason": "",
     }
@@ -176,7 +181,7 @@ async def test_a_volume_without_files_is_refused_by_its_daemon(volumes: Volumes,
 @pytest.mark.parametrize(
     ("program", "kind", "message"),
     [
-        ("raise SystemExit(3)", MountError, "could not be mounted: the daemon ended with status 3: see its log"),
+        ("raise SystemExit(3)", MountError, "could not be mounted: the keeper ended with status 3: see its log"),
         ("""print('{"error": "no luck"}')""", MountError, "could not be mounted: no luck"),
         ("""print('{"error": {"type": "ConfigError", "message": "nonsense"}}')""", ConfigError, "nonsense"),
         ("""print('{"error": {"type": "OSError", "message": "odd"}}')""", MountError, "could not be mounted: odd"),
@@ -245,7 +250,7 @@ async def test_the_mount_of_a_daemon_that_died_stays_dead_in_place_until_it_is_u
     os.kill(volumes.listing()[0]["pid"], signal.SIGKILL)
     await until_states(volumes, [(str(mountpoint), "failed")])
     assert volumes.listing()[0]["reason"] == (
-        "its daemon was ended by SIGKILL: every access answers ENOTCONN until it is unmounted"
+        "its keeper was ended by SIGKILL: every access answers ENOTCONN until it is unmounted"
     )
     with pytest.raises(OSError) as caught:
         (mountpoint / "more").touch()

@@ -1,0 +1,47 @@
+"""What a node with a bucket has besides the tier itself, put together: the backups of its volumes, its share of the
+steward's work, and its way to whoever the steward is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fuse_tier.config import NodeConfig
+from fuse_tier.replicate.backup import BackupPolicy
+from fuse_tier.replicate.backups import Backups
+from fuse_tier.replicate.membership import Membership
+from fuse_tier.replicate.retention import Keep
+from fuse_tier.replicate.steward import Steward, mounted_replicas, stewards
+from fuse_tier.replicate.steward_service import StewardService
+from fuse_tier.replicate.stewardship import Stewardship
+from fuse_tier.tiers.bucket import BucketTier
+from fuse_tier.tiers.ram import RamTier
+from fuse_tier.wire.control_pb2_grpc import add_StewardServicer_to_server
+from fuse_tier.wire.tls import TlsFiles
+
+
+class BucketDuties:
+    """Made by the worker; asks nothing of the bucket before it must."""
+
+    def __init__(
+        self, config: NodeConfig, bucket: BucketTier, membership: Membership, ram: RamTier, tls: TlsFiles | None
+    ) -> None:
+        kept = config.keep.bucket
+
+        def is_steward() -> bool:
+            return stewards(bucket.place, membership.own(), membership.members())[0] == config.node
+
+        self.stewardship = Stewardship(
+            bucket,
+            Keep(kept.last, kept.hourly, kept.daily, kept.weekly, kept.monthly),
+            lambda job: mounted_replicas(job, membership.own(), membership.members()),
+            is_steward,
+        )
+        self.steward = Steward(bucket.place, membership, self.stewardship, tls)
+        policy = BackupPolicy(config.backup.every, config.backup.steps)
+        self.backups = Backups(policy, ram, self.steward.turn, self.steward.backed_up)
+        self._place = bucket.place
+
+    def services(self) -> list[Any]:
+        """What is served to other nodes beside ``Peer``."""
+        return [(add_StewardServicer_to_server, StewardService(self.stewardship, self._place))]

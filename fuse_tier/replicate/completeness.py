@@ -1,0 +1,98 @@
+"""Which snapshots of a job's volumes are a complete checkpoint.
+
+A pure decision from what is listed in one place. The invariant: a step counts only when every replica of the job has
+it, so that no rank is ever restored to another step than the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+
+from fuse_tier.checkpoints import Checkpoint, Job, Saved
+from fuse_tier.manifest import Lineage
+
+
+def representatives(saved: Iterable[Saved]) -> dict[int | None, Saved]:
+    """Of one run of a volume: the last snapshot of each step.
+
+    Those before it were taken in the middle of the save. A step higher than that of a later snapshot was given up:
+    the job has gone back, and when it comes to that step again it is another one.
+    """
+    last: dict[int | None, Saved] = {}
+    for one in sorted(saved, key=lambda one: one.id.number):
+        if one.step is not None:
+            for step in [step for step in last if step is not None and step > one.step]:
+                del last[step]
+        last[one.step] = one
+    return last
+
+
+def find_complete(job: Job, listed: Collection[Saved], expected: Collection[str] = ()) -> tuple[Checkpoint, ...]:
+    """The complete checkpoints of a job's newest run, oldest first.
+
+    ``listed`` is all that one place lists of the job. ``expected`` are replicas that are known to belong to it
+    from elsewhere, such as those mounted now: they count as missing when they list nothing. Replicas of the same
+    run and of the same world size and topology as the newest snapshot are one job; one that has grown or shrunk
+    under the same run counts as another from then on. A job with several replicas whose trees name no step has no
+    checkpoints: nothing tells which of their snapshots belong together.
+    """
+    if not listed:
+        return ()
+    newest = max(listed, key=lambda one: (one.created_ns, one.id))
+    of_run = [one for one in listed if _shape(one.lineage) == _shape(newest.lineage)]
+    by_replica: dict[str, list[Saved]] = {}
+    for one in of_run:
+        by_replica.setdefault(one.id.identity.replica, []).append(one)
+    replicas = by_replica.keys() | set(expected)
+    by_step: dict[int | None, dict[str, Saved]] = {}
+    for replica, several in by_replica.items():
+        for step, last in representatives(several).items():
+            by_step.setdefault(step, {})[replica] = last
+    if len(replicas) > 1 or any(step is not None for step in by_step):
+        by_step.pop(None, None)
+    whole = [_checkpoint(job, step, parts) for step, parts in by_step.items() if parts.keys() == replicas]
+    # By time: a job that went back to an earlier step goes on from there.
+    return tuple(sorted(whole, key=lambda checkpoint: (checkpoint.created_ns, checkpoint.step or 0)))
+
+
+def newest_complete(
+    job: Job, listed: Collection[Saved], expected: Collection[str] = (), recorded: Collection[Checkpoint] = ()
+) -> Checkpoint | None:
+    """The newest complete checkpoint that is not in ``recorded``, which are those that are known; None if it is.
+
+    No volume's part is older than that of the newest recorded one: when a job has gone back to an earlier step, a
+    rank that has not yet done so is not taken for one that has. And its date is later, whatever the clocks say.
+    """
+    complete = find_complete(job, listed, expected)
+    if not complete:
+        return None
+    of_run = [record for record in recorded if _shape(record.lineage) == _shape(complete[-1].lineage)]
+    newest = max(of_run, key=lambda record: record.created_ns, default=None)
+    if newest is None:
+        return complete[-1]
+    before = newest.snapshots
+    later = [
+        checkpoint
+        for checkpoint in complete
+        if checkpoint.ids != newest.ids
+        and all(number >= before.get(replica, 0) for replica, number in checkpoint.snapshots.items())
+    ]
+    if not later:
+        return None
+    return replace(later[-1], created_ns=max(later[-1].created_ns, newest.created_ns + 1))
+
+
+def _checkpoint(job: Job, step: int | None, parts: Mapping[str, Saved]) -> Checkpoint:
+    latest = max(parts.values(), key=lambda one: (one.created_ns, one.id))
+    return Checkpoint(
+        job=job,
+        lineage=latest.lineage,
+        step=step,
+        created_ns=latest.created_ns,
+        snapshots={replica: one.id.number for replica, one in parts.items()},
+    )
+
+
+def _shape(lineage: Lineage) -> tuple[str, int, str]:
+    return lineage.run, lineage.world_size, lineage.topology

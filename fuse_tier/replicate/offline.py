@@ -1,0 +1,158 @@
+"""Restoring from a bucket with no node: nothing is needed but its URL and an identity.
+
+The same rules as in a cluster: names first, contents in parallel, every byte verified, and the directory gets its
+name when all of it is whole.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass
+
+import trio
+
+from fuse_tier.checkpoints import Checkpoint, Job, step_of
+from fuse_tier.errors import NotFound
+from fuse_tier.identity import Identity, SnapshotId
+from fuse_tier.manifest import Manifest
+from fuse_tier.replicate.records import JobListing, JobRecords
+from fuse_tier.replicate.staging import StagingDirectory
+from fuse_tier.replicate.steps import Report
+from fuse_tier.replicate.tree import build_tree, check_new_directory, remove_tree
+from fuse_tier.tiers.bucket import BucketTier
+
+_NAMED_AT_MOST = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which state of a volume. Of ``snapshot``, ``version`` and ``step`` at most one is given."""
+
+    identity: Identity
+    snapshot: int = 0
+    version: str = ""  # the name of a complete checkpoint
+    step: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The snapshot to restore. ``newer`` are those passed over because they are part of no complete checkpoint."""
+
+    snapshot: SnapshotId
+    checkpoint: str = ""  # its name; empty: it was chosen as a snapshot
+    newer: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RestoredFrom:
+    """What was restored."""
+
+    snapshot: SnapshotId
+    checkpoint: str
+    step: int | None
+    files: int
+    size: int
+    seconds: float
+    newer: tuple[int, ...]
+
+
+async def restore_from_bucket(bucket: BucketTier, wanted: Wanted, target: str, report: Report) -> RestoredFrom:
+    """Makes a plain tree at ``target``, which must be missing or empty.
+
+    Raises MountError (the target), NotFound (no such snapshot, checkpoint or step), Damaged, TierError; nothing is
+    left at the target then.
+    """
+    started = trio.current_time()
+    await trio.to_thread.run_sync(check_new_directory, target)
+    report.begin(f"looking into {bucket.place}")
+    found = await find(bucket, wanted)
+
+    async def bring() -> Manifest:
+        manifest = await bucket.manifest(found.snapshot)
+        report.begin(f"restoring {manifest.id}", sum(blob.size for blob in manifest.blobs))
+        await fetch_tree(bucket, manifest, target, report)
+        return manifest
+
+    manifest = await JobRecords(bucket).while_using(found.snapshot, bring)
+    files = sum(1 for entry in manifest.entries if entry.blob is not None)
+    seconds = trio.current_time() - started
+    return RestoredFrom(manifest.id, found.checkpoint, step_of(manifest), files, manifest.size, seconds, found.newer)
+
+
+async def find(bucket: BucketTier, wanted: Wanted) -> Found:
+    """The snapshot that is wanted: without more words that of the newest complete checkpoint.
+
+    A volume that is part of none gives its newest snapshot. Raises NotFound, telling what there is.
+    """
+    job, identity = Job.of(wanted.identity), wanted.identity
+    records = JobRecords(bucket)
+    listing = await records.listing(job)
+    numbers = sorted(snapshot.number for snapshot in listing.snapshots if snapshot.identity == identity)
+    if wanted.snapshot:
+        if wanted.snapshot not in numbers:
+            raise NotFound(_no(f"snapshot {wanted.snapshot}", bucket, wanted, numbers))
+        return Found(SnapshotId(identity, wanted.snapshot))
+    if not numbers:
+        replicas = sorted({snapshot.identity.replica for snapshot in listing.snapshots})
+        others = f"; of {job} there are {', '.join(replicas[:_NAMED_AT_MOST])}" if replicas else ""
+        raise NotFound(
+            f"{bucket.place} has no snapshot of {identity}{others}: see that bucket and identity are right"
+        )
+    if wanted.version or wanted.step is not None:
+        return await _find_checkpoint(bucket, records, wanted, listing)
+    if listing.forced is not None:
+        return _part(await records.forced_checkpoint(job, listing.forced), listing.forced, identity, numbers)
+    for name in reversed(listing.checkpoints):
+        checkpoint = await records.checkpoint(job, name)
+        if checkpoint.number_of(identity) in numbers:
+            return _part(checkpoint, name, identity, numbers)
+    return Found(SnapshotId(identity, numbers[-1]))
+
+
+async def _find_checkpoint(bucket: BucketTier, records: JobRecords, wanted: Wanted, listing: JobListing) -> Found:
+    numbers = sorted(snapshot.number for snapshot in listing.snapshots if snapshot.identity == wanted.identity)
+    known: list[str] = []
+    for name in reversed(listing.checkpoints):
+        if wanted.version and name != wanted.version:
+            known.append(name)
+            continue
+        checkpoint = await records.checkpoint(listing.job, name)
+        if wanted.step is not None and checkpoint.step != wanted.step:
+            known.append(f"{name} (step {checkpoint.step})")
+            continue
+        return _part(checkpoint, name, wanted.identity, numbers)
+    what = f"checkpoint {wanted.version}" if wanted.version else f"complete checkpoint of step {wanted.step}"
+    raise NotFound(_no(what, bucket, wanted, known))
+
+
+def _part(checkpoint: Checkpoint, name: str, identity: Identity, numbers: list[int]) -> Found:
+    number = checkpoint.number_of(identity)
+    if number is None or number not in numbers:
+        raise NotFound(f"checkpoint {name} of {checkpoint.job} has no snapshot of {identity}: name another")
+    return Found(SnapshotId(identity, number), name, tuple(one for one in numbers if one > number))
+
+
+def _no(what: str, bucket: BucketTier, wanted: Wanted, known: list[str] | list[int]) -> str:
+    shown = ", ".join(map(str, known[-_NAMED_AT_MOST:] if wanted.snapshot else known[:_NAMED_AT_MOST])) or "none"
+    return f"{bucket.place} has no {what} of {wanted.identity}: there are {shown}"
+
+
+async def fetch_tree(bucket: BucketTier, manifest: Manifest, target: str, report: Report) -> None:
+    """Fetches into a directory beside ``target`` and renames it when it is whole."""
+    staging = StagingDirectory(f"{target}.restoring-{secrets.token_hex(4)}")
+    tree = os.path.join(staging.root, "tree")
+    try:
+        staging.make()
+        fetched = await bucket.fetch(manifest.blobs, staging, report.moved)
+        if fetched.failed:
+            blob, error = next(iter(sorted(fetched.failed.items())))
+            raise type(error)(
+                f"{manifest.id}: {bucket.place} could not give {len(fetched.failed)} of {len(manifest.blobs)} "
+                f"contents intact ({blob}: {error}): nothing was restored; try another snapshot"
+            )
+        await trio.to_thread.run_sync(build_tree, manifest, tree, staging.place)
+        await trio.to_thread.run_sync(os.rename, tree, target)
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(remove_tree, staging.root)

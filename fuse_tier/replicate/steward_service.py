@@ -1,0 +1,56 @@
+"""The steward's answers to other nodes (control.proto, service Steward): checked, and handed on."""
+
+from __future__ import annotations
+
+import math
+
+from fuse_tier.checkpoints import Job
+from fuse_tier.errors import InvalidRequest, TierRefused, TierUnavailable
+from fuse_tier.identity import is_name
+from fuse_tier.replicate.stewardship import Stewardship
+from fuse_tier.wire import control_pb2 as pb
+from fuse_tier.wire.grpc import Caller
+from fuse_tier.wire.members import parse_identity
+
+
+class StewardService:
+    """Of a node with a bucket; ``place`` is what it calls it."""
+
+    def __init__(self, stewardship: Stewardship, place: str) -> None:
+        self._stewardship = stewardship
+        self._place = place
+
+    async def InBucket(self, request: pb.InBucketRequest, caller: Caller) -> pb.InBucketReply:  # noqa: N802
+        """What a volume has in the bucket."""
+        identity = parse_identity(request.identity)
+        self._check_place(request.place)
+        try:
+            found = await self._stewardship.in_bucket(identity, request.version)
+        except TierUnavailable as error:
+            return pb.InBucketReply(trouble=str(error))
+        except TierRefused as error:
+            return pb.InBucketReply(trouble=str(error), refused=True)
+        return pb.InBucketReply(numbers=found.numbers, forced=found.forced, version=found.version)
+
+    async def BackedUp(self, request: pb.BackedUpRequest, caller: Caller) -> pb.Empty:  # noqa: N802
+        """Something new has come to the bucket."""
+        identity = parse_identity(request.identity)
+        self._check_place(request.place)
+        self._stewardship.note(Job.of(identity))
+        return pb.Empty()
+
+    async def BackupTurn(self, request: pb.BackupTurnRequest, caller: Caller) -> pb.BackupTurnReply:  # noqa: N802
+        """Which step of a job is backed up now."""
+        identity = parse_identity(request.identity)
+        self._check_place(request.place)
+        if not is_name(request.run) or not (math.isfinite(request.every_seconds) and request.every_seconds > 0):
+            raise InvalidRequest(f"run {request.run!r}, every {request.every_seconds} s: no backup can be timed so")
+        turn = self._stewardship.turn(Job.of(identity), request.run, request.step, request.every_seconds)
+        return pb.BackupTurnReply(has_step=turn.step is not None, step=turn.step or 0, wait_seconds=turn.wait_seconds)
+
+    def _check_place(self, place: str) -> None:
+        if place != self._place:
+            raise InvalidRequest(
+                f"the bucket here is {self._place}, and {place!r} is asked about: give all nodes of a cluster "
+                "the same bucket.url"
+            )
