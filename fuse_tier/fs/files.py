@@ -36,7 +36,9 @@ class FileOperations(Shared):
             found = os.fstat(handle.fd)
             self._nodes.seen(found, parent_inode, name)
             return again, self._entry(found)
-        room = await self._reservations.prepare(parent_inode, name)
+        room = self._reservations.expected(parent_inode, name)
+        if not self._reservations.is_ready(room):
+            room = await self._reservations.prepare(parent_inode, name)
         if self._changes.held:
             await self._changes.passed()
         access = flags & os.O_ACCMODE
