@@ -121,6 +121,10 @@ class ResumableIncoming(Incoming, Protocol):
 class ResumingSink(Sink, Protocol):
     """A sink that keeps what a broken transfer brought."""
 
+    def create(self, blob: Blob) -> ResumableIncoming:
+        """Makes room for a blob, or goes on with what is kept of it. Raises TierFull."""
+        ...
+
     def partial(self, blob: Blob) -> Partial | None:
         """What is kept of a blob, or None."""
         ...

@@ -27,6 +27,7 @@ from fuse_tier.config_fields import (
     Name,
     NumberOr,
     PositiveSeconds,
+    Processors,
     Seconds,
     Size,
     SocketPath,
@@ -83,6 +84,9 @@ class BucketConfig(_Section):
     endpoint: EndpointUrl | None = Field(
         default=None, description="An emulator's URL. Without one, Cloud Storage with default credentials."
     )
+    credentials: AbsolutePath | None = Field(
+        default=None, description="Key file of a service account, in place of the default credentials."
+    )
 
     @property
     def bucket_name(self) -> str:
@@ -134,6 +138,12 @@ class LimitsConfig(_Section):
 
     bulk: BulkRate | None = Field(
         default=None, description="File content to and from peers, all streams together, each way."
+    )
+    bucket: BulkRate | None = Field(
+        default=None, description="File content to the bucket; what comes from it is not held back."
+    )
+    bucket_cpu: Processors | None = Field(
+        default=None, alias="bucketCpu", description="How many processors copying to the bucket may keep busy."
     )
 
 

@@ -174,6 +174,7 @@ BulkRate = Annotated[int, _reads(_bulk_rate)]
 Seconds = Annotated[float, _reads(parse_duration)]
 PositiveSeconds = Annotated[float, _reads(_positive)]
 Count = Annotated[int, Field(ge=0, le=1000)]
+Processors = Annotated[float, Field(gt=0, le=1024)]
 SomeCount = Annotated[int, Field(ge=1, le=1_000_000)]
 
 Section = TypeVar("Section")

@@ -37,6 +37,7 @@ _bytes = Counter("fuse_tier_bytes", "File content moved.", ["tier", "direction"]
 _copies = Histogram(
     "fuse_tier_copy_seconds", "One snapshot's way to one place.", ["tier"], buckets=_SECONDS, registry=REGISTRY
 )
+_copies_refused = Counter("fuse_tier_copies_refused", "Copies for which a peer had no room.", registry=REGISTRY)
 _commits = Counter("fuse_tier_commit", "Snapshots made visible.", ["tier"], registry=REGISTRY)
 _restores = Histogram("fuse_tier_restore_seconds", "One volume's restore.", buckets=_SECONDS, registry=REGISTRY)
 _errors = Counter("fuse_tier_errors", "What went wrong; the log says what.", ["kind"], registry=REGISTRY)
@@ -49,6 +50,13 @@ _unreserved = Counter(
     "fuse_tier_unreserved_bytes",
     "Memory that jobs were the first to touch: it counts against their limits.",
     registry=REGISTRY,
+)
+_bucket_requests = Counter(
+    "fuse_tier_bucket_requests", "Answers that the bucket gave.", ["method", "status"], registry=REGISTRY
+)
+_bucket_retries = Counter("fuse_tier_bucket_retries", "Requests to the bucket that were repeated.", registry=REGISTRY)
+_bucket_hedges = Counter(
+    "fuse_tier_bucket_hedges", "Reads from the bucket that got a second request, being slow.", registry=REGISTRY
 )
 _rejected = Counter("fuse_tier_rejected_connections", "Connections turned away.", ["reason"], registry=REGISTRY)
 
@@ -110,6 +118,11 @@ def copied(tier: str, seconds: float) -> None:
     _copies.labels(tier).observe(seconds)
 
 
+def copy_refused() -> None:
+    """A peer had no room for a copy; another was asked."""
+    _copies_refused.inc()
+
+
 def committed(tier: str) -> None:
     """A snapshot became visible on a tier."""
     _commits.labels(tier).inc()
@@ -169,6 +182,21 @@ def ram(capacity_bytes: int, free_bytes: int) -> None:
     """How large the RAM tier is, and how much of it is free."""
     _ram_capacity.set(capacity_bytes)
     _ram_free.set(free_bytes)
+
+
+def bucket_answered(method: str, status: int) -> None:
+    """The bucket answered a request."""
+    _bucket_requests.labels(method, str(status)).inc()
+
+
+def bucket_retried() -> None:
+    """A request to the bucket failed, and is repeated."""
+    _bucket_retries.inc()
+
+
+def bucket_hedged() -> None:
+    """A read from the bucket brought nothing for a while: a second one is made beside it."""
+    _bucket_hedges.inc()
 
 
 def connection_rejected(reason: str) -> None:

@@ -82,6 +82,9 @@ async def test_what_was_counted_is_read(port: int) -> None:
     metrics.queue_length(7)
     metrics.ram(100, 40)
     metrics.connection_rejected("cluster")
+    metrics.bucket_answered("GET", 206)
+    metrics.bucket_retried()
+    metrics.bucket_hedged()
     metrics.backed_up("superseded", 2)
     after = await scrape(port)
     for name, labels, change in [
@@ -94,6 +97,9 @@ async def test_what_was_counted_is_read(port: int) -> None:
         ("fuse_tier_restore_seconds_sum", (), 1.5),
         ("fuse_tier_errors_total", ("copy",), 1),
         ("fuse_tier_rejected_connections_total", ("cluster",), 1),
+        ("fuse_tier_bucket_requests_total", ("GET", "206"), 1),
+        ("fuse_tier_bucket_retries_total", (), 1),
+        ("fuse_tier_bucket_hedges_total", (), 1),
         ("fuse_tier_backups_total", ("superseded",), 2),
     ]:
         key = (name, frozenset(labels))

@@ -22,11 +22,12 @@ import trio
 
 from fuse_tier.bench.frame import Figure, Row, alternating
 from fuse_tier.bench.nodes import in_thread, mounted, settled, until_room
-from fuse_tier.bench.places import BLOCK_BYTES, GIB, fastest_tmpfs, write_file, write_files
+from fuse_tier.bench.places import BLOCK_BYTES, GIB, fastest_tmpfs, tmpfs, warm, write_file, write_files
 from fuse_tier.localcluster import LocalNode
 
 PASSTHROUGH_NEEDS_ROOT: Final = "passthrough takes CAP_SYS_ADMIN"
 _WRITERS: Final = 4
+_WARM_BYTES: Final = 7 * GIB  # what one run of ours and one of the tmpfs use together
 _ALONE_SECONDS: Final = 1.0
 _SETTLE_SECONDS: Final = 0.05
 
@@ -34,7 +35,7 @@ _SETTLE_SECONDS: Final = 0.05
 @asynccontextmanager
 async def _beside_a_tmpfs(directory: Path, passthrough: str = "on") -> AsyncIterator[tuple[LocalNode, Path, Path]]:
     """A node, where its volume is mounted, and a tmpfs to compare with."""
-    with fastest_tmpfs(directory, 4 * GIB) as plain:
+    with fastest_tmpfs(directory, _WARM_BYTES) as plain:
         one: dict[str, Any] = {
             "ram_size": "5GiB",
             "coordinator": False,
@@ -160,6 +161,8 @@ async def _write_while_replicating(directory: Path) -> Figure:
         "encryptPeerTraffic": False,
         "settle": _SETTLE_SECONDS,
     }
+    with tmpfs(directory, _WARM_BYTES) as plain:
+        await in_thread(warm, plain, _WARM_BYTES - GIB)
     async with mounted(directory / "c", ["a", "b"], ram_size="5GiB", **settings) as (cluster, mount):
         node, step = cluster["a"], 0
         await in_thread(write_file, mount / "held", GIB // 4, os.urandom(BLOCK_BYTES))

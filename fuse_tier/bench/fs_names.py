@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fuse_tier.bench.daemons import daemon_of, tree_of
-from fuse_tier.bench.frame import Figure, Row, alternating
+from fuse_tier.bench.frame import RUNS, Figure, Row, alternating
 from fuse_tier.bench.fs_content import PASSTHROUGH_NEEDS_ROOT
 from fuse_tier.bench.nodes import in_thread, mounted, settled
 from fuse_tier.bench.places import GIB, tmpfs, write_files
@@ -24,10 +24,12 @@ from fuse_tier.localcluster import LocalNode
 _CREATED: Final = 4_000
 _LOOKED_UP: Final = 10_000
 _SMALL_BYTES: Final = 4 << 10
+_NAMED_BYTES: Final = 64
+_DIRECTORY: Final = "names"
 
 
 @asynccontextmanager
-async def _beside_aloopback(directory: Path, passthrough: str) -> AsyncIterator[tuple[LocalNode, Path, Path, Path]]:
+async def _beside_a_loopback(directory: Path, passthrough: str) -> AsyncIterator[tuple[LocalNode, Path, Path, Path]]:
     """A node, where its volume is mounted, where the loopback is, and of what."""
     with tmpfs(directory, GIB) as source, loopback(source, directory / "loopback") as beside:
         one: dict[str, Any] = {
@@ -56,7 +58,7 @@ def loopback(source: Path, mountpoint: Path) -> Iterator[Path]:
 
 async def _create(directory: Path, passthrough: str) -> Figure:
     """Files of 4 KiB, one after another: create, one write, close."""
-    async with _beside_aloopback(directory, passthrough) as (node, mount, loopback, _):
+    async with _beside_a_loopback(directory, passthrough) as (node, mount, loopback, _):
 
         async def create(place: Path) -> float:
             seconds = await in_thread(_create_files, place / "files")
@@ -81,28 +83,41 @@ def _create_files(directory: Path) -> float:
 
 
 async def _stat_cold(directory: Path) -> Figure:
-    """Names that nobody has asked for since the mount was made: they are put where it takes them from."""
-    async with _beside_aloopback(directory, "auto") as (node, mount, loopback, source):
-        return await alternating(partial(_stat_new, mount, tree_of(node)), partial(_stat_new, loopback, source))
+    """Names that nobody has asked for since the mount was made, of files that are sealed."""
+    async with _beside_a_loopback(directory, "auto") as (node, mount, beside, source):
+        await _make_names(node, mount, RUNS + 1)
+        await in_thread(_write_names, source, RUNS + 1)
+        ours, theirs = (
+            [[f"{place}/{_DIRECTORY}{run}/{number:05}" for number in range(_LOOKED_UP)] for run in range(RUNS + 1)]
+            for place in (mount, beside)
+        )
 
+        async def stat_next(names: list[list[str]]) -> float:
+            return _LOOKED_UP / await in_thread(_stat_all, names.pop())
 
-async def _stat_new(place: Path, source: Path) -> float:
-    return _LOOKED_UP / await in_thread(_stat_all, await _new_names(place, source))
+        return await alternating(partial(stat_next, ours), partial(stat_next, theirs))
 
 
 async def _stat_again(directory: Path) -> Figure:
     """How many requests reach the daemon when names that it was asked for are asked for again."""
-    async with _beside_aloopback(directory, "auto") as (node, mount, _, _):
-        paths = await _new_names(mount, tree_of(node))
+    async with _beside_a_loopback(directory, "auto") as (node, mount, _, _):
+        await _make_names(node, mount, 1)
+        paths = [f"{mount}/{_DIRECTORY}0/{number:05}" for number in range(_LOOKED_UP)]
         daemon = daemon_of(node)
         first = await in_thread(_replies_during, daemon, partial(_stat_all, paths))
         return Figure(await in_thread(_replies_during, daemon, partial(_stat_all, paths)), first)
 
 
-async def _new_names(place: Path, source: Path) -> list[str]:
-    name = f"names{len(os.listdir(source))}"
-    await in_thread(write_files, source / name, _LOOKED_UP, _SMALL_BYTES)
-    return [f"{place}/{name}/{number:05}" for number in range(_LOOKED_UP)]
+async def _make_names(node: LocalNode, mount: Path, directories: int) -> None:
+    """Where the mount takes them from, so that the kernel has not heard of them; and waits until they are sealed."""
+    await in_thread(_write_names, tree_of(node), directories)
+    (mount / "changed").touch()  # what is made behind a mount's back, nobody would look at
+    await settled(node, "ram")
+
+
+def _write_names(place: Path, directories: int) -> None:
+    for number in range(directories):
+        write_files(place / f"{_DIRECTORY}{number}", _LOOKED_UP, _NAMED_BYTES)
 
 
 def _stat_all(paths: list[str]) -> float:

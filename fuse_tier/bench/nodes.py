@@ -9,11 +9,13 @@ from typing import Any, TypeVar
 
 import trio
 
+from fuse_tier.errors import FuseTierError
 from fuse_tier.localcluster import LocalCluster, LocalNode, local_cluster
 
 IDENTITY = "default/bench/0"
 _WAIT_SECONDS = 300.0
 _POLL_SECONDS = 0.5
+_WORKER = b"fuse_tier.replicate.worker"
 
 T = TypeVar("T")
 
@@ -51,3 +53,14 @@ async def until_room(node: LocalNode, size_bytes: int) -> None:
 async def in_thread(work: Callable[..., T], *arguments: Any) -> T:
     """Does what blocks."""
     return await trio.to_thread.run_sync(work, *arguments)
+
+
+def worker_peak_megabytes(node: LocalNode) -> float:
+    """The most memory that a node's worker has had resident (VmHWM, proc(5)), in MB."""
+    for pid in node.family.members():
+        process = Path(f"/proc/{pid}")
+        if _WORKER in process.joinpath("cmdline").read_bytes().split(b"\0"):
+            for line in process.joinpath("status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024 / 1e6
+    raise FuseTierError(f"node {node.name} has no worker")

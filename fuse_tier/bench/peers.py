@@ -17,9 +17,8 @@ from subprocess import PIPE
 import trio
 
 from fuse_tier.bench.frame import RUNS, Figure, Row
-from fuse_tier.bench.nodes import in_thread, mounted, settled, until_room
+from fuse_tier.bench.nodes import in_thread, mounted, settled, until_room, worker_peak_megabytes
 from fuse_tier.bench.places import BLOCK_BYTES, GIB, write_file, write_files
-from fuse_tier.bench.rows import worker_peak_megabytes
 
 _MEMORY_LIMIT_MB = 200.0
 _ALONE_SECONDS = 2.0

@@ -24,7 +24,7 @@ _TRIAL_BYTES = GIB // 4
 def fastest_tmpfs(directory: Path, size_bytes: int) -> Iterator[Path]:
     """A tmpfs in warm memory, with huge pages in the way that is faster here: ``within_size`` or ``always``."""
     with tmpfs(directory, size_bytes) as within_size:
-        warm(within_size, size_bytes // 4 * 3)
+        warm(within_size, size_bytes - GIB // 2)
         if os.geteuid() != 0:
             yield within_size
             return

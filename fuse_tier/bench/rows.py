@@ -11,15 +11,14 @@ from typing import Any
 
 import trio
 
+from fuse_tier.bench.bucket_rows import BUCKET_ROWS
 from fuse_tier.bench.frame import Figure, Row, alternating
-from fuse_tier.bench.nodes import in_thread, mounted, settled, until_room
+from fuse_tier.bench.nodes import in_thread, mounted, settled, until_room, worker_peak_megabytes
 from fuse_tier.bench.places import BLOCK_BYTES, GIB, copy_seconds, tmpfs, warm, write_file, write_files
 from fuse_tier.errors import FuseTierError
-from fuse_tier.localcluster import LocalNode
 
 _DEMO_LIMIT_SECONDS = 60.0
 _MEMORY_LIMIT_MB = 300.0
-_WORKER = b"fuse_tier.replicate.worker"
 
 
 async def _demo_seconds(directory: Path) -> Figure:
@@ -76,19 +75,9 @@ async def _worker_memory(directory: Path) -> Figure:
     return Figure(max(peaks), _MEMORY_LIMIT_MB)
 
 
-def worker_peak_megabytes(node: LocalNode) -> float:
-    """The most memory that a node's worker has had resident (VmHWM, proc(5)), in MB."""
-    for pid in node.family.members():
-        process = Path(f"/proc/{pid}")
-        if _WORKER in process.joinpath("cmdline").read_bytes().split(b"\0"):
-            for line in process.joinpath("status").read_text().splitlines():
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024 / 1e6
-    raise FuseTierError(f"node {node.name} has no worker")
-
-
 ROWS = (
     Row("demo.seconds", "s", "limit", _demo_seconds),
     Row("peer.snapshot", "s", "cp between two tmpfs directories", _snapshot_to_peer),
     Row("worker.memory", "MB", "limit", _worker_memory),
+    *BUCKET_ROWS,
 )

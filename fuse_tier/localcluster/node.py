@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -45,13 +45,14 @@ class LocalNode:
     directory: Path
     ram_path: Path
     config: dict[str, Any]
+    through: Sequence[str] = ()
     family: Family = field(init=False)
     _mountpoints: set[Path] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.directory.mkdir(exist_ok=True)
         command = ["-m", "fuse_tier.cli", "node", "--config", str(self.config_path)]
-        self.family = Family(f"node {self.name}", command, self.log_path)
+        self.family = Family(f"node {self.name}", command, self.log_path, self.through)
 
     @property
     def config_path(self) -> Path:

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 
 import structlog
 
+from fuse_tier import failpoints
 from fuse_tier.blobs import Blob, Partial, ResumableIncoming
 from fuse_tier.errors import Damaged, NotFound, TierFull, TierRefused
 from fuse_tier.hashing import RunningHash
@@ -144,6 +145,7 @@ class _Landing:
                 try:
                     if blob.size:
                         os.posix_fallocate(self.fd, 0, blob.size)
+                    failpoints.reached("content.allocated")
                 except BaseException:
                     os.close(self.fd)
                     os.unlink(self._path)
@@ -172,6 +174,7 @@ class _Landing:
             found = Blob(self._hash.digest(), size)
             if found != self._blob:
                 raise Damaged(f"{found} arrived in the {self._place} in place of {self._blob}: ask another source")
+            failpoints.reached("content.hashed")
             with room_in(self._place):
                 try:
                     os.link(self._path, self._target)
@@ -179,6 +182,7 @@ class _Landing:
                     # What is there stays: a live file may be the same inode. Not if it is plainly something else.
                     if not is_whole(self._target, self._blob):
                         os.replace(self._path, self._target)
+            failpoints.reached("content.named")
         finally:
             self.discard()
 

@@ -87,7 +87,11 @@ class Chooser:
                 return Chosen(manifest, places, holdings.highest, tuple(passed_over), is_forced=is_forced)
             other_runs.add(manifest.lineage.run)
         if number and other_runs:
-            raise NotFound(f"{identity}@{number} is of run {', '.join(other_runs)}: name that run to restore it")
+            named = "" if not is_forced else f", and named by {version or 'restore.version beside its record'}"
+            raise NotFound(
+                f"{identity}@{number} is of run {', '.join(other_runs)}{named}: name that run to restore it"
+                + (", or delete restore.version" if is_forced and not version else "")
+            )
         if number:
             raise NotFound(
                 f"{identity}@{number} is damaged wherever it is: name another; `fuse-tier verify` tells more"

@@ -31,22 +31,27 @@ from fuse_tier.members import LocalFacts, Member
 from fuse_tier.ram.layout import Layout
 from fuse_tier.replicate.bucket_duties import BucketDuties
 from fuse_tier.replicate.choice import Chooser
+from fuse_tier.replicate.copying import Copier
 from fuse_tier.replicate.daemons import DaemonSession
 from fuse_tier.replicate.fanout import Fanout
 from fuse_tier.replicate.inventory import Inventory
 from fuse_tier.replicate.membership import Membership, build_membership
 from fuse_tier.replicate.mounting import Mounting
 from fuse_tier.replicate.node_service import NodeService
+from fuse_tier.replicate.orphans import Orphans
 from fuse_tier.replicate.peer_service import PeerService
 from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.restore import Restorer
 from fuse_tier.replicate.room import RoomKeeper
+from fuse_tier.replicate.succession import supersede
 from fuse_tier.replicate.supervisor import Supervisor
+from fuse_tier.replicate.surplus import Surplus
+from fuse_tier.replicate.targets import Targets
 from fuse_tier.replicate.upkeep import Upkeep
 from fuse_tier.replicate.volume import Volume, VolumeOptions
 from fuse_tier.replicate.volumes import Volumes
 from fuse_tier.replicate.warming import warm_once
-from fuse_tier.tiers.bucket import BucketTier
+from fuse_tier.tiers.bucket import bucket_of
 from fuse_tier.tiers.peer import Introduction, PeerTier
 from fuse_tier.tiers.ram import RamTier
 from fuse_tier.wire import channel, grpc
@@ -74,8 +79,7 @@ class Worker:
         layout = Layout(config.ram.path)
         hashing = trio.CapacityLimiter(_HASHING_THREADS)
         self._ram = RamTier(layout, config.node)
-        bucket = BucketTier(config.bucket.url, config.bucket.endpoint) if config.bucket else None
-        self._bucket = bucket
+        self._bucket = bucket = bucket_of(config)
         self._sessions = Sessions()
         self._link = Link(config.limits.bulk)
         self._holdings: dict[Identity, tuple[int, ...]] = {}
@@ -83,10 +87,13 @@ class Worker:
         self._places = Places(self._ram, self._membership, bucket, self._connect)
         self._duties = BucketDuties(config, bucket, self._membership, self._ram, self._tls) if bucket else None
         if self._duties is not None:
-            self._places.ask_bucket = self._duties.steward.in_bucket
+            self._duties.extend(self._places)
         options = VolumeOptions(config.node, config.settle, config.replicas)
         self._volumes = Volumes(layout, self._ram, options, hashing, nursery, has_bucket=bucket is not None)
-        self._fanout = Fanout(self._places, self._membership.own, config.replicas)
+        copier = Copier(self._ram)
+        targets = Targets(self._membership, config.replicas)
+        self._fanout = Fanout(self._places, copier, targets, self._supersede)
+        self._orphans = Orphans(self._places, copier, targets, self._volumes.find, config.replicas)
         self._upkeep = Upkeep(self._places, self._volumes.find, config.keep.ram)
         self._room = RoomKeeper(layout, self._ram, self._volumes, self._upkeep.wake)
         self._chooser = Chooser(self._places)
@@ -94,10 +101,25 @@ class Worker:
         self._supervisor = Supervisor(f"{config.socket}.supervisor")
         self._mounting = Mounting(self._volumes, self._chooser, self._restorer, self._membership, self._supervisor)
         self._inventory = Inventory(
-            config.node, config.cluster, self._places, self._volumes, self._fanout, self._supervisor, config.replicas
+            config.node, config.cluster, self._places, self._volumes, copier, self._supervisor, config.replicas
         )
         self._inventory.backups = self._duties.backups if self._duties else None
-        self._volumes.tasks = [self._fanout.keep_peers, self._keep_bucket, self._pass_news_on]
+        surplus = Surplus(self._fanout)
+        self._volumes.tasks = [
+            self._fanout.keep_peers,
+            self._keep_bucket,
+            self._pass_news_on,
+            surplus.keep_down,
+        ]
+
+    def _mounted_on(self, identity: Identity) -> frozenset[str]:
+        return frozenset(
+            member.node for member in self._membership.members() if member.alive and identity in member.mounted
+        )
+
+    async def _supersede(self, volume: Volume, by: str) -> None:
+        await supersede(volume, self._ram, by)
+        await self._mounting.give_up(volume)
 
     def _connect(self, member: Member) -> PeerTier:
         own = Introduction(self._config.cluster, self._config.node, self._instance)
@@ -130,6 +152,7 @@ class Worker:
         if config.metrics is not None:
             await nursery.start(metrics.serve, config.metrics)
         nursery.start_soon(self._upkeep.run)
+        nursery.start_soon(self._orphans.run)
         if self._duties is not None:
             nursery.start_soon(self._duties.stewardship.run)
         nursery.start_soon(self._room.run)
@@ -166,6 +189,7 @@ class Worker:
             self._config.cluster,
             secure=self._tls is not None,
             encrypt=self._config.encrypt_peer_traffic,
+            mounted_on=self._mounted_on,
             make_room=partial(self._room.make, for_replica=True),
         )
         services: list[Any] = [(add_PeerServicer_to_server, service)]
@@ -245,7 +269,7 @@ class Worker:
         """Gives the newest snapshots the configured time to get where they shall be."""
         async with trio.open_nursery() as nursery:
             for volume in self._volumes:
-                if volume.has_tree:
+                if volume.has_tree and not volume.superseded:
                     nursery.start_soon(self._mounting.drain, volume, self._config.drain)
         await self._membership.leave()
 

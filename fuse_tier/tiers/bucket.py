@@ -27,6 +27,7 @@ import trio
 
 from fuse_tier.blobs import Blob, Progress, Sink, Source
 from fuse_tier.checkpoints import Job
+from fuse_tier.config import NodeConfig
 from fuse_tier.errors import (
     Damaged,
     IncompleteSnapshot,
@@ -271,3 +272,11 @@ class BucketTier:
             return False
         layout.check_marker(text, self.place)
         return True
+
+
+def bucket_of(config: NodeConfig) -> BucketTier | None:
+    """The bucket that a node is configured with."""
+    if config.bucket is None:
+        return None
+    pace = Pace(config.limits.bucket, config.limits.bucket_cpu)
+    return BucketTier(config.bucket.url, config.bucket.endpoint, key_file=config.bucket.credentials, pace=pace)

@@ -58,14 +58,15 @@ class Claims:
                 self._held.discard(name)
         return claim
 
-    async def renew(self, claim: Stored) -> None:
-        """Keeps a claim from growing stale, until cancelled."""
+    async def renew(self, claims: Sequence[Stored]) -> None:
+        """Keeps claims from growing stale, those too that are added while it runs, until cancelled."""
         while True:
             await trio.sleep(_RENEW_SECONDS)
             try:
-                await self._work.run(lambda task: mark_used(self._objects, [claim], task))
+                if claims:
+                    await self._work.run(partial(mark_used, self._objects, list(claims)), spare=True)
             except TierError as error:  # others may then upload the same: that costs time only
-                log.info("bucket.claim.not_renewed", claim=claim.name, reason=str(error))
+                log.info("bucket.claims_not_renewed", reason=str(error))
 
     async def open_to_us(self, contents: Sequence[Blob]) -> list[Blob]:
         """Which of these nobody else is uploading any more; what was claimed by somebody who has gone is set free."""

@@ -68,13 +68,13 @@ class Reader:
         self.done += len(piece)
         return piece
 
-    def part(self, size: int) -> bytes:
-        """The next so many bytes; fewer at the end."""
+    def part(self, size: int) -> tuple[bytes, ...]:
+        """The next so many bytes, in pieces; fewer at the end."""
         pieces, left = [], size
         while left > 0 and (piece := self.piece(left)):
             pieces.append(piece)
             left -= len(piece)
-        return b"".join(pieces)
+        return tuple(pieces)
 
     def check(self) -> None:
         """Raises Damaged unless what was read is the blob, and all that there is."""
@@ -108,17 +108,29 @@ class StreamedContent:
 
 
 class MemoryContent:
-    """Bytes in memory: a small blob, a part of a large one, a pack, a manifest."""
+    """Bytes in memory: a small blob, a part of a large one, a pack, a manifest.
 
-    def __init__(self, content: bytes) -> None:
-        self.size = len(content)
-        self.crc32c = int(crc32c().value(content))
-        self.content = content
+    In pieces of one size, because memory that came in large ones of many sizes is not given back to the system.
+    """
+
+    def __init__(self, *pieces: bytes) -> None:
+        self.size = sum(len(piece) for piece in pieces)
+        self.crc32c = 0
+        self._pieces = pieces
+        extend = crc32c().extend
+        for piece in pieces:
+            self.crc32c = extend(self.crc32c, piece)
+
+    @property
+    def content(self) -> bytes:
+        """All of it in one."""
+        return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
 
     def pieces(self) -> Iterator[bytes | memoryview]:
         """All of it, from the start."""
-        view = memoryview(self.content)
-        return (view[start : start + PIECE] for start in range(0, self.size, PIECE))
+        for piece in self._pieces:
+            view = memoryview(piece)
+            yield from (view[start : start + PIECE] for start in range(0, len(piece), PIECE))
 
 
 def content_of(fd: int, blob: Blob) -> MemoryContent | StreamedContent:
@@ -128,7 +140,7 @@ def content_of(fd: int, blob: Blob) -> MemoryContent | StreamedContent:
     reader = Reader(fd, blob)
     content = reader.part(blob.size + 1)
     reader.check()
-    return MemoryContent(content)
+    return MemoryContent(*content)
 
 
 class UploadBody:

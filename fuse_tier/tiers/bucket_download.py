@@ -19,6 +19,7 @@ from typing import Final
 import structlog
 import trio
 
+from fuse_tier import metrics
 from fuse_tier.blobs import Progress
 from fuse_tier.errors import FuseTierError, TierUnavailable
 from fuse_tier.tiers.bucket_checksums import crc32c
@@ -118,6 +119,7 @@ class Downloads:
             while True:
                 quiet = landing.quiet_seconds
                 if quiet >= HEDGE_SECONDS and readers == 1 and self._work.has_spare:
+                    metrics.bucket_hedged()
                     log.info("bucket.read_hedged", object=name, done=landing.done, of=landing.end)
                     nursery.start_soon(partial(read, spare=True))
                 await trio.sleep(HEDGE_SECONDS if quiet >= HEDGE_SECONDS else HEDGE_SECONDS - quiet)

@@ -94,7 +94,7 @@ class PartsUpload:
             async with self._buffers:
                 async with in_order:
                     start = reader.done
-                    content = await self._work.run(lambda _: MemoryContent(reader.part(PART)))
+                    content = await self._work.run(lambda _: MemoryContent(*reader.part(PART)))
                 piece = Piece(start, start + content.size)
                 name = part_object(blob, piece.start, piece.end)
                 stored = there.get(name)

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import xxhash
 
-from fuse_tier.blobs import Blob, Incoming, Progress, Sink
+from fuse_tier.blobs import Blob, Incoming, Progress, ResumingSink, Sink
 from fuse_tier.errors import Damaged, TierError
 from fuse_tier.tiers.bucket_content import Interrupted
 from fuse_tier.tiers.bucket_packs import Run
@@ -35,7 +35,12 @@ class IntoSink:
     """Keeps a blob in a sink, which verifies it. Raises TierFull."""
 
     def __init__(self, sink: Sink, blob: Blob) -> None:
-        self._incoming: Incoming = sink.create(blob)
+        if isinstance(sink, ResumingSink):
+            begun = sink.create(blob)
+            begun.restart()  # all of it comes anew, in any order
+            self._incoming: Incoming = begun
+        else:
+            self._incoming = sink.create(blob)
 
     def write(self, piece: bytes | memoryview, offset: int) -> None:
         """Takes a part."""

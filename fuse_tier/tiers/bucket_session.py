@@ -12,6 +12,7 @@ from email.utils import parsedate_to_datetime
 from threading import Lock
 from typing import Any, Final
 
+from fuse_tier import metrics
 from fuse_tier.tiers.bucket_errors import BucketErrors
 from fuse_tier.tiers.bucket_layout import BucketPlace
 
@@ -71,7 +72,7 @@ class Session:
         adapter = HTTPAdapter(pool_connections=1, pool_maxsize=self._parallel, pool_block=False)
         session.mount("https://", adapter)
         session.mount("http://", adapter)
-        session.hooks["response"].append(self._note_time)
+        session.hooks["response"].append(self._note)
         self._client = storage.Client(
             project or "fuse-tier", credentials, _http=session, client_options={"api_endpoint": self.base}
         )
@@ -94,6 +95,7 @@ class Session:
         self.errors.account = lambda: getattr(credentials, "service_account_email", None)
         return credentials, project
 
-    def _note_time(self, response: Any, **_: Any) -> None:
+    def _note(self, response: Any, **_: Any) -> None:
+        metrics.bucket_answered(response.request.method, response.status_code)
         if date := response.headers.get("Date"):
             self._clock_ahead = parsedate_to_datetime(date).timestamp() + 1 - time.time()  # it leaves out fractions

@@ -82,7 +82,8 @@ class Storing:
         single = absent - packed
         self._split = to_split(sorted(single), self._parallel)
         items: list[Item] = [*self._in_turn(single), *divide(packed)]
-        await self._work.beside(partial(self._keep_young, absent), partial(self._store_all, items))
+        background = [partial(self._keep_young, absent), partial(self._claims.renew, self._taken)]
+        await self._work.beside(background, partial(self._store_all, items))
 
     async def _store_all(self, items: Sequence[Item]) -> None:
         try:
@@ -128,7 +129,7 @@ class Storing:
         if await self._arrived({content: item}):  # somebody else has just given the claim up
             await self._note_arrival(content, item)
         else:
-            await self._work.beside(partial(self._claims.renew, claim), send)
+            await send()
 
     async def _wait_for_others(self) -> None:
         pause = _FIRST_PAUSE

@@ -15,6 +15,7 @@ from typing import Final, TypeVar
 
 import structlog
 
+from fuse_tier import metrics
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import TierUnavailable
 from fuse_tier.tiers.bucket_content import Interrupted
@@ -56,6 +57,7 @@ class Task:
                 longest = min(2 * longest, _LONGEST_PAUSE)
                 if failed + pause > min(failing_since + self.patience, started + Deadline.BUCKET_TOTAL):
                     raise
+                metrics.bucket_retried()
                 log.info("bucket.retried", error=str(error), pause_seconds=round(pause, 3))
                 if self.stop.wait(pause):
                     raise Interrupted from error

@@ -28,7 +28,7 @@ class Work:
 
     @property
     def has_spare(self) -> bool:
-        """Whether there is a thread for work that is done a second time."""
+        """Whether one of the threads is free that are kept for what must not wait for the others."""
         return self._spare.available_tokens > 0
 
     async def run(
@@ -38,7 +38,7 @@ class Work:
 
         When cancelled, tells the thread to stop and waits for it, but no longer than THREAD_SHUTDOWN: one that is
         stuck in a socket is left behind, with nothing in its hands that is not its own. ``patience`` is another one
-        than usual, ``spare`` takes one of the threads that are kept for what is done a second time, ``leave``
+        than usual, ``spare`` takes one of the threads that are kept for what must not wait for the others, ``leave``
         leaves the thread behind at once.
         """
         task = Task(self._patience if patience is None else patience)
@@ -91,12 +91,15 @@ class Work:
         if failures:
             raise failures[0]
 
-    async def beside(self, background: Callable[[], Awaitable[None]], work: Callable[[], Awaitable[T]]) -> T:
-        """Does work with something else going on until it is done; raises what it raises."""
+    async def beside(
+        self, background: Iterable[Callable[[], Awaitable[None]]], work: Callable[[], Awaitable[T]]
+    ) -> T:
+        """Does work with other things going on until it is done; raises what it raises."""
         outcome: list[T] = []
         failures: list[FuseTierError] = []
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(background)
+            for one in background:
+                nursery.start_soon(one)
             try:
                 outcome.append(await work())
             except FuseTierError as error:
