@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from fuse_tier.fs.base import Shared
 from fuse_tier.fs.requests import Entry, Request
 from fuse_tier.fs.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, rename_with_flags
-from fuse_tier.mount.messages import RESENT
 
 
 class NameOperations(Shared):
@@ -144,10 +143,9 @@ class NameOperations(Shared):
         """
         parent, name = old
         inode = os.stat(name, dir_fd=self._nodes.directory(parent), follow_symlinks=False).st_ino
-        unique = request.unique & ~RESENT
-        if request.resent and (before := self._handles.exchange) is not None and before.unique == unique:
-            return before.inode == inode
-        self._handles.announce_exchange(inode, unique)
+        if (word := self._handles.word_of(request)) is not None:
+            return word.inode == inode
+        self._handles.leave_word(request, inode)
         return True
 
     def _made(self, directory: int, parent: int, name: bytes, mode: int, request: Request) -> Entry:

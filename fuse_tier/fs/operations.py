@@ -32,7 +32,7 @@ class Operations(NameOperations, FileOperations, SpaceOperations, DirectoryOpera
         if self._attributes.is_stored(name):
             if self._changes.held:
                 await self._changes.passed()
-            self._attributes.store(inode, name, value, flags, resent=request.resent)
+            self._attributes.store(inode, name, value, flags, request)
             self._changes.record()
         else:
             await self._attributes.request(inode, name, value)
@@ -45,5 +45,5 @@ class Operations(NameOperations, FileOperations, SpaceOperations, DirectoryOpera
         """Removes an attribute."""
         if self._changes.held:
             await self._changes.passed()
-        self._attributes.remove(inode, name, resent=request.resent)
+        self._attributes.remove(inode, name, request)
         self._changes.record()

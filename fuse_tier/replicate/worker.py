@@ -14,7 +14,7 @@ import json
 import secrets
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -23,14 +23,15 @@ import structlog
 import trio
 
 from fuse_tier import logs, metrics
+from fuse_tier.blobs import Blob
 from fuse_tier.config import NodeConfig, load_node_config
 from fuse_tier.deadlines import Deadline, check_order
-from fuse_tier.errors import FuseTierError, TierUnavailable
+from fuse_tier.errors import FuseTierError, TierError, TierUnavailable
 from fuse_tier.identity import Identity
 from fuse_tier.members import LocalFacts, Member
 from fuse_tier.ram.layout import Layout
 from fuse_tier.replicate.bucket_duties import BucketDuties
-from fuse_tier.replicate.choice import Chooser
+from fuse_tier.replicate.choice import Chooser, Chosen
 from fuse_tier.replicate.copying import Copier
 from fuse_tier.replicate.daemons import DaemonSession
 from fuse_tier.replicate.fanout import Fanout
@@ -43,6 +44,7 @@ from fuse_tier.replicate.peer_service import PeerService
 from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.restore import Restorer
 from fuse_tier.replicate.room import RoomKeeper
+from fuse_tier.replicate.scrub import Scrubber
 from fuse_tier.replicate.succession import supersede
 from fuse_tier.replicate.supervisor import Supervisor
 from fuse_tier.replicate.surplus import Surplus
@@ -98,6 +100,7 @@ class Worker:
         self._room = RoomKeeper(layout, self._ram, self._volumes, self._upkeep.wake)
         self._chooser = Chooser(self._places)
         self._restorer = Restorer(layout, self._places, config.node, hashing)
+        self._scrubber = Scrubber(self._ram, self._fetch_again, config.scrub.every, config.scrub.limit)
         self._supervisor = Supervisor(f"{config.socket}.supervisor")
         self._mounting = Mounting(self._volumes, self._chooser, self._restorer, self._membership, self._supervisor)
         self._inventory = Inventory(
@@ -156,6 +159,7 @@ class Worker:
         if self._duties is not None:
             nursery.start_soon(self._duties.stewardship.run)
         nursery.start_soon(self._room.run)
+        nursery.start_soon(self._scrubber.run)
         if config.ram.warm:
             nursery.start_soon(warm_once, Layout(config.ram.path))
         nursery.start_soon(self._pass_members_on)
@@ -223,6 +227,10 @@ class Worker:
             self._room,
         )
         await session.serve(stream)
+
+    async def _fetch_again(self, blobs: Collection[Blob]) -> Mapping[Blob, TierError]:
+        _, failed = await self._restorer.fetch("the scrub", blobs, self._ram, Chosen(None, ()))
+        return failed
 
     async def _materialize(self, volume: Volume, inode: int) -> None:
         await self._restorer.materialize(volume, inode, self._room.make)
