@@ -128,7 +128,9 @@ class Mounting:
         report.begin("looking for snapshots")
         if volume.has_tree and volume.is_dirty:
             await final_snapshot(volume)
-        chosen = await self._chooser.choose(order.identity, order.lineage, order.snapshot, order.version)
+        chosen = await self._chooser.choose(
+            order.identity, order.lineage, order.snapshot, order.version, known=volume.newest
+        )
         if not order.snapshot and not chosen.is_forced and self._restorer.is_current(volume, order.lineage, chosen):
             volume.resume(order.lineage, chosen.highest)
             self._note_bucket(volume, chosen)
