@@ -54,6 +54,7 @@ class Deadline:
     VERIFY: Final = 24 * 3600.0  # everything on a tier
     DRAIN: Final = 24 * 3600.0  # an unmount whose own drain only the node's configuration knows
     STATUS: Final = 10.0  # what a person waits for an answer about a node
+    DOCTOR: Final = 120.0  # all that the doctor looks at in one place
     LISTING: Final = 90.0  # a listing or a manifest, of all tiers
     HURRIED_STOP: Final = 3.0  # a process that was told a second time to end
     WORKER_STOP: Final = 60.0  # a worker's orderly end, beyond the configured drain
@@ -69,6 +70,15 @@ def table() -> tuple[Wait, ...]:
         "MANIFEST_TRANSFER": ("CONTROL_CALL", "BULK_STALL"),
         "BUCKET_TOTAL": ("BUCKET_CALL", "BUCKET_STALL"),
         "STATUS": ("CONTROL_CALL",),
+        "DOCTOR": (
+            "STATUS",
+            "CONTROL_CALL",
+            "CONTROL_CALL",
+            "BULK_CONNECT",
+            "BUCKET_CALL",
+            "BUCKET_CALL",
+            "BUCKET_CALL",
+        ),
         "STEWARD": ("CONTROL_CALL",),
         "LISTING": ("MANIFEST_TRANSFER", "BUCKET_CALL", "CONTROL_CALL", "STEWARD", "STEWARD"),
         "DRAIN": ("SYNC", "UNMOUNT"),

@@ -32,11 +32,13 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.ge
 _OUTWARD = (
     "cli",
     "coordinate/test_service.py",
+    "doctor",
     "localcluster",
     "node",
     "ram/test_pins.py::test_a_process_may_die_at_any_line",
     "replicate/test_membership.py",
     "replicate/test_records.py",
+    "replicate/test_steward.py",
     "replicate/test_stewardship.py",
     "test_emulator.py",
     "tiers/test_bucket.py",
@@ -48,6 +50,8 @@ _OUTWARD = (
     "tiers/test_peer.py",
     "wire/test_bulk.py",
     "wire/test_grpc.py",
+    "wire/test_resuming.py",
+    "wire/test_strangers.py",
 )
 _SEED = pytest.StashKey[int]()
 
@@ -79,7 +83,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    for need in ("root", "fuse"):
+    for need in needs.NEEDS:
         if item.get_closest_marker(need) is None:
             continue
         reason = needs.missing(need)

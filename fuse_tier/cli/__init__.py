@@ -9,6 +9,7 @@ from __future__ import annotations
 import click
 
 from fuse_tier.cli.asking import list_snapshots, show, status, verify
+from fuse_tier.cli.examining import doctor
 from fuse_tier.cli.pruning import prune
 from fuse_tier.cli.reporting import run_and_exit
 from fuse_tier.cli.restoring import restore
@@ -31,7 +32,8 @@ def commands() -> None:
 
 
 for _command in (
-    demo, node, coordinator, mount, unmount, status, list_snapshots, show, wait, restore, prune, verify, bench, tls
+    demo, node, coordinator, mount, unmount, status, list_snapshots, show, wait, restore, prune, verify, doctor,
+    bench, tls,
 ):  # fmt: skip
     commands.add_command(_command)
 

@@ -28,7 +28,8 @@ def prune(socket: str | None, dry_run: bool, as_json: bool) -> None:
     """
     from fuse_tier.cli.node_client import connected, facts_of
     from fuse_tier.cli.progress import watch
-    from fuse_tier.cli.rendering import print_out, prune_view
+    from fuse_tier.cli.rendering import print_out
+    from fuse_tier.cli.reports import prune_view
     from fuse_tier.wire import control_pb2 as pb
 
     with connected(socket) as node:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from fuse_tier.manifest import Entry, Manifest
     from fuse_tier.wire import control_pb2 as pb
 
-_NAMED_AT_MOST = 6
 _PIPE_WIDTH = 10_000  # columns: nobody wraps what a program reads
 _FILE_TYPES = {
     Kind.DIRECTORY: stat.S_IFDIR,
@@ -72,13 +71,13 @@ def snapshots_view(snapshots: Iterable[dict[str, Any]]) -> Table:
             fact["run"],
             str(fact["files"]),
             format_size(fact["bytes"]),
-            _age(fact["created_ns"]),
+            age(fact["created_ns"]),
             fact["node"],
             ",".join(fact["tiers"]) or "-",
         )
         for fact in snapshots
     ]
-    return _table(("SNAPSHOT", "RUN", "FILES>", "SIZE>", "AGE>", "NODE", "TIERS"), rows)
+    return table(("SNAPSHOT", "RUN", "FILES>", "SIZE>", "AGE>", "NODE", "TIERS"), rows)
 
 
 def status_view(facts: dict[str, Any]) -> Group:
@@ -103,29 +102,6 @@ def status_view(facts: dict[str, Any]) -> Group:
     )
 
 
-def prune_view(facts: dict[str, Any]) -> Table:
-    """The table of ``prune``."""
-    rows = [
-        (
-            job["job"],
-            str(job["checkpoints"]),
-            str(job["snapshots"]),
-            _several(job["drop_checkpoints"]),
-            _several([name.rpartition("/")[2] for name in job["drop_snapshots"]]),
-            format_size(job["bytes"]),
-        )
-        for job in facts["jobs"]
-    ]
-    return _table(("JOB", "CHECKPOINTS>", "SNAPSHOTS>", "CHECKPOINTS THAT GO", "SNAPSHOTS THAT GO", "SIZE>"), rows)
-
-
-def _several(names: Sequence[str]) -> str:
-    if not names:
-        return "-"
-    rest = len(names) - _NAMED_AT_MOST
-    return ", ".join(names[:_NAMED_AT_MOST]) + (f" and {rest} more" if rest > 0 else "")
-
-
 def _tiers(tiers: Iterable[dict[str, Any]]) -> Table:
     rows = []
     for tier in tiers:
@@ -140,7 +116,7 @@ def _tiers(tiers: Iterable[dict[str, Any]]) -> Table:
                 f"{tier['state']}: {reason}" if reason else tier["state"],
             )
         )
-    return _table(("TIER", "PLACE", "SIZE>", "FREE>", "SNAPSHOTS>", "STATE"), rows)
+    return table(("TIER", "PLACE", "SIZE>", "FREE>", "SNAPSHOTS>", "STATE"), rows)
 
 
 def _volumes(volumes: Iterable[dict[str, Any]]) -> Table:
@@ -159,7 +135,7 @@ def _volumes(volumes: Iterable[dict[str, Any]]) -> Table:
                 str(volume["queue"]),
             )
         )
-    return _table(("VOLUME", "MOUNTED AT", "NEWEST", "RAM>", "PEER", "BUCKET>", "QUEUE>"), rows)
+    return table(("VOLUME", "MOUNTED AT", "NEWEST", "RAM>", "PEER", "BUCKET>", "QUEUE>"), rows)
 
 
 def _in_bucket(number: int | None, backup: dict[str, Any] | None) -> str:
@@ -182,8 +158,8 @@ def _mounted_at(volume: dict[str, Any]) -> str:
 def _newest(newest: dict[str, Any] | None) -> str:
     if not newest:
         return "none"
-    size, age = format_size(newest["bytes"]), _age(newest["created_ns"])
-    return f"{newest['number']} ({format_count(newest['files'], 'file')}, {size}, {age} ago)"
+    size, since = format_size(newest["bytes"]), age(newest["created_ns"])
+    return f"{newest['number']} ({format_count(newest['files'], 'file')}, {size}, {since} ago)"
 
 
 def verify_view(facts: dict[str, Any]) -> Table:
@@ -199,7 +175,7 @@ def verify_view(facts: dict[str, Any]) -> Table:
         )
         for entry in facts["tiers"]
     ]
-    return _table(("TIER", "PLACE", "SNAPSHOTS>", "BLOBS>", "BYTES>", "DAMAGED>"), rows)
+    return table(("TIER", "PLACE", "SNAPSHOTS>", "BLOBS>", "BYTES>", "DAMAGED>"), rows)
 
 
 def manifest_facts(manifest: Manifest) -> dict[str, Any]:
@@ -253,7 +229,7 @@ def manifest_view(manifest: Manifest) -> Group:
     header = Table.grid(padding=(0, 2))
     for name, value in said:
         header.add_row(Text(name), Text(value))
-    return Group(header, "", _table(("MODE", "SIZE>", "MODIFIED", "XXH3-128", "PATH"), rows))
+    return Group(header, "", table(("MODE", "SIZE>", "MODIFIED", "XXH3-128", "PATH"), rows))
 
 
 def _path(entry: Entry) -> str:
@@ -274,7 +250,8 @@ def _time(nanoseconds: int) -> str:
         return str(nanoseconds)
 
 
-def _age(created_ns: int) -> str:
+def age(created_ns: int) -> str:
+    """How long ago that was, for people."""
     return format_duration(max(0, time.time_ns() - created_ns) / 1e9)
 
 
@@ -286,7 +263,7 @@ def _count(number: int | None) -> str:
     return "-" if number is None else str(number)
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """Columns whose names end with ``>`` are flush right."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
     for name in columns:

@@ -159,11 +159,14 @@ class Directory:
         return tuple(self._member(known, now) for _, known in sorted(self._nodes.items()))
 
     def locate(self, identity: Identity, now: float) -> Location:
-        """Who lists which snapshots of a volume."""
+        """Who lists which snapshots of a volume; not those that have it mounted though it is another node's."""
+        claim = self._claim_of(identity, now)
         holders: list[tuple[Member, tuple[int, ...]]] = []
         bucket: set[int] = set()
         for known in self._nodes.values():
             bucket.update(known.report.facts.bucket.get(identity, ()))
+            if identity in known.report.facts.mounted and claim is not None and claim.node != known.report.node:
+                continue  # it goes on with files that are another node's by now: what it has is not the volume's
             if numbers := known.report.facts.holdings.get(identity):
                 holders.append((self._member(known, now), numbers))
         holders.sort(key=lambda holder: (not holder[0].alive, -holder[1][-1], holder[0].node))

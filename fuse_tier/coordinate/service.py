@@ -12,7 +12,7 @@ import trio
 from fuse_tier import members, metrics
 from fuse_tier.coordinate import counts
 from fuse_tier.coordinate.directory import Accepted, Change, Directory
-from fuse_tier.errors import FuseTierError, IdentityBusy, NotAuthorized, TierRefused, TierUnavailable
+from fuse_tier.errors import FuseTierError, IdentityBusy, InvalidRequest, NotAuthorized, TierRefused, TierUnavailable
 from fuse_tier.identity import Identity
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.grpc import Caller
@@ -137,6 +137,8 @@ class CoordinatorService:
 
     def _tell_refusal(self, request: pb.ReportRequest, caller: Caller, error: FuseTierError) -> None:
         counts.report_refused(type(error).__name__)
+        if isinstance(error, InvalidRequest):
+            return  # told by who took the call
         told = (request.node, request.instance)
         if told in self._refusals_told:
             return

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from fuse_tier.localcluster.session import first_of_ours, in_directory
 from fuse_tier.wire.tls import TlsFiles, make_authority, make_certificate
 
 __all__ = [
+    "Host",
     "LocalBucket",
     "LocalCluster",
     "LocalCoordinator",
@@ -36,6 +37,17 @@ __all__ = [
 ]
 
 _TRIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Where a node or the coordinator runs, if not all share this machine's loopback."""
+
+    address: str  # IP address, its own
+    through: tuple[str, ...]  # the command that starts a process there
+
+
+_LOOPBACK = Host("127.0.0.1", ())
 
 
 @dataclass(slots=True)
@@ -90,12 +102,14 @@ async def local_cluster(
     tls: bool = True,
     coordinator: bool = True,
     start: bool = True,
+    hosts: Mapping[str, Host] | None = None,
     **overrides: Any,
 ) -> AsyncIterator[LocalCluster]:
     """Runs a cluster whose files are below ``directory`` (a short path: unix sockets are made there).
 
-    ``overrides`` are further keys of every node's ``node.yaml``. Raises NotStarted. Other processes may take
-    a port that was free when it was chosen: then all begins anew with others, up to three times.
+    ``overrides`` are further keys of every node's ``node.yaml``. ``hosts`` has one for each node and for
+    ``coordinator``; without it all listen on loopback. Raises NotStarted. Other processes may take a port that was
+    free when it was chosen: then all begins anew with others, up to three times.
     """
     directory = directory.absolute()
     directory.mkdir(parents=True, exist_ok=True)
@@ -105,9 +119,12 @@ async def local_cluster(
             stack.push_async_callback(emulated.stop)
             await emulated.start()
         ram = stack.enter_context(_ram_directory(directory))
-        certificates = _certificates(directory, [*nodes, "coordinator"]) if tls else {}
+        where = hosts or dict.fromkeys((*nodes, "coordinator"), _LOOPBACK)
+        certificates = _certificates(directory, where) if tls else {}
         for attempt in range(1, _TRIES + 1):
-            cluster = _arrange(directory, ram, list(nodes), ram_size, emulated, certificates, coordinator, overrides)
+            cluster = _arrange(
+                directory, ram, list(nodes), ram_size, emulated, certificates, coordinator, where, overrides
+            )
             failure = await _start(cluster) if start else None
             if failure is None:
                 break
@@ -144,16 +161,20 @@ def _arrange(
     bucket: LocalBucket | None,
     certificates: dict[str, TlsFiles],
     with_coordinator: bool,
+    hosts: Mapping[str, Host],
     overrides: dict[str, Any],
 ) -> LocalCluster:
     ports = iter(free_ports(3 * len(names) + 2))
-    listen = {name: [f"127.0.0.1:{next(ports)}" for _ in range(3)] for name in names}
+    listen = {name: [f"{hosts[name].address}:{next(ports)}" for _ in range(3)] for name in names}
     coordinator = None
     if with_coordinator:
-        address = f"127.0.0.1:{next(ports)}"
-        settings: dict[str, Any] = {"listen": address, "metrics": f"127.0.0.1:{next(ports)}"}
+        host = hosts["coordinator"]
+        address = f"{host.address}:{next(ports)}"
+        settings: dict[str, Any] = {"listen": address, "metrics": f"{host.address}:{next(ports)}"}
         settings |= _tls_section(certificates, "coordinator")
-        coordinator = LocalCoordinator(address, directory / "coordinator", settings, certificates.get("coordinator"))
+        coordinator = LocalCoordinator(
+            address, directory / "coordinator", settings, certificates.get("coordinator"), host.through
+        )
     cluster = LocalCluster(directory, {}, coordinator, bucket, certificates)
     for name in names:
         control, bulk, metrics = listen[name]
@@ -171,15 +192,15 @@ def _arrange(
         if bucket:
             config["bucket"] = {"url": bucket.url, "endpoint": bucket.emulator.endpoint}
         config |= _tls_section(certificates, name) | overrides
-        cluster.nodes[name] = LocalNode(name, directory / name, ram / name / "ram", config)
+        cluster.nodes[name] = LocalNode(name, directory / name, ram / name / "ram", config, hosts[name].through)
     return cluster
 
 
-def _certificates(directory: Path, names: list[str]) -> dict[str, TlsFiles]:
+def _certificates(directory: Path, hosts: Mapping[str, Host]) -> dict[str, TlsFiles]:
     place = directory / "tls"
     place.mkdir()
     make_authority(str(place))
-    return {name: make_certificate(str(place), name, ["127.0.0.1"]) for name in names}
+    return {name: make_certificate(str(place), name, [host.address]) for name, host in hosts.items()}
 
 
 def _tls_section(certificates: dict[str, TlsFiles], name: str) -> dict[str, Any]:

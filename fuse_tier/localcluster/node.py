@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -25,6 +25,7 @@ _CALL_SECONDS = 30.0
 _MOUNT_SECONDS = 300.0
 _STOP_SECONDS = 90.0
 _POLL_SECONDS = 0.02
+WORKER = "fuse_tier.replicate.worker"
 
 Progress = Callable[[pb.Step], object]
 
@@ -45,13 +46,14 @@ class LocalNode:
     directory: Path
     ram_path: Path
     config: dict[str, Any]
+    through: Sequence[str] = ()
     family: Family = field(init=False)
     _mountpoints: set[Path] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.directory.mkdir(exist_ok=True)
         command = ["-m", "fuse_tier.cli", "node", "--config", str(self.config_path)]
-        self.family = Family(f"node {self.name}", command, self.log_path)
+        self.family = Family(f"node {self.name}", command, self.log_path, self.through)
 
     @property
     def config_path(self) -> Path:
@@ -88,6 +90,10 @@ class LocalNode:
         """Kills all its processes at once; its RAM stays, its mounts are gone."""
         await self.family.kill()
         self._forget_mounts()
+
+    async def kill_supervisor(self) -> None:
+        """Kills what was started, and with it its worker; its mounts go on, for the next ``start`` to find."""
+        await self.family.behead(WORKER)
 
     async def lose_ram(self) -> None:
         """What the death of a machine does: its processes and its RAM are gone."""

@@ -30,12 +30,15 @@ _LOG_LINE = 500
 class Family:
     """One started process and whatever it starts.
 
-    ``log`` takes what they write to stderr, which is their log; stdout goes to a file beside it.
+    ``log`` takes what they write to stderr, which is their log; stdout goes to a file beside it. ``through`` is a
+    command that runs another in its own process, such as nsenter(1).
     """
 
-    def __init__(self, name: str, command: Sequence[str], log: Path) -> None:
+    def __init__(self, name: str, command: Sequence[str], log: Path, through: Sequence[str] = ()) -> None:
         self.name = name
         self.log = log
+        self.environment: dict[str, str] = {}  # added to ours at the next start
+        self._through = list(through)
         self._command = list(command)
         self._mark = f"{_MARK}={secrets.token_hex(8)}"
         self._head: subprocess.Popen[bytes] | None = None
@@ -61,8 +64,8 @@ class Family:
         key, _, value = self._mark.partition("=")
         with self.log.open("ab") as log, self._out.open("wb") as out:
             self._head = subprocess.Popen(
-                [*_DIE_WITH_PARENT, sys.executable, *self._command],
-                env={**os.environ, key: value},
+                [*_DIE_WITH_PARENT, *self._through, sys.executable, *self._command],
+                env={**os.environ, **self.environment, key: value},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=log,
@@ -84,6 +87,22 @@ class Family:
         self._head = None
         return head.wait()
 
+    async def behead(self, *dependents: str) -> None:
+        """Kills the process that was started, and no other; those that run the modules ``dependents`` end with it.
+
+        Returns when these are gone, so that ``start`` may follow.
+        """
+        head = self._head
+        if head is None:
+            raise FuseTierError(f"{self.name} is not running")
+        theirs = {pid for module in dependents for pid in self.running(module)}
+        head.kill()
+        head.wait()
+        self._head = None
+        with trio.fail_after(_KILL_SECONDS):
+            for pid in theirs:
+                await _ended(pid)
+
     def members(self) -> set[int]:
         """The process ids of all that run, the started one among them."""
         return _marked(self._mark)
@@ -94,6 +113,18 @@ class Family:
         while new := self.members() - frozen:
             _send(new, signal.SIGSTOP)
             frozen |= new
+
+    def thaw(self) -> None:
+        """Lets all go on that were stopped."""
+        _send(self.members(), signal.SIGCONT)
+
+    def signal(self, pids: Iterable[int], number: signal.Signals) -> None:
+        """Sends a signal to some of them."""
+        _send(pids, number)
+
+    def running(self, module: str) -> set[int]:
+        """The process ids of those that run a Python module (``python -m``)."""
+        return {pid for pid in self.members() if module.encode() in _command_line(pid)}
 
     async def kill(self) -> None:
         """Kills all at once (SIGKILL), as a node's death does, and returns when none is left."""
@@ -168,6 +199,12 @@ def _marked(mark: str) -> set[int]:
             if mark.encode() in Path(f"/proc/{entry.name}/environ").read_bytes().split(b"\0"):
                 found.add(int(entry.name))
     return found
+
+
+def _command_line(pid: int) -> list[bytes]:
+    with suppress(OSError):  # ended meanwhile
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    return []
 
 
 def _send(pids: Iterable[int], number: signal.Signals) -> None:

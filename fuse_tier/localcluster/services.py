@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ class LocalCoordinator:
     directory: Path
     config: dict[str, Any]
     tls: TlsFiles | None
+    through: Sequence[str] = ()
     family: Family = field(init=False)
 
     def __post_init__(self) -> None:
@@ -41,6 +43,7 @@ class LocalCoordinator:
             "the coordinator",
             ["-m", "fuse_tier.cli", "coordinator", "--config", str(path)],
             self.directory / "coordinator.log",
+            self.through,
         )
 
     async def start(self) -> None:

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 
 import structlog
 
+from fuse_tier import failpoints
 from fuse_tier.blobs import Blob, Partial, ResumableIncoming
 from fuse_tier.errors import Damaged, NotFound, TierFull, TierRefused
 from fuse_tier.hashing import RunningHash
@@ -24,6 +25,7 @@ from fuse_tier.ram.partials import SMALLEST_KEPT, Partials
 
 log = structlog.get_logger(__name__)
 
+_ASIDE = "damaged-"
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM})
 
 
@@ -86,6 +88,14 @@ class RamContent:
         with suppress(FileNotFoundError):
             os.unlink(self._layout.blob(blob))
 
+    def set_aside(self, blob: Blob) -> None:
+        """Takes a damaged blob out of the way, and keeps it for a look until another is, or a new worker begins."""
+        for name in os.listdir(self._layout.incoming):
+            if name.startswith(_ASIDE):
+                os.unlink(os.path.join(self._layout.incoming, name))
+        with suppress(FileNotFoundError):
+            os.rename(self._layout.blob(blob), os.path.join(self._layout.incoming, f"{_ASIDE}{blob.name}"))
+
     def clear_incoming(self) -> None:
         """Removes what a worker before this one left half done."""
         for name in os.listdir(self._layout.incoming):
@@ -144,6 +154,7 @@ class _Landing:
                 try:
                     if blob.size:
                         os.posix_fallocate(self.fd, 0, blob.size)
+                    failpoints.reached("content.allocated")
                 except BaseException:
                     os.close(self.fd)
                     os.unlink(self._path)
@@ -172,6 +183,7 @@ class _Landing:
             found = Blob(self._hash.digest(), size)
             if found != self._blob:
                 raise Damaged(f"{found} arrived in the {self._place} in place of {self._blob}: ask another source")
+            failpoints.reached("content.hashed")
             with room_in(self._place):
                 try:
                     os.link(self._path, self._target)
@@ -179,6 +191,7 @@ class _Landing:
                     # What is there stays: a live file may be the same inode. Not if it is plainly something else.
                     if not is_whole(self._target, self._blob):
                         os.replace(self._path, self._target)
+            failpoints.reached("content.named")
         finally:
             self.discard()
 

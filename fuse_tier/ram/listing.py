@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import suppress
 
+from fuse_tier import failpoints
 from fuse_tier.errors import MalformedManifest, NotFound, SnapshotConflict
 from fuse_tier.identity import Identity, SnapshotId, is_name
 from fuse_tier.manifest import MAX_ENCODED_BYTES, Manifest, decode
@@ -60,12 +61,14 @@ class RamListing:
             with room_in(self._place):
                 os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
                 self._reserve.write(lambda: _write(temporary, text), len(text))
+                failpoints.reached("listing.written")
                 try:
                     os.link(temporary, path)
                 except FileExistsError:
                     if self._is_readable(snapshot):
                         raise
                     os.replace(temporary, path)
+            failpoints.reached("listing.published")
             return True
         except FileExistsError:
             if self._has(snapshot, text):

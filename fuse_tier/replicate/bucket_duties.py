@@ -10,6 +10,8 @@ from fuse_tier.config import NodeConfig
 from fuse_tier.replicate.backup import BackupPolicy
 from fuse_tier.replicate.backups import Backups
 from fuse_tier.replicate.membership import Membership
+from fuse_tier.replicate.places import Places
+from fuse_tier.replicate.records import JobRecords
 from fuse_tier.replicate.retention import Keep
 from fuse_tier.replicate.steward import Steward, mounted_replicas, stewards
 from fuse_tier.replicate.steward_service import StewardService
@@ -40,7 +42,13 @@ class BucketDuties:
         self.steward = Steward(bucket.place, membership, self.stewardship, tls)
         policy = BackupPolicy(config.backup.every, config.backup.steps)
         self.backups = Backups(policy, ram, self.steward.turn, self.steward.backed_up)
+        self.records = JobRecords(bucket)
         self._place = bucket.place
+
+    def extend(self, places: Places) -> None:
+        """Has others ask the steward before a restore, and say in the bucket what is restored from there."""
+        places.ask_bucket = self.steward.in_bucket
+        places.use_in_bucket = self.records.while_using
 
     def services(self) -> list[Any]:
         """What is served to other nodes beside ``Peer``."""

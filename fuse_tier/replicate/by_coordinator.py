@@ -17,7 +17,7 @@ import trio
 
 from fuse_tier import metrics
 from fuse_tier.deadlines import Deadline
-from fuse_tier.errors import DeadlineExceeded, FuseTierError, TierUnavailable
+from fuse_tier.errors import DeadlineExceeded, FuseTierError, IdentityBusy, TierRefused, TierUnavailable
 from fuse_tier.identity import Identity
 from fuse_tier.members import Location
 from fuse_tier.replicate.own import OwnNode
@@ -90,6 +90,18 @@ class CoordinatorMembership(RosterMembership):
             f"the coordinator at {self._address} could not tell within {patience_seconds:g} s whether {identity} is "
             f"mounted on another node: {reason}"
         ) from reason
+
+    async def confirm(self, identity: Identity) -> bool:
+        """See Membership."""
+        try:
+            await self._change("Claim", pb.ClaimRequest, identity)
+        except IdentityBusy:
+            return False
+        except (TierRefused, DeadlineExceeded) as error:
+            raise TierUnavailable(
+                f"{identity}: the coordinator did not confirm that it is this node's: {error}"
+            ) from error
+        return True
 
     async def release(self, identity: Identity) -> None:
         """See Membership."""

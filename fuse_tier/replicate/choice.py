@@ -40,11 +40,20 @@ class Chooser:
     def __init__(self, places: Places) -> None:
         self._places = places
 
-    async def choose(self, identity: Identity, lineage: Lineage | None, number: int = 0, version: str = "") -> Chosen:
+    async def choose(
+        self,
+        identity: Identity,
+        lineage: Lineage | None,
+        number: int = 0,
+        version: str = "",
+        known: Manifest | None = None,
+    ) -> Chosen:
         """The newest snapshot of a run (of any run without a lineage), or the one of a number or a version.
 
         A version names a complete checkpoint in the bucket; without one, and without a number, the bucket may name
         one itself, which a job that asks for its newest is given then.
+
+        ``known`` is one that need not be read: reading takes seconds where there are a hundred thousand files.
 
         One whose manifest is damaged everywhere is passed over, and said so in the log; one that only cannot be
         had now never is. Raises NotFound (no such number), RunMismatch, TierUnavailable (there is, or may be, a
@@ -63,7 +72,8 @@ class Chooser:
         for candidate in [number] if number else numbers:
             snapshot = SnapshotId(identity, candidate)
             places = tuple(place for place, several in holdings.places if candidate in several)
-            manifest = await self._read_manifest(snapshot, places)
+            is_known = known is not None and known.id == snapshot
+            manifest = known if is_known else await self._read_manifest(snapshot, places)
             if manifest is None:
                 passed_over.append(candidate)
                 continue
@@ -77,7 +87,11 @@ class Chooser:
                 return Chosen(manifest, places, holdings.highest, tuple(passed_over), is_forced=is_forced)
             other_runs.add(manifest.lineage.run)
         if number and other_runs:
-            raise NotFound(f"{identity}@{number} is of run {', '.join(other_runs)}: name that run to restore it")
+            named = "" if not is_forced else f", and named by {version or 'restore.version beside its record'}"
+            raise NotFound(
+                f"{identity}@{number} is of run {', '.join(other_runs)}{named}: name that run to restore it"
+                + (", or delete restore.version" if is_forced and not version else "")
+            )
         if number:
             raise NotFound(
                 f"{identity}@{number} is damaged wherever it is: name another; `fuse-tier verify` tells more"

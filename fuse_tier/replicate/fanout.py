@@ -1,175 +1,205 @@
-"""Copying snapshots to peers and to the bucket, each at its own pace.
+"""Keeping the copies of local volumes: in peers' RAM and in the bucket, each at its own pace.
 
 One task per volume and kind of tier. Only the newest snapshot counts: what was superseded while it waited is
 skipped, what is being copied is finished. A place that fails is tried again with growing pauses, and for
-peers another one is asked meanwhile; so after a fault ends everything converges by itself. A copy counts when
-the receiver has verified and committed it.
+peers another one is asked meanwhile; so after a fault ends everything converges by itself. A volume that another
+node has mounted is that node's to keep.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 import structlog
 import trio
 
-from fuse_tier import metrics
 from fuse_tier.blobs import Progress
 from fuse_tier.errors import FuseTierError, SnapshotConflict
 from fuse_tier.manifest import Manifest
 from fuse_tier.members import Member
 from fuse_tier.replicate.backups import Backups
-from fuse_tier.replicate.placement import choose_holders
+from fuse_tier.replicate.copying import Copier, Troubles
 from fuse_tier.replicate.places import Places
-from fuse_tier.replicate.traffic import Meter
+from fuse_tier.replicate.targets import Targets
 from fuse_tier.replicate.volume import Volume
 from fuse_tier.tiers.base import Tier, TierName, no_progress
 
 log = structlog.get_logger(__name__)
 
-_FIRST_PAUSE = 0.5
-_LONGEST_PAUSE = 30.0
-_COPIES_AT_ONCE = {TierName.PEER: 2, TierName.BUCKET: 2}
+_PATIENCE_SECONDS = 10.0  # with a peer that a snapshot is being copied to, and
+_PATIENT_BYTES_PER_SECOND = 10e6  # so much more: then another is asked besides
 
 
-@dataclass(slots=True)
-class _Trouble:
-    """A place that failed: when to try it again."""
+@dataclass(frozen=True, slots=True)
+class _Copying:
+    """A copy that is under way."""
 
-    pause: float
-    until: float
+    instance: str
+    scope: trio.CancelScope
+    late: float  # by trio's clock
 
 
 class Fanout:
     """Keeps the copies of one node's volumes."""
 
-    def __init__(self, places: Places, own: Callable[[], Member], replicas: int) -> None:
+    def __init__(
+        self, places: Places, copier: Copier, targets: Targets, supersede: Callable[[Volume, str], Awaitable[None]]
+    ) -> None:
         self._places = places
-        self._own = own
-        self._replicas = replicas
-        self._limiters = {tier: trio.CapacityLimiter(count) for tier, count in _COPIES_AT_ONCE.items()}
-        self._jitter = random.Random()  # noqa: S311 - spreads retries, guards nothing
-        self.meters = {tier: Meter() for tier in _COPIES_AT_ONCE}
+        self._copier = copier
+        self._targets = targets
+        self._supersede = supersede
 
     async def keep_peers(self, volume: Volume) -> None:
         """Keeps the configured number of copies of a volume's newest snapshot in peers' RAM."""
-        confirmed: dict[str, str] = {}  # node -> instance that verified what is recorded as held
-        troubles: dict[str, _Trouble] = {}
-        copying: set[str] = set()
-
-        async def copy_to(member: Member, manifest: Manifest) -> None:
-            try:
-                if await self._copy(volume, manifest, self._places.peer(member), member.node, troubles):
-                    confirmed[member.node] = member.instance
-                    volume.stored(TierName.PEER, member.node, manifest.id.number)
-            finally:
-                copying.discard(member.node)
-                volume.news.announce()
-
         async with trio.open_nursery() as nursery:
-            while True:
-                news = volume.news.version
-                for member in self._peer_targets(volume, confirmed, troubles):
-                    if member.node not in copying and volume.newest is not None:
-                        copying.add(member.node)
-                        nursery.start_soon(copy_to, member, volume.newest)
-                await self._wait(volume, news, troubles)
-
-    def _peer_targets(self, volume: Volume, confirmed: dict[str, str], troubles: dict[str, _Trouble]) -> list[Member]:
-        """Who shall have the newest snapshot, and is not known to have it."""
-        alive = {member.node: member for member in self._places.membership.members() if member.alive}
-        for node, instance in list(confirmed.items()):
-            if node not in alive or alive[node].instance != instance:
-                del confirmed[node]
-                volume.lost(TierName.PEER, node)
-        if volume.newest is None:
-            return []
-        able = [member for member in alive.values() if self._may_try(member.node, troubles)]
-        chosen = choose_holders(volume.identity, self._own(), able, self._replicas)
-        held = volume.held(TierName.PEER)
-        return [alive[node] for node in chosen if held.get(node, 0) < volume.newest.id.number]
+            await _PeerCopies(self, volume, nursery).keep()
 
     async def keep_bucket(self, volume: Volume, backups: Backups) -> None:
         """Keeps in the bucket what ``backups`` chooses of a volume's snapshots."""
         bucket = self._places.bucket
         if bucket is None:
             return
-        troubles: dict[str, _Trouble] = {}
+        troubles = Troubles()
         while True:
             news = volume.news.version
             chosen, seconds = await backups.choose(volume)
-            if chosen is not None and self._may_try(bucket.place, troubles):
+            if chosen is not None and troubles.may_try(bucket.place) and await self.is_ours(volume):
                 moved = backups.begin(volume, chosen)
-                done = await self._copy(volume, chosen, bucket, bucket.place, troubles, moved)
+                done = await self.copy(volume, chosen, bucket, bucket.place, troubles, moved)
                 if done:
                     volume.stored(TierName.BUCKET, bucket.place, chosen.id.number)
                 await backups.ended(volume, chosen, done=done)
                 continue
-            with trio.move_on_after(seconds if chosen is None else float("inf")):
-                await self._wait(volume, news, troubles)
+            due = trio.current_time() + seconds if chosen is None else float("inf")
+            with trio.move_on_at(min(due, troubles.next_try())):
+                await volume.news.wait_beyond(news)
 
-    @staticmethod
-    def _may_try(place: str, troubles: dict[str, _Trouble]) -> bool:
-        return place not in troubles or troubles[place].until <= trio.current_time()
+    async def is_ours(self, volume: Volume) -> bool:
+        """Whether this node is to keep the copies of the volume: nobody else has it mounted.
 
-    async def _wait(self, volume: Volume, news: int, troubles: dict[str, _Trouble]) -> None:
-        waiting = [trouble.until for trouble in troubles.values() if trouble.until > trio.current_time()]
-        with trio.move_on_at(min(waiting, default=float("inf"))):
-            await volume.news.wait_beyond(news)
+        A node that was counted out and is back may find that another was granted what it still has mounted.
+        """
+        if volume.superseded:
+            return False
+        membership = self._places.membership
+        others = [one.node for one in membership.members() if one.alive and volume.identity in one.mounted]
+        if not others:
+            return True
+        if volume.identity not in membership.mounted():
+            return False
+        try:
+            confirmed = await membership.confirm(volume.identity)
+        except FuseTierError as error:
+            log.info("volume.not_confirmed", identity=str(volume.identity), reason=str(error))
+            return False
+        if not confirmed:
+            await self._supersede(volume, others[0])
+        return confirmed
 
-    async def _copy(
+    async def _conflicts(self, volume: Volume, conflict: SnapshotConflict) -> None:
+        """Somebody has another snapshot of our number: who has the volume mounted takes a number above it."""
+        mounted = volume.identity in self._places.membership.mounted()
+        if not mounted:
+            # A tree that was left behind, and another node has gone on since.
+            await self._supersede(volume, "another node")
+        elif await self.is_ours(volume):
+            volume.exists_elsewhere(conflict.highest)
+
+    async def copy(
         self,
         volume: Volume,
         manifest: Manifest,
         tier: Tier,
         place: str,
-        troubles: dict[str, _Trouble],
+        troubles: Troubles,
         progress: Progress = no_progress,
     ) -> bool:
-        """Copies one snapshot to one place; whether it is there now. Survives that place's failures."""
-        meter = self.meters[tier.name]
+        """Copies one snapshot of a volume; whether it is there now."""
+        copies = sum(number >= manifest.id.number for number in volume.held(tier.name).values())
+        try:
+            with volume.using(manifest.id.number):
+                return await self._copier.copy(manifest, tier, place, troubles, copies, progress)
+        except SnapshotConflict as conflict:
+            log.warning("copy.number_taken", snapshot=str(manifest.id), place=tier.place, reason=str(conflict))
+            await self._conflicts(volume, conflict)
+            return False
 
-        def count(moved: int) -> None:
-            meter.add(moved)
-            progress(moved)
-            metrics.bytes_moved(tier.name.value, "out", moved)
+    async def targets(self, volume: Volume, refusing: Iterable[str]) -> tuple[str, ...]:
+        """Where the copies of a volume belong, but for those that refuse."""
+        return await self._targets.of(volume.identity, self._places.membership.own(), {*refusing})
 
-        async with self._limiters[tier.name]:
-            started = trio.current_time()
-            try:
-                with volume.using(manifest.id.number):
-                    await tier.store(manifest.blobs, self._places.ram, count)
-                    await tier.commit(manifest)
-            except SnapshotConflict as conflict:
-                log.warning("copy.number_taken", snapshot=str(manifest.id), place=tier.place, reason=str(conflict))
-                volume.exists_elsewhere(conflict.highest)
-                self._note_failure(place, troubles)
-                return False
-            except (FuseTierError, OSError) as error:
-                metrics.error("copy")
-                if place not in troubles:
-                    log.warning("copy.failed", snapshot=str(manifest.id), place=tier.place, reason=str(error))
-                self._note_failure(place, troubles)
-                return False
-            seconds = trio.current_time() - started
-        if troubles.pop(place, None) is not None:
-            log.info("copy.recovered", snapshot=str(manifest.id), place=tier.place)
-        metrics.copied(tier.name.value, seconds)
-        metrics.committed(tier.name.value)
-        log.info(
-            "snapshot.copied",
-            identity=str(manifest.id.identity),
-            snapshot=manifest.id.number,
-            tier=tier.name.value,
-            place=tier.place,
-            bytes=manifest.size,
-            seconds=round(seconds, 3),
-        )
-        return True
+    @property
+    def places(self) -> Places:
+        """Where copies can go."""
+        return self._places
 
-    def _note_failure(self, place: str, troubles: dict[str, _Trouble]) -> None:
-        before = troubles.get(place)
-        pause = min(_LONGEST_PAUSE, before.pause * 2 if before else _FIRST_PAUSE)
-        troubles[place] = _Trouble(pause, trio.current_time() + pause * self._jitter.uniform(0.75, 1.25))
+
+class _PeerCopies:
+    """The copies of one volume in peers' RAM."""
+
+    def __init__(self, fanout: Fanout, volume: Volume, nursery: trio.Nursery) -> None:
+        self._fanout = fanout
+        self._volume = volume
+        self._nursery = nursery
+        self._confirmed: dict[str, str] = {}  # node -> instance that verified what is recorded as held
+        self._copying: dict[str, _Copying] = {}
+        self._troubles = Troubles()
+
+    async def keep(self) -> None:
+        """Runs until cancelled."""
+        volume = self._volume
+        while True:
+            news = volume.news.version
+            alive = {member.node: member for member in self._fanout.places.membership.members() if member.alive}
+            self._forget_gone(alive)
+            for node in await self._lacking():
+                # The member may have gone while that was decided: the next turn will know.
+                if node in alive and node not in self._copying and volume.newest is not None:
+                    self._begin(alive[node], volume.newest)
+            with trio.move_on_at(min(self._troubles.next_try(), self._next_late())):
+                await volume.news.wait_beyond(news)
+
+    def _forget_gone(self, alive: dict[str, Member]) -> None:
+        for node, instance in list(self._confirmed.items()):
+            if node not in alive or alive[node].instance != instance:
+                del self._confirmed[node]
+                self._volume.lost(TierName.PEER, node)
+                self._troubles.forget([node])
+        for node, copying in self._copying.items():
+            if node not in alive or alive[node].instance != copying.instance:
+                copying.scope.cancel()  # else it would hold its turn until a deadline says what is known already
+
+    async def _lacking(self) -> list[str]:
+        """Who shall have the newest snapshot, and is not known to have it."""
+        volume = self._volume
+        if volume.newest is None or not await self._fanout.is_ours(volume):
+            return []
+        now = trio.current_time()
+        late = {node for node, copying in self._copying.items() if copying.late <= now}
+        chosen = await self._fanout.targets(volume, self._troubles.refusing() | late)
+        held, number = volume.held(TierName.PEER), volume.newest.id.number
+        return [node for node in chosen if held.get(node, 0) < number]
+
+    def _next_late(self) -> float:
+        now = trio.current_time()
+        return min((copying.late for copying in self._copying.values() if copying.late > now), default=float("inf"))
+
+    def _begin(self, member: Member, manifest: Manifest) -> None:
+        patience = _PATIENCE_SECONDS + manifest.size / _PATIENT_BYTES_PER_SECOND
+        copying = _Copying(member.instance, trio.CancelScope(), trio.current_time() + patience)
+        self._copying[member.node] = copying
+        self._nursery.start_soon(self._copy, member, manifest, copying)
+
+    async def _copy(self, member: Member, manifest: Manifest, copying: _Copying) -> None:
+        fanout, volume = self._fanout, self._volume
+        try:
+            with copying.scope:
+                tier = fanout.places.peer(member)
+                if await fanout.copy(volume, manifest, tier, member.node, self._troubles):
+                    self._confirmed[member.node] = member.instance
+                    volume.stored(TierName.PEER, member.node, manifest.id.number)
+        finally:
+            del self._copying[member.node]
+            volume.news.announce()

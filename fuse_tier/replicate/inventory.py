@@ -18,7 +18,7 @@ from fuse_tier.members import Member
 from fuse_tier.ram.tmpfs import huge_page_mode
 from fuse_tier.ram.warm import read_warmed
 from fuse_tier.replicate.backups import Backups
-from fuse_tier.replicate.fanout import Fanout
+from fuse_tier.replicate.copying import Copier
 from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.steps import Report
 from fuse_tier.replicate.supervisor import Supervisor
@@ -39,7 +39,7 @@ class Inventory:
         cluster: str,
         places: Places,
         volumes: Volumes,
-        fanout: Fanout,
+        copier: Copier,
         supervisor: Supervisor,
         replicas: int,
     ) -> None:
@@ -47,7 +47,7 @@ class Inventory:
         self._cluster = cluster
         self._places = places
         self._volumes = volumes
-        self._fanout = fanout
+        self._copier = copier
         self._supervisor = supervisor
         self._replicas = replicas
         self.backups: Backups | None = None  # of a node with a bucket
@@ -90,7 +90,7 @@ class Inventory:
                     ),
                 },
                 "rates": {
-                    f"{tier}_bytes_per_second": meter.rate() for tier, meter in sorted(self._fanout.meters.items())
+                    f"{tier}_bytes_per_second": meter.rate() for tier, meter in sorted(self._copier.meters.items())
                 },
             }
         )

@@ -57,6 +57,13 @@ class Membership(Protocol):
         """
         ...
 
+    async def confirm(self, identity: Identity) -> bool:
+        """Whether an identity that was claimed is still this node's; False once another has been granted it.
+
+        A node that was counted out for a while may have lost it. Raises TierUnavailable when nobody can tell now.
+        """
+        ...
+
     async def release(self, identity: Identity) -> None:
         """After an unmount, or when nothing came of a claim: never fails, and is heard later if not now."""
         ...

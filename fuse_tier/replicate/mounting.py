@@ -7,7 +7,7 @@ before the identity is given up, so that whoever mounts it next finds everything
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import structlog
@@ -23,6 +23,7 @@ from fuse_tier.replicate.daemons import leave_quiescent
 from fuse_tier.replicate.membership import Membership
 from fuse_tier.replicate.restore import Restored, Restorer
 from fuse_tier.replicate.steps import Report
+from fuse_tier.replicate.succession import first_number
 from fuse_tier.replicate.supervisor import Supervisor
 from fuse_tier.replicate.volume import Volume, final_snapshot
 from fuse_tier.replicate.volumes import Volumes
@@ -31,6 +32,7 @@ from fuse_tier.tiers.base import TierName
 log = structlog.get_logger(__name__)
 
 _CLAIM_PAUSE_SECONDS = 0.2
+_SUPERVISOR_PAUSE_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,25 +122,34 @@ class Mounting:
                 except FuseTierError as error:
                     log.warning("mount.not_undone", identity=str(volume.identity), reason=str(error))
         leave_quiescent(volume)
-        await self._give_up(volume)
+        await self.give_up(volume)
 
     async def _prepare(self, volume: Volume, order: MountOrder, report: Report) -> Restored | None:
         report.begin("looking for snapshots")
         if volume.has_tree and volume.is_dirty:
             await final_snapshot(volume)
-        chosen = await self._chooser.choose(order.identity, order.lineage, order.snapshot, order.version)
+        chosen = await self._chooser.choose(
+            order.identity, order.lineage, order.snapshot, order.version, known=volume.newest
+        )
         if not order.snapshot and not chosen.is_forced and self._restorer.is_current(volume, order.lineage, chosen):
             volume.resume(order.lineage, chosen.highest)
             self._note_bucket(volume, chosen)
             log.info("volume.resumed", identity=str(order.identity), snapshot=volume.highest)
             return None
-        if volume.has_tree and volume.is_dirty:
+        if volume.superseded:
+            log.warning("volume.fork_replaced", identity=str(order.identity), by=volume.superseded)
+        elif volume.has_tree and volume.is_dirty:
             raise MountError(
                 f"the files of {order.identity} here have changes that are in no snapshot yet, and would be "
                 "replaced: the log says why none can be taken (snapshot.postponed); nothing was changed"
             )
         if chosen.manifest is not None:
             report.begin(f"restoring {chosen.manifest.id} from {chosen.places[0].place}", chosen.manifest.size)
+        membership = self._membership
+        highest = first_number(
+            order.identity, chosen.manifest, chosen.highest, membership.own(), membership.members()
+        )
+        chosen = replace(chosen, highest=highest)
         restored = await self._restorer.into_volume(volume, chosen, order.lineage, report.moved)
         self._note_bucket(volume, chosen)
         return restored
@@ -163,7 +174,22 @@ class Mounting:
         )
 
     async def find_mounted(self) -> None:
-        """At a worker's start: what is mounted already stays ours, and is not touched before its daemon reports."""
+        """At a worker's start: what is mounted already stays ours, and is not touched before its daemon reports.
+
+        Raises FuseTierError when the supervisor does not answer in time.
+        """
+        with trio.move_on_after(Deadline.SUPERVISOR_CONNECT):
+            while True:
+                try:
+                    return await self._find_mounted()
+                except TierUnavailable:
+                    await trio.sleep(_SUPERVISOR_PAUSE_SECONDS)
+        raise FuseTierError(
+            f"the supervisor does not answer on {self._supervisor.socket}: start `fuse-tier node`, which starts this "
+            "worker itself"
+        )
+
+    async def _find_mounted(self) -> None:
         for mount in await self._supervisor.mounts():
             if mount["state"] == "failed":
                 continue
@@ -211,11 +237,12 @@ class Mounting:
             if volume.gate is None:
                 leave_quiescent(volume)
                 await final_snapshot(volume)
-                await self._give_up(volume)
+                await self.give_up(volume)
                 metrics.forget_volume(str(volume.identity))
                 volume.news.announce()
 
-    async def _give_up(self, volume: Volume) -> None:
+    async def give_up(self, volume: Volume) -> None:
+        """Others need not be told any more that a volume is this node's."""
         self.claimed.discard(volume.identity)
         with trio.move_on_after(Deadline.CONTROL_CALL):
             await self._membership.release(volume.identity)

@@ -6,20 +6,19 @@ name when all of it is whole.
 
 from __future__ import annotations
 
-import os
-import secrets
 from dataclasses import dataclass
 
 import trio
 
+from fuse_tier.blobs import Blob
 from fuse_tier.checkpoints import Checkpoint, Job, step_of
-from fuse_tier.errors import NotFound
+from fuse_tier.errors import NotFound, TierError
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Manifest
 from fuse_tier.replicate.records import JobListing, JobRecords
-from fuse_tier.replicate.staging import StagingDirectory
+from fuse_tier.replicate.staging import StagingDirectory, make_tree
 from fuse_tier.replicate.steps import Report
-from fuse_tier.replicate.tree import build_tree, check_new_directory, remove_tree
+from fuse_tier.replicate.tree import check_new_directory
 from fuse_tier.tiers.bucket import BucketTier
 
 _NAMED_AT_MOST = 10
@@ -68,16 +67,51 @@ async def restore_from_bucket(bucket: BucketTier, wanted: Wanted, target: str, r
     report.begin(f"looking into {bucket.place}")
     found = await find(bucket, wanted)
 
+    async def fetch(manifest: Manifest, staging: StagingDirectory) -> dict[Blob, TierError]:
+        return (await bucket.fetch(manifest.blobs, staging, report.moved)).failed
+
     async def bring() -> Manifest:
         manifest = await bucket.manifest(found.snapshot)
         report.begin(f"restoring {manifest.id}", sum(blob.size for blob in manifest.blobs))
-        await fetch_tree(bucket, manifest, target, report)
+        await make_tree(manifest, target, lambda staging: fetch(manifest, staging))
         return manifest
 
     manifest = await JobRecords(bucket).while_using(found.snapshot, bring)
     files = sum(1 for entry in manifest.entries if entry.blob is not None)
     seconds = trio.current_time() - started
     return RestoredFrom(manifest.id, found.checkpoint, step_of(manifest), files, manifest.size, seconds, found.newer)
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A complete checkpoint, for people. ``snapshots`` are those of one volume when one was asked for."""
+
+    job: str
+    checkpoint: str
+    run: str
+    step: int | None
+    created_ns: int
+    snapshots: dict[str, int]  # by replica
+
+
+async def list_checkpoints(bucket: BucketTier, identity: Identity | None = None) -> list[Listed]:
+    """The complete checkpoints in a bucket, oldest first in each job; of all jobs, or of a volume's.
+
+    Raises TierUnavailable, TierRefused, MalformedManifest.
+    """
+    records = JobRecords(bucket)
+    found: list[Listed] = []
+    for job in await records.every() if identity is None else (Job.of(identity),):
+        for name in (await records.listing(job)).checkpoints:
+            one = await records.checkpoint(job, name)
+            snapshots = {
+                replica: number
+                for replica, number in one.snapshots.items()
+                if identity is None or replica == identity.replica
+            }
+            if snapshots:
+                found.append(Listed(str(job), name, one.lineage.run, one.step, one.created_ns, snapshots))
+    return found
 
 
 async def find(bucket: BucketTier, wanted: Wanted) -> Found:
@@ -136,23 +170,3 @@ def _part(checkpoint: Checkpoint, name: str, identity: Identity, numbers: list[i
 def _no(what: str, bucket: BucketTier, wanted: Wanted, known: list[str] | list[int]) -> str:
     shown = ", ".join(map(str, known[-_NAMED_AT_MOST:] if wanted.snapshot else known[:_NAMED_AT_MOST])) or "none"
     return f"{bucket.place} has no {what} of {wanted.identity}: there are {shown}"
-
-
-async def fetch_tree(bucket: BucketTier, manifest: Manifest, target: str, report: Report) -> None:
-    """Fetches into a directory beside ``target`` and renames it when it is whole."""
-    staging = StagingDirectory(f"{target}.restoring-{secrets.token_hex(4)}")
-    tree = os.path.join(staging.root, "tree")
-    try:
-        staging.make()
-        fetched = await bucket.fetch(manifest.blobs, staging, report.moved)
-        if fetched.failed:
-            blob, error = next(iter(sorted(fetched.failed.items())))
-            raise type(error)(
-                f"{manifest.id}: {bucket.place} could not give {len(fetched.failed)} of {len(manifest.blobs)} "
-                f"contents intact ({blob}: {error}): nothing was restored; try another snapshot"
-            )
-        await trio.to_thread.run_sync(build_tree, manifest, tree, staging.place)
-        await trio.to_thread.run_sync(os.rename, tree, target)
-    finally:
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(remove_tree, staging.root)

@@ -6,21 +6,22 @@ tier. Decides nothing about what should be where; bytes of content travel in ses
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 
 import trio
 
-from fuse_tier import __version__, metrics
+from fuse_tier import __version__
 from fuse_tier.blobs import Blob
 from fuse_tier.errors import (
     ConfigError,
+    FuseTierError,
     InvalidRequest,
     MalformedManifest,
     NotAuthorized,
     TierFull,
     TierRefused,
 )
-from fuse_tier.identity import SnapshotId, is_name
+from fuse_tier.identity import Identity, SnapshotId, is_name
 from fuse_tier.manifest import Manifest, decode, encode
 from fuse_tier.members import Member
 from fuse_tier.tiers.ram import RamTier
@@ -30,6 +31,7 @@ from fuse_tier.wire.bulk.sessions import Direction, Session, Sessions
 from fuse_tier.wire.grpc import Caller
 from fuse_tier.wire.members import MINOR, PROTOCOL, parse_identity
 from fuse_tier.wire.partials import partials_from_wire, partials_to_wire
+from fuse_tier.wire.rejections import Rejections
 
 SMALLEST_GRACE_SECONDS = 600.0
 """Content that peers have pushed, and will name in a manifest soon, is never collected sooner at a peer's wish."""
@@ -39,12 +41,18 @@ _RESERVE_BYTES = 16 << 20  # of the RAM tier, for manifests and what a job's mar
 _RESERVE_PART = 50  # or this part of a small tier
 
 
+def _nowhere(identity: Identity) -> Collection[str]:
+    """For nodes that know of nobody else."""
+    return ()
+
+
 class PeerService:
     """The gRPC service ``Peer`` of ``control.proto``, for ``wire/grpc.py`` to serve.
 
     ``own`` gives what the node says of itself at the moment; ``secure`` says whether it has certificates, and then
     ``encrypt`` whether content has to be encrypted even when the peer would do without. ``make_room`` gives up what
-    may go for so many bytes of a peer's copy, and tells how many are free then.
+    may go for so many bytes of a peer's copy, and tells how many are free then. ``mounted_on`` are the live nodes
+    that have a volume mounted.
     """
 
     def __init__(
@@ -56,6 +64,7 @@ class PeerService:
         *,
         secure: bool,
         encrypt: bool,
+        mounted_on: Callable[[Identity], Collection[str]] = _nowhere,
         make_room: Callable[[int], Awaitable[int]] | None = None,
         smallest_grace_seconds: float = SMALLEST_GRACE_SECONDS,
     ) -> None:
@@ -65,33 +74,22 @@ class PeerService:
         self._cluster = cluster
         self._secure = secure
         self._encrypt = encrypt
+        self._mounted_on = mounted_on
         self._make_room = make_room
         self._smallest_grace_seconds = smallest_grace_seconds
         self._parsing = trio.CapacityLimiter(2)
+        self._rejections = Rejections("peer.refused")
 
     async def Hello(self, request: pb.HelloRequest, caller: Caller) -> pb.HelloReply:  # noqa: N802 - gRPC's name
         """Who we are. Refuses another protocol and another cluster; two of one name the caller has to notice."""
         own = self._own()
         if not is_name(request.node) or not is_name(request.instance):
             raise InvalidRequest(f"{request.node!r} with instance {request.instance!r} is no valid name of a node")
-        if caller.node is not None and caller.node != request.node:
-            metrics.connection_rejected("certificate")
-            raise NotAuthorized(
-                f"the certificate is of node {caller.node!r}, and it says that it is {request.node!r}: give each "
-                "node its own certificate (tls in node.yaml)"
-            )
-        if request.protocol != PROTOCOL:
-            metrics.connection_rejected("protocol")
-            raise TierRefused(
-                f"node {own.node} runs fuse-tier {__version__} with protocol {PROTOCOL}, and {request.node} speaks "
-                f"protocol {request.protocol}: run versions of one major protocol on all nodes"
-            )
-        if request.cluster != self._cluster:
-            metrics.connection_rejected("cluster")
-            raise TierRefused(
-                f"node {own.node} belongs to cluster {self._cluster!r}, and {request.node} to {request.cluster!r}: "
-                "correct the cluster or the peers' addresses in node.yaml"
-            )
+        refused = self._why_not(request, caller, own.node)
+        if refused is not None:
+            kind, error = refused
+            self._rejections.note(kind, caller.address, str(error))
+            raise error
         return pb.HelloReply(
             protocol=PROTOCOL,
             minor=MINOR,
@@ -104,6 +102,24 @@ class PeerService:
             capacity_bytes=own.capacity_bytes,
             free_bytes=max(0, own.free_bytes),
         )
+
+    def _why_not(self, request: pb.HelloRequest, caller: Caller, own: str) -> tuple[str, FuseTierError] | None:
+        if caller.node is not None and caller.node != request.node:
+            return "certificate", NotAuthorized(
+                f"the certificate is of node {caller.node!r}, and it says that it is {request.node!r}: give each "
+                "node its own certificate (tls in node.yaml)"
+            )
+        if request.protocol != PROTOCOL:
+            return "protocol", TierRefused(
+                f"node {own} runs fuse-tier {__version__} with protocol {PROTOCOL}, and {request.node} speaks "
+                f"protocol {request.protocol}: run versions of one major protocol on all nodes"
+            )
+        if request.cluster != self._cluster:
+            return "cluster", TierRefused(
+                f"node {own} belongs to cluster {self._cluster!r}, and {request.node} to {request.cluster!r}: "
+                "correct the cluster or the peers' addresses in node.yaml"
+            )
+        return None
 
     async def Missing(self, request: pb.BlobList, caller: Caller) -> pb.BlobList:  # noqa: N802
         """Which of these are not here yet."""
@@ -153,8 +169,15 @@ class PeerService:
         return self._grant(Session(caller.node, Direction.PULL, blobs, self._encrypts(request), begun))
 
     async def Commit(self, request: pb.ManifestText, caller: Caller) -> pb.Empty:  # noqa: N802
-        """Lists a snapshot whose content is all here."""
-        await self._ram.commit(await _parse_manifest(request.text, self._parsing))
+        """Lists a snapshot whose content is all here. Refuses one of a node that another has succeeded."""
+        manifest = await _parse_manifest(request.text, self._parsing)
+        mounted_on = self._mounted_on(manifest.id.identity)
+        if caller.node is not None and mounted_on and caller.node not in mounted_on:
+            raise TierRefused(
+                f"{manifest.id} of {caller.node} is refused: {' and '.join(sorted(mounted_on))} has the volume "
+                "mounted by now, and what it saves counts"
+            )
+        await self._ram.commit(manifest)
         return pb.Empty()
 
     async def Snapshots(self, request: pb.SnapshotsRequest, caller: Caller) -> pb.SnapshotsReply:  # noqa: N802

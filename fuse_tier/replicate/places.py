@@ -6,24 +6,28 @@ who decides whether that matters.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
 import trio
 
+from fuse_tier.blobs import Blob, Progress, Sink
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import ConfigError, FuseTierError, MalformedManifest, NotFound, TierUnavailable
-from fuse_tier.identity import Identity
+from fuse_tier.identity import Identity, SnapshotId
+from fuse_tier.manifest import Manifest
 from fuse_tier.members import Member
 from fuse_tier.replicate.membership import Membership
 from fuse_tier.replicate.records import InBucket
-from fuse_tier.tiers.base import Tier
+from fuse_tier.tiers.base import Fetched, Tier
 from fuse_tier.tiers.ram import RamTier
 
 log = structlog.get_logger(__name__)
 
+UseInBucket = Callable[[SnapshotId, Callable[[], Awaitable[Fetched]]], Awaitable[Fetched]]
+"""Does work during which a snapshot in the bucket is not dropped by anybody."""
 AskBucket = Callable[[Identity, str], Awaitable[InBucket]]
 """What the bucket lists of a volume, and the snapshot that a version, or the bucket itself, says to restore."""
 
@@ -62,6 +66,7 @@ class Places:
         self.membership = membership
         self.bucket = bucket
         self.ask_bucket = ask_bucket
+        self.use_in_bucket: UseInBucket | None = None
         self._connect = connect
         self._peers: dict[str, tuple[str, PeerConnection]] = {}
         self._replaced: list[PeerConnection] = []  # to instances that are gone; closed at the next chance
@@ -75,6 +80,14 @@ class Places:
             tier = self._connect(member)
             self._peers[member.node] = (member.instance, tier)
         return tier
+
+    async def fetch(
+        self, place: Tier, manifest: Manifest | None, blobs: Collection[Blob], sink: Sink, progress: Progress
+    ) -> Fetched:
+        """As the place does; while the bucket gives content of a snapshot, nobody drops that there."""
+        if place is self.bucket and self.use_in_bucket is not None and manifest is not None:
+            return await self.use_in_bucket(manifest.id, lambda: place.fetch(blobs, sink, progress))
+        return await place.fetch(blobs, sink, progress)
 
     async def aclose(self) -> None:
         """Ends all connections."""

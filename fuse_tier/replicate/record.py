@@ -21,10 +21,14 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class TreeRecord:
-    """The lineage of a live tree, and the highest snapshot number that it was made from or that was taken of it."""
+    """The lineage of a live tree, and the highest snapshot number that it was made from or that was taken of it.
+
+    ``superseded`` names who went on with the volume meanwhile; empty: nobody.
+    """
 
     lineage: Lineage
     number: int
+    superseded: str = ""
 
 
 def read_record(volume: VolumeLayout) -> TreeRecord | None:
@@ -33,7 +37,7 @@ def read_record(volume: VolumeLayout) -> TreeRecord | None:
         with open(volume.record, encoding="ascii") as file:
             fields = json.load(file)
         lineage = Lineage(fields["run"], fields["owner_uid"], fields["world_size"], fields["topology"])
-        return TreeRecord(lineage, int(fields["number"]))
+        return TreeRecord(lineage, int(fields["number"]), str(fields.get("superseded", "")))
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, ConfigError) as error:
@@ -53,6 +57,7 @@ def write_record(volume: VolumeLayout, record: TreeRecord) -> None:
                 "world_size": lineage.world_size,
                 "topology": lineage.topology,
                 "number": record.number,
+                "superseded": record.superseded,
             },
             file,
         )

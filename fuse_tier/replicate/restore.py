@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import structlog
 import trio
 
-from fuse_tier import metrics
+from fuse_tier import failpoints, metrics
 from fuse_tier.blobs import Blob, Progress, Sink
 from fuse_tier.errors import Damaged, NotFound, TierError, TierUnavailable
 from fuse_tier.hashing import hash_descriptor
@@ -26,7 +26,7 @@ from fuse_tier.ram.remote import Refill
 from fuse_tier.replicate.choice import Chosen
 from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.record import read_record
-from fuse_tier.replicate.staging import StagingDirectory
+from fuse_tier.replicate.staging import StagingDirectory, make_tree
 from fuse_tier.replicate.tree import build_tree, check_new_directory, copy_into, make_placeholder, remove_tree
 from fuse_tier.replicate.volume import Volume
 from fuse_tier.tiers.base import Tier, no_progress
@@ -77,7 +77,8 @@ class Restorer:
             if not wanted:
                 break
             try:
-                fetched = await place.fetch(wanted, sink, progress)
+                listed = chosen.manifest if place in chosen.places else None
+                fetched = await self._places.fetch(place, listed, wanted, sink, progress)
             except TierError as error:
                 log.warning("restore.place_failed", snapshot=str(what), place=place.place, reason=str(error))
                 failed |= {blob: _worse(failed.get(blob), error) for blob in wanted}
@@ -118,7 +119,7 @@ class Restorer:
     def is_current(self, volume: Volume, lineage: Lineage, chosen: Chosen) -> bool:
         """Whether the live tree that is here is at least as new as anything else of its run."""
         record = read_record(volume.layout) if volume.has_tree else None
-        if record is None or record.lineage.run != lineage.run:
+        if record is None or record.superseded or record.lineage.run != lineage.run:
             return False
         newest = chosen.manifest
         return newest is None or newest.id.number <= record.number
@@ -145,7 +146,9 @@ class Restorer:
                 )
             if not failed:
                 await self._places.ram.commit(manifest)
+        failpoints.reached("restore.fetched")
         await trio.to_thread.run_sync(self._replace_tree, volume, manifest, frozenset(failed))
+        failpoints.reached("restore.placed")
         volume.began(lineage, manifest, chosen.highest, is_whole=not failed)
         if manifest is None:
             return None
@@ -208,6 +211,7 @@ class Restorer:
 
     def _replace_tree(self, volume: Volume, manifest: Manifest | None, failed: Collection[Blob]) -> None:
         self._clear(volume)
+        failpoints.reached("restore.cleared")
         fresh = f"{volume.layout.tree}.new"
         remove_tree(fresh)
         if manifest is None:
@@ -215,6 +219,7 @@ class Restorer:
             os.chmod(fresh, 0o777)  # noqa: S103 - a pod's user is not known here; the mount belongs to one pod alone
         else:
             build_tree(manifest, fresh, lambda blob, path: self._place(volume, blob, path, blob in failed))
+        failpoints.reached("restore.built")
         os.rename(fresh, volume.layout.tree)
 
     def _clear(self, volume: Volume) -> None:
@@ -280,25 +285,15 @@ class Restorer:
             others = f"; there are some of run {', '.join(chosen.other_runs)}" if chosen.other_runs else ""
             raise NotFound(f"no snapshot of {identity} was found on any tier{others}: see `fuse-tier ls`")
         await trio.to_thread.run_sync(check_new_directory, target)
-        staging = StagingDirectory(f"{target}.restoring-{secrets.token_hex(4)}")
-        tree = os.path.join(staging.root, "tree")
-        try:
-            staging.make()
-            sources, failed = await self.fetch(manifest.id, manifest.blobs, staging, chosen, progress)
-            if failed:
-                blob, error = next(iter(failed.items()))
-                raise type(error)(f"{manifest.id}: no place could give {len(failed)} files intact ({blob}: {error})")
-            await trio.to_thread.run_sync(build_tree, manifest, tree, staging.place)
-            await trio.to_thread.run_sync(_put_in_place, tree, target)
-        finally:
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(remove_tree, staging.root)
+        sources: dict[str, int] = {}
+
+        async def fetch(staging: StagingDirectory) -> dict[Blob, TierError]:
+            given, failed = await self.fetch(manifest.id, manifest.blobs, staging, chosen, progress)
+            sources.update(given)
+            return failed
+
+        await make_tree(manifest, target, fetch)
         return _report(manifest, chosen, trio.current_time() - started, sources, ())
-
-
-def _put_in_place(tree: str, target: str) -> None:
-    os.chmod(os.path.dirname(tree), 0o700)
-    os.rename(tree, target)
 
 
 def _worse(before: TierError | None, now: TierError) -> TierError:

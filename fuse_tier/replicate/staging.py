@@ -1,14 +1,22 @@
-"""A directory outside the RAM tier that content is fetched into before a plain tree is made of it."""
+"""A directory outside the RAM tier that content is fetched into before a plain tree is made of it.
+
+The tree gets its name when it is whole; whatever ends this before leaves nothing.
+"""
 
 from __future__ import annotations
 
 import os
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
+import trio
+
 from fuse_tier.blobs import Blob
-from fuse_tier.errors import Damaged, NotFound, TierFull
+from fuse_tier.errors import Damaged, NotFound, TierError, TierFull
 from fuse_tier.hashing import hash_descriptor
-from fuse_tier.replicate.tree import copy_into
+from fuse_tier.manifest import Manifest
+from fuse_tier.replicate.tree import build_tree, copy_into, remove_tree
 
 
 @dataclass(slots=True)
@@ -68,3 +76,30 @@ class StagingDirectory:
 
     def _path(self, blob: Blob) -> str:
         return os.path.join(self.root, blob.name)
+
+
+Fetch = Callable[[StagingDirectory], Awaitable[Mapping[Blob, TierError]]]
+"""Brings the content of a snapshot into a staging directory; gives what could not be had, with the reason."""
+
+
+async def make_tree(manifest: Manifest, target: str, fetch: Fetch) -> None:
+    """Makes the tree of a snapshot at ``target``, which ``check_new_directory`` has seen.
+
+    Raises what ``fetch`` does, TierError when some content could not be had, OSError.
+    """
+    staging = StagingDirectory(f"{target}.restoring-{secrets.token_hex(4)}")
+    tree = os.path.join(staging.root, "tree")
+    try:
+        staging.make()
+        failed = await fetch(staging)
+        if failed:
+            blob, error = min(failed.items(), key=lambda item: item[0])
+            raise type(error)(
+                f"{manifest.id}: {len(failed)} of {len(manifest.blobs)} contents could not be had intact "
+                f"({blob}: {error}): nothing was restored; another snapshot may be whole"
+            )
+        await trio.to_thread.run_sync(build_tree, manifest, tree, staging.place)
+        await trio.to_thread.run_sync(os.rename, tree, target)
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(remove_tree, staging.root)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 import structlog
 import trio
 
-from fuse_tier import metrics
+from fuse_tier import failpoints, metrics
 from fuse_tier.checkpoints import Saved
 from fuse_tier.errors import Damaged, FuseTierError, NotFound
 from fuse_tier.identity import Identity, SnapshotId
@@ -79,6 +79,7 @@ class Upkeep:
                     in_use=in_use,
                 ),
             )
+        failpoints.reached("retention.collecting")
         await self._places.ram.collect(_RAM_GRACE_SECONDS if self._is_roomy() else _SHORT_SECONDS)
 
     async def _saved(self, identity: Identity, numbers: Collection[int]) -> dict[int, Saved | None]:
@@ -99,5 +100,6 @@ class Upkeep:
         ram = self._places.ram
         for number in numbers:
             await ram.drop(SnapshotId(identity, number))
+            failpoints.reached("retention.dropped")
             self._known.pop(SnapshotId(identity, number), None)
             log.info("snapshot.dropped", identity=str(identity), snapshot=number, place=ram.place)

@@ -17,7 +17,7 @@ from math import inf
 import structlog
 import trio
 
-from fuse_tier import metrics
+from fuse_tier import failpoints, metrics
 from fuse_tier.blobs import Blob
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import FuseTierError, IncompleteSnapshot, SnapshotConflict
@@ -82,6 +82,8 @@ class Volume:
         self._snapshotter = Snapshotter(layout, self.layout, options.node, hashing)
         self._seen = -1  # version of the changes that the newest snapshot has
         self._renumber = False
+        self.superseded = ""  # who else goes on with this volume, so that this tree must not; empty: nobody
+        self._verified = 0  # the newest snapshot that was ever verified elsewhere
         self._listed = True  # the newest snapshot, in RAM: unless content of it was given up
         self._held: dict[tuple[TierName, str], int] = {}
         self._blobs: dict[int, frozenset[Blob]] = {}  # of the newest snapshots, to tell where a file is
@@ -130,6 +132,7 @@ class Volume:
         self._lineage = record.lineage if record else None
         if record:
             self._highest = max(self._highest, record.number)
+            self.superseded = record.superseded
             own = [number for number in numbers if number <= record.number]
             self.newest = await self._load_newest(own)
             if self.newest is not None:
@@ -156,6 +159,8 @@ class Volume:
         One that could not be restored whole is not given up: its lost files stand in no later one.
         """
         self.in_use.clear()
+        self.superseded = ""
+        self._verified = 0
         if restored is not None and not is_whole:
             self.in_use[restored.id.number] += 1
         self._lineage = lineage
@@ -186,11 +191,17 @@ class Volume:
             self._renumber = True
             self.changes.announce()
 
+    @property
+    def verified(self) -> int:
+        """The newest snapshot that was verified elsewhere, as far as this process has seen; 0: none."""
+        return self._verified
+
     # ---- where snapshots are ----
 
     def stored(self, tier: TierName, place: str, number: int) -> None:
         """A copy of a snapshot has been verified at a place."""
         self._held[tier, place] = max(number, self._held.get((tier, place), 0))
+        self._verified = max(self._verified, number)
         if self.newest is not None and self.newest.id.number == number:
             metrics.durable(str(self.identity), tier.value, self.newest.created_ns)
         self.news.announce()
@@ -257,7 +268,7 @@ class Volume:
             yield
         finally:
             self.in_use[number] -= 1
-            if not self.in_use[number]:
+            if self.in_use[number] <= 0:  # the tree was made anew meanwhile
                 del self.in_use[number]
 
     # ---- snapshots ----
@@ -268,7 +279,7 @@ class Volume:
             # Nobody tells when a mapping goes.
             with trio.move_on_after(inf if self._snapshotter.is_settled else _UNSETTLED_SECONDS):
                 await self.changes.wait_beyond(self._seen)
-            if not self.has_tree or self.gate is None:
+            if not self.has_tree or self.gate is None or self.superseded:
                 await self.news.wait_beyond(self.news.version)
                 continue
             await self._wait_until_settled()
@@ -294,6 +305,11 @@ class Volume:
         out what an earlier run left. Raises FuseTierError (no tree, or it changes for too long, or the daemon is
         away), OSError (no room).
         """
+        if self.superseded:
+            raise FuseTierError(
+                f"{self.identity} was taken over by {self.superseded}, and no more snapshots are taken here: "
+                "unmount it; a new mount continues with the files of there"
+            )
         async with self._snapshotting:
             gate = await self._wait_for_gate()
             with self._ram.unfinished():
@@ -333,15 +349,21 @@ class Volume:
         return self.gate
 
     async def _commit(self, manifest: Manifest, seconds: float) -> Manifest:
+        failpoints.reached("snapshot.walked")
         try:
             self._listed = await self._list(manifest)
         except SnapshotConflict as conflict:
-            # A replica that came from elsewhere has the number: take one above it.
+            # A replica that came from elsewhere has the number: take one above it, if the volume is still ours.
+            if self.mountpoint is None:
+                self.superseded = "another node"
+                raise
             log.info("snapshot.renumbered", snapshot=str(manifest.id), reason=str(conflict))
             manifest = replace(manifest, id=SnapshotId(self.identity, conflict.highest + 1))
             self._listed = await self._list(manifest)
         number = manifest.id.number
+        failpoints.reached("snapshot.committed")
         await trio.to_thread.run_sync(write_record, self.layout, TreeRecord(manifest.lineage, number))
+        failpoints.reached("snapshot.recorded")
         self._highest = max(self._highest, number)
         self._renumber = False
         self.newest = manifest

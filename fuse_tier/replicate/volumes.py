@@ -12,6 +12,7 @@ from fuse_tier import metrics
 from fuse_tier.errors import ConfigError
 from fuse_tier.identity import Identity
 from fuse_tier.ram.layout import Layout
+from fuse_tier.replicate.succession import find_successor
 from fuse_tier.replicate.volume import Volume, VolumeOptions
 from fuse_tier.tiers.base import TierName
 from fuse_tier.tiers.ram import RamTier
@@ -60,6 +61,7 @@ class Volumes:
             if volume is None:
                 volume = Volume(identity, self._ram, self._layout, self._options, self._hashing)
                 await volume.load()
+                await find_successor(volume, self._ram)
                 self._volumes[identity] = volume
                 for task in (Volume.keep_snapshots, *self.tasks):
                     self._nursery.start_soon(self._survive, task, volume)

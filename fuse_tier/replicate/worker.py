@@ -14,7 +14,7 @@ import json
 import secrets
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -23,25 +23,32 @@ import structlog
 import trio
 
 from fuse_tier import logs, metrics
+from fuse_tier.blobs import Blob
 from fuse_tier.config import NodeConfig, load_node_config
 from fuse_tier.deadlines import Deadline, check_order
-from fuse_tier.errors import FuseTierError, TierUnavailable
+from fuse_tier.errors import FuseTierError, TierError
 from fuse_tier.identity import Identity
 from fuse_tier.members import LocalFacts, Member
 from fuse_tier.ram.layout import Layout
 from fuse_tier.replicate.bucket_duties import BucketDuties
-from fuse_tier.replicate.choice import Chooser
+from fuse_tier.replicate.choice import Chooser, Chosen
+from fuse_tier.replicate.copying import Copier
 from fuse_tier.replicate.daemons import DaemonSession
 from fuse_tier.replicate.fanout import Fanout
 from fuse_tier.replicate.inventory import Inventory
 from fuse_tier.replicate.membership import Membership, build_membership
 from fuse_tier.replicate.mounting import Mounting
 from fuse_tier.replicate.node_service import NodeService
+from fuse_tier.replicate.orphans import Orphans
 from fuse_tier.replicate.peer_service import PeerService
 from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.restore import Restorer
 from fuse_tier.replicate.room import RoomKeeper
+from fuse_tier.replicate.scrub import Scrubber
+from fuse_tier.replicate.succession import supersede
 from fuse_tier.replicate.supervisor import Supervisor
+from fuse_tier.replicate.surplus import Surplus
+from fuse_tier.replicate.targets import Targets
 from fuse_tier.replicate.upkeep import Upkeep
 from fuse_tier.replicate.volume import Volume, VolumeOptions
 from fuse_tier.replicate.volumes import Volumes
@@ -60,7 +67,6 @@ log = structlog.get_logger(__name__)
 
 _HASHING_THREADS = 2
 _FACTS_EVERY_SECONDS = 1.0
-_SUPERVISOR_PAUSE_SECONDS = 0.1
 
 
 class Worker:
@@ -82,21 +88,40 @@ class Worker:
         self._places = Places(self._ram, self._membership, bucket, self._connect)
         self._duties = BucketDuties(config, bucket, self._membership, self._ram, self._tls) if bucket else None
         if self._duties is not None:
-            self._places.ask_bucket = self._duties.steward.in_bucket
+            self._duties.extend(self._places)
         options = VolumeOptions(config.node, config.settle, config.replicas)
         self._volumes = Volumes(layout, self._ram, options, hashing, nursery, has_bucket=bucket is not None)
-        self._fanout = Fanout(self._places, self._membership.own, config.replicas)
+        copier = Copier(self._ram)
+        targets = Targets(self._membership, config.replicas)
+        self._fanout = Fanout(self._places, copier, targets, self._supersede)
+        self._orphans = Orphans(self._places, copier, targets, self._volumes.find, config.replicas)
         self._upkeep = Upkeep(self._places, self._volumes.find, config.keep.ram)
         self._room = RoomKeeper(layout, self._ram, self._volumes, self._upkeep.wake)
         self._chooser = Chooser(self._places)
         self._restorer = Restorer(layout, self._places, config.node, hashing)
+        self._scrubber = Scrubber(self._ram, self._fetch_again, config.scrub.every, config.scrub.limit)
         self._supervisor = Supervisor(f"{config.socket}.supervisor")
         self._mounting = Mounting(self._volumes, self._chooser, self._restorer, self._membership, self._supervisor)
         self._inventory = Inventory(
-            config.node, config.cluster, self._places, self._volumes, self._fanout, self._supervisor, config.replicas
+            config.node, config.cluster, self._places, self._volumes, copier, self._supervisor, config.replicas
         )
         self._inventory.backups = self._duties.backups if self._duties else None
-        self._volumes.tasks = [self._fanout.keep_peers, self._keep_bucket, self._pass_news_on]
+        surplus = Surplus(self._fanout)
+        self._volumes.tasks = [
+            self._fanout.keep_peers,
+            self._keep_bucket,
+            self._pass_news_on,
+            surplus.keep_down,
+        ]
+
+    def _mounted_on(self, identity: Identity) -> frozenset[str]:
+        return frozenset(
+            member.node for member in self._membership.members() if member.alive and identity in member.mounted
+        )
+
+    async def _supersede(self, volume: Volume, by: str) -> None:
+        await supersede(volume, self._ram, by)
+        await self._mounting.give_up(volume)
 
     def _connect(self, member: Member) -> PeerTier:
         own = Introduction(self._config.cluster, self._config.node, self._instance)
@@ -120,7 +145,7 @@ class Worker:
         await self._ram.collect(0)
         await self._refresh_holdings()
         await self._volumes.discover()
-        await self._find_mounted()
+        await self._mounting.find_mounted()
         nursery, config = self._nursery, self._config
         await nursery.start(partial(self._membership.run))
         await nursery.start(self._serve_bulk)
@@ -129,27 +154,17 @@ class Worker:
         if config.metrics is not None:
             await nursery.start(metrics.serve, config.metrics)
         nursery.start_soon(self._upkeep.run)
+        nursery.start_soon(self._orphans.run)
         if self._duties is not None:
             nursery.start_soon(self._duties.stewardship.run)
         nursery.start_soon(self._room.run)
+        nursery.start_soon(self._scrubber.run)
         if config.ram.warm:
             nursery.start_soon(warm_once, Layout(config.ram.path))
         nursery.start_soon(self._pass_members_on)
         nursery.start_soon(self._keep_facts)
         await nursery.start(self._serve_operator)
         task_status.started()
-
-    async def _find_mounted(self) -> None:
-        with trio.move_on_after(Deadline.SUPERVISOR_CONNECT):
-            while True:
-                try:
-                    return await self._mounting.find_mounted()
-                except TierUnavailable:
-                    await trio.sleep(_SUPERVISOR_PAUSE_SECONDS)
-        raise FuseTierError(
-            f"the supervisor does not answer on {self._config.socket}.supervisor: start `fuse-tier node`, "
-            "which starts this worker itself"
-        )
 
     async def _serve_bulk(self, task_status: trio.TaskStatus[int]) -> None:
         address = str(self._config.listen.bulk)
@@ -165,6 +180,7 @@ class Worker:
             self._config.cluster,
             secure=self._tls is not None,
             encrypt=self._config.encrypt_peer_traffic,
+            mounted_on=self._mounted_on,
             make_room=partial(self._room.make, for_replica=True),
         )
         services: list[Any] = [(add_PeerServicer_to_server, service)]
@@ -198,6 +214,10 @@ class Worker:
             self._room,
         )
         await session.serve(stream)
+
+    async def _fetch_again(self, blobs: Collection[Blob]) -> Mapping[Blob, TierError]:
+        _, failed = await self._restorer.fetch("the scrub", blobs, self._ram, Chosen(None, ()))
+        return failed
 
     async def _materialize(self, volume: Volume, inode: int) -> None:
         await self._restorer.materialize(volume, inode, self._room.make)
@@ -244,7 +264,7 @@ class Worker:
         """Gives the newest snapshots the configured time to get where they shall be."""
         async with trio.open_nursery() as nursery:
             for volume in self._volumes:
-                if volume.has_tree:
+                if volume.has_tree and not volume.superseded:
                     nursery.start_soon(self._mounting.drain, volume, self._config.drain)
         await self._membership.leave()
 

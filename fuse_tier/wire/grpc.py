@@ -1,7 +1,8 @@
 """Control calls: gRPC on the wire, trio on both sides of it.
 
-The server takes each request in a thread of gRPC's pool and runs its handler as a task of the nursery that
-``serve`` owns; the thread only waits for it. The client starts a call and waits for its end without a thread.
+What reaches the server has come in by the door (door.py). A request is taken in a thread of gRPC's pool, and its
+handler runs as a task of the nursery that ``serve`` owns; the thread only waits for it. The client starts a call
+and waits for its end without a thread.
 
 Invariants: no handler outlives ``serve``, nor its caller's interest: it is cancelled when the caller goes
 away or its deadline passes. A handler's FuseTierError is raised again in the caller; any other exception is
@@ -10,7 +11,7 @@ logged here with its traceback, and the caller learns only that there was one.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -23,9 +24,11 @@ from fuse_tier.errors import FuseTierError, TierUnavailable
 from fuse_tier.manifest import MAX_ENCODED_BYTES
 from fuse_tier.threads import run_interruptible
 from fuse_tier.wire import statuses
+from fuse_tier.wire.door import MOST_CONNECTIONS, Door
+from fuse_tier.wire.door import Caller as Caller
 from fuse_tier.wire.handlers import Adapter, Bridge
-from fuse_tier.wire.handlers import Caller as Caller
-from fuse_tier.wire.listening import UNIX, bind, unbind
+from fuse_tier.wire.listening import UNIX, bind_unix, listen_tcp, unbind_unix
+from fuse_tier.wire.renewal import Renewing
 from fuse_tier.wire.tls import SERVER_NAME, TlsFiles, grpc_client_credentials
 
 _MAX_MESSAGE_BYTES = MAX_ENCODED_BYTES + (1 << 16)
@@ -67,6 +70,7 @@ async def serve(
     address: str,
     tls: TlsFiles | None,
     *,
+    most_connections: int = MOST_CONNECTIONS,
     task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serves until cancelled; reports the bound port as started (0 for a unix socket).
@@ -78,13 +82,48 @@ async def serve(
     """
     pool = ThreadPoolExecutor(_HANDLER_THREADS, thread_name_prefix="grpc-handler")
     server = grpc.server(pool, options=_SERVER_OPTIONS, maximum_concurrent_rpcs=_MAX_CONCURRENT_CALLS)
-    bridge = Bridge(trio.lowlevel.current_trio_token())
+    try:
+        if address.startswith(UNIX):
+            path = address.removeprefix(UNIX)
+            bind_unix(server, path)
+            try:
+                await _handle(services, server, pool, None, 0, task_status)
+            finally:
+                unbind_unix(path)
+            return
+        door = Door(tls, most_connections=most_connections)
+        with await listen_tcp(address) as listener:
+            server.add_insecure_port(door.inner)
+            port = listener.getsockname()[1]
+            async with trio.open_nursery() as nursery:
+                # Open until gRPC has told everybody that it ends.
+                open_door = trio.CancelScope(shield=True)
+
+                async def keep_open() -> None:
+                    with open_door:
+                        await door.serve(listener)
+
+                nursery.start_soon(keep_open)
+                try:
+                    await _handle(services, server, pool, door.callers, port, task_status)
+                finally:
+                    open_door.cancel()
+    finally:
+        pool.shutdown(wait=False)
+
+
+async def _handle(
+    services: Sequence[Service],
+    server: grpc.Server,
+    pool: ThreadPoolExecutor,
+    callers: Mapping[str, Caller] | None,
+    port: int,
+    task_status: trio.TaskStatus[int],
+) -> None:
+    bridge = Bridge(trio.lowlevel.current_trio_token(), callers)
     for register, servicer in services:
         register(Adapter(servicer, bridge), server)
-    bound = False
     try:
-        port = bind(server, address, tls)
-        bound = True
         async with trio.open_nursery() as nursery:
             bridge.nursery = nursery
             server.start()
@@ -97,8 +136,6 @@ async def serve(
         # All handlers have ended; what still arrives is turned away by the bridge, which needs this loop to run.
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(partial(_stop, server, pool))
-        if bound:
-            unbind(address)
 
 
 def _stop(server: grpc.Server, pool: ThreadPoolExecutor) -> None:
@@ -117,14 +154,35 @@ class Client:
         self, address: str, stub: Callable[[grpc.Channel], Any], tls: TlsFiles | None, server_name: str | None = None
     ) -> None:
         self._address = address.removeprefix(UNIX)
-        if tls is None or address.startswith(UNIX):
-            self._channel = grpc.insecure_channel(address, options=_CLIENT_OPTIONS)
-        else:
-            named = (*_CLIENT_OPTIONS, ("grpc.ssl_target_name_override", server_name or SERVER_NAME))
-            self._channel = grpc.secure_channel(address, grpc_client_credentials(tls), options=named)
-        self._stub = stub(self._channel)
+        self._target = address
+        self._make_stub = stub
+        self._options = (*_CLIENT_OPTIONS, ("grpc.ssl_target_name_override", server_name or SERVER_NAME))
+        is_plain = tls is None or address.startswith(UNIX)
+        self._credentials = None if is_plain or tls is None else Renewing(tls, grpc_client_credentials)
+        self._shown = self._credentials.current() if self._credentials is not None else None
+        self._channel, self._stub = self._connect()
+        self._replaced: list[grpc.Channel] = []
         self._steps = trio.CapacityLimiter(_MAX_WAITING_STREAMS)
         self._is_closed = False
+
+    def _connect(self) -> tuple[grpc.Channel, Any]:
+        if self._shown is None:
+            channel = grpc.insecure_channel(self._target, options=_CLIENT_OPTIONS)
+        else:
+            channel = grpc.secure_channel(self._target, self._shown, options=self._options)
+        return channel, self._make_stub(channel)
+
+    def _renew(self) -> None:
+        """A connection with the certificates of now, if others were shown before."""
+        if self._credentials is None or self._is_closed:
+            return
+        current = self._credentials.current()
+        if current is not self._shown:
+            self._shown = current
+            for channel in self._replaced:
+                channel.close()
+            self._replaced = [self._channel]  # its calls may end: until the next renewal
+            self._channel, self._stub = self._connect()
 
     async def __aenter__(self) -> Self:
         return self
@@ -175,10 +233,12 @@ class Client:
     async def aclose(self) -> None:
         """Ends calls that are under way, with TierUnavailable."""
         self._is_closed = True
-        self._channel.close()
+        for channel in (*self._replaced, self._channel):
+            channel.close()
         await trio.lowlevel.checkpoint()
 
     def _start(self, name: str, kind: str, request: Any, deadline_seconds: float | None) -> Any:
+        self._renew()
         try:
             return getattr(getattr(self._stub, name), kind)(request, timeout=deadline_seconds)
         except ValueError as error:  # a closed channel

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import inspect
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,18 +18,12 @@ import grpc
 import structlog
 import trio
 
-from fuse_tier.errors import FuseTierError
+from fuse_tier.errors import FuseTierError, InvalidRequest
 from fuse_tier.wire import statuses
+from fuse_tier.wire.door import Caller
+from fuse_tier.wire.rejections import Rejections
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who asks. ``node`` is the name in its certificate, None without TLS; ``address`` is for people."""
-
-    node: str | None
-    address: str
 
 
 class Adapter:
@@ -54,15 +47,20 @@ def _unimplemented(name: str, request: object, context: grpc.ServicerContext) ->
 
 
 class Bridge:
-    """From the pool's threads into the nursery and back. ``nursery`` is None while nothing is served."""
+    """From the pool's threads into the nursery and back. ``nursery`` is None while nothing is served.
 
-    def __init__(self, token: trio.lowlevel.TrioToken) -> None:
+    ``callers`` are known by their connection's name; None where every caller is a process of this machine.
+    """
+
+    def __init__(self, token: trio.lowlevel.TrioToken, callers: Mapping[str, Caller] | None) -> None:
         self._token = token
+        self._callers = callers
+        self._refused = Rejections("control.request_refused")
         self.nursery: trio.Nursery | None = None
 
     def unary(self, method: Callable[..., Any], request: object, context: grpc.ServicerContext) -> Any:
         """Runs in a thread of the pool."""
-        caller = _caller(context)
+        caller = self._caller(context)
 
         async def work() -> Any:
             return await method(request, caller)
@@ -71,7 +69,7 @@ class Bridge:
 
     def stream(self, method: Callable[..., Any], request: object, context: grpc.ServicerContext) -> Iterator[Any]:
         """Runs in a thread of the pool."""
-        caller = _caller(context)
+        caller = self._caller(context)
         send, receive = trio.open_memory_channel[Any](1)
 
         async def work() -> None:
@@ -90,6 +88,14 @@ class Bridge:
             while True:
                 yield trio.from_thread.run(receive.receive, trio_token=self._token)
         self._wait(ended, method.__name__, context)
+
+    def _caller(self, context: grpc.ServicerContext) -> Caller:
+        if self._callers is None:
+            return Caller(None, "a local process")
+        caller = self._callers.get(urllib.parse.unquote(context.peer()))
+        if caller is None:  # it found the inner socket, or its connection has ended
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "calls come in by the control port only")
+        return caller
 
     def _start(self, name: str, work: Callable[[], Any], context: grpc.ServicerContext) -> Future[Any]:
         outcome: Future[Any] = Future()
@@ -127,6 +133,8 @@ class Bridge:
         except CancelledError:
             context.abort(grpc.StatusCode.UNAVAILABLE, "the process is shutting down, or the caller has gone")
         except FuseTierError as error:
+            if isinstance(error, InvalidRequest) and self._callers is not None:
+                self._refused.note("request", self._caller(context).address, f"{name}: {error}")
             context.set_trailing_metadata(statuses.metadata_of(error))
             context.abort(statuses.code_of(error), statuses.details_of(error))
         except Exception:
@@ -139,10 +147,3 @@ def _sole_cause(error: Exception) -> Exception:
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
-
-
-def _caller(context: grpc.ServicerContext) -> Caller:
-    names = context.auth_context().get("x509_common_name") or ()
-    kind, _, address = urllib.parse.unquote(context.peer()).partition(":")
-    node = next((bytes(name).decode(errors="replace") for name in names), None)
-    return Caller(node, address if kind in ("ipv4", "ipv6") else "a local process")

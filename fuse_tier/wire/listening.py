@@ -1,7 +1,6 @@
-"""Where control calls are listened for, and why that may fail.
+"""Where is listened, and why that may fail: TCP ports, and gRPC's unix sockets.
 
-gRPC tells only that it could not bind; this module finds out why, and makes unix sockets so that at no moment
-anybody but their owner can connect.
+Unix sockets are made so that at no moment anybody but their owner can connect.
 """
 
 from __future__ import annotations
@@ -13,45 +12,42 @@ import tempfile
 from contextlib import suppress
 
 import grpc
+import trio
 
 from fuse_tier.errors import ConfigError
-from fuse_tier.wire.tls import TlsFiles, grpc_server_credentials
 
 UNIX = "unix:"
+_BACKLOG = 128
 _LONGEST_SOCKET_PATH = 107  # linux/un.h, UNIX_PATH_MAX without its NUL
 
 
-def bind(server: grpc.Server, address: str, tls: TlsFiles | None) -> int:
-    """Makes a server listen; gives the port, 0 for a unix socket. Raises ConfigError naming the address."""
-    if address.startswith(UNIX):
-        _bind_unix(server, address.removeprefix(UNIX))
-        return 0
-    try:
-        if tls is None:
-            return server.add_insecure_port(address)
-        return server.add_secure_port(address, grpc_server_credentials(tls))
-    except RuntimeError as error:
-        raise ConfigError(f"cannot listen on {address}: {_why_not(address)}") from error
-
-
-def _why_not(address: str) -> str:
-    """The cause that gRPC keeps to itself."""
+async def listen_tcp(address: str) -> trio.socket.SocketType:
+    """A listening socket at HOST:PORT; port 0 is a free one. Raises ConfigError naming the address."""
     host, _, port = address.rpartition(":")
     try:
-        family, kind, _, _, target = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(target)
-            probe.listen(1)
+        found = await trio.socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+        family, kind, protocol, _, target = found[0]
+        listener = trio.socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            await listener.bind(target)
+            listener.listen(_BACKLOG)
+        except BaseException:
+            listener.close()
+            raise
+        return listener
     except OSError as error:
+        cause = error.strerror or str(error)
         if error.errno == errno.EADDRINUSE:
-            return "the port is already in use: end the process that has it, or choose another port"
-        return error.strerror or str(error)
-    return "the address was in use a moment ago: try again"
+            cause = "the port is already in use: end the process that has it, or choose another port"
+        raise ConfigError(f"cannot listen on {address}: {cause}") from error
 
 
-def _bind_unix(server: grpc.Server, path: str) -> None:
-    """Binds in a directory of our own first: at no moment may another user connect, and a stale file gives way."""
+def bind_unix(server: grpc.Server, path: str) -> None:
+    """Has gRPC listen on a socket that is its owner's alone. Raises ConfigError.
+
+    It is made in a directory of our own first: at no moment may another user connect, and a stale file gives way.
+    """
     try:
         if _answers(path):
             raise ConfigError(f"cannot listen on {path}: another process serves it; end that process first")
@@ -75,8 +71,7 @@ def _answers(path: str) -> bool:
         return True
 
 
-def unbind(address: str) -> None:
-    """Removes the file of a unix socket; TCP needs nothing."""
-    if address.startswith(UNIX):
-        with suppress(FileNotFoundError):
-            os.unlink(address.removeprefix(UNIX))
+def unbind_unix(path: str) -> None:
+    """Removes the file of a socket."""
+    with suppress(FileNotFoundError):
+        os.unlink(path)

@@ -60,12 +60,6 @@ def check(files: TlsFiles) -> None:
     _load(files)
 
 
-def grpc_server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
-    """For a server that only talks to clients of the same authority. Raises ConfigError."""
-    found = _load(files)
-    return grpc.ssl_server_credentials([(found.key, found.cert)], found.ca, require_client_auth=True)
-
-
 def grpc_client_credentials(files: TlsFiles) -> grpc.ChannelCredentials:
     """For a client of such a server. Raises ConfigError."""
     found = _load(files)
@@ -73,7 +67,7 @@ def grpc_client_credentials(files: TlsFiles) -> grpc.ChannelCredentials:
 
 
 def server_context(files: TlsFiles) -> ssl.SSLContext:
-    """TLS 1.3 for listening bulk streams; the client must have a certificate. Raises ConfigError."""
+    """TLS 1.3 for who listens; the client must have a certificate. Raises ConfigError."""
     return _context(files, ssl.PROTOCOL_TLS_SERVER)
 
 
@@ -82,9 +76,8 @@ def client_context(files: TlsFiles) -> ssl.SSLContext:
     return _context(files, ssl.PROTOCOL_TLS_CLIENT)
 
 
-def node_of(connection: ssl.SSLSocket) -> str:
-    """The node at the other end of a connection that has been shaken hands on; empty without a name."""
-    encoded = connection.getpeercert(binary_form=True)
+def node_of(encoded: bytes | None) -> str:
+    """The node whose certificate (DER) was shown when hands were shaken; empty without a name."""
     if encoded is None:
         return ""
     names = x509.load_der_x509_certificate(encoded).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
@@ -257,4 +250,8 @@ def _context(files: TlsFiles, protocol: int) -> ssl.SSLContext:
         context.load_verify_locations(files.ca)
     except ssl.SSLError as error:
         raise ConfigError(f"TLS files {files.cert} and {files.ca} are of no use: {error.reason}") from error
+    except OSError as error:  # gone since they were looked at
+        raise ConfigError(f"TLS files {files.cert} and {files.ca} can not be read: {error.strerror}") from error
+    if protocol == ssl.PROTOCOL_TLS_SERVER:
+        context.num_tickets = 0  # nobody resumes, and a client that only sends would leave them unread
     return context

@@ -173,7 +173,7 @@ async def test_a_node_of_another_cluster_is_refused_and_told_which(expected_logs
     ],
 )
 async def test_a_malformed_report_is_refused_whole(wrong: dict[str, Any], expected_logs: ExpectedLogs) -> None:
-    expected_logs.allow("coordinator.report_refused")
+    expected_logs.allow("control.request_refused")
     async with calling(configuration()) as client:
         with pytest.raises(InvalidRequest):
             await say(client, "a", **wrong)
@@ -182,7 +182,7 @@ async def test_a_malformed_report_is_refused_whole(wrong: dict[str, Any], expect
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "a\n", "x" * 300])
 async def test_a_node_with_a_malformed_name_is_refused(name: str, expected_logs: ExpectedLogs) -> None:
-    expected_logs.allow("coordinator.report_refused")
+    expected_logs.allow("control.request_refused")
     async with calling(configuration()) as client:
         with pytest.raises(InvalidRequest):
             await say(client, name)
@@ -223,7 +223,8 @@ async def test_a_node_speaks_only_for_its_certificate(tmp_path: Path, expected_l
             await client.call("Release", pb.ReleaseRequest(identity=IDENTITY, node="b", instance="b1"), 5)
 
 
-async def test_a_caller_without_a_certificate_gets_nothing(tmp_path: Path) -> None:
+async def test_a_caller_without_a_certificate_gets_nothing(tmp_path: Path, expected_logs: ExpectedLogs) -> None:
+    expected_logs.allow("control.connection_refused")
     make_authority(str(tmp_path))
     server = make_certificate(str(tmp_path), "coordinator")
     config = configuration(tls=TlsConfig(ca=server.ca, cert=server.cert, key=server.key))

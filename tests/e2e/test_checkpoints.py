@@ -14,7 +14,8 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
 
 from fuse_tier.localcluster import LocalCluster, run_cli
-from tests.e2e.jobs import mount_when_free
+from fuse_tier.replicate import election
+from tests.e2e.jobs import A_NODE_DIED, mount_when_free
 from tests.harness.clusters import Clusters
 from tests.harness.logs import ExpectedLogs
 from tests.harness.waiting import until
@@ -176,11 +177,68 @@ async def test_a_mount_asks_the_bucket_nothing_but_by_one_node_for_all(
     await until(is_so(lambda: Beside(cluster).steps() == [100]))
     for proxy in asked.values():
         proxy.requests.clear()
-    for index in range(12):  # new volumes, and one that is in the RAM of two nodes
+    for index in range(6):  # new volumes, and one that is in the RAM of two nodes
         node = list(cluster)[index % 3]
         await node.mount(f"default/new-{index}/0", cluster.mountpoint(f"new{index}"))
     await cluster["a"].mount(f"{JOB}/0", cluster.mountpoint("again"))
     assert steps_in(cluster.mountpoint("again")) == [100]
     busy = {name: proxy.requests for name, proxy in asked.items() if proxy.requests}
     assert len(busy) <= 1, busy
-    assert not [one for requests in busy.values() for one in requests if "/upload/" in one]
+
+
+async def test_by_the_clock_all_ranks_bring_the_same_step_and_who_waits_does_not_wait_for_it(
+    make_cluster: Clusters,
+) -> None:
+    cluster = await make_cluster("a", "b", backup={"every": "1h"}, settle="50ms")
+    beside = Beside(cluster)
+    mounts = await mount_job(cluster)
+
+    async def all_have(step: int) -> bool:
+        """On the peer: so long a step takes until it is known to be saved."""
+        for rank, node in enumerate(cluster):
+            await node.wait(f"{JOB}/{rank}", "peer", 60)
+        return all((mount / str(step)).exists() for mount in mounts)
+
+    for rank, mount in enumerate(mounts):
+        save(mount, rank, 100)
+    assert await all_have(100)
+    await until(is_so(lambda: beside.steps() == [100]))
+    # The turn is the first step's for an hour: what comes after it stays in RAM.
+    for step in (200, 300):
+        save(mounts[0], 0, step)
+        save(mounts[1], 1, step)
+        assert await all_have(step)
+    volume = (await cluster["a"].status())["volumes"][0]
+    assert volume["backup"]["state"] == "waiting"
+    assert 0 < volume["backup"]["due_in_seconds"] <= 3600
+    assert beside.steps() == [100]
+    shown = await cluster["a"].cli("status")
+    assert "(next in " in shown.stdout
+    # Somebody waits.
+    await save_everywhere(cluster, mounts, 400)
+    await until(is_so(lambda: beside.steps() == [100, 400]))
+
+
+async def test_when_the_steward_dies_another_node_takes_its_place(
+    make_cluster: Clusters, expected_logs: ExpectedLogs
+) -> None:
+    cluster = await make_cluster("a", "b", "c", settle="50ms")
+    beside = Beside(cluster)
+    first, second = election.rank(beside.url, list(cluster.nodes))[:2]
+    survivors = [node for node in cluster if node.name != first]
+    mounts = [cluster.mountpoint("rank0"), cluster.mountpoint("rank1")]
+    for index, (node, mount) in enumerate(zip(survivors, mounts, strict=True)):
+        await node.mount(f"{JOB}/{index}", mount)
+        save(mount, index, 100)
+        await node.wait(f"{JOB}/{index}", "bucket", 60)
+    await until(is_so(lambda: beside.steps() == [100]))
+    expected_logs.allow(*A_NODE_DIED)
+    await cluster[first].kill()
+    for index, (node, mount) in enumerate(zip(survivors, mounts, strict=True)):
+        save(mount, index, 200)
+        await node.wait(f"{JOB}/{index}", "bucket", 60)
+    await until(is_so(lambda: beside.steps() == [100, 200]))
+    said = cluster[second].log_path.read_text()
+    assert "checkpoint.complete" in said
+    # A new volume is mounted while the dead one is still in the list of those who may answer.
+    await survivors[0].mount("default/new/0", cluster.mountpoint("new"))

@@ -52,6 +52,11 @@ class ExpectedLogs:
         """Takes a loud line of this process; any thread may call it."""
         self._heard.append(line)
 
+    @property
+    def heard(self) -> list[Line]:
+        """Every loud line of this process so far, announced or not."""
+        return [*self._heard]
+
     def unannounced(self) -> list[Line]:
         """Every loud line so far that matches nothing announced."""
         lines = [*self._heard]

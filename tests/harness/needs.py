@@ -1,7 +1,7 @@
 """What a test may need of the machine, and whether it is here.
 
-A test marked ``fuse`` or ``root`` is skipped where that is lacking, with the reason; where FUSE_TIER_REQUIRE
-names the need, it fails instead: a suite that silently tests nothing must not look green.
+A test marked ``fuse``, ``root`` or ``namespaces`` is skipped where that is lacking, with the reason; where
+FUSE_TIER_REQUIRE names the need, it fails instead: a suite that silently tests nothing must not look green.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from functools import cache
 from pathlib import Path
 
 REQUIRE = "FUSE_TIER_REQUIRE"
+NEEDS = ("root", "fuse", "namespaces")
 
 
 @cache
 def missing(need: str) -> str | None:
-    """Why ``need`` (``fuse`` or ``root``) is not met on this machine, or None if it is."""
-    return {"fuse": _missing_fuse, "root": _missing_root}[need]()
+    """Why ``need`` (one of ``NEEDS``) is not met on this machine, or None if it is."""
+    return {"fuse": _missing_fuse, "root": _missing_root, "namespaces": _missing_namespaces}[need]()
 
 
 def required(environment: Mapping[str, str]) -> frozenset[str]:
@@ -37,6 +38,24 @@ def _missing_root() -> str | None:
             return "needs the right to mount (CAP_SYS_ADMIN)"
         subprocess.run(["umount", directory], check=True)
     return None
+
+
+def _missing_namespaces() -> str | None:
+    for tool, package in (("ip", "iproute2"), ("tc", "iproute2"), ("nsenter", "util-linux")):
+        if shutil.which(tool) is None:
+            return f"needs {tool} (Debian's package {package})"
+    if os.geteuid() != 0:
+        return "needs root, for network namespaces"
+    name = f"fuse-tier-probe-{os.getpid()}"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
+    if made.returncode:
+        return f"needs network namespaces: {made.stderr.strip()}"
+    try:
+        wire = ["ip", "-n", name, "link", "add", "wire0", "type", "veth", "peer", "name", "wire1"]
+        wired = subprocess.run(wire, capture_output=True, text=True, check=False)
+        return f"needs veth pairs: {wired.stderr.strip()}" if wired.returncode else None
+    finally:
+        subprocess.run(["ip", "netns", "del", name], check=True)
 
 
 def _missing_fuse() -> str | None:

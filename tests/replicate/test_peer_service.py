@@ -26,6 +26,7 @@ from fuse_tier.wire.bulk.format import MAX_SESSION_BLOBS, encode_blob
 from fuse_tier.wire.bulk.sessions import Direction, Session, Sessions
 from fuse_tier.wire.grpc import Caller
 from fuse_tier.wire.members import PROTOCOL
+from tests.harness.logs import ExpectedLogs
 from tests.tiers.contract import holding, keep, manifest_of
 
 SOMEBODY = Caller(None, "127.0.0.1:50000")
@@ -70,13 +71,15 @@ async def test_hello_tells_what_the_node_says_of_itself(service: PeerService) ->
     ],
 )
 async def test_hello_refuses_whom_it_can_not_work_with(
-    service: PeerService, changes: dict[str, Any], kind: type[Exception], words: str
+    service: PeerService, expected_logs: ExpectedLogs, changes: dict[str, Any], kind: type[Exception], words: str
 ) -> None:
+    expected_logs.allow("peer.refused")
     with pytest.raises(kind, match=words):
         await service.Hello(hello(**changes), SOMEBODY)
 
 
-async def test_a_node_is_who_its_certificate_says(service: PeerService) -> None:
+async def test_a_node_is_who_its_certificate_says(service: PeerService, expected_logs: ExpectedLogs) -> None:
+    expected_logs.allow("peer.refused")
     await service.Hello(hello(node="a"), Caller("a", "127.0.0.1:1"))
     with pytest.raises(NotAuthorized, match="the certificate is of node 'c', and it says that it is 'a'"):
         await service.Hello(hello(node="a"), Caller("c", "127.0.0.1:1"))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fuse_tier.identity import Identity
 from fuse_tier.members import Domain, Member
-from fuse_tier.replicate.placement import choose_holders
+from fuse_tier.replicate.placement import choose_all, choose_holders, volumes_of
 
 labels = st.sampled_from(["", "x", "y", "z"])
 
@@ -135,3 +135,88 @@ def test_a_node_of_three_times_the_capacity_holds_about_three_times_as_much() ->
     others = [member("small"), member("large", capacity=3 << 30)]
     load = Counter(choose_holders(volume(number), own, others, 1)[0] for number in range(4000))
     assert 2.5 < load["large"] / load["small"] < 3.5
+
+
+def cluster(pools: int, hosts: int, zones: int = 2) -> list[Member]:
+    """A node for each host, each with a volume mounted."""
+    return [
+        replace(
+            member(f"{pool}-{host}", domain=Domain(f"zone{pool % zones}", f"pool{pool}", f"host{pool}-{host}")),
+            mounted=frozenset({volume(pool * hosts + host)}),
+        )
+        for pool in range(pools)
+        for host in range(hosts)
+    ]
+
+
+def _load(chosen: dict[Identity, tuple[str, ...]]) -> Counter[str]:
+    return Counter(node for holders in chosen.values() for node in holders)
+
+
+shapes = st.tuples(st.integers(2, 6), st.integers(1, 12), st.integers(1, 3))
+few_copies = st.integers(1, 2)
+
+
+@given(shapes, few_copies)
+def test_with_a_volume_on_each_node_none_holds_more_than_its_share_and_a_half(
+    shape: tuple[int, int, int], copies: int
+) -> None:
+    nodes = cluster(*shape)
+    chosen = choose_all(volumes_of(nodes), nodes, copies)
+    possible = min(copies, len(nodes) - 1)
+    assert all(len(set(holders)) == possible for holders in chosen.values())
+    assert max(_load(chosen).values(), default=0) <= 1.5 * copies + 1
+
+
+@given(shapes, few_copies)
+def test_however_full_nodes_are_no_copy_shares_a_pool_with_its_volume_while_there_is_another(
+    shape: tuple[int, int, int], copies: int
+) -> None:
+    nodes = cluster(*shape)
+    domains = {node.node: node.domain for node in nodes}
+    owners = volumes_of(nodes)
+    for identity, holders in choose_all(owners, nodes, copies).items():
+        for node in holders[: shape[0] - 1]:
+            assert domains[node].pool != owners[identity].domain.pool
+
+
+@given(shapes, few_copies, st.integers(0, 1000))
+def test_what_a_lost_pool_held_moves_and_little_else(shape: tuple[int, int, int], copies: int, drawn: int) -> None:
+    nodes = cluster(shape[0] + 2, shape[1], shape[2])
+    before = choose_all(volumes_of(nodes), nodes, copies)
+    lost = nodes[drawn % len(nodes)].domain.pool
+    left = [replace(node, alive=node.domain.pool != lost) for node in nodes]
+    gone = {node.node for node in left if not node.alive}
+    after = choose_all(volumes_of(left), left, copies)
+    assert not gone & _load(after).keys()
+    had = sum(node in gone for holders in before.values() for node in holders)
+    moved = sum(len({*holders} - {*after[identity]}) for identity, holders in before.items())
+    assert moved - had <= max(4, 0.4 * copies * len(nodes))
+
+
+@given(shapes, few_copies)
+def test_the_order_in_which_nodes_and_volumes_are_known_makes_no_difference_to_all(
+    shape: tuple[int, int, int], copies: int
+) -> None:
+    nodes = cluster(*shape)
+    owners = volumes_of(nodes)
+    backwards = dict(reversed(owners.items()))
+    assert choose_all(owners, nodes, copies) == choose_all(backwards, [*reversed(nodes)], copies)
+
+
+@given(volumes, owns, members)
+def test_a_copy_that_comes_beside_others_is_kept_apart_from_them_too(
+    identity: Identity, own: Member, others: list[Member]
+) -> None:
+    beside = [one for one in others if one.alive and one.node != own.node][:1]
+    for node in choose_holders(identity, own, others, 2, beside=beside):
+        assert node not in {own.node, *(one.node for one in beside)}
+
+
+def test_a_volume_of_a_node_that_is_gone_keeps_its_place_unless_another_has_mounted_it() -> None:
+    nodes = cluster(3, 2)
+    (identity,) = nodes[0].mounted
+    nodes[0] = replace(nodes[0], alive=False)
+    assert volumes_of(nodes)[identity] is nodes[0]
+    nodes[5] = replace(nodes[5], mounted=nodes[5].mounted | {identity})
+    assert volumes_of(nodes)[identity] is nodes[5]

@@ -6,6 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from fuse_tier.errors import FuseTierError, SnapshotConflict
 from fuse_tier.identity import SnapshotId
 from fuse_tier.ram.pins import Pins
 from fuse_tier.replicate.record import read_record
@@ -127,12 +128,24 @@ async def test_what_is_in_use_is_known(bench: Bench, autojump_clock: MockClock) 
     assert not bench.volume.in_use
 
 
-async def test_conflicting_numbers_on_the_own_tier_are_stepped_over(bench: Bench) -> None:
+async def test_conflicting_numbers_on_the_own_tier_are_stepped_over_while_it_is_mounted(bench: Bench) -> None:
     (bench.tree / "a").write_bytes(b"a")
     first = await bench.volume.take_snapshot()
     assert first is not None
     again = Volume(IDENTITY, bench.ram, bench.layout, bench.volume.options, trio.CapacityLimiter(1))
     again.began(LINEAGE, None, 0)
+    again.mountpoint = "/mnt"
     taken = await again.take_snapshot()
     assert taken is not None
     assert taken.id == SnapshotId(IDENTITY, 2)
+
+
+async def test_a_tree_that_is_not_mounted_gives_way_to_who_took_its_number(bench: Bench) -> None:
+    (bench.tree / "a").write_bytes(b"a")
+    assert await bench.volume.take_snapshot() is not None
+    again = Volume(IDENTITY, bench.ram, bench.layout, bench.volume.options, trio.CapacityLimiter(1))
+    again.began(LINEAGE, None, 0)
+    with pytest.raises(SnapshotConflict):
+        await again.take_snapshot()
+    with pytest.raises(FuseTierError, match="taken over"):
+        await again.take_snapshot()

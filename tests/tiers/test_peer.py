@@ -101,8 +101,9 @@ async def test_a_peer_says_who_it_is(peer: Peer, tier: PeerTier) -> None:
     ids=["other cluster", "same name", "itself"],
 )
 async def test_a_peer_that_it_can_not_work_with_is_refused_before_anything_is_asked_of_it(
-    peer: Peer, own: Introduction, words: str
+    peer: Peer, expected_logs: ExpectedLogs, own: Introduction, words: str
 ) -> None:
+    expected_logs.allow("peer.refused")
     async with aclosing(PeerTier(None, peer.control, own, None)) as tier:
         for call in (tier.snapshots, partial(tier.missing, [hash_bytes(b"x")]), partial(keep, tier, {"a": b"1"})):
             with pytest.raises(TierRefused, match=words):
@@ -206,8 +207,9 @@ async def test_a_bulk_port_that_does_not_answer_is_told_with_its_address(peer: P
 
 @pytest.mark.parametrize("bad", ["expired", "intruder", "stranger"])
 async def test_a_node_with_a_bad_certificate_gets_nowhere(
-    memory_path: Path, certificates: Certificates, bad: str
+    memory_path: Path, certificates: Certificates, expected_logs: ExpectedLogs, bad: str
 ) -> None:
+    expected_logs.allow("control.connection_refused")
     async with (
         running_peer(memory_path, certificates.b) as peer,
         aclosing(peer.tier(getattr(certificates, bad))) as tier,
@@ -215,12 +217,18 @@ async def test_a_node_with_a_bad_certificate_gets_nowhere(
         await expect(TierUnavailable, "certificate", tier.snapshots)
 
 
-async def test_a_node_without_a_certificate_gets_nowhere(memory_path: Path, certificates: Certificates) -> None:
+async def test_a_node_without_a_certificate_gets_nowhere(
+    memory_path: Path, certificates: Certificates, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.allow("control.connection_refused")
     async with running_peer(memory_path, certificates.b) as peer, aclosing(peer.tier(None)) as tier:
         await expect(TierUnavailable, "does not take our certificate", tier.snapshots)
 
 
-async def test_a_node_that_takes_another_ones_name_is_refused(memory_path: Path, certificates: Certificates) -> None:
+async def test_a_node_that_takes_another_ones_name_is_refused(
+    memory_path: Path, certificates: Certificates, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.allow("peer.refused")
     liar = Introduction(CLUSTER, "c", "c-1")
     async with (
         running_peer(memory_path, certificates.b) as peer,

@@ -72,7 +72,7 @@ def test_a_file_that_is_missing_or_no_pem_is_named(directory: Path, file: str, c
     path.unlink()
     if content is not None:
         path.write_bytes(content)
-    for use in (tls.check, tls.server_context, tls.client_context, tls.grpc_server_credentials):
+    for use in (tls.check, tls.server_context, tls.client_context, tls.grpc_client_credentials):
         with pytest.raises(ConfigError, match=str(path)):
             use(files)
 

@@ -24,7 +24,8 @@ from fuse_tier.wire.bulk.format import Answer
 from fuse_tier.wire.bulk.pacing import Link, Urgency
 from fuse_tier.wire.bulk.streams import Stream, StreamBroken
 from fuse_tier.wire.bulk.transfer import Receipt, patience_for, receive, receive_verdicts, transmit
-from fuse_tier.wire.tls import SERVER_NAME, TlsFiles, client_context
+from fuse_tier.wire.renewal import current_client_context
+from fuse_tier.wire.tls import SERVER_NAME, TlsFiles
 
 _LETTING_GO_SECONDS = 1.0
 
@@ -98,7 +99,7 @@ async def pull(
 
 def _begin(stream: Stream, grant: Grant, blobs: Sequence[Blob]) -> None:
     if grant.tls is not None:
-        stream.encrypt(client_context(grant.tls), SERVER_NAME)
+        stream.encrypt(current_client_context(grant.tls), SERVER_NAME)
     stream.send(format.encode_prelude(grant.token))
     answer = format.decode_answer(stream.receive_exactly(format.ANSWER_BYTES))
     if answer is Answer.OTHER_VERSION:

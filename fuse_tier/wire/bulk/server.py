@@ -16,10 +16,9 @@ from functools import partial
 import structlog
 import trio
 
-from fuse_tier import metrics
 from fuse_tier.blobs import Sink, Source
 from fuse_tier.deadlines import Deadline
-from fuse_tier.errors import ConfigError, FuseTierError, InvalidRequest, NotAuthorized
+from fuse_tier.errors import FuseTierError, InvalidRequest, NotAuthorized
 from fuse_tier.threads import run_interruptible
 from fuse_tier.wire.bulk import format
 from fuse_tier.wire.bulk.format import Answer
@@ -27,12 +26,14 @@ from fuse_tier.wire.bulk.pacing import Link, Urgency
 from fuse_tier.wire.bulk.sessions import Direction, Session, Sessions
 from fuse_tier.wire.bulk.streams import HandshakeFailed, Stream, StreamBroken
 from fuse_tier.wire.bulk.transfer import Receipt, patience_for, receive, send_verdicts, transmit
+from fuse_tier.wire.listening import listen_tcp
+from fuse_tier.wire.rejections import Rejections
+from fuse_tier.wire.renewal import Renewing
 from fuse_tier.wire.tls import TlsFiles, node_of, server_context
 
 log = structlog.get_logger(__name__)
 
 MAX_STREAMS = 64
-_BACKLOG = 128
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 _RESPITE_SECONDS = 0.1
 
@@ -52,35 +53,12 @@ async def serve_bulk(
 
     Streams in the clear are taken beside encrypted ones: each session says which it needs.
     """
-    context = server_context(tls) if tls is not None else None
-    if context is not None:
-        context.num_tickets = 0  # nobody resumes, and a client that only sends would leave them unread
+    context = Renewing(tls, server_context) if tls is not None else None
     server = _Server(sessions, source, sink, context, link or Link(), max_streams)
-    with await _listen(address) as listener:
+    with await listen_tcp(address) as listener:
         async with trio.open_nursery() as nursery:
             task_status.started(listener.getsockname()[1])
             await server.accept(listener, nursery)
-
-
-async def _listen(address: str) -> trio.socket.SocketType:
-    host, _, port = address.rpartition(":")
-    try:
-        found = await trio.socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
-        family, kind, protocol, _, target = found[0]
-        listener = trio.socket.socket(family, kind, protocol)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            await listener.bind(target)
-            listener.listen(_BACKLOG)
-        except BaseException:
-            listener.close()
-            raise
-        return listener
-    except OSError as error:
-        cause = error.strerror or str(error)
-        if error.errno == errno.EADDRINUSE:
-            cause = "the port is already in use: end the process that has it, or choose another port"
-        raise ConfigError(f"cannot listen on {address}: {cause}") from error
 
 
 class _Server:
@@ -89,7 +67,7 @@ class _Server:
         sessions: Sessions,
         source: Source,
         sink: Sink,
-        context: ssl.SSLContext | None,
+        context: Renewing[ssl.SSLContext] | None,
         link: Link,
         max_streams: int,
     ) -> None:
@@ -101,6 +79,8 @@ class _Server:
         self._slots = trio.Semaphore(max_streams)
         self._threads = trio.CapacityLimiter(max_streams)
         self._max_streams = max_streams
+        self._refused = Rejections("bulk.stream_refused")
+        self._failed = Rejections("bulk.stream_failed")
 
     async def accept(self, listener: trio.socket.SocketType, nursery: trio.Nursery) -> None:
         """Takes connections for ever."""
@@ -119,8 +99,7 @@ class _Server:
                 self._slots.acquire_nowait()
             except trio.WouldBlock:
                 accepted.close()
-                metrics.connection_rejected("too_many")
-                log.warning("bulk.stream_refused", address=address, reason=f"{self._max_streams} streams are open")
+                self._refused.note("too_many", address, f"{self._max_streams} streams are open")
                 continue
             nursery.start_soon(self._serve, accepted, address)
 
@@ -132,13 +111,11 @@ class _Server:
             stream = Stream(accepted, Deadline.BULK_CONNECT)
             await self._converse(stream, address)
         except HandshakeFailed as error:
-            metrics.connection_rejected("certificate")
-            log.warning("bulk.stream_failed", address=address, reason=str(error))
+            self._failed.note("certificate", address, str(error))
         except StreamBroken as error:
             log.info("bulk.stream_broken", address=address, reason=str(error))  # who asked for it knows, or has ended
         except (FuseTierError, OSError) as error:
-            metrics.connection_rejected("token" if isinstance(error, NotAuthorized) else "nonsense")
-            log.warning("bulk.stream_failed", address=address, reason=str(error))
+            self._failed.note("token" if isinstance(error, NotAuthorized) else "nonsense", address, str(error))
         except Exception:
             log.exception("bulk.stream_failed", address=address)
         finally:
@@ -183,9 +160,10 @@ class _Server:
         if first[0] == format.TLS_HANDSHAKE:
             if self._context is None:
                 raise InvalidRequest("it speaks TLS, and no certificate is configured here")
-            stream.encrypt(self._context, None)
+            stream.encrypt(self._context.current(), None)
         version, token = format.decode_prelude(stream.receive_exactly(format.PRELUDE_BYTES))
-        return version, token, node_of(stream.secured) if stream.secured is not None else None
+        secured = stream.secured
+        return version, token, node_of(secured.getpeercert(binary_form=True)) if secured is not None else None
 
     def _admit(
         self, version: int, token: bytes, caller: str | None, encrypted: bool

@@ -1,0 +1,54 @@
+"""The bucket: whether it is there, and whether we may do in it all that a backup and its removal take."""
+
+from __future__ import annotations
+
+import secrets
+import time
+
+from fuse_tier.config import BucketConfig
+from fuse_tier.doctor.finding import Finding
+from fuse_tier.errors import FuseTierError, NotFound
+from fuse_tier.tiers.bucket import BucketTier
+
+_FOLDER = "doctor"
+_PATIENCE_SECONDS = 3.0
+_CHECKS = ("bucket.exists", "bucket.create", "bucket.read", "bucket.delete")
+
+
+async def examine(config: BucketConfig, ahead: list[float]) -> list[Finding]:
+    """Writes an object, reads it and deletes it. Adds to ``ahead`` the seconds that the bucket's clock is ahead."""
+    bucket = BucketTier(config.url, config.endpoint, patience=_PATIENCE_SECONDS, key_file=config.credentials)
+    found: list[Finding] = []
+    try:
+        await _examine(bucket, found)
+        ahead.append(bucket.now() - time.time())
+    except FuseTierError as error:
+        found.append(Finding.failed(_CHECKS[len(found)], str(error), _remedy(error)))
+        if len(found) > 1:  # it answered
+            ahead.append(bucket.now() - time.time())
+    finally:
+        await bucket.aclose()
+    failed = found[-1].check
+    return [*found, *(Finding.skipped(check, f"after {failed} failed") for check in _CHECKS[len(found) :])]
+
+
+async def _examine(bucket: BucketTier, found: list[Finding]) -> None:
+    documents, name, text = bucket.documents, f"{_FOLDER}/{secrets.token_hex(8)}", secrets.token_bytes(32)
+    await documents.listed(f"{_FOLDER}/")
+    found.append(Finding.ok("bucket.exists", f"{bucket.place} can be listed"))
+    await documents.create(name, text)
+    found.append(Finding.ok("bucket.create", "an object can be written"))
+    if await documents.read(name) != text:
+        raise NotFound(f"checkpoints/{name} in {bucket.place} is not what was written")
+    found.append(Finding.ok("bucket.read", "it can be read back"))
+    removal = await documents.remove([name])
+    if removal.kept:
+        detail = f"what is written stays for a time: {removal.kept[0].reason}"
+        remedy = "nothing, if that is meant: old checkpoints are given up when the bucket lets them go"
+        found.append(Finding.warning("bucket.delete", detail, remedy))
+    else:
+        found.append(Finding.ok("bucket.delete", "and deleted"))
+
+
+def _remedy(error: FuseTierError) -> str:
+    return "see what else uses that bucket" if isinstance(error, NotFound) else ""

@@ -1,0 +1,147 @@
+"""Copying one snapshot to one place: in turns, counted, told; and what is remembered of places that failed.
+
+What fails is the place's failure alone: it is told once, and tried again after a pause that grows. A copy counts
+when the receiver has verified and committed it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import structlog
+import trio
+
+from fuse_tier import failpoints, metrics
+from fuse_tier.blobs import Progress
+from fuse_tier.errors import FuseTierError, SnapshotConflict, TierFull
+from fuse_tier.manifest import Manifest
+from fuse_tier.replicate.traffic import Meter
+from fuse_tier.replicate.turns import Turns
+from fuse_tier.tiers.base import Tier, TierName, no_progress
+from fuse_tier.tiers.ram import RamTier
+
+log = structlog.get_logger(__name__)
+
+_FIRST_PAUSE = 0.5
+_LONGEST_PAUSE = 30.0
+_COPIES_AT_ONCE = {TierName.PEER: 2, TierName.BUCKET: 2}
+
+
+@dataclass(slots=True)
+class _Trouble:
+    """A place that failed: when to try it again."""
+
+    pause: float
+    until: float
+
+
+class Troubles:
+    """The places that failed, for one volume."""
+
+    def __init__(self) -> None:
+        self._by_place: dict[str, _Trouble] = {}
+        self._jitter = random.Random()  # noqa: S311 - spreads retries, guards nothing
+
+    def may_try(self, place: str) -> bool:
+        """Whether a place has not failed, or long enough ago."""
+        return place not in self._by_place or self._by_place[place].until <= trio.current_time()
+
+    def refusing(self) -> set[str]:
+        """The places that are not to be tried just now."""
+        return {place for place in self._by_place if not self.may_try(place)}
+
+    def next_try(self) -> float:
+        """When, by trio's clock, a place may be tried again; infinity when none waits."""
+        now = trio.current_time()
+        return min(
+            (trouble.until for trouble in self._by_place.values() if trouble.until > now), default=float("inf")
+        )
+
+    def failed(self, place: str) -> bool:
+        """A place has failed; whether that is new."""
+        before = self._by_place.get(place)
+        pause = min(_LONGEST_PAUSE, before.pause * 2 if before else _FIRST_PAUSE)
+        until = trio.current_time() + pause * self._jitter.uniform(0.75, 1.25)
+        self._by_place[place] = _Trouble(pause, until)
+        return before is None
+
+    def recovered(self, place: str) -> bool:
+        """A place has done what it should; whether it had failed before."""
+        return self._by_place.pop(place, None) is not None
+
+    def forget(self, gone: Collection[str]) -> None:
+        """Places that are others now, though they have the same names: what they failed at is no matter any more."""
+        for place in gone:
+            self._by_place.pop(place, None)
+
+
+class Copier:
+    """Copies snapshots out of the RAM tier, so many at a time to each kind of place."""
+
+    def __init__(self, ram: RamTier) -> None:
+        self._ram = ram
+        self._turns = {tier: Turns(count) for tier, count in _COPIES_AT_ONCE.items()}
+        self.meters = {tier: Meter() for tier in _COPIES_AT_ONCE}
+
+    async def copy(
+        self,
+        manifest: Manifest,
+        tier: Tier,
+        place: str,
+        troubles: Troubles,
+        copies: int,
+        progress: Progress = no_progress,
+    ) -> bool:
+        """Copies one snapshot to one place; whether it is there now. Survives that place's failures.
+
+        ``copies`` is how many there are already: what has fewest comes first. Raises SnapshotConflict.
+        """
+
+        def count(moved: int) -> None:
+            failpoints.reached("copy.moving")
+            self.meters[tier.name].add(moved)
+            progress(moved)
+            metrics.bytes_moved(tier.name.value, "out", moved)
+
+        async with self._turns[tier.name].taken(copies):
+            started = trio.current_time()
+            try:
+                failpoints.reached("copy.begun")
+                await tier.store(manifest.blobs, self._ram, count)
+                failpoints.reached("copy.stored")
+                await tier.commit(manifest)
+                failpoints.reached("copy.committed")
+            except SnapshotConflict:
+                troubles.failed(place)
+                raise
+            except (FuseTierError, OSError) as error:
+                _tell(manifest, tier, error, is_new=troubles.failed(place))
+                return False
+            seconds = trio.current_time() - started
+        if troubles.recovered(place):
+            log.info("copy.recovered", snapshot=str(manifest.id), place=tier.place)
+        metrics.copied(tier.name.value, seconds)
+        metrics.committed(tier.name.value)
+        log.info(
+            "snapshot.copied",
+            identity=str(manifest.id.identity),
+            snapshot=manifest.id.number,
+            tier=tier.name.value,
+            place=tier.place,
+            bytes=manifest.size,
+            seconds=round(seconds, 3),
+        )
+        return True
+
+
+def _tell(manifest: Manifest, tier: Tier, error: Exception, *, is_new: bool) -> None:
+    if isinstance(error, TierFull) and tier.name is TierName.PEER:
+        # Its RAM is its own jobs' first: another peer is asked.
+        metrics.copy_refused()
+        log.info("copy.refused", snapshot=str(manifest.id), place=tier.place, reason=str(error))
+        return
+    metrics.error("copy")
+    if is_new:
+        log.warning("copy.failed", snapshot=str(manifest.id), place=tier.place, reason=str(error))

@@ -1,0 +1,113 @@
+"""Volumes that nobody keeps: their node is gone, or came back empty, and no other has mounted them yet.
+
+Of those that hold the newest snapshot of one, the first by name sees to it that the configured number of nodes do.
+It never makes two of them do the same for long: each looks who else there is, and who is the first. A volume whose
+node is alive and still has it is that node's to keep (fanout.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import structlog
+import trio
+
+from fuse_tier import metrics
+from fuse_tier.errors import FuseTierError, SnapshotConflict
+from fuse_tier.identity import Identity, SnapshotId
+from fuse_tier.manifest import Manifest
+from fuse_tier.members import Location, Member
+from fuse_tier.replicate.copying import Copier, Troubles
+from fuse_tier.replicate.places import Places
+from fuse_tier.replicate.targets import Targets
+from fuse_tier.replicate.volume import Volume
+
+log = structlog.get_logger(__name__)
+
+_LOOK_EVERY_SECONDS = 5.0
+
+
+class Orphans:
+    """Looks after what this node holds for nodes that are gone."""
+
+    def __init__(
+        self,
+        places: Places,
+        copier: Copier,
+        targets: Targets,
+        find: Callable[[Identity], Volume | None],
+        replicas: int,
+    ) -> None:
+        self._places = places
+        self._copier = copier
+        self._targets = targets
+        self._find = find
+        self._replicas = replicas
+        self._troubles: dict[Identity, Troubles] = {}
+
+    async def run(self) -> None:
+        """Looks until cancelled."""
+        membership = self._places.membership
+        while True:
+            version = membership.version
+            try:
+                await self._look()
+            except (FuseTierError, OSError) as error:
+                metrics.error("orphans")
+                log.warning("orphans.postponed", reason=str(error))
+            with trio.move_on_after(_LOOK_EVERY_SECONDS):
+                await membership.wait_changed(version)
+
+    async def _look(self) -> None:
+        newest: dict[Identity, SnapshotId] = {}
+        for snapshot in await self._places.ram.snapshots():
+            newest[snapshot.identity] = snapshot
+        self._troubles = {identity: self._troubles.get(identity, Troubles()) for identity in newest}
+        for snapshot in newest.values():
+            if not self._is_kept(snapshot.identity):
+                await self._look_after(snapshot)
+
+    def _is_kept(self, identity: Identity) -> bool:
+        """Whether it lives here, or somebody who is alive has it mounted."""
+        volume = self._find(identity)
+        membership = self._places.membership
+        return (
+            (volume is not None and ((volume.has_tree and not volume.superseded) or volume.mounting.locked()))
+            or identity in membership.mounted()
+            or any(member.alive and identity in member.mounted for member in membership.members())
+        )
+
+    async def _look_after(self, snapshot: SnapshotId) -> None:
+        manifest = await self._places.ram.manifest(snapshot)
+        location = await self._places.membership.locate(snapshot.identity)
+        holders = holders_of(location, snapshot.number)
+        if holders is None or manifest.node in holders:
+            return
+        own = self._places.membership.own().node
+        if min([own, *holders]) != own or len(holders) + 1 >= self._replicas:
+            return
+        troubles = self._troubles[snapshot.identity]
+        members = {member.node: member for member in self._places.membership.members() if member.alive}
+        chosen = await self._targets.of(snapshot.identity, self._owner(manifest), troubles.refusing())
+        lacking = [node for node in chosen if node in members and node not in holders]
+        for node in lacking[: self._replicas - len(holders) - 1]:
+            log.info("orphan.kept", snapshot=str(snapshot), owner=manifest.node, copies=len(holders) + 1, to=node)
+            try:
+                tier = self._places.peer(members[node])
+                await self._copier.copy(manifest, tier, node, troubles, len(holders) + 1)
+            except SnapshotConflict as conflict:
+                # Another line of the same volume: whoever mounts it sorts that out; both stay.
+                log.warning("copy.number_taken", snapshot=str(snapshot), place=node, reason=str(conflict))
+
+    def _owner(self, manifest: Manifest) -> Member:
+        known: Sequence[Member] = self._places.membership.members()
+        unknown = Member(manifest.node, "", "", "", alive=False)
+        return next((member for member in known if member.node == manifest.node), unknown)
+
+
+def holders_of(location: Location, number: int) -> frozenset[str] | None:
+    """The live nodes that list a snapshot; None when one lists a newer: then this is no matter any more."""
+    live = [(member.node, numbers) for member, numbers in location.holders if member.alive]
+    if any(numbers[-1] > number for _, numbers in live):
+        return None
+    return frozenset(node for node, numbers in live if number in numbers)

@@ -1,0 +1,86 @@
+"""When another node goes on with a volume: the tree that was left here must never count as the newest again.
+
+A node that was counted out, by a dead machine's return or a network's, finds that its job runs elsewhere. From then
+on no snapshot is taken of what stands here, and none is copied, until the volume is mounted here again; then the
+files of the other node replace it. The record beside the tree keeps that in mind over restarts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import structlog
+import trio
+
+from fuse_tier import metrics
+from fuse_tier.errors import FuseTierError
+from fuse_tier.identity import Identity, SnapshotId
+from fuse_tier.manifest import Manifest
+from fuse_tier.members import Member
+from fuse_tier.replicate.record import TreeRecord, write_record
+from fuse_tier.replicate.volume import Volume
+from fuse_tier.tiers.ram import RamTier
+
+log = structlog.get_logger(__name__)
+
+_LEAP = 1000  # more snapshots than a job takes that nobody hears of
+
+
+def first_number(
+    identity: Identity, restored: Manifest | None, highest: int, own: Member, others: Collection[Member]
+) -> int:
+    """The number above which a node takes its snapshots that goes on with a volume; ``highest`` if all is in order.
+
+    A node that is gone without having given the volume back may still run, cut off, and take snapshots of which
+    nobody has heard. Its numbers must stay below those that come from now on, whenever it returns.
+    """
+    alive = {own.node, *(member.node for member in others if member.alive)}
+    was_left = any(not member.alive and identity in member.mounted for member in others)
+    if was_left or (restored is not None and restored.node not in alive):
+        return (highest // _LEAP + 1) * _LEAP
+    return highest
+
+
+async def supersede(volume: Volume, ram: RamTier, by: str) -> None:
+    """Another node goes on with a volume.
+
+    If it is still mounted here, what was taken since the last snapshot that was verified elsewhere goes from the
+    list: it is not the volume's. The files stay where they are.
+    """
+    if volume.superseded or not volume.has_tree:
+        return
+    volume.superseded = by
+    record = TreeRecord(volume.lineage, volume.highest, superseded=by)
+    await trio.to_thread.run_sync(write_record, volume.layout, record)
+    given_up = await _taken_here(volume, ram) if volume.verified and volume.mountpoint else []
+    for snapshot in given_up:
+        await ram.drop(snapshot)
+    tell = log.error if volume.mountpoint else log.warning
+    tell("volume.superseded", identity=str(volume.identity), by=by, given_up=[one.number for one in given_up])
+    metrics.error("superseded")
+    volume.news.announce()
+
+
+async def find_successor(volume: Volume, ram: RamTier) -> None:
+    """For a tree that a worker finds at its start: whether a newer snapshot is here, too, that another node took."""
+    if not volume.has_tree or volume.superseded:
+        return
+    listed = await ram.snapshots(volume.identity)
+    newest = volume.newest.id.number if volume.newest else 0
+    if listed and listed[-1].number > newest:
+        taken_by = await _node_of(listed[-1], ram)
+        if taken_by != volume.options.node:
+            await supersede(volume, ram, taken_by or "another node")
+
+
+async def _taken_here(volume: Volume, ram: RamTier) -> list[SnapshotId]:
+    """Those that nobody else has; not those that are held for another node."""
+    listed = [one for one in await ram.snapshots(volume.identity) if one.number > volume.verified]
+    return [one for one in listed if await _node_of(one, ram) == volume.options.node]
+
+
+async def _node_of(snapshot: SnapshotId, ram: RamTier) -> str:
+    try:
+        return (await ram.manifest(snapshot)).node
+    except FuseTierError:
+        return ""

@@ -1,0 +1,111 @@
+"""What the chaos test plays with: a cluster in a network of its own, its jobs, and when all is well again."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+
+from fuse_tier.errors import FuseTierError
+from fuse_tier.localcluster import LocalCluster, LocalNode
+from fuse_tier.localcluster.processes import detach_mounts
+from fuse_tier.ram.layout import Layout
+from tests.chaos.jobs import Job
+from tests.harness.checker import broken_in_ram, listed
+from tests.harness.network import Network
+
+REPLICAS = 2
+_CONVERGE_SECONDS = 90.0
+_POLL_SECONDS = 0.2
+
+
+@dataclass(slots=True)
+class World:
+    """Everything there is."""
+
+    cluster: LocalCluster
+    network: Network
+    rng: random.Random
+    jobs: list[Job]
+    sick: set[str] = field(default_factory=set)  # nodes that a fault has just now
+    ram_lost: int = 0  # nodes that lost their RAM since all was well
+    leftovers: list[tuple[LocalNode, Path]] = field(default_factory=list)  # mounts that nobody wants any more
+    begun: float = field(default_factory=trio.current_time)
+    mounts: int = 0
+    acknowledged: int = 0
+    convergences: list[float] = field(default_factory=list)  # seconds
+    faults: Counter[str] = field(default_factory=Counter)
+    events: list[str] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        """For whoever looks into a failure."""
+        self.events.append(f"{trio.current_time() - self.begun:7.2f} {text}")
+
+    def healthy(self) -> list[LocalNode]:
+        """The nodes that no fault has just now."""
+        return [node for node in self.cluster if node.name not in self.sick and node.family.runs]
+
+    async def tidy(self) -> None:
+        """Ends the mounts that nobody wants, where their nodes can do so: as a kubelet does that is back."""
+        able = [leftover for leftover in self.leftovers if leftover[0].name not in self.sick]
+        for leftover in able:
+            self.leftovers.remove(leftover)
+        for node, mount in able:
+            if node.family.runs:
+                try:
+                    with trio.move_on_after(20):
+                        await node.unmount(mount, 0)
+                except FuseTierError as error:
+                    self.note(f"{mount.name} on {node.name} not unmounted: {error}"[:200])
+            detach_mounts(mount)
+
+    async def converge(self) -> None:
+        """Waits until what is newest now is where it belongs. Raises TooSlowError."""
+        begun = trio.current_time()
+        try:
+            with trio.fail_after(_CONVERGE_SECONDS):
+                await self.tidy()
+                wanted = {job.identity: self._newest(job) for job in self.jobs}
+                while lacking := [job for job in self.jobs if not self._is_kept(job, wanted[job.identity])]:
+                    self.note(f"lacking: {[(job.identity, wanted[job.identity]) for job in lacking]}")
+                    await trio.sleep(_POLL_SECONDS)
+                    await self.tidy()
+        except trio.TooSlowError:
+            self.note(f"not converged: {self.picture()}")
+            raise
+        self.ram_lost = 0
+        self.convergences.append(trio.current_time() - begun)
+
+    def picture(self) -> dict[str, dict[str, list[int]]]:
+        """Which node lists which snapshots."""
+        return {
+            node.name: {
+                job.identity: [one.number for one in listed(_layout(node)) if str(one.identity) == job.identity]
+                for job in self.jobs
+            }
+            for node in self.cluster
+        }
+
+    def _newest(self, job: Job) -> int:
+        return max((number for node in self.picture().values() for number in node[job.identity]), default=0)
+
+    def _is_kept(self, job: Job, number: int) -> bool:
+        copies = sum(max(node[job.identity], default=0) >= number for node in self.picture().values())
+        return copies >= REPLICAS + (job.mount is not None)
+
+    async def check_no_part_of_a_blob_stays(self) -> list[str]:
+        """What lies in ``incoming`` of nodes that do nothing any more."""
+        return [
+            f"{node.name}: {path}" for node in self.cluster for path in sorted(Path(_layout(node).incoming).iterdir())
+        ]
+
+    def broken(self) -> list[str]:
+        """What is listed anywhere and is not there."""
+        return [line for node in self.cluster for line in broken_in_ram(_layout(node), node.name)]
+
+
+def _layout(node: LocalNode) -> Layout:
+    return Layout(str(node.ram_path))

@@ -1,0 +1,214 @@
+"""What the doctor finds, on real parts that are well or broken, and that it says how to mend each."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fuse_tier.config import BucketConfig, NodeConfig, node_config
+from fuse_tier.doctor import Finding, State, bucket, certificates, clock, examine
+from fuse_tier.doctor.machine import examine as examine_machine
+from fuse_tier.emulator import Emulator, running_emulator
+from fuse_tier.localcluster.ports import free_ports
+from fuse_tier.tiers.bucket import BucketTier
+from fuse_tier.wire.tls import TlsFiles, make_authority, make_certificate
+from tests.cli.conftest import run
+from tests.harness.clusters import Clusters
+from tests.tiers.faulty_http import Fault, faulty
+from tests.wire.certificates import make_certificates
+
+
+def by_check(findings: list[Finding]) -> dict[str, Finding]:
+    return {finding.check: finding for finding in findings}
+
+
+def a_node(directory: Path, tls: TlsFiles | None = None, **changes: Any) -> NodeConfig:
+    control, bulk = free_ports(2)
+    values: dict[str, Any] = {
+        "node": "a",
+        "ram": {"path": str(directory), "size": "16MiB"},
+        "socket": str(directory / "node.sock"),
+        "listen": {"control": f"127.0.0.1:{control}", "bulk": f"127.0.0.1:{bulk}"},
+    }
+    if tls is not None:
+        values["tls"] = {"ca": tls.ca, "cert": tls.cert, "key": tls.key}
+    return node_config(values | changes)
+
+
+@pytest.fixture
+async def emulator() -> AsyncIterator[Emulator]:
+    async with running_emulator("checkpoints") as emulator:
+        yield emulator
+
+
+# ---- the machine ----
+
+
+@pytest.mark.fuse
+def test_a_mount_is_tried_and_nothing_of_it_stays(tmp_path: Path) -> None:
+    before = Path("/proc/self/mounts").read_text()
+    found = by_check(examine_machine(None, "auto"))
+    assert [finding.state for finding in (found["fuse.device"], found["fuse.mount"])] == [State.OK, State.OK]
+    assert found["fuse.passthrough"].state in (State.OK, State.WARNING)
+    assert Path("/proc/self/mounts").read_text() == before
+
+
+def test_a_ram_tier_larger_than_memory_is_told(tmp_path: Path) -> None:
+    config = a_node(tmp_path, ram={"path": str(tmp_path), "size": "900TiB"})
+    finding = by_check(examine_machine(config.ram, "off"))["ram.size"]
+    assert finding.state is State.FAILED
+    assert finding.remedy
+
+
+def test_a_clock_that_is_off_is_told_and_one_that_is_far_off_is_a_failure() -> None:
+    assert clock.examine(0.7).state is State.OK
+    assert clock.examine(60).state is State.WARNING
+    assert "behind" in clock.examine(60).detail
+    finding = clock.examine(-86_400)
+    assert finding.state is State.FAILED
+    assert "1d 0h ahead" in finding.detail
+    assert finding.remedy
+
+
+# ---- certificates ----
+
+
+def states(config: NodeConfig) -> dict[str, State]:
+    return {finding.check: finding.state for finding in certificates.examine(config)}
+
+
+def test_certificates_that_are_well_are_well(tmp_path: Path) -> None:
+    made = make_certificates(tmp_path)
+    assert set(states(a_node(tmp_path, made.a)).values()) == {State.OK}
+    assert set(states(a_node(tmp_path)).values()) == {State.OK}
+
+
+def test_each_way_in_which_a_certificate_is_no_use_is_told_with_the_command_that_renews_it(tmp_path: Path) -> None:
+    made = make_certificates(tmp_path)
+    soon = make_certificate(str(tmp_path / "ours"), "a", life=datetime.timedelta(days=9))
+    mixed = TlsFiles(made.b.ca, made.b.cert, made.a.key)
+    for files, node, check, state in (
+        (made.expired, "old", "tls.expiry", State.FAILED),
+        (soon, "a", "tls.expiry", State.WARNING),
+        (made.b, "a", "tls.name", State.FAILED),
+        (made.intruder, "a", "tls.authority", State.FAILED),
+        (mixed, "b", "tls.files", State.FAILED),
+        (TlsFiles(made.b.ca, made.b.cert, str(tmp_path / "none.key")), "b", "tls.files", State.FAILED),
+    ):
+        finding = by_check(certificates.examine(a_node(tmp_path, files, node=node)))[check]
+        assert finding.state is state, (check, finding)
+        assert "fuse-tier tls issue" in finding.remedy
+
+
+def test_a_key_that_others_may_read_is_told(tmp_path: Path) -> None:
+    make_authority(str(tmp_path))
+    files = make_certificate(str(tmp_path), "a")
+    Path(files.key).chmod(0o644)
+    assert states(a_node(tmp_path, files))["tls.files"] is State.WARNING
+
+
+# ---- the bucket ----
+
+
+async def found_in(url: str, endpoint: str) -> tuple[dict[str, Finding], list[float]]:
+    ahead: list[float] = []
+    findings = await bucket.examine(BucketConfig(url=url, endpoint=endpoint), ahead)
+    return by_check(findings), ahead
+
+
+async def test_in_a_bucket_that_is_well_all_is_tried_and_nothing_stays(emulator: Emulator) -> None:
+    found, ahead = await found_in("gs://checkpoints/team", emulator.endpoint)
+    assert {finding.state for finding in found.values()} == {State.OK}
+    assert abs(ahead[0]) < 5
+    with faulty(emulator.endpoint) as proxy:
+        await found_in("gs://checkpoints/team", proxy.endpoint)
+    assert await BucketTier("gs://checkpoints/team", emulator.endpoint).documents.listed() == ()
+    assert any("/upload/" in request for request in proxy.requests)
+
+
+async def test_a_bucket_that_is_not_there_is_told_and_the_rest_is_not_tried(emulator: Emulator) -> None:
+    found, _ = await found_in("gs://elsewhere/team", emulator.endpoint)
+    assert [finding.state for finding in found.values()] == [State.FAILED, *[State.SKIPPED] * 3]
+    assert "create it, or correct `bucket.url`" in found["bucket.exists"].detail
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "check", "permission"),
+    [
+        ("GET", "/o?", "bucket.exists", "list"),
+        ("POST", "/upload/", "bucket.create", "create"),
+        ("GET", "/o/team%2Fcheckpoints%2Fdoctor", "bucket.read", "get"),
+    ],
+)
+async def test_a_permission_that_is_missing_is_told_with_the_command_that_grants_it(
+    emulator: Emulator, method: str, path: str, check: str, permission: str
+) -> None:
+    await found_in("gs://checkpoints/team", emulator.endpoint)  # the marker of the layout is there
+    with faulty(emulator.endpoint) as proxy:
+        said = f"ckpt@project.iam.gserviceaccount.com does not have storage.objects.{permission} access"
+        body = json.dumps({"error": {"code": 403, "message": said}})
+        proxy.faults.append(Fault(method, path, status=403, says=body, times=100))
+        found, _ = await found_in("gs://checkpoints/team", proxy.endpoint)
+    finding = found[check]
+    assert finding.state is State.FAILED, found
+    assert f"storage.objects.{permission}" in finding.detail
+    assert "roles/storage.objectUser" in finding.detail
+
+
+async def test_a_bucket_that_lets_nothing_go_is_told(emulator: Emulator) -> None:
+    with faulty(emulator.endpoint) as proxy:
+        proxy.protected["checkpoints%2Fdoctor"] = proxy.protected["checkpoints/doctor"] = (
+            "Object is subject to bucket's retention policy"
+        )
+        found, _ = await found_in("gs://checkpoints/team", proxy.endpoint)
+    assert found["bucket.delete"].state is State.WARNING
+    assert "retention policy" in found["bucket.delete"].detail
+
+
+# ---- all of it ----
+
+
+@pytest.mark.fuse
+@pytest.mark.root
+async def test_a_cluster_that_runs_is_well(
+    make_cluster: Clusters,
+) -> None:
+    cluster = await make_cluster("a", "b")
+    config = cluster["a"].config_path
+    done = await run("doctor", "--config", str(config), "--json")
+    report = json.loads(done.stdout)
+    checks = {one["check"]: one for one in report["checks"]}
+    bad = [one for one in report["checks"] if one["state"] == "failed"]
+    assert (done.returncode, report["ok"], bad) == (0, True, [])
+    assert {"node", "coordinator", "peer b", "bucket.delete", "tls.expiry", "fuse.mount", "clock"} <= checks.keys()
+
+
+async def test_what_does_not_answer_is_a_failure_and_the_status_says_so(tmp_path: Path) -> None:
+    port, other = free_ports(2)
+    values = {
+        "node": "a",
+        "ram": {"path": str(tmp_path / "ram"), "size": "16MiB"},
+        "socket": str(tmp_path / "a.sock"),
+        "listen": {"control": f"127.0.0.1:{port}", "bulk": f"127.0.0.1:{other}"},
+        "peers": [f"127.0.0.1:{free_ports(1)[0]}"],
+    }
+    (tmp_path / "node.yaml").write_text(yaml.safe_dump(values))
+    done = await run("doctor", "--config", str(tmp_path / "node.yaml"))
+    assert done.returncode == 1
+    lines = {line.split()[0]: line for line in done.stdout.splitlines()[1:]}
+    assert "WARNING" in lines["node"]
+    assert "fuse-tier node --config" in lines["node"]
+    assert "FAILED" in lines["peer"]
+    assert "see that it runs" in lines["peer"]
+
+
+async def test_without_a_configuration_the_machine_alone_is_looked_at() -> None:
+    found = by_check(await examine(None))
+    assert {"fuse.device", "clock"} <= found.keys()
+    assert not any(check.startswith(("bucket", "tls", "peer")) for check in found)

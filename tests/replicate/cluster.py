@@ -1,0 +1,139 @@
+"""A node's copies among peers that are tiers in memory: members come and go as a test says, by trio's clock."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+from threading import Event
+
+import trio
+
+from fuse_tier.blobs import Blob, Progress, Source
+from fuse_tier.identity import Identity
+from fuse_tier.members import Domain, LocalFacts, Location, Member
+from fuse_tier.replicate.copying import Copier
+from fuse_tier.replicate.fanout import Fanout
+from fuse_tier.replicate.own import OwnNode
+from fuse_tier.replicate.places import Places
+from fuse_tier.replicate.roster import RosterMembership
+from fuse_tier.replicate.targets import Targets
+from fuse_tier.replicate.volume import Volume
+from fuse_tier.tiers.base import TierName, no_progress
+from fuse_tier.tiers.local import copy_blob
+from fuse_tier.tiers.memory import MemoryTier
+from tests.replicate.conftest import Bench
+
+GIB = 1 << 30
+
+
+class MemoryPeer(MemoryTier):
+    """A peer's RAM. It copies without a thread, which virtual time would not wait for."""
+
+    def __init__(self) -> None:
+        super().__init__(TierName.PEER, "a peer")
+
+    async def store(self, blobs: Collection[Blob], source: Source, progress: Progress = no_progress) -> None:
+        for blob in sorted(await self.missing(blobs)):
+            copy_blob(blob, source, self.blobs, progress, Event())
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+class StandingMembership(RosterMembership):
+    """Knows what a test tells it, and asks the peers' tiers what they list."""
+
+    def __init__(self, neighbourhood: Neighbourhood) -> None:
+        facts = LocalFacts(GIB, GIB)
+        super().__init__(OwnNode("a", "a1", "default", "a:1", "a:2", Domain(), lambda: facts, None))
+        self._neighbourhood = neighbourhood
+        self.successors: dict[Identity, str] = {}
+
+    def report_soon(self) -> None:
+        """Nobody is told."""
+
+    async def claim(self, identity: Identity) -> None:
+        await trio.lowlevel.checkpoint()
+        self._claimed.add(identity)
+
+    async def confirm(self, identity: Identity) -> bool:
+        await trio.lowlevel.checkpoint()
+        return identity not in self.successors
+
+    async def release(self, identity: Identity) -> None:
+        await trio.lowlevel.checkpoint()
+        self._claimed.discard(identity)
+
+    async def leave(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        task_status.started()
+        await trio.sleep_forever()
+
+    async def locate(self, identity: Identity) -> Location:
+        holders = []
+        for member in self.members():
+            listed = await self._neighbourhood.peers[member.node].snapshots(identity)
+            if listed:
+                holders.append((member, tuple(snapshot.number for snapshot in listed)))
+        return Location(tuple(holders))
+
+    def update(self, members: Iterable[Member]) -> None:
+        self._roster.update(members)
+
+
+class Neighbourhood:
+    """Node ``a``, whose RAM tier is real, and its peers."""
+
+    def __init__(self, bench: Bench, names: str, replicas: int) -> None:
+        self.bench = bench
+        self.peers = {name: MemoryPeer() for name in names}
+        self.members = {name: Member(name, f"{name}1", f"{name}:1", f"{name}:2", True, GIB, GIB) for name in names}
+        self.membership = StandingMembership(self)
+        self.places = Places(bench.ram, self.membership, None, lambda member: self.peers[member.node])
+        self.targets = Targets(self.membership, replicas)
+        self.copier = Copier(bench.ram)
+        self.superseded: list[str] = []
+        self.fanout = Fanout(self.places, self.copier, self.targets, self._supersede)
+        self._tell()
+
+    async def _supersede(self, volume: Volume, by: str) -> None:
+        await trio.lowlevel.checkpoint()
+        volume.superseded = by
+        self.superseded.append(by)
+
+    def change(self, name: str, **changes: object) -> None:
+        """A member is not what it was."""
+        self.members[name] = replace(self.members[name], **changes)  # type: ignore[arg-type]
+        self._tell()
+
+    def lose(self, name: str) -> None:
+        """A peer is gone with its RAM."""
+        self.peers[name] = MemoryPeer()
+        self.change(name, alive=False)
+
+    def come_back(self, name: str) -> None:
+        """A peer runs again, as another instance."""
+        self.change(name, alive=True, instance=f"{self.members[name].instance}+")
+
+    def _tell(self) -> None:
+        self.membership.update(self.members.values())
+        self.bench.volume.news.announce()
+
+    async def holders(self, number: int) -> set[str]:
+        """Who lists a snapshot of the volume."""
+        return {
+            name
+            for name, peer in self.peers.items()
+            if number in [snapshot.number for snapshot in await peer.snapshots(self.bench.volume.identity)]
+        }
+
+    async def until_held(self, number: int, copies: int) -> set[str]:
+        """Waits until so many live peers list a snapshot."""
+        with trio.fail_after(60):
+            while True:
+                holders = {name for name in await self.holders(number) if self.members[name].alive}
+                if len(holders) >= copies:
+                    return holders
+                await trio.sleep(0.05)

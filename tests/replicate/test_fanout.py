@@ -1,0 +1,177 @@
+"""Copies of a volume among peers that fail, come back, refuse, and belong elsewhere later."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from fuse_tier.identity import SnapshotId
+from fuse_tier.manifest import Entry, Kind, Manifest
+from fuse_tier.replicate.surplus import Surplus
+from fuse_tier.tiers.base import TierName
+from tests.harness.logs import ExpectedLogs
+from tests.replicate.cluster import MemoryPeer, Neighbourhood
+from tests.replicate.conftest import IDENTITY, LINEAGE, Bench
+
+ROOT = (Entry(b"", Kind.DIRECTORY, 0o755, 0, 0, 0),)
+
+
+@pytest.fixture
+async def around(bench: Bench) -> Neighbourhood:
+    return Neighbourhood(bench, "bcde", 2)
+
+
+async def _save(bench: Bench, name: str) -> Manifest:
+    (bench.tree / name).write_bytes(name.encode())
+    bench.volume.changes.announce()
+    taken = await bench.volume.take_snapshot()
+    assert taken is not None
+    return taken
+
+
+async def test_copies_lost_with_a_peer_are_made_again_elsewhere(
+    around: Neighbourhood, bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    nursery.start_soon(around.fanout.keep_peers, bench.volume)
+    await _save(bench, "x")
+    lost = min(await around.until_held(1, 2))
+    around.lose(lost)
+    assert lost not in await around.until_held(1, 2)
+    assert bench.volume.durable(TierName.PEER, 2) == 1
+
+
+async def test_a_peer_that_has_no_room_is_passed_over_and_that_is_no_warning(
+    around: Neighbourhood, bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    taken = await _save(bench, "x" * 100)
+    full = (await around.targets.of(IDENTITY, around.membership.own()))[0]
+    around.peers[full].blobs.capacity = 0
+    nursery.start_soon(around.fanout.keep_peers, bench.volume)
+    assert full not in await around.until_held(taken.id.number, 2)
+
+
+async def test_a_copy_to_a_peer_that_is_gone_is_not_waited_for(
+    around: Neighbourhood, bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    class Hanging(MemoryPeer):
+        async def missing(self, blobs: object) -> set[object]:  # type: ignore[override]
+            return await trio.sleep_forever()
+
+    await _save(bench, "x")
+    chosen = await around.targets.of(IDENTITY, around.membership.own())
+    for name in chosen:
+        around.peers[name] = Hanging()
+    nursery.start_soon(around.fanout.keep_peers, bench.volume)
+    await trio.sleep(1)
+    for name in chosen:
+        around.change(name, alive=False)
+    begun = trio.current_time()
+    assert not await around.until_held(1, 2) & set(chosen)
+    assert trio.current_time() - begun < 1
+
+
+async def test_while_a_peer_takes_for_ever_another_is_asked(
+    around: Neighbourhood, bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    class Slow(MemoryPeer):
+        async def missing(self, blobs: object) -> set[object]:  # type: ignore[override]
+            return await trio.sleep_forever()
+
+    await _save(bench, "x")
+    slow = (await around.targets.of(IDENTITY, around.membership.own()))[0]
+    around.peers[slow] = Slow()
+    nursery.start_soon(around.fanout.keep_peers, bench.volume)
+    assert slow not in await around.until_held(1, 2)
+
+
+async def test_copies_that_do_not_belong_where_they_are_go_but_not_at_once(
+    around: Neighbourhood, bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    await around.membership.claim(IDENTITY)
+    nursery.start_soon(around.fanout.keep_peers, bench.volume)
+    nursery.start_soon(Surplus(around.fanout, 30.0).keep_down, bench.volume)
+    await _save(bench, "x")
+    chosen = await around.until_held(1, 2)
+    away = min(chosen)
+    around.change(away, alive=False)
+    await around.until_held(1, 2)
+    around.change(away, alive=True)
+    await trio.sleep(20)
+    assert len(await around.holders(1)) == 3
+    await trio.sleep(60)
+    assert await around.holders(1) == chosen
+
+
+async def test_nothing_is_surplus_while_a_copy_is_missing_where_it_belongs(
+    around: Neighbourhood, bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    await around.membership.claim(IDENTITY)
+    nursery.start_soon(Surplus(around.fanout, 30.0).keep_down, bench.volume)
+    taken = await _save(bench, "x")
+    for peer in around.peers.values():
+        await peer.store(taken.blobs, bench.ram)
+        await peer.commit(taken)
+    await trio.sleep(120)
+    assert len(await around.holders(1)) == 4
+    nursery.start_soon(around.fanout.keep_peers, bench.volume)
+    await trio.sleep(120)
+    assert len(await around.holders(1)) == 2
+
+
+async def test_a_volume_that_another_node_has_mounted_is_that_nodes_to_keep(
+    around: Neighbourhood, bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    around.change("e", mounted=frozenset({IDENTITY}))
+    nursery.start_soon(around.fanout.keep_peers, bench.volume)
+    await _save(bench, "x")
+    await trio.sleep(60)
+    assert await around.holders(1) == set()
+    around.change("e", mounted=frozenset())
+    await around.until_held(1, 2)
+
+
+async def test_who_has_lost_a_volume_to_another_node_that_it_still_has_mounted_stops_copying(
+    around: Neighbourhood, bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    await around.membership.claim(IDENTITY)
+    around.membership.successors[IDENTITY] = "e"
+    around.change("e", mounted=frozenset({IDENTITY}))
+    nursery.start_soon(around.fanout.keep_peers, bench.volume)
+    await _save(bench, "x")
+    await trio.sleep(60)
+    assert around.superseded == ["e"]
+    assert await around.holders(1) == set()
+
+
+async def test_a_tree_that_was_left_behind_never_takes_a_number_above_those_that_came_after_it(
+    around: Neighbourhood,
+    bench: Bench,
+    nursery: trio.Nursery,
+    autojump_clock: MockClock,
+    expected_logs: ExpectedLogs,
+) -> None:
+    expected_logs.allow("copy.number_taken")
+    later = Manifest(SnapshotId(IDENTITY, 1), LINEAGE, "z", 0, ROOT)
+    for peer in around.peers.values():
+        await peer.commit(later)
+    nursery.start_soon(around.fanout.keep_peers, bench.volume)
+    await _save(bench, "x")
+    await trio.sleep(60)
+    assert around.superseded
+    assert bench.volume.highest == 1
+
+
+async def test_an_owner_takes_a_number_above_any_that_somebody_lists(
+    around: Neighbourhood, bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    await around.membership.claim(IDENTITY)
+    nursery.start_soon(around.fanout.keep_peers, bench.volume)
+    nursery.start_soon(bench.volume.keep_snapshots)
+    nursery.start_soon(Surplus(around.fanout, 30.0).keep_down, bench.volume)
+    (bench.tree / "x").write_bytes(b"x")
+    bench.volume.changes.announce()
+    chosen = await around.until_held(1, 2)
+    (other,) = {*"bcde"} - chosen - {max({*"bcde"} - chosen)}
+    await around.peers[other].commit(Manifest(SnapshotId(IDENTITY, 20), LINEAGE, "z", 0, ROOT))
+    assert await around.until_held(21, 2) == chosen
