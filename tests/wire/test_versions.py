@@ -71,7 +71,7 @@ class OtherMinor:
 @asynccontextmanager
 async def peer_of_another_minor(
     root: Path, change: Callable[[Any], Any]
-) -> AsyncIterator[tuple[PeerTier, RamTier, dict[str, str]]]:
+) -> AsyncIterator[tuple[PeerTier, dict[str, str]]]:
     layout = Layout(str(root))
     create_directories(layout)
     ram, sessions, addresses = RamTier(layout, "b"), Sessions(), {"bulk": ""}
