@@ -38,6 +38,7 @@ _OUTWARD = (
     "ram/test_pins.py::test_a_process_may_die_at_any_line",
     "replicate/test_membership.py",
     "replicate/test_records.py",
+    "replicate/test_steward.py",
     "replicate/test_stewardship.py",
     "test_emulator.py",
     "tiers/test_bucket.py",

@@ -9,17 +9,15 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import trio
 
 from fuse_tier.bench.frame import RUNS, Figure, Row
 from fuse_tier.bench.nodes import IDENTITY, in_thread, mounted, settled
-from fuse_tier.bench.places import BLOCK_BYTES, GIB, copy_seconds, tmpfs, warm, write_files
+from fuse_tier.bench.places import BLOCK_BYTES, GIB, copy_seconds, tmpfs, warm, write_file, write_files
 from fuse_tier.errors import FuseTierError
 from fuse_tier.localcluster import LocalCluster, local_cluster
 
@@ -28,6 +26,10 @@ _FILE_BYTES = 4 * GIB // _FILES // BLOCK_BYTES * BLOCK_BYTES
 _LS_LIMIT_SECONDS = 0.2
 _FIRST_LIMIT_SECONDS = 0.3
 _RECEIVERS = 4
+_BROADCAST_FILES = 32
+_BROADCAST_BYTES = 16 << 20
+_BROADCAST_RAM = "3GiB"
+_WAIT_SECONDS = 300.0
 _SENT = 'fuse_tier_bulk_bytes_total{direction="out"}'
 
 
@@ -115,20 +117,36 @@ async def _bytes_sent(cluster: LocalCluster, name: str) -> float:
 
 
 async def _broadcast(directory: Path) -> Figure:
-    """Four nodes need what one has, at the same moment."""
+    """Four nodes need what one has, at the same moment: volumes of their own, with the same content."""
     receivers = [f"r{number}" for number in range(_RECEIVERS)]
-    settings: dict[str, Any] = {"ram_size": "2GiB", "bucket": False, "replicas": 0}
-    async with local_cluster(directory / "c", ["a", *receivers], **settings) as cluster:
-        mount = cluster.mountpoint("a")
-        await cluster["a"].mount(IDENTITY, mount)
-        await in_thread(write_files, mount / "step", 16, GIB // 16)
-        await settled(cluster["a"], "ram")
+    block = os.urandom(BLOCK_BYTES)
+    async with local_cluster(
+        directory / "c", ["a", *receivers], ram_size=_BROADCAST_RAM, bucket=False, replicas=0
+    ) as cluster:
+        for name in receivers:
+            mount = cluster.mountpoint("a") / name
+            await cluster["a"].mount(f"default/bench/{name}", mount)
+            await in_thread(_write_alike, mount, block)
+            await cluster["a"].wait(f"default/bench/{name}", "ram", _WAIT_SECONDS)
+            await cluster["a"].unmount(mount)
         before = await _bytes_sent(cluster, "a")
+
+        async def restore(name: str) -> None:
+            mount = cluster.mountpoint(name)
+            await cluster[name].mount(f"default/bench/{name}", mount)
+            for number in range(_BROADCAST_FILES):
+                await in_thread(_read, mount / str(number))
+
         async with trio.open_nursery() as nursery:
             for name in receivers:
-                restore: Callable[..., Awaitable[Any]] = partial(cluster[name].restore, IDENTITY)
-                nursery.start_soon(restore, directory / name)
-        return Figure((await _bytes_sent(cluster, "a") - before) / 1e9, GIB / 1e9)
+                nursery.start_soon(restore, name)
+        sent = await _bytes_sent(cluster, "a") - before
+    return Figure(sent / 1e9, _BROADCAST_FILES * _BROADCAST_BYTES / 1e9)
+
+
+def _write_alike(directory: Path, block: bytes) -> None:
+    for number in range(_BROADCAST_FILES):
+        write_file(directory / str(number), _BROADCAST_BYTES, bytes([number]) + block[1:])
 
 
 ROWS = (
