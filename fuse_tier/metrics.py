@@ -170,9 +170,9 @@ def given_up(size: int) -> None:
     _given_up.inc(size)
 
 
-def backed_up(outcome: str, count: int = 1) -> None:
-    """Snapshots that were due in the bucket: ``done``, ``failed`` (tried again), or ``superseded`` by a newer one."""
-    _backups.labels(outcome).inc(count)
+def backed_up(outcome: str) -> None:
+    """A snapshot's way to the bucket: ``done``, ``failed`` (tried again), or ``superseded`` before it was begun."""
+    _backups.labels(outcome).inc()
 
 
 def checkpoint_complete(job: str, created_ns: int) -> None:

@@ -34,6 +34,7 @@ log = structlog.get_logger(__name__)
 OURS: Final = b"user.fuse_tier."
 _SYNC: Final = OURS + b"sync"
 _THEIRS: Final = b"user."
+_SECURITY: Final = b"security."
 _STATE_SECONDS: Final = 0.9  # getfattr is for people, who are not kept waiting, and it asks twice
 
 
@@ -52,10 +53,14 @@ class Attributes:
         if name.startswith(OURS):
             return await self._read_ours(inode, name.removeprefix(OURS))
         if not name.startswith(_THEIRS):
-            # Asked before each write to a new file (security.capability): nothing is looked up for it.
-            raise _error(errno.ENODATA if name.startswith(b"security.") else errno.EOPNOTSUPP)
+            raise _error(errno.EOPNOTSUPP)
         with self._nodes.path(inode) as path:
             return os.getxattr(path, name)
+
+    @staticmethod
+    def is_never_there(name: bytes) -> bool:
+        """Whether no file has it: nothing is looked up for what is asked at the first write to each file."""
+        return name.startswith(_SECURITY)
 
     @staticmethod
     def is_stored(name: bytes) -> bool:

@@ -23,7 +23,7 @@ from fuse_tier.fs.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHIT
 class NameOperations(Shared):
     """The operations of FUSE by these names; each raises OSError."""
 
-    async def lookup(self, parent_inode: int, name: bytes, request: Request) -> Entry:
+    def lookup(self, parent_inode: int, name: bytes, request: Request) -> Entry:
         """Finds a name."""
         found = os.stat(name, dir_fd=self._nodes.directory(parent_inode), follow_symlinks=False)
         return self._known(found, parent_inode, name)
@@ -32,7 +32,7 @@ class NameOperations(Shared):
         """The kernel no longer knows inodes, each with how often it had been told of it."""
         self._nodes.forget(inodes)
 
-    async def readlink(self, inode: int, request: Request) -> bytes:
+    def readlink(self, inode: int, request: Request) -> bytes:
         """The target of a symlink."""
         place = self._nodes.name(inode)
         if place is None:

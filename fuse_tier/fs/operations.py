@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fuse_tier.fs.attributes import Attributes
 from fuse_tier.fs.directories import DirectoryOperations
 from fuse_tier.fs.files import FileOperations
 from fuse_tier.fs.names import NameOperations
@@ -16,6 +17,11 @@ class Operations(NameOperations, FileOperations, SpaceOperations, DirectoryOpera
 
     Permissions are the kernel's business (default_permissions).
     """
+
+    @staticmethod
+    def never_has(name: bytes) -> bool:
+        """Whether nothing here has this attribute."""
+        return Attributes.is_never_there(name)
 
     async def getxattr(self, inode: int, name: bytes, request: Request) -> bytes:
         """Reads an attribute."""
@@ -31,7 +37,7 @@ class Operations(NameOperations, FileOperations, SpaceOperations, DirectoryOpera
         else:
             await self._attributes.request(inode, name, value)
 
-    async def listxattr(self, inode: int, request: Request) -> Sequence[bytes]:
+    def listxattr(self, inode: int, request: Request) -> Sequence[bytes]:
         """Lists the job's attributes."""
         return self._attributes.names(inode)
 

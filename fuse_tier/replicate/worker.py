@@ -26,7 +26,7 @@ from fuse_tier import logs, metrics
 from fuse_tier.blobs import Blob
 from fuse_tier.config import NodeConfig, load_node_config
 from fuse_tier.deadlines import Deadline, check_order
-from fuse_tier.errors import FuseTierError, TierError, TierUnavailable
+from fuse_tier.errors import FuseTierError, TierError
 from fuse_tier.identity import Identity
 from fuse_tier.members import LocalFacts, Member
 from fuse_tier.ram.layout import Layout
@@ -67,7 +67,6 @@ log = structlog.get_logger(__name__)
 
 _HASHING_THREADS = 2
 _FACTS_EVERY_SECONDS = 1.0
-_SUPERVISOR_PAUSE_SECONDS = 0.1
 
 
 class Worker:
@@ -146,7 +145,7 @@ class Worker:
         await self._ram.collect(0)
         await self._refresh_holdings()
         await self._volumes.discover()
-        await self._find_mounted()
+        await self._mounting.find_mounted()
         nursery, config = self._nursery, self._config
         await nursery.start(partial(self._membership.run))
         await nursery.start(self._serve_bulk)
@@ -166,18 +165,6 @@ class Worker:
         nursery.start_soon(self._keep_facts)
         await nursery.start(self._serve_operator)
         task_status.started()
-
-    async def _find_mounted(self) -> None:
-        with trio.move_on_after(Deadline.SUPERVISOR_CONNECT):
-            while True:
-                try:
-                    return await self._mounting.find_mounted()
-                except TierUnavailable:
-                    await trio.sleep(_SUPERVISOR_PAUSE_SECONDS)
-        raise FuseTierError(
-            f"the supervisor does not answer on {self._config.socket}.supervisor: start `fuse-tier node`, "
-            "which starts this worker itself"
-        )
 
     async def _serve_bulk(self, task_status: trio.TaskStatus[int]) -> None:
         address = str(self._config.listen.bulk)

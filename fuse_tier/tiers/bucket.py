@@ -144,17 +144,22 @@ class BucketTier:
 
     async def snapshots(self, identity: Identity | None = None) -> Sequence[SnapshotId]:
         """Everything listed, of one volume or of all, in order. Reads no manifest."""
-        return await self._listed(layout.manifest_folder(identity))
-
-    async def snapshots_of(self, job: Job) -> Sequence[SnapshotId]:
-        """Everything listed of all volumes of a job, in order."""
-        return await self._listed(layout.job_folder(job))
-
-    async def _listed(self, folder: str) -> Sequence[SnapshotId]:
         await self._check_layout()
+        folder = layout.manifest_folder(identity)
         return await self._work.run(
             lambda task: task.retry(lambda: bucket_collection.list_snapshots(self._objects, folder, task))
         )
+
+    async def snapshots_of(self, job: Job) -> dict[SnapshotId, float]:
+        """Everything listed of all volumes of a job, in order, and when it was committed, by the service's clock."""
+        await self._check_layout()
+
+        def look(task: Task) -> dict[SnapshotId, float]:
+            found = self._objects.listed(layout.job_folder(job), task.stop)
+            known = ((layout.snapshot_of(stored.name), stored.created) for stored in found)
+            return {snapshot: created for snapshot, created in known if snapshot is not None}
+
+        return await self._work.run(lambda task: task.retry(lambda: look(task)))
 
     async def manifest(self, snapshot: SnapshotId) -> Manifest:
         """Raises NotFound, MalformedManifest."""

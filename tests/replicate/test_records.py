@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -279,3 +281,17 @@ async def test_the_command_refuses_what_does_not_go_together(tmp_path: Path) -> 
     for arguments in (("--step", "3"), ("--bucket", URL, "--snapshot", "1", "--step", "2")):
         done = await run("restore", *arguments, *target)
         assert done.returncode == 2, arguments
+
+
+async def test_complete_checkpoints_are_listed_with_nothing_but_the_buckets_name(
+    tier: BucketTier, emulator: Emulator
+) -> None:
+    first = await complete(tier, 1, 100)
+    await save_step(tier, ZERO, 2, 200)
+    place = ("--bucket", URL, "--endpoint", emulator.endpoint)
+    shown = await run("ls", *place)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert re.search(rf"{first}\s+default/llama\s+llama\s+100\s.*0@1, 1@1", shown.stdout)
+    (fact,) = json.loads((await run("ls", *place, "--json", str(ONE))).stdout)
+    assert (fact["checkpoint"], fact["step"], fact["snapshots"]) == (first, 100, {"1": 1})
+    assert "has no complete checkpoint of default/gemma/0" in (await run("ls", *place, "default/gemma/0")).stdout
