@@ -20,13 +20,14 @@ from threading import Event
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
+from fuse_tier.blobs import Blob
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import Damaged, NotFound, TierUnavailable
 from fuse_tier.tiers import bucket_batch as batch
 from fuse_tier.tiers.bucket_batch import Answer, Call
 from fuse_tier.tiers.bucket_checksums import crc32c_in, crc32c_text
 from fuse_tier.tiers.bucket_content import PIECE, Content, Interrupted, Stop, UploadBody
-from fuse_tier.tiers.bucket_layout import BucketPlace
+from fuse_tier.tiers.bucket_layout import PACKS_METADATA, BucketPlace, packs_in
 from fuse_tier.tiers.bucket_pace import Pace
 from fuse_tier.tiers.bucket_session import Session
 
@@ -51,6 +52,7 @@ class Stored:
     used: float  # likewise: when it was written, or last relied upon
     generation: int
     metageneration: int
+    packs: tuple[Blob, ...] = ()  # of a manifest: those in which its small contents are, as far as it says
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +82,21 @@ class Objects:
         return self._session.now()
 
     def put(
-        self, name: str, content: Content, replacing: int, sent: Callable[[int], None], stop: Event
+        self,
+        name: str,
+        content: Content,
+        replacing: int,
+        sent: Callable[[int], None],
+        stop: Event,
+        metadata: Mapping[str, str] | None = None,
     ) -> Stored | None:
         """Makes an object of a content, whole or not at all; None if there is one already.
 
         ``replacing`` is the generation to overwrite, 0 for none; ``sent`` is told how far this request has come.
         """
-        resource = {"name": self._place.prefix + name}
+        resource: dict[str, Any] = {"name": self._place.prefix + name}
+        if metadata:
+            resource["metadata"] = dict(metadata)
         if content.crc32c is not None:
             resource["crc32c"] = crc32c_text(content.crc32c)
         with self.errors.told("create", name):
@@ -250,7 +260,8 @@ class Objects:
     def _stored(self, resource: Mapping[str, Any]) -> Stored:
         created = _seconds(resource["timeCreated"])
         used = _seconds(resource.get("updated", resource["timeCreated"]))
-        if text := (resource.get("metadata") or {}).get(_USED):
+        metadata = resource.get("metadata") or {}
+        if text := metadata.get(_USED):
             # Cloud Storage moves ``updated`` with each change of metadata; emulators do not.
             used = max(used, _seconds(text))
         return Stored(
@@ -261,6 +272,7 @@ class Objects:
             used=used,
             generation=int(resource["generation"]),
             metageneration=int(resource.get("metageneration") or 1),
+            packs=packs_in(str(metadata.get(PACKS_METADATA, ""))),
         )
 
 
