@@ -42,6 +42,8 @@ _OUTWARD = (
     "replicate/test_stewardship.py",
     "test_emulator.py",
     "tiers/test_bucket.py",
+    "tiers/test_bucket_access.py",
+    "tiers/test_bucket_accidents.py",
     "tiers/test_bucket_downloads.py",
     "tiers/test_bucket_faults.py",
     "tiers/test_bucket_uploads.py",
