@@ -1,8 +1,6 @@
 """The replication worker of one node: everything but the mounts.
 
-``python -m fuse_tier.replicate.worker --config node.yaml``, started by the node's supervisor. One nursery
-owns every task. It prints ``{"ready": true}`` when its socket answers. SIGTERM ends it in order: the newest
-snapshots get the configured time to reach the other tiers; data stays in the RAM tier.
+Here its parts are put together; ``__main__.py`` runs it as a process. One nursery owns every task.
 
 The start is in this order for a reason: garbage is collected before anything is adopted (ram/pins.py); what is
 mounted is known before others are told what is mounted here.
@@ -10,23 +8,18 @@ mounted is known before others are told what is mounted here.
 
 from __future__ import annotations
 
-import json
 import secrets
-import signal
-import sys
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
-import click
 import structlog
 import trio
 
-from fuse_tier import logs, metrics
+from fuse_tier import metrics
 from fuse_tier.blobs import Blob
-from fuse_tier.config import NodeConfig, load_node_config
-from fuse_tier.deadlines import Deadline, check_order
-from fuse_tier.errors import FuseTierError, TierError
+from fuse_tier.config import NodeConfig
+from fuse_tier.errors import TierError
 from fuse_tier.identity import Identity
 from fuse_tier.members import LocalFacts, Member
 from fuse_tier.ram.layout import Layout
@@ -102,6 +95,7 @@ class Worker:
         self._scrubber = Scrubber(self._ram, self._fetch_again, config.scrub.every, config.scrub.limit)
         self._supervisor = Supervisor(f"{config.socket}.supervisor")
         self._mounting = Mounting(self._volumes, self._chooser, self._restorer, self._membership, self._supervisor)
+        self._mounting.before_release = self._refresh_holdings
         self._inventory = Inventory(
             config.node, config.cluster, self._places, self._volumes, copier, self._supervisor, config.replicas
         )
@@ -273,62 +267,3 @@ class Worker:
         await self._places.aclose()
         if self._bucket is not None:
             await self._bucket.aclose()
-
-
-async def run_worker(config: NodeConfig) -> None:
-    """Runs until SIGTERM or SIGINT; a second one skips what would still be copied."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with trio.open_nursery() as nursery:
-            worker = Worker(config, nursery)
-            try:
-                await nursery.start(worker.run)
-                log.info("worker.ready", node=config.node)
-                sys.stdout.write(json.dumps({"ready": True}) + "\n")
-                sys.stdout.flush()
-                await anext(signals)
-                async with trio.open_nursery() as ending:
-                    ending.start_soon(_cancel_on_signal, signals, ending.cancel_scope)
-                    await worker.drain()
-                    ending.cancel_scope.cancel()
-            finally:
-                with trio.move_on_after(Deadline.CONTROL_CALL) as closing:
-                    closing.shield = True
-                    await worker.aclose()
-            nursery.cancel_scope.cancel()
-    log.info("worker.ended", node=config.node)
-
-
-async def _cancel_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
-    await anext(signals)
-    scope.cancel()
-
-
-@click.command()
-@click.option("--config", "config_path", required=True, type=click.Path(), help="The node's configuration file.")
-def main(config_path: str) -> None:
-    """Runs the replication worker of one node; `fuse-tier node` starts it."""
-    failure: FuseTierError | None = None
-    try:
-        config = load_node_config(config_path)
-        logs.configure("worker", config.node)
-        check_order()
-        trio.run(run_worker, config)
-    except* FuseTierError as group:
-        failure = _first(group)
-    if failure is not None:  # not above: what is raised in an `except*` comes out in a group
-        sys.stderr.write(f"fuse-tier: {failure}\n")
-        sys.stderr.flush()
-        sys.exit(failure.exit_status)
-
-
-def _first(group: BaseExceptionGroup[FuseTierError]) -> FuseTierError:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    if not isinstance(error, FuseTierError):
-        raise error
-    return error
-
-
-if __name__ == "__main__":
-    main()
