@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from functools import partial
 
 import google_crc32c
@@ -258,3 +260,13 @@ async def test_a_fetch_may_be_cancelled_at_any_moment(
         sink = MemoryBlobs()
         await cancel_after(steps, partial(tier.fetch, blobs, sink))
         assert sink.contents.items() <= holding(contents).contents.items()
+        assert landing_files() == 0
+
+
+def landing_files() -> int:
+    """How many of what is landing in memory are open."""
+    targets = []
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):
+            targets.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return sum("memfd:" in target for target in targets)
