@@ -227,6 +227,23 @@ async def test_an_adopted_mount_ends_in_order_with_its_node(
     assert not is_running(before["daemon"])
 
 
+async def test_an_adopted_mount_in_use_is_cut_off_with_its_node(
+    node: Node, start_again: Callable[..., Node], mountpoint: Path, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.allow("volume.cut_off", r"mount\..*")
+    before = await the_mount(node)
+    await kill(node)
+    again = start_again()
+    held = os.open(mountpoint / "file", os.O_RDWR | os.O_CREAT)
+    again.tell(signal.SIGTERM)
+    assert await again.ended() == 0
+    assert mount_at(str(mountpoint)) is None
+    await gone(before["pid"], before["daemon"])
+    with pytest.raises(OSError, match="Transport endpoint"):
+        os.fsync(held)
+    os.close(held)
+
+
 async def test_a_supervisor_can_end_and_leave_its_mounts_to_the_next(
     node: Node, start_again: Callable[..., Node], mountpoint: Path
 ) -> None:
