@@ -188,6 +188,9 @@ class NodeConfig(_Section):
     backup: AlwaysOr[BackupConfig] = Field(default=BackupConfig())
     limits: LimitsConfig = Field(default=LimitsConfig())
     drain: Seconds = Field(default=30.0, description="How long an unmount or a stop waits for copies to be made.")
+    preemption: AbsolutePath | None = Field(
+        default=None, description="A file that appears when this node is about to be taken away: all is copied then."
+    )
     settle: Seconds = Field(default=0.2, description="How long a volume is quiet before a snapshot is taken.")
     domain: DomainConfig = Field(default=DomainConfig())
 

@@ -24,12 +24,13 @@ from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.pins import link_to_blob
 from fuse_tier.ram.remote import Refill
 from fuse_tier.replicate.choice import Chosen
+from fuse_tier.replicate.gather import gather
 from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.record import read_record
 from fuse_tier.replicate.staging import StagingDirectory, make_tree
 from fuse_tier.replicate.tree import build_tree, check_new_directory, copy_into, make_placeholder, remove_tree
 from fuse_tier.replicate.volume import Volume
-from fuse_tier.tiers.base import Tier, no_progress
+from fuse_tier.tiers.base import Fetched, Tier, TierName, no_progress
 
 log = structlog.get_logger(__name__)
 
@@ -70,49 +71,24 @@ class Restorer:
 
         Gives the bytes that each place gave, and what nobody could give, with the last reason.
         """
-        wanted = set(blobs)
-        sources: dict[str, int] = {}
-        failed: dict[Blob, TierError] = {}
-        for place in await self._in_order(chosen):
-            if not wanted:
-                break
-            try:
-                listed = chosen.manifest if place in chosen.places else None
-                fetched = await self._places.fetch(place, listed, wanted, sink, progress)
-            except TierError as error:
-                log.warning("restore.place_failed", snapshot=str(what), place=place.place, reason=str(error))
-                failed |= {blob: _worse(failed.get(blob), error) for blob in wanted}
-                continue
-            for blob, reason in fetched.failed.items():
-                failed[blob] = _worse(failed.get(blob), reason)
-                if isinstance(reason, Damaged):
-                    metrics.error("damaged")
-                    log.warning(
-                        "restore.content_damaged",
-                        snapshot=str(what),
-                        place=place.place,
-                        blob=blob.name,
-                        reason=str(reason),
-                    )
-            if fetched.arrived:
-                sources[place.place] = sum(blob.size for blob in fetched.arrived)
-                metrics.bytes_moved(place.name.value, "in", sources[place.place])
-            wanted -= fetched.arrived
-        return sources, {blob: failed.get(blob, NotFound(f"no place has {blob}")) for blob in wanted}
 
-    async def _in_order(self, chosen: Chosen) -> list[Tier]:
-        others = [
-            self._places.peer(member)
-            for member in self._places.membership.members()
-            if member.alive and member.node != self._node
+        async def fetch_from(place: Tier, part: Collection[Blob]) -> Fetched:
+            listed = chosen.manifest if place in chosen.places else None
+            return await self._places.fetch(place, listed, part, sink, progress)
+
+        gathered = await gather(what, blobs, self._ranks(chosen), fetch_from)
+        return gathered.sources, gathered.failed
+
+    def _ranks(self, chosen: Chosen) -> list[list[Tier]]:
+        """Who is asked, the nearest first: who has the snapshot, anybody else, the bucket."""
+        holders = {place.place: place for place in chosen.places}
+        members = self._places.membership.members()
+        peers = [self._places.peer(member) for member in members if member.alive and member.node != self._node]
+        others = [place for place in peers if place.place not in holders]
+        ranks = [
+            [place for place in holders.values() if place.name is tier] for tier in (TierName.RAM, TierName.PEER)
         ]
-        everybody: list[Tier] = [*chosen.places, *others]
-        if self._places.bucket is not None:
-            everybody.append(self._places.bucket)
-        unique: dict[str, Tier] = {}
-        for place in everybody:
-            unique.setdefault(place.place, place)
-        return list(unique.values())
+        return [*ranks, others, [self._places.bucket] if self._places.bucket is not None else []]
 
     # ---- into a volume ----
 
@@ -294,15 +270,6 @@ class Restorer:
 
         await make_tree(manifest, target, fetch)
         return _report(manifest, chosen, trio.current_time() - started, sources, ())
-
-
-def _worse(before: TierError | None, now: TierError) -> TierError:
-    """Of two reasons the one that may pass by itself."""
-    if before is not None and not isinstance(before, Damaged | NotFound):
-        return before
-    if isinstance(now, NotFound) and before is not None:
-        return before
-    return now
 
 
 def _report(

@@ -41,6 +41,7 @@ from fuse_tier.replicate.node_service import NodeService
 from fuse_tier.replicate.orphans import Orphans
 from fuse_tier.replicate.peer_service import PeerService
 from fuse_tier.replicate.places import Places
+from fuse_tier.replicate.preemption import Preemption
 from fuse_tier.replicate.restore import Restorer
 from fuse_tier.replicate.room import RoomKeeper
 from fuse_tier.replicate.succession import supersede
@@ -104,6 +105,7 @@ class Worker:
             config.node, config.cluster, self._places, self._volumes, copier, self._supervisor, config.replicas
         )
         self._inventory.backups = self._duties.backups if self._duties else None
+        self._preemption = Preemption(self._volumes, self._mounting, self._membership.report_soon, config.drain)
         surplus = Surplus(self._fanout)
         self._volumes.tasks = [
             self._fanout.keep_peers,
@@ -128,8 +130,8 @@ class Worker:
 
     def _facts(self) -> LocalFacts:
         return LocalFacts(
-            capacity_bytes=self._ram.capacity_bytes(),
-            free_bytes=self._ram.free_bytes(),
+            capacity_bytes=0 if self._preemption.is_leaving else self._ram.capacity_bytes(),
+            free_bytes=0 if self._preemption.is_leaving else self._ram.free_bytes(),
             mounted=frozenset(self._mounting.claimed),
             holdings=self._holdings,
             bucket={volume.identity: (number,) for volume in self._volumes if (number := volume.in_bucket())},
@@ -153,6 +155,8 @@ class Worker:
             await nursery.start(metrics.serve, config.metrics)
         nursery.start_soon(self._upkeep.run)
         nursery.start_soon(self._orphans.run)
+        if config.preemption is not None:
+            nursery.start_soon(self._preemption.watch, config.preemption)
         if self._duties is not None:
             nursery.start_soon(self._duties.stewardship.run)
         nursery.start_soon(self._room.run)
@@ -267,10 +271,7 @@ class Worker:
 
     async def drain(self) -> None:
         """Gives the newest snapshots the configured time to get where they shall be."""
-        async with trio.open_nursery() as nursery:
-            for volume in self._volumes:
-                if volume.has_tree and not volume.superseded:
-                    nursery.start_soon(self._mounting.drain, volume, self._config.drain)
+        await self._preemption.drain()
         await self._membership.leave()
 
     async def aclose(self) -> None:
