@@ -20,6 +20,7 @@ from fuse_tier.errors import Damaged, NotFound, TierError, TierUnavailable
 from fuse_tier.hashing import hash_descriptor
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Lineage, Manifest
+from fuse_tier.ram.arrival import expect
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.pins import link_to_blob
 from fuse_tier.ram.remote import Refill
@@ -33,6 +34,9 @@ from fuse_tier.replicate.volume import Volume
 from fuse_tier.tiers.base import Fetched, Tier, TierName, no_progress
 
 log = structlog.get_logger(__name__)
+
+AT_ONCE_BYTES = 64 << 20
+"""A restore that has less to fetch is whole before its mount; of a larger one the content follows behind."""
 
 _BATCH_BLOBS = 256
 
@@ -53,11 +57,19 @@ class Restored:
 class Restorer:
     """Restores volumes of one node."""
 
-    def __init__(self, layout: Layout, places: Places, node: str, limiter: trio.CapacityLimiter) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        places: Places,
+        node: str,
+        limiter: trio.CapacityLimiter,
+        at_once_bytes: int = AT_ONCE_BYTES,
+    ) -> None:
         self._layout = layout
         self._places = places
         self._node = node
         self._limiter = limiter
+        self._at_once_bytes = at_once_bytes
 
     async def fetch(
         self,
@@ -112,20 +124,21 @@ class Restorer:
         manifest, started = chosen.manifest, trio.current_time()
         sources: dict[str, int] = {}
         failed: dict[Blob, TierError] = {}
+        coming: frozenset[Blob] = frozenset()
         if manifest is not None:
-            sources, failed = await self._into_ram(manifest, chosen, progress)
+            sources, failed, coming = await self._into_ram(manifest, chosen, progress)
             hopeful = [error for error in failed.values() if not isinstance(error, Damaged | NotFound)]
             if hopeful:
                 raise TierUnavailable(
                     f"{manifest.id}: the content of {len(hopeful)} files could not be had ({hopeful[0]}): "
                     "try again later"
                 )
-            if not failed:
+            if not failed and not coming:
                 await self._places.ram.commit(manifest)
         failpoints.reached("restore.fetched")
-        await trio.to_thread.run_sync(self._replace_tree, volume, manifest, frozenset(failed))
+        await trio.to_thread.run_sync(self._replace_tree, volume, manifest, frozenset(failed), coming)
         failpoints.reached("restore.placed")
-        volume.began(lineage, manifest, chosen.highest, is_whole=not failed)
+        volume.began(lineage, manifest, chosen.highest, is_whole=not failed, coming=chosen if coming else None)
         if manifest is None:
             return None
         unreadable = tuple(os.fsdecode(entry.path) for entry in manifest.entries if entry.blob in failed)
@@ -145,15 +158,20 @@ class Restorer:
 
     async def _into_ram(
         self, manifest: Manifest, chosen: Chosen, progress: Progress
-    ) -> tuple[dict[str, int], dict[Blob, TierError]]:
+    ) -> tuple[dict[str, int], dict[Blob, TierError], frozenset[Blob]]:
+        """Gives the bytes that each place gave, what nobody could give, and what is left to come later."""
         ram = self._places.ram
         absent = await ram.missing(manifest.blobs)
         here = manifest.blobs - absent
         damaged = await self._damaged(here, progress)
         elsewhere = Chosen(manifest, tuple(place for place in chosen.places if place is not ram))
-        sources, failed = await self.fetch(manifest.id, absent | damaged, ram, elsewhere, progress)
+        wanted = absent | damaged
         own = sum(blob.size for blob in here - damaged)
-        return ({ram.place: own} if own or not sources else {}) | sources, failed
+        if sum(blob.size for blob in wanted) > self._at_once_bytes:
+            places = {place.place: 0 for place in elsewhere.places}
+            return ({ram.place: own} if own else {}) | places, {}, frozenset(wanted)
+        sources, failed = await self.fetch(manifest.id, wanted, ram, elsewhere, progress)
+        return ({ram.place: own} if own or not sources else {}) | sources, failed, frozenset()
 
     async def _damaged(self, blobs: Collection[Blob], progress: Progress) -> set[Blob]:
         """Those of our own blobs that are not what they are called; they are removed."""
@@ -185,7 +203,9 @@ class Restorer:
             self._places.ram.remove(blob)
         return damaged
 
-    def _replace_tree(self, volume: Volume, manifest: Manifest | None, failed: Collection[Blob]) -> None:
+    def _replace_tree(
+        self, volume: Volume, manifest: Manifest | None, failed: Collection[Blob], coming: Collection[Blob]
+    ) -> None:
         self._clear(volume)
         failpoints.reached("restore.cleared")
         fresh = f"{volume.layout.tree}.new"
@@ -194,7 +214,7 @@ class Restorer:
             os.mkdir(fresh, 0o777)
             os.chmod(fresh, 0o777)  # noqa: S103 - a pod's user is not known here; the mount belongs to one pod alone
         else:
-            build_tree(manifest, fresh, lambda blob, path: self._place(volume, blob, path, blob in failed))
+            build_tree(manifest, fresh, lambda blob, path: self._place(volume, blob, path, failed, coming))
         failpoints.reached("restore.built")
         os.rename(fresh, volume.layout.tree)
 
@@ -210,8 +230,14 @@ class Restorer:
             remove_tree(directory)
         volume.make_directories()
 
-    def _place(self, volume: Volume, blob: Blob, path: str, is_lost: bool) -> None:
-        if is_lost:
+    def _place(
+        self, volume: Volume, blob: Blob, path: str, failed: Collection[Blob], coming: Collection[Blob]
+    ) -> None:
+        if blob in coming:
+            make_placeholder(blob, path)
+            expect(volume.layout, blob, path)
+            return
+        if blob in failed:
             make_placeholder(blob, path)
             inode = os.lstat(path).st_ino
             os.link(path, os.path.join(volume.layout.remote, f"{inode}.file"))

@@ -34,6 +34,7 @@ from fuse_tier.replicate.choice import Chooser
 from fuse_tier.replicate.copying import Copier
 from fuse_tier.replicate.daemons import DaemonSession
 from fuse_tier.replicate.fanout import Fanout
+from fuse_tier.replicate.filling import Filling
 from fuse_tier.replicate.inventory import Inventory
 from fuse_tier.replicate.membership import Membership, build_membership
 from fuse_tier.replicate.mounting import Mounting
@@ -98,7 +99,8 @@ class Worker:
         self._upkeep = Upkeep(self._places, self._volumes.find, config.keep.ram)
         self._room = RoomKeeper(layout, self._ram, self._volumes, self._upkeep.wake)
         self._chooser = Chooser(self._places)
-        self._restorer = Restorer(layout, self._places, config.node, hashing)
+        self._restorer = Restorer(layout, self._places, config.node, hashing, config.restore_at_once)
+        self._filling = Filling(layout, self._ram, self._restorer, self._room.make)
         self._supervisor = Supervisor(f"{config.socket}.supervisor")
         self._mounting = Mounting(self._volumes, self._chooser, self._restorer, self._membership, self._supervisor)
         self._inventory = Inventory(
@@ -112,6 +114,7 @@ class Worker:
             self._keep_bucket,
             self._pass_news_on,
             surplus.keep_down,
+            self._filling.keep_filled,
         ]
 
     def _mounted_on(self, identity: Identity) -> frozenset[str]:
@@ -229,7 +232,7 @@ class Worker:
         await session.serve(stream)
 
     async def _materialize(self, volume: Volume, inode: int) -> None:
-        await self._restorer.materialize(volume, inode, self._room.make)
+        await self._filling.materialize(volume, inode)
 
     async def _keep_bucket(self, volume: Volume) -> None:
         if self._duties is not None:
