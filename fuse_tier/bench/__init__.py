@@ -8,14 +8,14 @@ from pathlib import Path
 import trio
 from rich.console import Console
 
-from fuse_tier.bench import peers, placement, streams
+from fuse_tier.bench import peers, placement, restoring, streams
 from fuse_tier.bench.frame import Result, Row, choose, print_table, write_json
 from fuse_tier.bench.rows import ROWS as JOB_ROWS
 from fuse_tier.localcluster import in_directory
 
 __all__ = ["ROWS", "run_bench"]
 
-ROWS = (*JOB_ROWS, *streams.ROWS, *peers.ROWS, *placement.ROWS)
+ROWS = (*JOB_ROWS, *streams.ROWS, *peers.ROWS, *placement.ROWS, *restoring.ROWS)
 
 
 def run_bench(names: Sequence[str] = (), json_path: Path | None = None) -> None:

@@ -34,12 +34,18 @@ def coming_files(volume: VolumeLayout) -> dict[Blob, list[int]]:
     """The content that is coming, and the inodes of its files."""
     found: dict[Blob, list[int]] = {}
     for name in os.listdir(volume.remote):
-        if name.isdigit():
-            with suppress(FileNotFoundError):  # it arrives at this very moment
-                place, blob = os.path.split(os.readlink(os.path.join(volume.remote, name)))
-                if place == COMING:
-                    found.setdefault(Blob.parse(blob), []).append(int(name))
+        if name.isdigit() and (blob := coming_blob(volume, int(name))) is not None:
+            found.setdefault(blob, []).append(int(name))
     return found
+
+
+def coming_blob(volume: VolumeLayout, inode: int) -> Blob | None:
+    """The content that is coming of one file; None when it is here, or is not coming."""
+    try:
+        place, name = os.path.split(os.readlink(os.path.join(volume.remote, str(inode))))
+    except FileNotFoundError:
+        return None
+    return Blob.parse(name) if place == COMING else None
 
 
 def lose(layout: Layout, volume: VolumeLayout, blob: Blob) -> list[int]:
@@ -63,7 +69,6 @@ class Arrivals:
         place: str,
         skipped: Collection[Blob] = (),
     ) -> None:
-        self.under_way: set[Blob] = set()
         self._layout = layout
         self._volume = volume
         self._pins = pins
@@ -77,9 +82,7 @@ class Arrivals:
             raise NotFound(f"{blob} is brought by another")
         for inode in self._waiting.get(blob, ()):
             with suppress(FileNotFoundError):
-                arriving = _Arriving(self, blob, inode)
-                self.under_way.add(blob)
-                return arriving
+                return _Arriving(self, blob, inode)
         raise NotFound(f"no file of {self._volume.root} waits for {blob} any more")
 
     def finish(self, blob: Blob, inode: int, fd: int) -> None:
@@ -157,8 +160,6 @@ class _Arriving:
                 self._arrivals.finish(self._blob, self._inode, self.fd)
         except FileNotFoundError:
             raise NotFound(f"nothing waits for {self._blob} any more: the volume was made anew") from None
-        finally:
-            self._arrivals.under_way.discard(self._blob)
 
     def keep(self) -> None:
         self.discard()
@@ -169,4 +170,3 @@ class _Arriving:
             os.ftruncate(self.fd, 0)
             os.ftruncate(self.fd, self._blob.size)
             os.utime(self.fd, ns=(self._before.st_atime_ns, self._before.st_mtime_ns))
-        self._arrivals.under_way.discard(self._blob)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -25,7 +25,7 @@ from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.pins import link_to_blob
 from fuse_tier.ram.remote import Refill
 from fuse_tier.replicate.choice import Chosen
-from fuse_tier.replicate.gather import gather
+from fuse_tier.replicate.gather import gather, nobody_else
 from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.record import read_record
 from fuse_tier.replicate.staging import StagingDirectory, make_tree
@@ -78,17 +78,29 @@ class Restorer:
         sink: Sink,
         chosen: Chosen,
         progress: Progress = no_progress,
+        *,
+        stays: bool = True,
+        begins: Callable[[Collection[Blob]], object] | None = None,
     ) -> tuple[dict[str, int], dict[Blob, TierError]]:
         """Brings blobs into a sink, from those that have the snapshot, nearest first, then from anybody else.
 
-        Gives the bytes that each place gave, and what nobody could give, with the last reason.
+        Gives the bytes that each place gave, and what nobody could give, with the last reason. What ``stays`` in the
+        RAM tier others may take from here while it comes: then those that want the same feed each other. ``begins``
+        is told of each part that a place is asked for; then they come in the order of ``blobs``.
         """
 
         async def fetch_from(place: Tier, part: Collection[Blob]) -> Fetched:
+            if begins is not None:
+                begins(part)
             listed = chosen.manifest if place in chosen.places else None
             return await self._places.fetch(place, listed, part, sink, progress)
 
-        gathered = await gather(what, blobs, self._ranks(chosen), fetch_from)
+        async def refer(place: Tier, part: Sequence[Blob]) -> Mapping[Blob, Tier]:
+            return await self._places.refer(place, part)
+
+        ranks = self._ranks(chosen)
+        others = refer if stays else nobody_else
+        gathered = await gather(what, blobs, ranks, fetch_from, others, in_order=begins is not None)
         return gathered.sources, gathered.failed
 
     def _ranks(self, chosen: Chosen) -> list[list[Tier]]:
@@ -290,7 +302,7 @@ class Restorer:
         sources: dict[str, int] = {}
 
         async def fetch(staging: StagingDirectory) -> dict[Blob, TierError]:
-            given, failed = await self.fetch(manifest.id, manifest.blobs, staging, chosen, progress)
+            given, failed = await self.fetch(manifest.id, manifest.blobs, staging, chosen, progress, stays=False)
             sources.update(given)
             return failed
 

@@ -122,6 +122,9 @@ class Worker:
             member.node for member in self._membership.members() if member.alive and identity in member.mounted
         )
 
+    def _is_alive(self, node: str) -> bool:
+        return any(member.node == node and member.alive for member in self._membership.members())
+
     async def _supersede(self, volume: Volume, by: str) -> None:
         await supersede(volume, self._ram, by)
         await self._mounting.give_up(volume)
@@ -197,6 +200,7 @@ class Worker:
             secure=self._tls is not None,
             encrypt=self._config.encrypt_peer_traffic,
             mounted_on=self._mounted_on,
+            is_alive=self._is_alive,
             make_room=partial(self._room.make, for_replica=True),
         )
         services: list[Any] = [(add_PeerServicer_to_server, service)]

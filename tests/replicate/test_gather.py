@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 
 import pytest
 import trio
@@ -12,7 +12,8 @@ from fuse_tier.blobs import Blob
 from fuse_tier.errors import Damaged, NotFound, TierError, TierUnavailable
 from fuse_tier.hashing import hash_bytes
 from fuse_tier.replicate.gather import gather
-from fuse_tier.tiers.base import Fetched, TierName
+from fuse_tier.replicate.sharing import Sharing
+from fuse_tier.tiers.base import Fetched, Tier, TierName
 from fuse_tier.tiers.memory import MemoryTier
 from tests.harness.logs import ExpectedLogs
 
@@ -104,3 +105,47 @@ async def test_what_nobody_has_is_told_with_the_reason_that_may_pass(
     assert isinstance(gathered.failed[PARTS[0]], TierUnavailable)
     nobody = await gather("it", PARTS[:1], [[]], places.fetch)
     assert isinstance(nobody.failed[PARTS[0]], NotFound)
+
+
+class Sharers(Places):
+    """One source, and others that have what they were given."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__("source", *names)
+        self.has |= dict.fromkeys(names, frozenset[Blob]())
+        self.sharing = Sharing()
+
+    async def restore(self, name: str) -> None:
+        async def fetch(place: object, blobs: Collection[Blob]) -> Fetched:
+            fetched = await self.fetch(place, blobs)
+            self.has[name] |= fetched.arrived
+            return fetched
+
+        async def refer(place: Tier, blobs: Sequence[Blob]) -> Mapping[Blob, Tier]:
+            await trio.lowlevel.checkpoint()
+            if place is not self.tiers[0]:
+                return {}
+            referred = self.sharing.refer(blobs, name, lambda node: True, trio.current_time())
+            by_name = {tier.place: tier for tier in self.tiers}
+            return {blob: by_name[node] for blob, node in referred.items()}
+
+        gathered = await gather("it", PARTS, [[self.tiers[0]]], fetch, refer)
+        assert not gathered.failed
+
+
+async def test_many_that_want_the_same_feed_each_other_and_the_source_gives_it_once(
+    autojump_clock: MockClock,
+) -> None:
+    sharers = Sharers("a", "b", "c", "d")
+    async with trio.open_nursery() as nursery:
+        for name in ("a", "b", "c", "d"):
+            nursery.start_soon(sharers.restore, name)
+    assert all(sharers.has[name] == frozenset(PARTS) for name in ("a", "b", "c", "d"))
+    assert sorted(sharers.asked["source"]) == sorted(PARTS)
+
+
+async def test_who_waits_for_one_that_gets_nothing_insists_at_the_source(autojump_clock: MockClock) -> None:
+    sharers = Sharers("a", "b")
+    sharers.sharing.refer(PARTS, "a", lambda node: True, 0.0)
+    await sharers.restore("b")
+    assert sharers.has["b"] == frozenset(PARTS)
