@@ -29,6 +29,7 @@ from fuse_tier.config_fields import (
     NumberOr,
     PositiveSeconds,
     Processors,
+    ScrubRate,
     Seconds,
     Size,
     SocketPath,
@@ -46,6 +47,7 @@ __all__ = [
     "ListenConfig",
     "NodeConfig",
     "RamConfig",
+    "ScrubConfig",
     "TlsConfig",
     "coordinator_config",
     "load_coordinator_config",
@@ -148,6 +150,13 @@ class LimitsConfig(_Section):
     )
 
 
+class ScrubConfig(_Section):
+    """The slow reading of everything held in RAM, to find what has changed there by itself."""
+
+    every: PositiveSeconds = Field(default=24 * 3600.0, description="How often all content is read and hashed.")
+    limit: ScrubRate = Field(default=200_000_000, description="How fast it is read.")
+
+
 class DomainConfig(_Section):
     """What this node fails together with: copies go elsewhere first."""
 
@@ -188,6 +197,7 @@ class NodeConfig(_Section):
     keep: KeepConfig = Field(default=KeepConfig())
     backup: AlwaysOr[BackupConfig] = Field(default=BackupConfig())
     limits: LimitsConfig = Field(default=LimitsConfig())
+    scrub: ScrubConfig = Field(default=ScrubConfig())
     drain: Seconds = Field(default=30.0, description="How long an unmount or a stop waits for copies to be made.")
     preemption: AbsolutePath | None = Field(
         default=None, description="A file that appears when this node is about to be taken away: all is copied then."

@@ -25,6 +25,7 @@ T = TypeVar("T")
 _HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 _SMALLEST_RAM = 1 << 20
+_SLOWEST_SCRUB = 1_000_000
 _SLOWEST_BULK = 1_250_000  # bytes a second: with less, streams that take turns take each other for dead
 # sun_path holds 107 bytes and a zero (unix(7)); ours are followed by ".supervisor" and, while made, a process id.
 _LONGEST_SOCKET_PATH = 107 - len(".supervisor.4194304")
@@ -151,6 +152,13 @@ def _bulk_rate(value: object) -> int:
     return rate
 
 
+def _scrub_rate(value: object) -> int:
+    rate = parse_rate(value)
+    if rate < _SLOWEST_SCRUB:
+        raise ConfigError(f"{value!r} is too slow: at least 1MB/s")
+    return rate
+
+
 def _positive(value: object) -> float:
     seconds = parse_duration(value)
     if not seconds:
@@ -171,6 +179,7 @@ AddressField = Annotated[Address, _reads(Address.parse)]
 Addresses = Annotated[tuple[AddressField, ...], BeforeValidator(_listed)]
 Size = Annotated[int, _reads(_sized)]
 AnySize = Annotated[int, _reads(parse_size)]
+ScrubRate = Annotated[int, _reads(_scrub_rate)]
 BulkRate = Annotated[int, _reads(_bulk_rate)]
 Seconds = Annotated[float, _reads(parse_duration)]
 PositiveSeconds = Annotated[float, _reads(_positive)]

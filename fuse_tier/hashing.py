@@ -11,21 +11,26 @@ import os
 
 import xxhash
 
-from fuse_tier.blobs import Blob
+from fuse_tier.blobs import Blob, Progress
 
 _STEP = 1 << 20  # large enough for os.preadv and xxhash to give the interpreter lock back, small enough for L2
 _READ_AT_MOST = 64 << 10  # a mapping costs more than a read of so little
 _WINDOW = 4 << 20  # of a file under RunningHash: what is mapped counts as the process's memory; whole huge pages
 
 
-def hash_descriptor(fd: int) -> Blob:
-    """The blob that the file behind ``fd`` is, from its start to its end; the offset is left alone."""
+def hash_descriptor(fd: int, progress: Progress | None = None) -> Blob:
+    """The blob that the file behind ``fd`` is, from its start to its end; the offset is left alone.
+
+    ``progress`` is told of each part that was read, and may end the reading by raising.
+    """
     state = xxhash.xxh3_128()
     buffer = memoryview(bytearray(min(_STEP, max(1, os.fstat(fd).st_size))))
     size = 0
     while got := os.preadv(fd, [buffer], size):
         state.update(buffer[:got])
         size += got
+        if progress is not None:
+            progress(got)
     return Blob(state.digest(), size)
 
 

@@ -41,6 +41,8 @@ _copies_refused = Counter("fuse_tier_copies_refused", "Copies for which a peer h
 _commits = Counter("fuse_tier_commit", "Snapshots made visible.", ["tier"], registry=REGISTRY)
 _restores = Histogram("fuse_tier_restore_seconds", "One volume's restore.", buckets=_SECONDS, registry=REGISTRY)
 _errors = Counter("fuse_tier_errors", "What went wrong; the log says what.", ["kind"], registry=REGISTRY)
+_scrubbed = Counter("fuse_tier_scrubbed_bytes", "Content that the slow scrub has read.", registry=REGISTRY)
+_scrub_damaged = Counter("fuse_tier_scrub_damaged", "Files that it found to be damaged.", registry=REGISTRY)
 _queue = Gauge("fuse_tier_queue_length", "Copies waiting or under way.", registry=REGISTRY)
 _ram_capacity = Gauge("fuse_tier_ram_capacity_bytes", "Size of this node's RAM tier.", registry=REGISTRY)
 _ram_free = Gauge("fuse_tier_ram_free_bytes", "Room in this node's RAM tier.", registry=REGISTRY)
@@ -138,6 +140,16 @@ def error(kind: str) -> None:
     _errors.labels(kind).inc()
 
 
+def scrubbed(size: int) -> None:
+    """So many bytes of the RAM tier were read again."""
+    _scrubbed.inc(size)
+
+
+def scrub_found_damage() -> None:
+    """Content of the RAM tier was not what its name says."""
+    _scrub_damaged.inc()
+
+
 def queue_length(copies: int) -> None:
     """So many copies are waiting or under way."""
     _queue.set(copies)
@@ -158,9 +170,9 @@ def given_up(size: int) -> None:
     _given_up.inc(size)
 
 
-def backed_up(outcome: str, count: int = 1) -> None:
-    """Snapshots that were due in the bucket: ``done``, ``failed`` (tried again), or ``superseded`` by a newer one."""
-    _backups.labels(outcome).inc(count)
+def backed_up(outcome: str) -> None:
+    """A snapshot's way to the bucket: ``done``, ``failed`` (tried again), or ``superseded`` before it was begun."""
+    _backups.labels(outcome).inc()
 
 
 def checkpoint_complete(job: str, created_ns: int) -> None:

@@ -2,27 +2,47 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import trio
 from rich.console import Console
 
-from fuse_tier.bench import peers, placement, restoring, streams
+from fuse_tier.bench import fs_content, fs_names, fs_room, fs_survival, peers, placement, restoring, streams
 from fuse_tier.bench.frame import Result, Row, choose, print_table, write_json
 from fuse_tier.bench.rows import ROWS as JOB_ROWS
 from fuse_tier.localcluster import in_directory
 
 __all__ = ["ROWS", "run_bench"]
 
-ROWS = (*JOB_ROWS, *streams.ROWS, *peers.ROWS, *placement.ROWS, *restoring.ROWS)
+ROWS = (
+    *JOB_ROWS,
+    *fs_content.ROWS,
+    *fs_names.ROWS,
+    *fs_survival.ROWS,
+    *fs_room.ROWS,
+    *streams.ROWS,
+    *peers.ROWS,
+    *placement.ROWS,
+    *restoring.ROWS,
+)
 
 
 def run_bench(names: Sequence[str] = (), json_path: Path | None = None) -> None:
-    """Runs the rows of these names (all for none), prints one table, writes ``json_path``. Raises FuseTierError."""
+    """Runs the rows of these names (for none, all that can be), prints one table, writes ``json_path``.
+
+    Raises FuseTierError.
+    """
     console = Console()
+    chosen = choose(ROWS, names, as_root=os.geteuid() == 0)
+    for row in ROWS if not names else ():
+        if row not in chosen:
+            console.print(
+                f"{row.name}: left out, because it has to be run as root: {row.needs_root}", highlight=False
+            )
     results = []
-    for row in choose(ROWS, names):
+    for row in chosen:
         with console.status(row.name):
             results.append(_measure(row))
         if not console.is_terminal:

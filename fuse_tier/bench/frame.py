@@ -40,6 +40,8 @@ class Row:
     reference: str
     measure: Callable[[Path], Awaitable[Figure]]
     """Gets an empty directory of its own and leaves nothing mounted in it."""
+    needs_root: str = ""
+    """What of it an ordinary user cannot do; empty where everybody can measure it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +73,18 @@ async def alternating(ours: Measure, reference: Measure, runs: int = RUNS) -> Fi
     return Figure(statistics.median(values), statistics.median(references))
 
 
-def choose(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
-    """The rows of these names, in the order of the registry; all for none. Raises ConfigError."""
-    known = [row.name for row in rows]
+def choose(rows: Sequence[Row], names: Sequence[str], *, as_root: bool) -> list[Row]:
+    """The rows of these names, in the order of the registry; for none, all that this user can measure.
+
+    Raises ConfigError for a name that is none, or of a row that this user cannot measure.
+    """
+    known = {row.name: row for row in rows}
     for name in names:
         if name not in known:
             raise ConfigError(f"there is no benchmark {name!r}; there are: {', '.join(known)}")
-    return [row for row in rows if not names or row.name in names]
+        if known[name].needs_root and not as_root:
+            raise ConfigError(f"benchmark {name} has to be run as root: {known[name].needs_root}")
+    return [row for row in rows if row.name in names or (not names and (as_root or not row.needs_root))]
 
 
 def write_json(results: Sequence[Result], path: Path) -> None:

@@ -6,7 +6,6 @@ import os
 import shutil
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,22 +34,6 @@ async def _demo_seconds(directory: Path) -> Figure:
         return _DEMO_LIMIT_SECONDS
 
     return await alternating(once, limit)
-
-
-async def _write_sequentially(directory: Path) -> Figure:
-    block = os.urandom(BLOCK_BYTES)
-    with tmpfs(directory, 4 * GIB) as plain:
-        await in_thread(warm, plain, 3 * GIB)
-        async with mounted(directory / "c", ["a"], ram_size="5GiB", coordinator=False) as (cluster, mount):
-
-            async def write(place: Path) -> float:
-                seconds: float = await in_thread(write_file, place / "file", GIB, block)
-                await settled(cluster["a"], "ram")  # else the hashing of one run would slow down the next
-                (place / "file").unlink()
-                await settled(cluster["a"], "ram")
-                return GIB / seconds / 1e9
-
-            return await alternating(partial(write, mount), partial(write, plain))
 
 
 async def _snapshot_to_peer(directory: Path) -> Figure:
@@ -94,7 +77,6 @@ async def _worker_memory(directory: Path) -> Figure:
 
 ROWS = (
     Row("demo.seconds", "s", "limit", _demo_seconds),
-    Row("fs.write.seq1", "GB/s", "tmpfs huge=within_size", _write_sequentially),
     Row("peer.snapshot", "s", "cp between two tmpfs directories", _snapshot_to_peer),
     Row("worker.memory", "MB", "limit", _worker_memory),
     *BUCKET_ROWS,

@@ -26,6 +26,7 @@ from fuse_tier.fs.content import Content
 from fuse_tier.fs.handles import Handles
 from fuse_tier.fs.link import Link
 from fuse_tier.fs.nodes import ROOT, Nodes
+from fuse_tier.fs.requests import Request
 from fuse_tier.fs.spec import TIERS, MountSpec
 
 log = structlog.get_logger(__name__)
@@ -33,6 +34,7 @@ log = structlog.get_logger(__name__)
 OURS: Final = b"user.fuse_tier."
 _SYNC: Final = OURS + b"sync"
 _THEIRS: Final = b"user."
+_SECURITY: Final = b"security."
 _STATE_SECONDS: Final = 0.9  # getfattr is for people, who are not kept waiting, and it asks twice
 
 
@@ -51,24 +53,30 @@ class Attributes:
         if name.startswith(OURS):
             return await self._read_ours(inode, name.removeprefix(OURS))
         if not name.startswith(_THEIRS):
-            # Asked before each write to a new file (security.capability): nothing is looked up for it.
-            raise _error(errno.ENODATA if name.startswith(b"security.") else errno.EOPNOTSUPP)
+            raise _error(errno.EOPNOTSUPP)
         with self._nodes.path(inode) as path:
             return os.getxattr(path, name)
+
+    @staticmethod
+    def is_never_there(name: bytes) -> bool:
+        """Whether no file has it: nothing is looked up for what is asked at the first write to each file."""
+        return name.startswith(_SECURITY)
 
     @staticmethod
     def is_stored(name: bytes) -> bool:
         """Whether it is one of the job's, which ``store`` sets; others are for ``request``."""
         return name.startswith(_THEIRS) and not name.startswith(OURS)
 
-    def store(self, inode: int, name: bytes, value: bytes, flags: int, *, resent: bool) -> None:
+    def store(self, inode: int, name: bytes, value: bytes, flags: int, request: Request) -> None:
         """Sets one of the job's; ``flags`` as in setxattr(2). Raises OSError."""
         with self._nodes.path(inode) as path:
+            begun = self._handles.word_of(request) is not None
+            if flags == os.XATTR_CREATE and not begun and not _has(path, name):
+                self._handles.leave_word(request, inode)
             try:
                 os.setxattr(path, name, value, flags)
             except FileExistsError:
-                # Of this very value: it is there because a daemon before us made it, for this request.
-                if not resent or os.getxattr(path, name) != value:
+                if not begun:
                     raise
 
     async def request(self, inode: int, name: bytes, value: bytes) -> None:
@@ -82,15 +90,18 @@ class Attributes:
             raise _error(errno.EINVAL)
         await wait_until_durable(self._link, tier)
 
-    def remove(self, inode: int, name: bytes, *, resent: bool) -> None:
+    def remove(self, inode: int, name: bytes, request: Request) -> None:
         """Removes one of the job's. Raises OSError."""
         if not self.is_stored(name):
             raise _refusal(name)
         with self._nodes.path(inode) as path:
+            begun = self._handles.word_of(request) is not None
+            if not begun and _has(path, name):
+                self._handles.leave_word(request, inode)
             try:
                 os.removexattr(path, name)
             except OSError as error:
-                if not (resent and error.errno == errno.ENODATA):  # it is gone because we removed it
+                if not (begun and error.errno == errno.ENODATA):  # it is gone because we removed it
                     raise
 
     def names(self, inode: int) -> list[bytes]:
@@ -152,6 +163,14 @@ async def wait_until_durable(link: Link, tier: str) -> None:
     except (FuseTierError, OSError) as error:
         log.warning("sync.failed", tier=tier, reason=str(error))
         raise _error(errno.EIO) from error
+
+
+def _has(path: bytes, name: bytes) -> bool:
+    try:
+        os.getxattr(path, name)
+    except OSError:  # whatever it is, the operation itself says so
+        return False
+    return True
 
 
 def _refusal(name: bytes) -> OSError:

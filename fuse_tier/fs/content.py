@@ -55,11 +55,18 @@ class Content:
     def visible_links(self, found: os.stat_result) -> int:
         """How many names a regular file has for the job: ours do not count."""
         links = found.st_nlink
-        if links > 1 and self._has_pin(found.st_ino) and self._pins.shares_inode(found.st_ino):
+        if links > 1 and self._is_ours(found.st_ino):
             links -= 1
         if links > 1 and os.access(f"{found.st_ino}.file", os.F_OK, dir_fd=self._remote_fd, follow_symlinks=False):
             links -= 1
         return links
+
+    def _is_ours(self, inode: int) -> bool:
+        """``Pins.shares_inode`` in one system call: it is asked for each sealed file that is looked up."""
+        try:
+            return os.stat(str(inode), dir_fd=self._pins_fd).st_ino == inode
+        except FileNotFoundError:
+            return False
 
     def is_remote(self, inode: int) -> bool:
         """Whether the content has to be fetched before the file is opened."""

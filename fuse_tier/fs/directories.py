@@ -23,7 +23,7 @@ _DOTS: Final = [b".", b".."]
 class DirectoryOperations(Shared):
     """The operations of FUSE by these names; each raises OSError."""
 
-    async def opendir(self, inode: int, request: Request) -> Opened:
+    def opendir(self, inode: int, request: Request) -> Opened:
         """Opens a directory."""
         return Opened(self._handles.add_directory(inode))
 
@@ -63,7 +63,7 @@ class DirectoryOperations(Shared):
         finally:
             os.close(fd)
 
-    async def releasedir(self, fh: int) -> None:
+    def releasedir(self, fh: int) -> None:
         """Closes a directory."""
         self._handles.remove_directory(fh)
 
@@ -73,6 +73,6 @@ class DirectoryOperations(Shared):
         if self._fsync != "ram":
             await wait_until_durable(self._link, self._fsync)
 
-    async def statfs(self, request: Request) -> os.statvfs_result:
+    def statfs(self, request: Request) -> os.statvfs_result:
         """The RAM tier's room."""
         return os.fstatvfs(self._nodes.root)

@@ -36,7 +36,9 @@ class FileOperations(Shared):
             found = os.fstat(handle.fd)
             self._nodes.seen(found, parent_inode, name)
             return again, self._entry(found)
-        room = await self._reservations.prepare(parent_inode, name)
+        room = self._reservations.expected(parent_inode, name)
+        if not self._reservations.is_ready(room):
+            room = await self._reservations.prepare(parent_inode, name)
         if self._changes.held:
             await self._changes.passed()
         access = flags & os.O_ACCMODE
@@ -195,7 +197,7 @@ class FileOperations(Shared):
         if self._fsync != "ram":
             await wait_until_durable(self._link, self._fsync)
 
-    async def release(self, handle: int) -> None:
+    def release(self, handle: int) -> None:
         """The last close. Up to the change of the count nothing is awaited: what comes after the close sees it."""
         file = self._handles.remove_file(handle)
         if file is not None:  # else a daemon that died has done it
@@ -212,7 +214,7 @@ class FileOperations(Shared):
         if file.writing is not None:
             self._end_writing(file.inode)
 
-    async def getattr(self, inode: int, request: Request) -> Entry:
+    def getattr(self, inode: int, request: Request) -> Entry:
         """The attributes of anything."""
         return self._entry(self._nodes.status(inode))
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-from fuse_tier.mount.deposits import EXCHANGE_KEY, Deposit, Depositor, Kind
+from fuse_tier.fs.requests import Request
+from fuse_tier.mount.deposits import WORD_KEY, Deposit, Depositor, Kind
+from fuse_tier.mount.messages import RESENT
 
 _GENERATION_BITS = 40  # of a handle are counted by one daemon
 
@@ -66,8 +68,7 @@ class Handles:
         self.writing: dict[int, Writing] = {}  # by inode
         self.unreserved = 0
         """Bytes of closed files that the job was the first to touch: they count against its memory limit."""
-        self.exchange: Deposit | None = None
-        """The last exchange of two names that was begun: the request, and the inode that it was asked to move."""
+        self._word: Deposit | None = None  # of a daemon before this one; only such a request can come again
         self._depositor = depositor
         self._last = generation << _GENERATION_BITS
         self._unanswered: dict[int, int] = {}  # handles by the request that opened them
@@ -87,18 +88,27 @@ class Handles:
                 directory.names = _read_names(fd)
                 directory.kept = True
                 os.close(fd)
-            elif deposit.kind is Kind.EXCHANGE:
-                self.exchange = deposit
+            elif deposit.kind is Kind.WORD:
+                self._word = deposit
                 os.close(fd)
 
-    def announce_exchange(self, inode: int, unique: int) -> None:
-        """Before two names are exchanged: leaves word of it, in place of the last one."""
-        self.exchange = Deposit(Kind.EXCHANGE, EXCHANGE_KEY, inode, unique)
-        fd = os.memfd_create("exchange", os.MFD_CLOEXEC)
+    def leave_word(self, request: Request, inode: int) -> None:
+        """Before what must not be done twice, in place of the last one: no await may come in between.
+
+        The inode is for the request to say what it was about.
+        """
+        word = Deposit(Kind.WORD, WORD_KEY, inode, request.unique & ~RESENT)
+        fd = os.memfd_create("word", os.MFD_CLOEXEC)
         try:
-            self._depositor.leave(self.exchange, fd)
+            self._depositor.leave(word, fd)
         finally:
             os.close(fd)
+
+    def word_of(self, request: Request) -> Deposit | None:
+        """What a daemon before this one left when it began with this very request; None if it did not."""
+        if request.resent and self._word is not None and self._word.unique == request.unique & ~RESENT:
+            return self._word
+        return None
 
     def opened_by(self, unique: int) -> int | None:
         """The handle that an earlier daemon opened for a request, which comes again because it was not answered."""

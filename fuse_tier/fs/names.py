@@ -18,13 +18,12 @@ from contextlib import contextmanager
 from fuse_tier.fs.base import Shared
 from fuse_tier.fs.requests import Entry, Request
 from fuse_tier.fs.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, rename_with_flags
-from fuse_tier.mount.messages import RESENT
 
 
 class NameOperations(Shared):
     """The operations of FUSE by these names; each raises OSError."""
 
-    async def lookup(self, parent_inode: int, name: bytes, request: Request) -> Entry:
+    def lookup(self, parent_inode: int, name: bytes, request: Request) -> Entry:
         """Finds a name."""
         found = os.stat(name, dir_fd=self._nodes.directory(parent_inode), follow_symlinks=False)
         return self._known(found, parent_inode, name)
@@ -33,7 +32,7 @@ class NameOperations(Shared):
         """The kernel no longer knows inodes, each with how often it had been told of it."""
         self._nodes.forget(inodes)
 
-    async def readlink(self, inode: int, request: Request) -> bytes:
+    def readlink(self, inode: int, request: Request) -> bytes:
         """The target of a symlink."""
         place = self._nodes.name(inode)
         if place is None:
@@ -144,10 +143,9 @@ class NameOperations(Shared):
         """
         parent, name = old
         inode = os.stat(name, dir_fd=self._nodes.directory(parent), follow_symlinks=False).st_ino
-        unique = request.unique & ~RESENT
-        if request.resent and (before := self._handles.exchange) is not None and before.unique == unique:
-            return before.inode == inode
-        self._handles.announce_exchange(inode, unique)
+        if (word := self._handles.word_of(request)) is not None:
+            return word.inode == inode
+        self._handles.leave_word(request, inode)
         return True
 
     def _made(self, directory: int, parent: int, name: bytes, mode: int, request: Request) -> Entry:

@@ -11,43 +11,29 @@ is unlinked and still open, somebody's removed working directory).
 Descriptors of directories are cached; one that ``directory`` gave is good until the next await.
 
 What a daemon before this one had told the kernel is found by walking the tree, once, when the kernel first names an
-inode that is not known here. Orphans are left with the keeper before they lose their last name.
+inode that is not known here (exploring.py). Orphans outlive this process (orphans.py).
 """
 
 from __future__ import annotations
 
 import errno
-import gc
 import os
 import stat
-import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-import structlog
-
-from fuse_tier.mount.deposits import Deposit, Depositor, Kind, orphan_key
-
-log = structlog.get_logger(__name__)
+from fuse_tier.fs.exploring import explore
+from fuse_tier.fs.known import Known, KnownNames, Name
+from fuse_tier.fs.orphans import Orphans
+from fuse_tier.mount.deposits import Deposit, Depositor
 
 ROOT: Final = 1  # FUSE_ROOT_ID
 _CACHED_DIRECTORIES: Final = 512
 _HANDLE: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_NOWHERE: Final[Name] = (ROOT, b"")
 _NO_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE})
-
-Name = tuple[int, bytes]
-"""The parent's inode number, and the last part."""
-
-
-class _Node:
-    __slots__ = ("lookups", "name", "parent")
-
-    def __init__(self, parent: int, name: bytes, lookups: int) -> None:
-        self.parent = parent
-        self.name = name
-        self.lookups = lookups
 
 
 class Nodes:
@@ -56,11 +42,9 @@ class Nodes:
     def __init__(self, tree: str, depositor: Depositor, *, inherits: bool) -> None:
         self.root = os.open(tree, _HANDLE | os.O_DIRECTORY)
         self._root_inode = os.fstat(self.root).st_ino
-        self._known: dict[int, _Node] = {}
-        self._more_names: dict[int, set[Name]] = {}  # of inodes known by several
-        self._orphans: dict[int, int] = {}  # descriptors
+        self._known = KnownNames()
+        self._orphans = Orphans(depositor)
         self._directories: OrderedDict[int, int] = OrderedDict()  # descriptors, the longest unused first
-        self._depositor = depositor
         self._unexplored = inherits
 
     def __len__(self) -> int:
@@ -68,23 +52,22 @@ class Nodes:
 
     def close(self) -> None:
         """Closes all descriptors."""
-        for fd in (*self._directories.values(), *self._orphans.values(), self.root):
+        for fd in (*self._directories.values(), self.root):
             os.close(fd)
         self._directories.clear()
-        self._orphans.clear()
+        self._orphans.close()
 
     def adopt(self, deposits: Iterable[tuple[Deposit, int]]) -> None:
         """Takes over the orphans that a daemon before this one had."""
-        for deposit, fd in deposits:
-            if deposit.kind is Kind.ORPHAN:
-                self._orphans[deposit.inode] = fd
-                self._known[deposit.inode] = _Node(ROOT, b"", 0)
+        for inode in self._orphans.adopt(deposits):
+            self._known.add(inode, _NOWHERE, 0)
 
     def add_nameless(self, found: os.stat_result, fd: int) -> None:
         """Counts a reply that made the kernel know a file that has no name (O_TMPFILE)."""
         orphan = os.open(b"/proc/self/fd/%d" % fd, os.O_PATH | os.O_CLOEXEC)
-        self._keep_orphan(found.st_ino, orphan)
-        self._known[found.st_ino] = _Node(ROOT, b"", 1)
+        self._orphans.announce(found.st_ino, orphan)
+        self._orphans.keep(found.st_ino, orphan)
+        self._known.add(found.st_ino, _NOWHERE, 1)
 
     def number(self, inode: int) -> int:
         """What the mount calls an inode of the tmpfs."""
@@ -93,45 +76,27 @@ class Nodes:
     def seen(self, found: os.stat_result, parent: int, name: bytes) -> None:
         """Counts a reply that made the kernel know an inode by a name."""
         inode = found.st_ino
-        node = self._known.get(inode)
-        if node is None:
-            self._known[inode] = _Node(parent, name, 1)
+        known = self._known.get(inode)
+        if known is None:
+            self._known.add(inode, (parent, name), 1)
             return
-        node.lookups += 1
-        if node.name != name or node.parent != parent:
-            if inode in self._orphans:  # it had a further name, which the kernel did not know until now
-                self._drop_orphan(inode)
-                node.parent, node.name = parent, name
-            elif found.st_nlink > 1 and not stat.S_ISDIR(found.st_mode):
-                self._more_names.setdefault(inode, set()).add((parent, name))
-            else:
-                node.parent, node.name = parent, name
+        known.lookups += 1
+        if known.name == name and known.parent == parent:
+            return
+        if inode in self._orphans:  # it had a further name, which the kernel did not know until now
+            self._orphans.drop(inode)
+            self._known.rename(inode, (parent, name))
+        elif found.st_nlink > 1 and not stat.S_ISDIR(found.st_mode):
+            self._known.add_name(inode, (parent, name))
+        else:
+            self._known.rename(inode, (parent, name))
 
     def forget(self, forgotten: Iterable[tuple[int, int]]) -> None:
         """Takes back counts; what the kernel no longer knows is dropped."""
         for inode, count in forgotten:
-            node = self._known.get(inode)
-            if node is None:
-                continue
-            node.lookups -= count
-            if node.lookups > 0:
-                continue
-            del self._known[inode]
-            self._more_names.pop(inode, None)
-            self._drop_orphan(inode)
-            fd = self._directories.pop(inode, None)
-            if fd is not None:
-                os.close(fd)
-
-    def _keep_orphan(self, inode: int, fd: int) -> None:
-        self._depositor.leave(Deposit.of_orphan(inode), fd)
-        self._orphans[inode] = fd
-
-    def _drop_orphan(self, inode: int) -> None:
-        fd = self._orphans.pop(inode, None)
-        if fd is not None:
-            os.close(fd)
-            self._depositor.remove(orphan_key(inode))
+            if self._known.forget(inode, count):
+                self._orphans.drop(inode)
+                self._drop_directory(inode)
 
     def directory(self, inode: int) -> int:
         """A descriptor (O_PATH) of a directory. Raises OSError, ESTALE when it is not known."""
@@ -166,58 +131,35 @@ class Nodes:
         self._directories[inode] = fd
         return fd
 
+    def _drop_directory(self, inode: int) -> None:
+        fd = self._directories.pop(inode, None)
+        if fd is not None:
+            os.close(fd)
+
     def _descriptor(self, inode: int) -> int | None:
         if inode == ROOT:
             return self.root
         fd = self._directories.get(inode)
         return self._orphans.get(inode) if fd is None else fd
 
-    def _node(self, inode: int) -> _Node:
-        node = self._known.get(inode)
-        if node is None and self._unexplored:
+    def _node(self, inode: int) -> Known:
+        known = self._known.get(inode)
+        if known is None and self._unexplored:
             self._explore()
-            node = self._known.get(inode)
-        if node is None:
+            known = self._known.get(inode)
+        if known is None:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-        return node
+        return known
 
     def _explore(self) -> None:
-        """Learns the names of all that is there. Blocks, so that the tree stays as it is meanwhile."""
         self._unexplored = False
-        started = time.monotonic()
-        gc.disable()  # it would look at all of them again and again, and find nothing
-        # One descriptor for each directory on the way down, and the names of those that are still to be read in it.
-        way: list[tuple[int, list[tuple[bytes, int]]]] = []
-        try:
-            way.append(self._read_directory(self.root, b".", ROOT))
-            while way:
-                fd, below = way[-1]
-                if below:
-                    name, inode = below.pop()
-                    way.append(self._read_directory(fd, name, inode))
-                else:
-                    os.close(way.pop()[0])
-        finally:
-            gc.enable()
-            for fd, _ in way:
-                os.close(fd)
-        log.info("tree.explored", inodes=len(self._known), seconds=round(time.monotonic() - started, 3))
+        explore(self.root, ROOT, self._saw_name)
 
-    def _read_directory(self, parent_fd: int, name: bytes, inode: int) -> tuple[int, list[tuple[bytes, int]]]:
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent_fd)
-        below = []
-        known = self._known
-        with os.scandir(b"/proc/self/fd/%d" % fd) as entries:
-            for entry in entries:
-                number, entry_name = entry.inode(), entry.name
-                node = known.get(number)
-                if node is None:
-                    known[number] = _Node(inode, entry_name, 0)
-                elif (node.parent, node.name) != (inode, entry_name) and number not in self._orphans:
-                    self._more_names.setdefault(number, set()).add((inode, entry_name))
-                if entry.is_dir(follow_symlinks=False):
-                    below.append((entry_name, number))
-        return fd, below
+    def _saw_name(self, inode: int, parent: int, name: bytes) -> None:
+        if inode not in self._known:
+            self._known.add(inode, (parent, name), 0)
+        elif inode not in self._orphans:
+            self._known.add_name(inode, (parent, name))
 
     def status(self, inode: int) -> os.stat_result:
         """What lstat says. Raises OSError."""
@@ -298,17 +240,17 @@ class Nodes:
             self._stay(replaced)
         elif exchange:
             self._stay(replaced)
-            self._move(moved, old, new)
-            self._move(replaced.inode, new, old)
+            self._known.move(moved, old, new)
+            self._known.move(replaced.inode, new, old)
         else:
             self._left(replaced, new)
-            self._move(moved, old, new)
+            self._known.move(moved, old, new)
 
     def _leaving(self, directory: int, name: bytes) -> _Leaving:
         inode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_ino
         if self._unexplored and inode not in self._known:
             self._explore()
-        if inode not in self._known or inode in self._more_names or inode in self._orphans:
+        if inode not in self._known or self._known.has_several(inode) or inode in self._orphans:
             return _Leaving(inode, None)
         try:
             fd = os.open(name, _HANDLE, dir_fd=directory)
@@ -317,43 +259,18 @@ class Nodes:
             if error.errno not in _NO_DESCRIPTORS:
                 raise
             return _Leaving(inode, None)
-        self._depositor.leave(Deposit.of_orphan(inode), fd)
+        self._orphans.announce(inode, fd)
         return _Leaving(inode, fd)
 
     def _left(self, leaving: _Leaving, name: Name) -> None:
-        inode, node = leaving.inode, self._known.get(leaving.inode)
-        if node is None:
-            return
-        others = self._more_names.get(inode)
-        if others is not None:
-            self._stay(leaving)
-            others.discard(name)
-            if (node.parent, node.name) == name and others:
-                node.parent, node.name = others.pop()
-            if not others:
-                del self._more_names[inode]
-            return
-        cached = self._directories.pop(inode, None)
-        if cached is not None:
-            os.close(cached)
-        if leaving.fd is not None:
-            self._orphans[inode] = leaving.fd
+        if self._known.remove_name(leaving.inode, name):
+            self._drop_directory(leaving.inode)
+            if leaving.fd is not None:
+                self._orphans.keep(leaving.inode, leaving.fd)
 
     def _stay(self, leaving: _Leaving) -> None:
         if leaving.fd is not None:
-            os.close(leaving.fd)
-            self._depositor.remove(orphan_key(leaving.inode))
-
-    def _move(self, inode: int, old: Name, new: Name) -> None:
-        node = self._known.get(inode)
-        if node is None:
-            return
-        others = self._more_names.get(inode)
-        if others is not None and old in others:
-            others.discard(old)
-            others.add(new)
-        else:
-            node.parent, node.name = new
+            self._orphans.withdraw(leaving.inode, leaving.fd)
 
 
 class _Leaving:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fuse_tier.fs.attributes import Attributes
 from fuse_tier.fs.directories import DirectoryOperations
 from fuse_tier.fs.files import FileOperations
 from fuse_tier.fs.names import NameOperations
@@ -17,6 +18,11 @@ class Operations(NameOperations, FileOperations, SpaceOperations, DirectoryOpera
     Permissions are the kernel's business (default_permissions).
     """
 
+    @staticmethod
+    def never_has(name: bytes) -> bool:
+        """Whether nothing here has this attribute."""
+        return Attributes.is_never_there(name)
+
     async def getxattr(self, inode: int, name: bytes, request: Request) -> bytes:
         """Reads an attribute."""
         return await self._attributes.read(inode, name)
@@ -26,12 +32,12 @@ class Operations(NameOperations, FileOperations, SpaceOperations, DirectoryOpera
         if self._attributes.is_stored(name):
             if self._changes.held:
                 await self._changes.passed()
-            self._attributes.store(inode, name, value, flags, resent=request.resent)
+            self._attributes.store(inode, name, value, flags, request)
             self._changes.record()
         else:
             await self._attributes.request(inode, name, value)
 
-    async def listxattr(self, inode: int, request: Request) -> Sequence[bytes]:
+    def listxattr(self, inode: int, request: Request) -> Sequence[bytes]:
         """Lists the job's attributes."""
         return self._attributes.names(inode)
 
@@ -39,5 +45,5 @@ class Operations(NameOperations, FileOperations, SpaceOperations, DirectoryOpera
         """Removes an attribute."""
         if self._changes.held:
             await self._changes.passed()
-        self._attributes.remove(inode, name, resent=request.resent)
+        self._attributes.remove(inode, name, request)
         self._changes.record()

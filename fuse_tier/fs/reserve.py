@@ -14,6 +14,7 @@ When all else is full, a new file gets a few pages from the node's reserve (ram/
 from __future__ import annotations
 
 import os
+import time
 from typing import Final
 
 import structlog
@@ -23,6 +24,7 @@ from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import FuseTierError
 from fuse_tier.fs.link import Link
 from fuse_tier.fs.nodes import Nodes
+from fuse_tier.fs.predecessors import LARGE_BYTES, large_files
 from fuse_tier.fs.sizes import Sizes
 from fuse_tier.fs.spec import MountSpec
 from fuse_tier.mount.deposits import Depositor
@@ -31,11 +33,12 @@ from fuse_tier.ram.room import Reserve, allocate, room_of, trim
 
 log = structlog.get_logger(__name__)
 
-_LARGE_BYTES: Final = 1 << 20  # smaller files are written in less time than it takes to reserve room for them
 _SMALL_BYTES: Final = 64 << 10  # what any new file gets when the tier is full
 _SCARCE_BYTES: Final = 2 << 20  # so little is left when it is full
 _ASK_AGAIN_SECONDS: Final = 0.5
-_LEARNED_FILES: Final = 20_000
+_LEARN_SECONDS: Final = 0.1
+_PLENTY_BYTES: Final = 1 << 30  # more than anybody writes in the time below: it is not looked again
+_PLENTY_LASTS_NS: Final = 5_000_000
 
 
 class Reservations:
@@ -50,21 +53,50 @@ class Reservations:
         self._reserve = Reserve(layout)
         self._sizes = Sizes(spec.expected_sizes)
         self._learned = False
+        self._found: list[tuple[bytes, int]] | None = None  # large files of the tree, to be remembered
+        self._plenty_until = 0
         self._in_vain = float("-inf")  # when the worker last had nothing to give up
 
-    async def prepare(self, parent: int, name: bytes) -> int:
-        """Before a file is made, and before the gate: sees to room for it; gives the bytes to reserve, mostly 0."""
-        if not self._learned:
-            self._learned = True  # whoever comes meanwhile does without
-            await trio.to_thread.run_sync(self._learn)
-        size = 0
-        if self._sizes.may_know(name):
-            size = self._sizes.predict(self._path(self._nodes.directory(parent), name))
+    def expected(self, parent: int, name: bytes) -> int:
+        """How many bytes to reserve for a file that is about to be made, mostly 0. Raises OSError."""
+        if not self._sizes.may_know(name):
+            return 0
+        return self._sizes.predict(self._path(self._nodes.directory(parent), name))
+
+    def is_ready(self, size: int) -> bool:
+        """Whether a file of so many expected bytes can be made at once; else ``prepare`` comes first."""
+        if not self._learned or self._found is not None:
+            return False
+        now = time.monotonic_ns()
+        if size < _PLENTY_BYTES // 2 and now < self._plenty_until:
+            return True
         free = room_of(self._nodes.root).free
-        if free >= size + _SCARCE_BYTES:
+        if free >= _PLENTY_BYTES:
+            self._plenty_until = now + _PLENTY_LASTS_NS
+        return free >= size + _SCARCE_BYTES
+
+    async def prepare(self, parent: int, name: bytes) -> int:
+        """Before a file is made, and before the gate: sees to room for it; gives the bytes to reserve."""
+        await self._learn()
+        size = self.expected(parent, name)
+        if room_of(self._nodes.root).free >= size + _SCARCE_BYTES:
             return size
         await self.make_room(size + _SCARCE_BYTES)
         return max(size, _SMALL_BYTES)
+
+    async def _learn(self) -> None:
+        """What a daemon before this one has seen, it finds in the tree; nobody waits for long until it has."""
+        if not self._learned:
+            self._learned = True  # whoever comes meanwhile does without
+            with trio.move_on_after(_LEARN_SECONDS):
+                await trio.to_thread.run_sync(self._look_for_files, abandon_on_cancel=True)
+        if self._found is not None:
+            found, self._found = self._found, None
+            for path, size in found:
+                self._sizes.saw(path, size)
+
+    def _look_for_files(self) -> None:
+        self._found = large_files(self._tree)
 
     async def make_room(self, size: int, inode: int | None = None) -> None:
         """Asks the worker for so much free room; for a file that is to be written, if its number is given.
@@ -107,31 +139,13 @@ class Reservations:
 
         Gives the bytes that the file has then.
         """
-        trim(fd)
         found = os.fstat(fd)
-        if found.st_size >= _LARGE_BYTES and (place := self._nodes.name(inode)) is not None:
+        if trim(fd, found):
+            found = os.fstat(fd)
+        if found.st_size >= LARGE_BYTES and (place := self._nodes.name(inode)) is not None:
             self._sizes.saw(self._path(*place), found.st_size)
         return found.st_blocks * 512
 
     def _path(self, directory: int, name: bytes) -> bytes:
         above = os.readlink(b"/proc/self/fd/%d" % directory)
         return (above + b"/" + name).removeprefix(self._tree)
-
-    def _learn(self) -> None:
-        """What a daemon before this one has seen, it finds in the tree."""
-        found: list[tuple[int, bytes, int]] = []
-        seen = 0
-        for directory, _, names in os.walk(self._tree):
-            for name in names:
-                path = os.path.join(directory, name)
-                try:
-                    status = os.lstat(path)
-                except FileNotFoundError:
-                    continue
-                if status.st_size >= _LARGE_BYTES:
-                    found.append((status.st_mtime_ns, path.removeprefix(self._tree), status.st_size))
-            seen += len(names)
-            if seen >= _LEARNED_FILES:
-                break
-        for _, path, size in sorted(found):
-            self._sizes.saw(path, size)

@@ -14,9 +14,9 @@ import errno
 import os
 import time
 import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import structlog
 import trio
@@ -29,7 +29,8 @@ log = structlog.get_logger(__name__)
 
 Answer = bytes | bytearray | memoryview | None
 """The body of a reply; None for a request that gets none."""
-Operation = Callable[[Request, memoryview], Coroutine[Any, Any, Answer]]
+Operation = Callable[[Request, memoryview], Answer | Coroutine[Any, Any, Answer]]
+"""Does a request at once, or gives what does it and may wait; raises OSError."""
 
 _LINGER_NS: Final = 200_000
 _TURN_NS: Final = 5_000_000  # after so long others in this process get a turn
@@ -113,6 +114,34 @@ class Session:
         if operation is None:
             self._reply(request, errno.ENOSYS, b"")
             return False
+        try:
+            outcome = operation(request, body)
+            if not isinstance(outcome, types.CoroutineType):
+                answer = cast(Answer, outcome)
+            elif opcode in _INTERRUPTIBLE:
+                return await self._do_interruptibly(request, outcome, nursery)
+            else:
+                try:
+                    trap = outcome.send(None)
+                except StopIteration as done:
+                    answer = done.value
+                else:
+                    nursery.start_soon(self._read, nursery)
+                    await self._finish(request, _resumed(outcome, trap))
+                    return True
+        except OSError as error:
+            self._refuse(request, error.errno or errno.EIO)
+        except Exception:
+            log.exception("operation.failed", operation=Opcode(opcode).name.lower())
+            self._refuse(request, errno.EIO)
+        else:
+            if opcode not in _NO_REPLY:
+                self._reply(request, 0, answer or b"")
+        return False
+
+    async def _do_interruptibly(
+        self, request: Request, coroutine: Coroutine[Any, Any, Answer], nursery: trio.Nursery
+    ) -> bool:
         waited = False
 
         def hand_over() -> None:
@@ -120,31 +149,30 @@ class Session:
             waited = True
             nursery.start_soon(self._read, nursery)
 
-        if opcode in _INTERRUPTIBLE:
-            with trio.CancelScope() as scope:
-                self._waiting[unique] = scope
-                try:
-                    await _noticed(self._answer(operation, request, body), hand_over)
-                finally:
-                    del self._waiting[unique]
-            if scope.cancelled_caught:
-                self._reply(request, errno.EINTR, b"")
-        else:
-            await _noticed(self._answer(operation, request, body), hand_over)
+        with trio.CancelScope() as scope:
+            self._waiting[request.unique] = scope
+            try:
+                await self._finish(request, _noticed(coroutine, hand_over))
+            finally:
+                del self._waiting[request.unique]
+        if scope.cancelled_caught:
+            self._reply(request, errno.EINTR, b"")
         return waited
 
-    async def _answer(self, operation: Operation, request: Request, body: memoryview) -> None:
-        answer: Answer = b""
-        code = 0
+    async def _finish(self, request: Request, answering: Awaitable[Answer]) -> None:
         try:
-            answer = await operation(request, body)
+            answer = await answering
         except OSError as error:
-            code = error.errno or errno.EIO
+            self._refuse(request, error.errno or errno.EIO)
         except Exception:
             log.exception("operation.failed", operation=Opcode(request.opcode).name.lower())
-            code = errno.EIO
+            self._refuse(request, errno.EIO)
+        else:
+            self._reply(request, 0, answer or b"")
+
+    def _refuse(self, request: Request, code: int) -> None:
         if request.opcode not in _NO_REPLY:
-            self._reply(request, code, answer or b"")
+            self._reply(request, code, b"")
 
     def _reply(self, request: Request, code: int, answer: bytes | bytearray | memoryview) -> None:
         if code:
@@ -166,13 +194,20 @@ class Session:
 
 
 @types.coroutine
-def _noticed(coroutine: Coroutine[Any, Any, None], waits: Callable[[], None]) -> Generator[Any, Any, None]:
+def _noticed(coroutine: Coroutine[Any, Any, Answer], waits: Callable[[], None]) -> Generator[Any, Any, Answer]:
     """Runs a coroutine in this task, and calls ``waits`` if it suspends, before the task does."""
     try:
         trap = coroutine.send(None)
-    except StopIteration:
-        return
+    except StopIteration as done:
+        answer: Answer = done.value
+        return answer
     waits()
+    return (yield from _resumed(coroutine, trap))
+
+
+@types.coroutine
+def _resumed(coroutine: Coroutine[Any, Any, Answer], trap: Any) -> Generator[Any, Any, Answer]:
+    """Goes on with a coroutine that has been started, and waits for ``trap``, in this task."""
     while True:
         try:
             sent = yield trap
@@ -182,5 +217,6 @@ def _noticed(coroutine: Coroutine[Any, Any, None], waits: Callable[[], None]) ->
             resume = partial(coroutine.send, sent)
         try:
             trap = resume()
-        except StopIteration:
-            return
+        except StopIteration as done:
+            answer: Answer = done.value
+            return answer

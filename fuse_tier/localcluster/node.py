@@ -25,6 +25,7 @@ _CALL_SECONDS = 30.0
 _MOUNT_SECONDS = 300.0
 _STOP_SECONDS = 90.0
 _POLL_SECONDS = 0.02
+WORKER = "fuse_tier.replicate"
 
 Progress = Callable[[pb.Step], object]
 
@@ -89,6 +90,10 @@ class LocalNode:
         """Kills all its processes at once; its RAM stays, its mounts are gone."""
         await self.family.kill()
         self._forget_mounts()
+
+    async def kill_supervisor(self) -> None:
+        """Kills what was started, and with it its worker; its mounts go on, for the next ``start`` to find."""
+        await self.family.behead(WORKER)
 
     async def lose_ram(self) -> None:
         """What the death of a machine does: its processes and its RAM are gone."""

@@ -87,6 +87,22 @@ class Family:
         self._head = None
         return head.wait()
 
+    async def behead(self, *dependents: str) -> None:
+        """Kills the process that was started, and no other; those that run the modules ``dependents`` end with it.
+
+        Returns when these are gone, so that ``start`` may follow.
+        """
+        head = self._head
+        if head is None:
+            raise FuseTierError(f"{self.name} is not running")
+        theirs = {pid for module in dependents for pid in self.running(module)}
+        head.kill()
+        head.wait()
+        self._head = None
+        with trio.fail_after(_KILL_SECONDS):
+            for pid in theirs:
+                await _ended(pid)
+
     def members(self) -> set[int]:
         """The process ids of all that run, the started one among them."""
         return _marked(self._mark)

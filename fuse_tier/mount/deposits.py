@@ -33,7 +33,7 @@ _NO: Final = b"0"
 _PATIENCE_SECONDS: Final = 1.0
 _ROOM_BYTES: Final = 4 << 20
 _ORPHAN_KEY: Final = 1 << 63  # handles never have these bits
-EXCHANGE_KEY: Final = 1 << 62
+WORD_KEY: Final = 1 << 62
 
 
 class Kind(IntEnum):
@@ -45,8 +45,8 @@ class Kind(IntEnum):
     """The names of a directory that is being read, each ended by a zero byte; the key is the directory's handle."""
     ORPHAN = 3
     """Something without a name that the kernel knows."""
-    EXCHANGE = 4
-    """Of nothing: word of an exchange of two names that was begun, by its inode and request; there is one at most."""
+    WORD = 4
+    """Of nothing: word of a request that was begun and must not be done twice, and of its inode; one at most."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -266,7 +266,7 @@ class MountedVolume:
                 return str(error)
             if said is None:
                 return f"the new keeper {describe(await child.wait())}: see its log"
-            return str(said["error"].get("message")) if "error" in said else ""
+            return str(mounting.reported(self.mountpoint, said["error"])) if "error" in said else ""
         return f"the new keeper did not serve within {Deadline.DAEMON_START:g} s: see its log"
 
     @property

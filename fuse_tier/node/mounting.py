@@ -61,7 +61,7 @@ async def begin_serving(path: str, child: Child) -> Serving:
         if said is None:
             raise MountError(f"{path} could not be mounted: the keeper {describe(await child.wait())}: see its log")
         if "error" in said:
-            raise _reported(path, said["error"])
+            raise reported(path, said["error"])
         mount = await run_interruptible(partial(_find_our_mount, path), child.kill, trio.CapacityLimiter(1))
         return Serving(mount, bool(said.get("passthrough")), str(said.get("reason", "")))
     raise DeadlineExceeded(f"{path} was not mounted within {Deadline.DAEMON_START:g} s: see the daemon's log")
@@ -77,7 +77,8 @@ def _find_our_mount(path: str) -> Mount:
     return mount
 
 
-def _reported(path: str, error: object) -> FuseTierError:
+def reported(path: str, error: object) -> FuseTierError:
+    """What a keeper said that it failed with, as an error of our own."""
     if not isinstance(error, dict):
         return MountError(f"{path} could not be mounted: {error}")
     kind = getattr(errors, str(error.get("type")), None)

@@ -5,7 +5,7 @@ asked for. File content and snapshots are none of its business, and it may die w
 and the next supervisor of the node adopts them.
 
 The order of the end is the point: mounts first, so that the last writes are closed; then the worker, which copies
-what they left. Data stays in the RAM tier. SIGUSR1 ends the worker alone, and leaves the mounts to the next
+what they left. Data stays in the RAM tier. SIGUSR1 kills the worker alone, and leaves the mounts to the next
 supervisor: that is how a node is upgraded while its jobs write.
 """
 
@@ -43,7 +43,7 @@ _PYTHON: Final = (sys.executable, "-P", "-m")  # -P: modules in the directory wh
 class Programs:
     """The commands of the processes that a node is made of."""
 
-    worker: tuple[str, ...] = (*_PYTHON, "fuse_tier.replicate.worker")
+    worker: tuple[str, ...] = (*_PYTHON, "fuse_tier.replicate")
     daemon: tuple[str, ...] = (*_PYTHON, "fuse_tier.fs")
 
 
@@ -131,7 +131,7 @@ class _Node:
         # First of all no more calls: a mount that is being made is taken back.
         calls.cancel()
         if self._leaves_mounts:
-            await self._worker.end(0, self._hurry)
+            await self._worker.kill()
         else:
             await volumes.end_all(self._hurry)
             await self._worker.end(self._config.drain, self._hurry)

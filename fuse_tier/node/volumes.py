@@ -77,7 +77,10 @@ class Volumes:
 
     async def _upgrade(self, volume: MountedVolume) -> None:
         async with self._turn(volume.mountpoint):
-            await volume.upgrade()
+            try:
+                await volume.upgrade()
+            except (FuseTierError, OSError):
+                log.exception("volume.unclear", identity=str(volume.identity), mountpoint=volume.mountpoint)
 
     def _new_volume(self, identity: Identity, path: str, *, read_only: bool) -> MountedVolume:
         return MountedVolume(identity, path, self._settings, self._nursery, read_only=read_only)

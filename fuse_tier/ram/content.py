@@ -25,6 +25,7 @@ from fuse_tier.ram.partials import SMALLEST_KEPT, Partials
 
 log = structlog.get_logger(__name__)
 
+_ASIDE = "damaged-"
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM})
 
 
@@ -86,6 +87,14 @@ class RamContent:
         """Removes a blob that was found to be damaged. One that is not there is no error."""
         with suppress(FileNotFoundError):
             os.unlink(self._layout.blob(blob))
+
+    def set_aside(self, blob: Blob) -> None:
+        """Takes a damaged blob out of the way, and keeps it for a look until another is, or a new worker begins."""
+        for name in os.listdir(self._layout.incoming):
+            if name.startswith(_ASIDE):
+                os.unlink(os.path.join(self._layout.incoming, name))
+        with suppress(FileNotFoundError):
+            os.rename(self._layout.blob(blob), os.path.join(self._layout.incoming, f"{_ASIDE}{blob.name}"))
 
     def clear_incoming(self) -> None:
         """Removes what a worker before this one left half done."""

@@ -61,9 +61,12 @@ def allocate(fd: int, start: int, size: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
-def trim(fd: int) -> bool:
-    """Frees what is allocated beyond a file's end; whether there was anything. The file has no writer."""
-    found = os.fstat(fd)
+def trim(fd: int, found: os.stat_result | None = None) -> bool:
+    """Frees what is allocated beyond a file's end; whether there was anything. The file has no writer.
+
+    ``found`` is its status, for callers who have it.
+    """
+    found = os.fstat(fd) if found is None else found
     page = 4096
     if found.st_blocks * 512 <= -(-found.st_size // page) * page:
         return False

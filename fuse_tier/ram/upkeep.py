@@ -135,21 +135,39 @@ def verify(
     return VerifyReport(snapshots, len(good) + len(bad), sum(blob.size for blob in good | bad.keys()), tuple(damaged))
 
 
-def _what_is_wrong(content: RamContent, blob: Blob) -> str | None:
+def named(listing: RamListing) -> frozenset[Blob]:
+    """The content of every listed snapshot whose manifest can be read."""
+    found: set[Blob] = set()
+    for snapshot in listing.snapshots():
+        with suppress(NotFound, MalformedManifest):  # dropped since; who reads it next says so
+            found |= listing.read(snapshot).blobs
+    return frozenset(found)
+
+
+def what_is_wrong(content: RamContent, blobs: Collection[Blob], progress: Progress) -> dict[Blob, str]:
+    """Reads and hashes blobs; gives those that are not what their names say, and what they are.
+
+    ``progress`` is told of each part that was read, and may end the reading by raising.
+    """
+    found = ((blob, _what_is_wrong(content, blob, progress)) for blob in blobs)
+    return {blob: wrong for blob, wrong in found if wrong is not None}
+
+
+def _what_is_wrong(content: RamContent, blob: Blob, progress: Progress | None = None) -> str | None:
     try:
-        if _hash(content, blob) == blob:
+        if _hash(content, blob, progress) == blob:
             return None
         # A job may have written to the file while it was read: a second look finds the copy of what it was.
-        found = _hash(content, blob)
+        found = _hash(content, blob, progress)
     except TierError as error:
         return str(error)
     return None if found == blob else f"content is {found}, not {blob}"
 
 
-def _hash(content: RamContent, blob: Blob) -> Blob:
+def _hash(content: RamContent, blob: Blob, progress: Progress | None) -> Blob:
     fd = content.open(blob)
     try:
-        return hash_descriptor(fd)
+        return hash_descriptor(fd, progress)
     finally:
         os.close(fd)
 

@@ -40,11 +40,20 @@ class Chooser:
     def __init__(self, places: Places) -> None:
         self._places = places
 
-    async def choose(self, identity: Identity, lineage: Lineage | None, number: int = 0, version: str = "") -> Chosen:
+    async def choose(
+        self,
+        identity: Identity,
+        lineage: Lineage | None,
+        number: int = 0,
+        version: str = "",
+        known: Manifest | None = None,
+    ) -> Chosen:
         """The newest snapshot of a run (of any run without a lineage), or the one of a number or a version.
 
         A version names a complete checkpoint in the bucket; without one, and without a number, the bucket may name
         one itself, which a job that asks for its newest is given then.
+
+        ``known`` is one that need not be read: reading takes seconds where there are a hundred thousand files.
 
         One whose manifest is damaged everywhere is passed over, and said so in the log; one that only cannot be
         had now never is. Raises NotFound (no such number), RunMismatch, TierUnavailable (there is, or may be, a
@@ -63,7 +72,8 @@ class Chooser:
         for candidate in [number] if number else numbers:
             snapshot = SnapshotId(identity, candidate)
             places = tuple(place for place, several in holdings.places if candidate in several)
-            manifest = await self._read_manifest(snapshot, places)
+            is_known = known is not None and known.id == snapshot
+            manifest = known if is_known else await self._read_manifest(snapshot, places)
             if manifest is None:
                 passed_over.append(candidate)
                 continue

@@ -32,6 +32,7 @@ from fuse_tier.tiers.base import TierName
 log = structlog.get_logger(__name__)
 
 _CLAIM_PAUSE_SECONDS = 0.2
+_SUPERVISOR_PAUSE_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,9 @@ class Mounting:
         report.begin("looking for snapshots")
         if volume.has_tree and volume.is_dirty:
             await final_snapshot(volume)
-        chosen = await self._chooser.choose(order.identity, order.lineage, order.snapshot, order.version)
+        chosen = await self._chooser.choose(
+            order.identity, order.lineage, order.snapshot, order.version, known=volume.newest
+        )
         if not order.snapshot and not chosen.is_forced and self._restorer.is_current(volume, order.lineage, chosen):
             volume.resume(order.lineage, chosen.highest)
             self._note_bucket(volume, chosen)
@@ -171,7 +174,22 @@ class Mounting:
         )
 
     async def find_mounted(self) -> None:
-        """At a worker's start: what is mounted already stays ours, and is not touched before its daemon reports."""
+        """At a worker's start: what is mounted already stays ours, and is not touched before its daemon reports.
+
+        Raises FuseTierError when the supervisor does not answer in time.
+        """
+        with trio.move_on_after(Deadline.SUPERVISOR_CONNECT):
+            while True:
+                try:
+                    return await self._find_mounted()
+                except TierUnavailable:
+                    await trio.sleep(_SUPERVISOR_PAUSE_SECONDS)
+        raise FuseTierError(
+            f"the supervisor does not answer on {self._supervisor.socket}: start `fuse-tier node`, which starts this "
+            "worker itself"
+        )
+
+    async def _find_mounted(self) -> None:
         for mount in await self._supervisor.mounts():
             if mount["state"] == "failed":
                 continue

@@ -82,6 +82,38 @@ async def restore_from_bucket(bucket: BucketTier, wanted: Wanted, target: str, r
     return RestoredFrom(manifest.id, found.checkpoint, step_of(manifest), files, manifest.size, seconds, found.newer)
 
 
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A complete checkpoint, for people. ``snapshots`` are those of one volume when one was asked for."""
+
+    job: str
+    checkpoint: str
+    run: str
+    step: int | None
+    created_ns: int
+    snapshots: dict[str, int]  # by replica
+
+
+async def list_checkpoints(bucket: BucketTier, identity: Identity | None = None) -> list[Listed]:
+    """The complete checkpoints in a bucket, oldest first in each job; of all jobs, or of a volume's.
+
+    Raises TierUnavailable, TierRefused, MalformedManifest.
+    """
+    records = JobRecords(bucket)
+    found: list[Listed] = []
+    for job in await records.every() if identity is None else (Job.of(identity),):
+        for name in (await records.listing(job)).checkpoints:
+            one = await records.checkpoint(job, name)
+            snapshots = {
+                replica: number
+                for replica, number in one.snapshots.items()
+                if identity is None or replica == identity.replica
+            }
+            if snapshots:
+                found.append(Listed(str(job), name, one.lineage.run, one.step, one.created_ns, snapshots))
+    return found
+
+
 async def find(bucket: BucketTier, wanted: Wanted) -> Found:
     """The snapshot that is wanted: without more words that of the newest complete checkpoint.
 

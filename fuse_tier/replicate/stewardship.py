@@ -68,7 +68,8 @@ class Stewardship:
         self._turns = Turns()
         self._noted: set[Job] = set()
         self._wake = Broadcast()
-        self._collected = float("-inf")
+        self._collected = -math.inf
+        self._is_troubled = False
 
     # ---- answers ----
 
@@ -107,31 +108,56 @@ class Stewardship:
     # ---- work ----
 
     async def run(self) -> None:
-        """Does what is to be done until cancelled; what fails is done again at the next look."""
+        """Does what is to be done until cancelled; what fails is done again, after growing pauses."""
         seen, looked, pause = 0, trio.current_time(), _FIRST_PAUSE
         again = math.inf
         while True:
             with trio.move_on_at(min(looked + _LOOK_EVERY_SECONDS, again)):
                 seen = await self._wake.wait_beyond(seen)
                 await trio.sleep(_GATHER_SECONDS)
-            jobs, self._noted = self._noted, set()
             seen = self._wake.version
-            try:
-                if trio.current_time() >= looked + _LOOK_EVERY_SECONDS:
-                    looked = trio.current_time()
-                    jobs |= set(await self._records.every()) if self._is_steward() else set()
-                for job in sorted(jobs):
-                    await self.tend(job)
-                if not self._is_steward():
-                    metrics.forget_checkpoints()
-                elif jobs:
-                    await self._collect_when_due()
+            at_everything = trio.current_time() >= looked + _LOOK_EVERY_SECONDS
+            looked = trio.current_time() if at_everything else looked
+            if await self._look(at_everything=at_everything):
                 again, pause = math.inf, _FIRST_PAUSE
-            except FuseTierError as error:
-                self._noted |= jobs
+            else:
                 again, pause = trio.current_time() + pause, min(2 * pause, _LOOK_EVERY_SECONDS)
-                metrics.error("retention")
-                log.warning("retention.postponed", place=self._bucket.place, reason=str(error))
+
+    async def _look(self, *, at_everything: bool) -> bool:
+        """Tends what was noted; whether all of it went well. One job's trouble is no other's."""
+        jobs, self._noted = self._noted, set()
+        trouble: FuseTierError | None = None
+        is_steward = self._is_steward()
+        if not is_steward:
+            metrics.forget_checkpoints()
+        try:
+            if at_everything and is_steward:
+                jobs |= set(await self._records.every())
+        except FuseTierError as error:
+            trouble = error
+        for job in sorted(jobs):
+            try:
+                await self.tend(job)
+            except FuseTierError as error:
+                self._noted.add(job)
+                trouble = error
+        try:
+            if jobs and is_steward and trouble is None:
+                await self._collect_when_due()
+        except FuseTierError as error:
+            trouble = error
+        self._tell(trouble)
+        return trouble is None
+
+    def _tell(self, trouble: FuseTierError | None) -> None:
+        """Once until it is over: somebody may have to mend it, and it is tried again and again."""
+        if trouble is not None:
+            metrics.error("retention")
+        if trouble is not None and not self._is_troubled:
+            log.warning("retention.postponed", place=self._bucket.place, reason=str(trouble))
+        elif trouble is None and self._is_troubled:
+            log.info("retention.recovered", place=self._bucket.place)
+        self._is_troubled = trouble is not None
 
     async def tend(self, job: Job) -> None:
         """Records the newest complete checkpoint of a job, and gives up what was superseded.
@@ -163,7 +189,7 @@ class Stewardship:
         log.info(
             "checkpoint.complete", job=str(job), checkpoint=name, step=newest.step, snapshots=len(newest.snapshots)
         )
-        if known.listing.forced is not None:
+        if known.listing.forced is not None and known.listing.is_after_forced(newest):
             await self._records.end_forced(job)
             log.info("checkpoint.version_ended", job=str(job), version=known.listing.forced, checkpoint=name)
         return await self._look_at(job)
@@ -192,8 +218,8 @@ class Stewardship:
 
     async def _collect_when_due(self) -> None:
         if trio.current_time() - self._collected > _COLLECT_EVERY_SECONDS:
-            self._collected = trio.current_time()
             await self._bucket.collect_garbage(SAFE_GRACE_SECONDS)
+            self._collected = trio.current_time()
 
     # ---- on demand ----
 

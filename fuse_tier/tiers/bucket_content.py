@@ -27,6 +27,20 @@ class Interrupted(Exception):
     """Nobody waits for this work any longer."""
 
 
+class Stop(Event):
+    """Set when nobody waits any longer for what a thread does. ``ending`` ends what it waits for itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ending: Callable[[], object] | None = None
+
+    def set(self) -> None:
+        """May be called from any thread."""
+        super().set()
+        if (ending := self.ending) is not None:
+            ending()
+
+
 class Content(Protocol):
     """Bytes to upload."""
 

@@ -79,6 +79,18 @@ class RamTier:
         """Removes a blob that was found to be damaged, so that it can be fetched again. Blocks."""
         self._content.remove(blob)
 
+    def set_aside(self, blob: Blob) -> None:
+        """Takes a damaged blob out of the way; see ``RamContent.set_aside``. Blocks."""
+        self._content.set_aside(blob)
+
+    def what_is_wrong(self, blobs: Collection[Blob], progress: Progress) -> dict[Blob, str]:
+        """Which of these are not what their names say; see ``upkeep.what_is_wrong``. Blocks."""
+        return upkeep.what_is_wrong(self._content, blobs, progress)
+
+    async def named(self) -> frozenset[Blob]:
+        """The content of every listed snapshot."""
+        return await self._look(lambda: upkeep.named(self._listing))
+
     def clear_incoming(self) -> None:
         """Removes what a worker before this one left half done: for the start, before anything else. Blocks."""
         self._content.clear_incoming()

@@ -37,13 +37,21 @@ async def test_ours_and_the_reference_take_turns_and_the_median_counts() -> None
 
 
 def test_rows_keep_the_order_of_the_registry() -> None:
-    assert [row.name for row in choose(_ROWS, ["second", "first"])] == ["first", "second"]
-    assert choose(_ROWS, []) == list(_ROWS)
+    assert [row.name for row in choose(_ROWS, ["second", "first"], as_root=False)] == ["first", "second"]
+    assert choose(_ROWS, [], as_root=False) == list(_ROWS)
 
 
 def test_an_unknown_name_is_refused_and_the_known_ones_are_listed() -> None:
     with pytest.raises(ConfigError, match="no benchmark 'third'; there are: first, second"):
-        choose(_ROWS, ["third"])
+        choose(_ROWS, ["third"], as_root=True)
+
+
+def test_what_an_ordinary_user_cannot_measure_is_left_out_and_refused_by_name() -> None:
+    rows = (*_ROWS, Row("third", "s", "limit", _nothing, needs_root="it mounts"))
+    assert choose(rows, [], as_root=True) == list(rows)
+    assert choose(rows, [], as_root=False) == list(_ROWS)
+    with pytest.raises(ConfigError, match="benchmark third has to be run as root: it mounts"):
+        choose(rows, ["third"], as_root=False)
 
 
 def test_the_file_has_the_keys_that_scripts_read(tmp_path: Path) -> None:
@@ -61,9 +69,14 @@ def test_the_table_shows_figure_reference_and_ratio() -> None:
 
 def test_the_fixed_names_are_there() -> None:
     of_peers = "peer.copy.clear peer.copy.cpu peer.copy.tls peer.copy.grpc peer.small peer.memory job.interference"
+    of_filesystem = (
+        "fs.write.seq1 fs.write.seq4 fs.write.plain fs.write.first fs.write.replicating fs.read.seq fs.read.mmap "
+        "fs.create.passthrough fs.create.plain fs.stat fs.crash.stall fs.crash.errors fs.remount fs.small.space "
+        "fs.memory.idle fs.memory.100k"
+    )
     assert {row.name for row in ROWS} >= {
         "demo.seconds",
-        "fs.write.seq1",
+        *of_filesystem.split(),
         "peer.snapshot",
         "worker.memory",
         *of_peers.split(),

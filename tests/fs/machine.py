@@ -1,6 +1,6 @@
 """Random operations on a mount and on a plain tmpfs directory, side by side.
 
-``MortalMachine`` does the same while the mount's daemon is killed and stopped at any instant.
+``MortalMachine`` does the same while the mount's daemon is killed, stopped and handed over at any instant.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import fcntl
 import os
 import signal
 import stat
+import subprocess
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -321,16 +321,19 @@ class Machine(RuleBasedStateMachine):
 
 # A keeper gives a volume up whose daemons die young.
 _DAEMON_LIVES_SECONDS = 0.4
+_KEEPER_LIVES_SECONDS = 3.0  # a start takes half of one
 
 
 class MortalMachine(Machine):
-    """The daemon may die, and be stopped for a while, in the middle of whatever is done."""
+    """The daemon may die, be stopped for a while, and go to another keeper, in the middle of whatever is done."""
 
     _last_death: ClassVar[float] = 0.0  # of all examples', which have one mount
+    _last_upgrade: ClassVar[float] = 0.0
 
     def __init__(self, mounted: Mounted, reference: Path, number: int) -> None:
         super().__init__(mounted, reference, number)
-        self._blow: threading.Timer | None = None
+        self._blow: threading.Thread | None = None
+        self._failures: list[BaseException] = []
 
     @rule(after_milliseconds=st.integers(0, 20))
     def kill_the_daemon(self, after_milliseconds: int) -> None:
@@ -340,8 +343,28 @@ class MortalMachine(Machine):
     def stop_the_daemon_for_a_moment(self, after_milliseconds: int) -> None:
         self._strike(after_milliseconds, signal.SIGSTOP)
 
+    @rule()
+    def upgrade_the_keeper(self) -> None:
+        if self._is_striking or time.monotonic() - MortalMachine._last_upgrade < _KEEPER_LIVES_SECONDS:
+            return
+        self.history.append("-- another keeper")
+        MortalMachine._last_upgrade = time.monotonic()
+
+        def upgrade() -> None:
+            try:
+                self.mounted.upgrade()
+            except BaseException as failure:  # noqa: BLE001 - raised in the test's own thread
+                self._failures.append(failure)
+
+        self._blow = threading.Thread(target=upgrade)
+        self._blow.start()
+
+    @property
+    def _is_striking(self) -> bool:
+        return self._blow is not None and self._blow.is_alive()
+
     def _strike(self, after_milliseconds: int, blow: signal.Signals) -> None:
-        if self._blow is not None and self._blow.is_alive():
+        if self._is_striking:
             return
         now = time.monotonic()
         daemon = self.mounted.daemon
@@ -350,18 +373,18 @@ class MortalMachine(Machine):
         self.history.append(f"-- {blow.name} after {after_milliseconds} ms")
         if blow is signal.SIGKILL:
             MortalMachine._last_death = now
-
-        def strike() -> None:
-            with suppress(ProcessLookupError):
-                os.kill(daemon, blow)
-                if blow is signal.SIGSTOP:
-                    time.sleep(0.02)
-                    os.kill(daemon, signal.SIGCONT)
-
-        self._blow = threading.Timer(after_milliseconds / 1000, strike)
+        # From a process of its own: a store to a mapping waits for the daemon without letting any thread of this one
+        # run, not even the one that would let the daemon go on.
+        script = f"sleep {after_milliseconds / 1000}; kill -{blow.name.removeprefix('SIG')} {daemon}"
+        if blow is signal.SIGSTOP:
+            script += f"; sleep 0.02; kill -CONT {daemon}"
+        striker = subprocess.Popen(["sh", "-c", script], stderr=subprocess.DEVNULL)  # it may be gone by then
+        self._blow = threading.Thread(target=striker.wait)
         self._blow.start()
 
     def teardown(self) -> None:
         if self._blow is not None:
             self._blow.join()
         super().teardown()
+        if self._failures:
+            raise self._failures[0]

@@ -64,6 +64,10 @@ class Place:
         return str(self.base / "node.sock.volumes")
 
     @property
+    def keeper_socket(self) -> str:
+        return str(self.base / "keeper.sock")
+
+    @property
     def pins(self) -> Pins:
         return Pins(self.layout, self.volume)
 
@@ -97,24 +101,37 @@ class Mounted:
     def __init__(self, place: Place, **parameters: Any) -> None:
         self.place = place
         self.path = place.mountpoint
-        spec = {
+        self._spec = {
             "ram_root": place.layout.root,
             "identity": str(IDENTITY),
             "mountpoint": str(place.mountpoint),
             "worker_socket": place.socket,
-        }
-        MountSpec.parse(json.dumps(spec | parameters))
-        with place.log.open("ab") as log:
-            self.process = subprocess.Popen(
+            "keeper_socket": place.keeper_socket,
+        } | parameters
+        self.process, self.said = self._start(self._spec)
+
+    def _start(self, spec: dict[str, Any]) -> tuple[subprocess.Popen[bytes], dict[str, Any]]:
+        MountSpec.parse(json.dumps(spec))
+        with self.place.log.open("ab") as log:
+            process = subprocess.Popen(
                 [sys.executable, "-m", "fuse_tier.fs"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
             )
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps(spec | parameters).encode())
-        self.process.stdin.close()
-        readable, _, _ = select.select([self.process.stdout], [], [], PATIENCE_SECONDS)
-        assert readable, "the daemon said nothing"
-        self.said = json.loads(self.process.stdout.readline() or b"{}")
-        self.process.stdout.close()
+        assert process.stdin and process.stdout
+        process.stdin.write(json.dumps(spec).encode())
+        process.stdin.close()
+        readable, _, _ = select.select([process.stdout], [], [], PATIENCE_SECONDS)
+        assert readable, "the keeper said nothing"
+        said = json.loads(process.stdout.readline() or b"{}")
+        process.stdout.close()
+        return process, said
+
+    def upgrade(self) -> None:
+        """Another keeper takes over."""
+        old = self.process
+        successor, said = self._start(self._spec | {"take_over": self.place.keeper_socket})
+        assert said.get("serving"), said
+        self.process = successor
+        assert old.wait(PATIENCE_SECONDS) == 0
 
     @property
     def pid(self) -> int:

@@ -39,26 +39,20 @@ def mode(request: pytest.FixtureRequest) -> str:
     return str(getattr(request, "param", "auto"))
 
 
-def keeper_socket(place: Place) -> str:
-    return str(place.base / "keeper.sock")
-
-
 @pytest.fixture
-def mounted(start: Start, place: Place, mode: str) -> Mounted:
-    """A mount whose keeper can be visited."""
-    return start(passthrough=mode, keeper_socket=keeper_socket(place))
+def mounted(start: Start, mode: str) -> Mounted:
+    return start(passthrough=mode)
 
 
-def upgrade(start: Start, place: Place, mode: str, **parameters: Any) -> Mounted:
-    """Starts a successor of the keeper there is."""
-    at = keeper_socket(place)
-    return start(passthrough=mode, keeper_socket=at, take_over=at, **parameters)
+def successor(start: Start, place: Place, mode: str, **parameters: Any) -> Mounted:
+    """Starts a successor of the keeper there is, whatever comes of it."""
+    return start(passthrough=mode, take_over=place.keeper_socket, **parameters)
 
 
 @contextmanager
 def visiting(place: Place) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-        connection.connect(keeper_socket(place))
+        connection.connect(place.keeper_socket)
         connection.settimeout(20)
         yield connection
 
@@ -83,25 +77,22 @@ def test_a_job_sees_no_error_while_its_mount_is_upgraded_and_daemons_die(
     expected_logs.allow("daemon.ended")
     before = mounts_below(mounted.path)
     command = [sys.executable, "-m", "tests.fs.torture", str(mounted.path), str(4 << 20)]
-    keeper = mounted
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as job:
         assert job.stdin and job.stdout
         assert json.loads(job.stdout.readline()) == {"ready": True}
         for _ in range(3):
-            old, keeper = keeper, upgrade(start, place, mode)
-            assert keeper.said["serving"], keeper.said
-            assert old.wait() == 0
+            mounted.upgrade()
             time.sleep(rng.uniform(0.0, 0.3))
-            keeper.kill_daemon()
+            mounted.kill_daemon()
         time.sleep(0.3)  # what the last one broke would show
         job.stdin.close()
         told = json.loads(job.stdout.readline())
     assert told["errors"] == []
     assert told["rounds"] > 0
     assert mounts_below(mounted.path) == before
-    keeper.unmount()
-    assert keeper.wait() == 0
-    assert not os.path.exists(keeper_socket(place))
+    mounted.unmount()
+    assert mounted.wait() == 0
+    assert not os.path.exists(place.keeper_socket)
 
 
 @BOTH
@@ -111,7 +102,7 @@ def test_what_is_open_and_what_is_gone_goes_to_the_successor(
     held = os.open(mounted.path / "file", os.O_RDWR | os.O_CREAT)
     gone = os.open(mounted.path / "gone", os.O_RDWR | os.O_CREAT)
     os.unlink(mounted.path / "gone")
-    upgrade(start, place, mode)
+    mounted.upgrade()
     assert os.pwrite(held, b"content", 0) == 7
     assert os.pwrite(gone, b"content", 0) == 7
     assert os.pread(gone, 10, 0) == b"content"
@@ -124,12 +115,12 @@ def test_what_is_open_and_what_is_gone_goes_to_the_successor(
 def test_a_successor_says_who_keeps_the_mount_now(mounted: Mounted, start: Start, place: Place, mode: str) -> None:
     state = state_of(place)
     assert (state["pid"], state["kept"], state["generation"]) == (mounted.pid, False, 0)
-    successor = upgrade(start, place, mode, fsync="peer")
+    new = successor(start, place, mode, fsync="peer")
     state = state_of(place)
-    assert (state["pid"], state["generation"], state["settings"]["fsync"]) == (successor.pid, 1, "peer")
+    assert (state["pid"], state["generation"], state["settings"]["fsync"]) == (new.pid, 1, "peer")
     record = read_record(place.volume.keeper)
     assert record is not None
-    assert (record.pid, record.mountpoint) == (successor.pid, str(mounted.path))
+    assert (record.pid, record.mountpoint) == (new.pid, str(mounted.path))
     assert is_held(place.volume.keeper)
 
 
@@ -163,7 +154,7 @@ def test_a_successor_whose_daemon_dies_before_it_serves_leaves_the_mount_to_the_
     expected_logs.allow("mount.not_handed_over", "daemon.failed")
     (mounted.path / "file").write_text("content")
     # As code that is broken: its daemon finds no tree where it was told that there is one.
-    failed = upgrade(start, place, mode, ram_root="/nonexistent")
+    failed = successor(start, place, mode, ram_root="/nonexistent")
     assert failed.wait() == 1
     assert (mounted.path / "file").read_text() == "content"
     state = state_of(place)
@@ -183,7 +174,7 @@ def test_a_successor_of_another_form_or_for_another_place_is_refused(
     mounted: Mounted, start: Start, place: Place, mode: str
 ) -> None:
     assert is_refused(place, json.dumps({"hand_over": 999}).encode())
-    other = upgrade(start, place, mode, mountpoint=str(place.base))
+    other = successor(start, place, mode, mountpoint=str(place.base))
     assert "it has default/job/rank-0 at" in other.said["error"]["message"]
     assert os.listdir(mounted.path) == []
 
@@ -197,7 +188,7 @@ def test_nonsense_from_a_visitor_harms_nobody(mounted: Mounted, place: Place) ->
 def test_many_visitors_harm_nobody(mounted: Mounted, place: Place) -> None:
     crowd = [socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(40)]
     for visitor in crowd:
-        visitor.connect(keeper_socket(place))
+        visitor.connect(place.keeper_socket)
     assert os.listdir(mounted.path) == []
     for visitor in crowd:
         visitor.close()
@@ -232,8 +223,8 @@ def test_a_term_signal_that_came_before_the_handover_ends_the_mount_after_it(
     held = os.open(mounted.path / "file", os.O_RDWR | os.O_CREAT)
     mounted.process.send_signal(signal.SIGTERM)
     eventually(lambda: mount_at(str(mounted.path)) is None, "the end of the mount's sight")
-    successor = upgrade(start, place, mode)
+    mounted.upgrade()
     assert os.pwrite(held, b"still", 0) == 5
     os.close(held)
-    assert successor.wait() == 0
+    assert mounted.wait() == 0
     assert Path(place.tree, "file").read_bytes() == b"still"

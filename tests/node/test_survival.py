@@ -232,6 +232,7 @@ async def test_a_supervisor_can_end_and_leave_its_mounts_to_the_next(
         node.tell(signal.SIGUSR1)
         assert await node.ended() == 0
         assert not is_running(node.workers[0])
+        assert node.events[1:] == [], "a worker that ends in order gives up the claims on what is mounted"
         again = start_again()
         assert await the_mount(again) == before
 
@@ -287,6 +288,45 @@ async def test_other_settings_hold_for_mounts_that_are_there_too(
     await until(is_upgraded)
     await gone(before["pid"])
     await again.call("unmount", mountpoint=str(mountpoint))
+
+
+async def test_a_supervisor_that_dies_in_the_middle_of_an_upgrade_takes_the_new_keeper_along(
+    node: Node, start_again: Callable[..., Node], mountpoint: Path, place: Path
+) -> None:
+    before = await the_mount(node)
+    await kill(node)
+    pid_file = place / "pid"
+    program = f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(1000)"
+    upgrading = start_again(sizes="{'*.bin': 1MiB}", keeper=program)
+
+    async def has_begun() -> bool:
+        return pid_file.exists() and pid_file.read_text() != ""
+
+    await until(has_begun)
+    await kill(upgrading)
+    await gone(int(pid_file.read_text()))
+    (mountpoint / "file").write_text("written")
+    assert await the_mount(start_again()) == before
+
+
+@pytest.mark.chaos
+async def test_a_keeper_that_does_not_answer_is_watched_all_the_same(
+    node: Node, start_again: Callable[..., Node], mountpoint: Path, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.allow("volume.keeper_silent")
+    before = await the_mount(node)
+    await kill(node)
+    os.kill(before["pid"], signal.SIGSTOP)
+    again = start_again()
+    now = await the_mount(again)
+    assert (now["pid"], now["daemon"], now["state"]) == (before["pid"], 0, "serving")
+    (mountpoint / "file").write_text("its daemon serves")
+    os.kill(before["pid"], signal.SIGCONT)
+
+    async def has_answered() -> bool:
+        return bool((await the_mount(again))["daemon"] == before["daemon"])
+
+    await until(has_answered)
 
 
 @pytest.mark.parametrize("keeper", ["raise SystemExit(7)", "print(1)"])

@@ -277,6 +277,12 @@ async def test_a_snapshot_that_cannot_be_restored_is_refused_with_the_reason(
         await node.chooser.choose(IDENTITY, None, 1)
 
 
+async def test_a_manifest_that_is_known_is_not_read_again(bench: Bench, bucket: MemoryTier, node: Node) -> None:
+    taken = await save(bench, bucket, {"a": b"a"})
+    bucket.texts[taken.id] = b"nonsense"
+    assert (await node.chooser.choose(IDENTITY, LINEAGE, known=taken)).manifest is taken
+
+
 async def test_an_older_snapshot_is_not_taken_because_a_newer_one_cannot_be_read_now(
     bench: Bench, expected_logs: ExpectedLogs
 ) -> None:
