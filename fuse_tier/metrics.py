@@ -41,6 +41,9 @@ _copies_refused = Counter("fuse_tier_copies_refused", "Copies for which a peer h
 _commits = Counter("fuse_tier_commit", "Snapshots made visible.", ["tier"], registry=REGISTRY)
 _restores = Histogram("fuse_tier_restore_seconds", "One volume's restore.", buckets=_SECONDS, registry=REGISTRY)
 _errors = Counter("fuse_tier_errors", "What went wrong; the log says what.", ["kind"], registry=REGISTRY)
+_bulk_bytes = Counter(
+    "fuse_tier_bulk_bytes", "Content moved over bulk streams with peers.", ["direction"], registry=REGISTRY
+)
 _scrubbed = Counter("fuse_tier_scrubbed_bytes", "Content that the slow scrub has read.", registry=REGISTRY)
 _scrub_damaged = Counter("fuse_tier_scrub_damaged", "Files that it found to be damaged.", registry=REGISTRY)
 _queue = Gauge("fuse_tier_queue_length", "Copies waiting or under way.", registry=REGISTRY)
@@ -138,6 +141,11 @@ def restored(seconds: float) -> None:
 def error(kind: str) -> None:
     """Something went wrong and was logged; ``kind`` is the work that it was, such as ``snapshot`` or ``copy``."""
     _errors.labels(kind).inc()
+
+
+def bulk_moved(direction: str, size: int) -> None:
+    """Bulk streams with peers have moved content: ``in`` or ``out``, for whomever."""
+    _bulk_bytes.labels(direction).inc(size)
 
 
 def scrubbed(size: int) -> None:

@@ -52,6 +52,8 @@ _OUTWARD = (
     "wire/test_grpc.py",
     "wire/test_resuming.py",
     "wire/test_strangers.py",
+    "wire/test_renewal.py",
+    "wire/test_versions.py",
 )
 _SEED = pytest.StashKey[int]()
 

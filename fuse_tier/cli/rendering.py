@@ -90,6 +90,13 @@ def status_view(facts: dict[str, Any]) -> Group:
         if key in rates
     )
     tail = f"queue: {queue['copies']} to copy, {format_size(queue['bytes'])}{'; ' if speeds else ''}{speeds}"
+    savings = ", ".join(
+        f"{facts['deduplication'][tier]['factor']:.1f} to {name}"
+        for tier, name in (("peer", "peers"), ("bucket", "the bucket"))
+        if facts["deduplication"].get(tier, {}).get("factor")
+    )
+    if savings:
+        tail += f"\nbytes named by copied snapshots for each byte sent: {savings}"
     volumes: RenderableType = _volumes(facts["volumes"]) if facts["volumes"] else Text("no volumes")
     passthrough = Text(printable(f"passthrough: {facts['passthrough']}"))
     charged = [

@@ -105,9 +105,12 @@ class CoordinatorMembership(RosterMembership):
         return True
 
     async def release(self, identity: Identity) -> None:
-        """See Membership."""
-        self._claimed.discard(identity)
+        """See Membership. What was saved is told first: who may mount next must not find an older state, or none."""
         try:
+            try:
+                await self._report()
+            finally:
+                self._claimed.discard(identity)
             await self._change("Release", pb.ReleaseRequest, identity)
         except FuseTierError as error:
             log.debug("membership.release_left_to_next_report", identity=str(identity), reason=str(error))

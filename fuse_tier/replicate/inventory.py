@@ -92,8 +92,13 @@ class Inventory:
                 "rates": {
                     f"{tier}_bytes_per_second": meter.rate() for tier, meter in sorted(self._copier.meters.items())
                 },
+                "deduplication": {tier.value: self._deduplication(tier) for tier in sorted(self._copier.meters)},
             }
         )
+
+    def _deduplication(self, tier: TierName) -> dict[str, float | None]:
+        savings, sent = self._copier.savings[tier], self._copier.meters[tier].total
+        return {"named_bytes": savings.named_bytes, "sent_bytes": sent, "factor": savings.factor(sent)}
 
     async def _passthrough(self) -> str:
         """Whether file content bypasses the daemons, and if not, why."""

@@ -98,6 +98,7 @@ class Worker:
         self._scrubber = Scrubber(self._ram, self._fetch_again, config.scrub.every, config.scrub.limit)
         self._supervisor = Supervisor(f"{config.socket}.supervisor")
         self._mounting = Mounting(self._volumes, self._chooser, self._restorer, self._membership, self._supervisor)
+        self._mounting.before_release = self._refresh_holdings
         self._inventory = Inventory(
             config.node, config.cluster, self._places, self._volumes, copier, self._supervisor, config.replicas
         )

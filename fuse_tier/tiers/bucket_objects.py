@@ -99,11 +99,12 @@ class Objects:
             resource["metadata"] = dict(metadata)
         if content.crc32c is not None:
             resource["crc32c"] = crc32c_text(content.crc32c)
-        with self.errors.told("create", name):
+        body = UploadBody(json.dumps(resource).encode(), content, sent, self._pace.wait, stop)
+        with self.errors.told("create", name), closing(body):
             response = self._session.http().post(
                 f"{self._session.base}/upload/storage/v1/b/{self._place.bucket}/o",
                 params={"uploadType": "multipart", "ifGenerationMatch": replacing},
-                data=UploadBody(json.dumps(resource).encode(), content, sent, self._pace.wait, stop),
+                data=body,
                 headers={"Content-Type": UploadBody.TYPE},
                 timeout=(Deadline.BUCKET_STALL, Deadline.BUCKET_CALL + content.size / _SLOWEST),
             )

@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
 import trio
 
 from fuse_tier.blobs import Blob, Progress, ResumingSink, Sink, Source
@@ -43,6 +44,8 @@ from fuse_tier.wire.grpc import Client
 from fuse_tier.wire.members import MINOR, PROTOCOL
 from fuse_tier.wire.partials import blob_at, partials_from_wire, partials_to_wire
 from fuse_tier.wire.tls import TlsFiles
+
+log = structlog.get_logger(__name__)
 
 _REFERS = 2  # minor version of those that can say who else has something
 _BLOBS_A_CALL = 1 << 14
@@ -125,6 +128,9 @@ class PeerTier:
             raise TierRefused(
                 f"{self.place} is node {reply.node!r}: correct the address, or wait until the coordinator has noticed"
             )
+        if reply.minor != MINOR:
+            spoken = f"{reply.protocol}.{reply.minor}"
+            log.info("peer.other_version", place=self.place, version=reply.version, protocol=spoken)
         self._bulk = reply.bulk
         self._minor = reply.minor
         return reply

@@ -147,6 +147,17 @@ def test_an_identity_is_free_again_after_its_release() -> None:
     claim(directory, LLAMA, "b", 10.6)
 
 
+def test_what_a_node_has_given_back_is_found_there_by_who_claims_next() -> None:
+    directory = settled("a", "b")
+    claim(directory, LLAMA, "a", 10.1)
+    directory.report(report("a", mounted=frozenset({LLAMA, GEMMA}), holdings={LLAMA: (1, 2)}), 10.2)
+    directory.release(LLAMA, "a", "a1", next(_calls), 10.3)
+    claim(directory, LLAMA, "b", 10.4)
+    ((member, numbers),) = directory.locate(LLAMA, 10.5).holders
+    assert (member.node, numbers) == ("a", (1, 2))
+    assert member.mounted == {GEMMA}
+
+
 def test_nobody_releases_what_another_node_has() -> None:
     directory = settled("a", "b")
     claim(directory, LLAMA, "a", 10.0)
