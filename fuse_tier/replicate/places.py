@@ -147,8 +147,9 @@ class Places:
         return Holdings(tuple(places), tuple(silent), highest, unasked, forced)
 
     async def _in_bucket(self, bucket: Tier, identity: Identity, version: str) -> InBucket:
-        with trio.move_on_after(Deadline.BUCKET_CALL + 2 * Deadline.STEWARD):
+        patience = Deadline.BUCKET_CALL + 2 * Deadline.STEWARD
+        with trio.move_on_after(patience):
             if self.ask_bucket is not None:
                 return await self.ask_bucket(identity, version)
             return InBucket(tuple(snapshot.number for snapshot in await bucket.snapshots(identity)))
-        raise TierUnavailable(f"{bucket.place} did not answer within {Deadline.BUCKET_CALL:g} s")
+        raise TierUnavailable(f"{bucket.place} did not answer within {patience:g} s")
