@@ -35,8 +35,8 @@ class Deadline:
     BULK_CONNECT: Final = 3.0  # TCP, TLS and token of a bulk stream
     BULK_STALL: Final = 20.0  # no byte moved on a bulk stream
     MANIFEST_TRANSFER: Final = 30.0  # one manifest there or back, its verification included
-    BUCKET_STALL: Final = 10.0  # no byte moved on a request to the bucket that carries content
-    BUCKET_CALL: Final = 30.0  # any other request to the bucket
+    BUCKET_STALL: Final = 10.0  # no byte moved on a request to the bucket
+    BUCKET_CALL: Final = 30.0  # a request to the bucket, or what is asked of it at once
     BUCKET_TOTAL: Final = 600.0  # one object there or back, tries included
     STEWARD: Final = 12.0  # another node's word on what the bucket lists; then the asker asks the bucket itself
     THREAD_SHUTDOWN: Final = 10.0  # a blocking call that was interrupted comes back

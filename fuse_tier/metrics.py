@@ -41,6 +41,9 @@ _copies_refused = Counter("fuse_tier_copies_refused", "Copies for which a peer h
 _commits = Counter("fuse_tier_commit", "Snapshots made visible.", ["tier"], registry=REGISTRY)
 _restores = Histogram("fuse_tier_restore_seconds", "One volume's restore.", buckets=_SECONDS, registry=REGISTRY)
 _errors = Counter("fuse_tier_errors", "What went wrong; the log says what.", ["kind"], registry=REGISTRY)
+_bulk_bytes = Counter(
+    "fuse_tier_bulk_bytes", "Content moved over bulk streams with peers.", ["direction"], registry=REGISTRY
+)
 _scrubbed = Counter("fuse_tier_scrubbed_bytes", "Content that the slow scrub has read.", registry=REGISTRY)
 _scrub_damaged = Counter("fuse_tier_scrub_damaged", "Files that it found to be damaged.", registry=REGISTRY)
 _queue = Gauge("fuse_tier_queue_length", "Copies waiting or under way.", registry=REGISTRY)
@@ -140,6 +143,11 @@ def error(kind: str) -> None:
     _errors.labels(kind).inc()
 
 
+def bulk_moved(direction: str, size: int) -> None:
+    """Bulk streams with peers have moved content: ``in`` or ``out``, for whomever."""
+    _bulk_bytes.labels(direction).inc(size)
+
+
 def scrubbed(size: int) -> None:
     """So many bytes of the RAM tier were read again."""
     _scrubbed.inc(size)
@@ -170,9 +178,9 @@ def given_up(size: int) -> None:
     _given_up.inc(size)
 
 
-def backed_up(outcome: str, count: int = 1) -> None:
-    """Snapshots that were due in the bucket: ``done``, ``failed`` (tried again), or ``superseded`` by a newer one."""
-    _backups.labels(outcome).inc(count)
+def backed_up(outcome: str) -> None:
+    """A snapshot's way to the bucket: ``done``, ``failed`` (tried again), or ``superseded`` before it was begun."""
+    _backups.labels(outcome).inc()
 
 
 def checkpoint_complete(job: str, created_ns: int) -> None:

@@ -38,9 +38,12 @@ _OUTWARD = (
     "ram/test_pins.py::test_a_process_may_die_at_any_line",
     "replicate/test_membership.py",
     "replicate/test_records.py",
+    "replicate/test_steward.py",
     "replicate/test_stewardship.py",
     "test_emulator.py",
     "tiers/test_bucket.py",
+    "tiers/test_bucket_access.py",
+    "tiers/test_bucket_accidents.py",
     "tiers/test_bucket_downloads.py",
     "tiers/test_bucket_faults.py",
     "tiers/test_bucket_uploads.py",
@@ -49,6 +52,8 @@ _OUTWARD = (
     "wire/test_grpc.py",
     "wire/test_resuming.py",
     "wire/test_strangers.py",
+    "wire/test_renewal.py",
+    "wire/test_versions.py",
 )
 _SEED = pytest.StashKey[int]()
 

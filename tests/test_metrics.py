@@ -86,8 +86,9 @@ async def test_what_was_counted_is_read(port: int) -> None:
     metrics.bucket_retried()
     metrics.bucket_hedged()
     metrics.scrubbed(4096)
+    metrics.bulk_moved("out", 123)
     metrics.scrub_found_damage()
-    metrics.backed_up("superseded", 2)
+    metrics.backed_up("superseded")
     after = await scrape(port)
     for name, labels, change in [
         ("fuse_tier_snapshots_total", (), 1),
@@ -103,8 +104,9 @@ async def test_what_was_counted_is_read(port: int) -> None:
         ("fuse_tier_bucket_retries_total", (), 1),
         ("fuse_tier_bucket_hedges_total", (), 1),
         ("fuse_tier_scrubbed_bytes_total", (), 4096),
+        ("fuse_tier_bulk_bytes_total", ("out",), 123),
         ("fuse_tier_scrub_damaged_total", (), 1),
-        ("fuse_tier_backups_total", ("superseded",), 2),
+        ("fuse_tier_backups_total", ("superseded",), 1),
     ]:
         key = (name, frozenset(labels))
         assert after[key] - before.get(key, 0) == change, name

@@ -15,7 +15,7 @@ from fuse_tier.localcluster import LocalCluster, LocalNode, local_cluster
 IDENTITY = "default/bench/0"
 _WAIT_SECONDS = 300.0
 _POLL_SECONDS = 0.5
-_WORKER = b"fuse_tier.replicate.worker"
+_WORKER = b"fuse_tier.replicate"
 
 T = TypeVar("T")
 

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from fuse_tier.cli.options import TIERS, IdentityType, SecondsType, SnapshotType, json_option, node_option, print_json
+from fuse_tier.cli.options import (
+    TIERS,
+    IdentityType,
+    SecondsType,
+    SnapshotType,
+    bucket_option,
+    endpoint_option,
+    json_option,
+    node_option,
+    print_json,
+)
 from fuse_tier.cli.reporting import printable, say_error
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import TierUnavailable
@@ -79,14 +90,26 @@ def _watch_status(socket: str | None, interval: float, as_json: bool) -> None:
 @click.command("ls", short_help="List snapshots and where they are.")
 @click.argument("identity", type=IdentityType(), required=False)
 @node_option
+@bucket_option
+@endpoint_option
 @json_option
-def list_snapshots(identity: str | None, socket: str | None, as_json: bool) -> None:
+def list_snapshots(
+    identity: str | None, socket: str | None, bucket: str | None, endpoint: str | None, as_json: bool
+) -> None:
     """Lists snapshots, of all volumes or of one, and the tiers that hold them.
+
+    With --bucket no node is asked: lists the complete checkpoints in that bucket, of all jobs or of a volume's.
 
     \b
     Example:
       fuse-tier ls default/llama/0
+      fuse-tier ls --bucket gs://checkpoints/team
     """
+    if (bucket and socket) or (endpoint and not bucket):
+        raise click.UsageError("--bucket asks no node, and --endpoint goes with it")
+    if bucket:
+        _list_checkpoints(identity, bucket, endpoint, as_json)
+        return
     from fuse_tier.cli.node_client import connected
     from fuse_tier.cli.rendering import print_out, snapshot_facts, snapshots_view
     from fuse_tier.wire import control_pb2 as pb
@@ -100,6 +123,35 @@ def list_snapshots(identity: str | None, socket: str | None, as_json: bool) -> N
         print_out(snapshots_view(facts))
     else:
         click.echo(f"there is no snapshot of {identity}" if identity else "there are no snapshots")
+
+
+def _list_checkpoints(identity: str | None, url: str, endpoint: str | None, as_json: bool) -> None:
+    import trio
+
+    from fuse_tier import logs
+    from fuse_tier.cli.rendering import print_out
+    from fuse_tier.cli.reports import checkpoints_view
+    from fuse_tier.identity import Identity
+    from fuse_tier.replicate.offline import list_checkpoints
+    from fuse_tier.tiers.bucket import BucketTier
+
+    logs.configure("ls", "")
+    wanted = Identity.parse(identity) if identity else None
+
+    async def look() -> list[dict[str, Any]]:
+        bucket = BucketTier(url, endpoint)
+        try:
+            return [asdict(one) for one in await list_checkpoints(bucket, wanted)]
+        finally:
+            await bucket.aclose()
+
+    facts = trio.run(look)
+    if as_json:
+        print_json(facts)
+    elif facts:
+        print_out(checkpoints_view(facts))
+    else:
+        click.echo(f"{url} has no complete checkpoint{f' of {identity}' if identity else ''}")
 
 
 @click.command(short_help="Show the files of a snapshot.")

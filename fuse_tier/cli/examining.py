@@ -6,8 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from fuse_tier.cli.options import json_option, print_json
-from fuse_tier.cli.restoring import endpoint_option
+from fuse_tier.cli.options import endpoint_option, json_option, print_json
 
 
 @click.command(short_help="See what is wrong, and how to mend it.")

@@ -76,6 +76,8 @@ node_option = click.option(
     type=click.Path(),
     help="The node's unix socket. [default: $FUSE_TIER_NODE, else /run/fuse-tier/node.sock]",
 )
+bucket_option = click.option("--bucket", metavar="gs://BUCKET[/PREFIX]", help="Ask this bucket, and no node.")
+endpoint_option = click.option("--endpoint", metavar="URL", help="With --bucket: an emulator's.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
 config_option = click.option("--config", "config_path", metavar="FILE", required=True, type=click.Path())
 

@@ -71,7 +71,7 @@ def snapshots_view(snapshots: Iterable[dict[str, Any]]) -> Table:
             fact["run"],
             str(fact["files"]),
             format_size(fact["bytes"]),
-            _age(fact["created_ns"]),
+            age(fact["created_ns"]),
             fact["node"],
             ",".join(fact["tiers"]) or "-",
         )
@@ -90,6 +90,13 @@ def status_view(facts: dict[str, Any]) -> Group:
         if key in rates
     )
     tail = f"queue: {queue['copies']} to copy, {format_size(queue['bytes'])}{'; ' if speeds else ''}{speeds}"
+    savings = ", ".join(
+        f"{facts['deduplication'][tier]['factor']:.1f} to {name}"
+        for tier, name in (("peer", "peers"), ("bucket", "the bucket"))
+        if facts["deduplication"].get(tier, {}).get("factor")
+    )
+    if savings:
+        tail += f"\nbytes named by copied snapshots for each byte sent: {savings}"
     volumes: RenderableType = _volumes(facts["volumes"]) if facts["volumes"] else Text("no volumes")
     passthrough = Text(printable(f"passthrough: {facts['passthrough']}"))
     charged = [
@@ -158,8 +165,8 @@ def _mounted_at(volume: dict[str, Any]) -> str:
 def _newest(newest: dict[str, Any] | None) -> str:
     if not newest:
         return "none"
-    size, age = format_size(newest["bytes"]), _age(newest["created_ns"])
-    return f"{newest['number']} ({format_count(newest['files'], 'file')}, {size}, {age} ago)"
+    size, since = format_size(newest["bytes"]), age(newest["created_ns"])
+    return f"{newest['number']} ({format_count(newest['files'], 'file')}, {size}, {since} ago)"
 
 
 def verify_view(facts: dict[str, Any]) -> Table:
@@ -250,7 +257,8 @@ def _time(nanoseconds: int) -> str:
         return str(nanoseconds)
 
 
-def _age(created_ns: int) -> str:
+def age(created_ns: int) -> str:
+    """How long ago that was, for people."""
     return format_duration(max(0, time.time_ns() - created_ns) / 1e9)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from fuse_tier.cli.rendering import table
+from fuse_tier.cli.rendering import age, table
 from fuse_tier.quantities import format_size
 
 _NAMED_AT_MOST = 6
@@ -18,6 +18,22 @@ def findings_view(findings: Iterable[dict[str, Any]]) -> Table:
     marks = {"ok": "ok", "warning": "WARNING", "failed": "FAILED", "skipped": "-"}
     rows = [(one["check"], marks[one["state"]], one["detail"], one["remedy"]) for one in findings]
     return table(("CHECK", "STATE", "FOUND", "TO DO"), rows)
+
+
+def checkpoints_view(checkpoints: Iterable[dict[str, Any]]) -> Table:
+    """The table of ``ls --bucket``."""
+    rows = [
+        (
+            one["checkpoint"],
+            one["job"],
+            one["run"],
+            "-" if one["step"] is None else str(one["step"]),
+            age(one["created_ns"]),
+            _several([f"{replica}@{number}" for replica, number in sorted(one["snapshots"].items())]),
+        )
+        for one in checkpoints
+    ]
+    return table(("CHECKPOINT", "JOB", "RUN", "STEP>", "AGE>", "SNAPSHOTS"), rows)
 
 
 def prune_view(facts: dict[str, Any]) -> Table:

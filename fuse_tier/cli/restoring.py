@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fuse_tier.cli.options import IdentityType, json_option, node_option, print_json
+from fuse_tier.cli.options import (
+    IdentityType,
+    bucket_option,
+    endpoint_option,
+    json_option,
+    node_option,
+    print_json,
+)
 from fuse_tier.cli.reporting import say_error
 from fuse_tier.cli.volumes import run_option, snapshot_option, tell_losses, version_option
 from fuse_tier.deadlines import Deadline
@@ -17,9 +24,6 @@ from fuse_tier.quantities import format_count, format_duration, format_rate, for
 
 if TYPE_CHECKING:
     from fuse_tier.replicate.offline import RestoredFrom, Wanted
-
-bucket_option = click.option("--bucket", metavar="gs://BUCKET[/PREFIX]", help="Ask this bucket, and no node.")
-endpoint_option = click.option("--endpoint", metavar="URL", help="With --bucket: an emulator's.")
 
 
 @click.command(short_help="Write a snapshot into a directory.")

@@ -16,7 +16,7 @@ import enum
 import secrets
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fuse_tier.errors import IdentityBusy, TierRefused, TierUnavailable
 from fuse_tier.identity import Identity
@@ -141,7 +141,10 @@ class Directory:
     def release(self, identity: Identity, node: str, instance: str, sequence: int, now: float) -> None:
         """Gives an identity back. One that the node doesn't have is no error. Raises as ``claim`` does."""
         self._observe(now)
-        self._caller(node, instance, sequence, now).sequence = sequence
+        caller = self._caller(node, instance, sequence, now)
+        caller.sequence = sequence
+        facts = caller.report.facts  # else what it has would be passed over for whoever claims next: see locate
+        caller.report = replace(caller.report, facts=replace(facts, mounted=facts.mounted - {identity}))
         claim = self._claims.get(identity)
         if claim is not None and claim.node == node:
             del self._claims[identity]
@@ -170,7 +173,7 @@ class Directory:
             if numbers := known.report.facts.holdings.get(identity):
                 holders.append((self._member(known, now), numbers))
         holders.sort(key=lambda holder: (not holder[0].alive, -holder[1][-1], holder[0].node))
-        return Location(tuple(holders), tuple(sorted(bucket)))
+        return Location(tuple(holders), tuple(sorted(bucket)), now >= self._settled)
 
     def picture(self, now: float) -> Picture:
         """Everything, for people."""

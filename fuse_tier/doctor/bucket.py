@@ -17,7 +17,7 @@ _CHECKS = ("bucket.exists", "bucket.create", "bucket.read", "bucket.delete")
 
 async def examine(config: BucketConfig, ahead: list[float]) -> list[Finding]:
     """Writes an object, reads it and deletes it. Adds to ``ahead`` the seconds that the bucket's clock is ahead."""
-    bucket = BucketTier(config.url, config.endpoint, patience=_PATIENCE_SECONDS)
+    bucket = BucketTier(config.url, config.endpoint, patience=_PATIENCE_SECONDS, key_file=config.credentials)
     found: list[Finding] = []
     try:
         await _examine(bucket, found)

@@ -25,7 +25,7 @@ _CALL_SECONDS = 30.0
 _MOUNT_SECONDS = 300.0
 _STOP_SECONDS = 90.0
 _POLL_SECONDS = 0.02
-WORKER = "fuse_tier.replicate.worker"
+WORKER = "fuse_tier.replicate"
 
 Progress = Callable[[pb.Step], object]
 

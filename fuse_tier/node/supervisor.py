@@ -43,7 +43,7 @@ _PYTHON: Final = (sys.executable, "-P", "-m")  # -P: modules in the directory wh
 class Programs:
     """The commands of the processes that a node is made of."""
 
-    worker: tuple[str, ...] = (*_PYTHON, "fuse_tier.replicate.worker")
+    worker: tuple[str, ...] = (*_PYTHON, "fuse_tier.replicate")
     daemon: tuple[str, ...] = (*_PYTHON, "fuse_tier.fs")
 
 

@@ -37,6 +37,7 @@ class _State:
     last_at: float = 0.0
     current: Manifest | None = None
     moved: int = 0
+    seen: int = 0  # the newest snapshot that was looked at
     due_at: float = WHEN_THERE_IS_MORE
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -66,6 +67,9 @@ class Backups:
         state.due_at = WHEN_THERE_IS_MORE
         if newest is None or volume.durable(TierName.BUCKET) >= newest.id.number:
             return None, WHEN_THERE_IS_MORE
+        if volume.durable(TierName.BUCKET) < state.seen < newest.id.number:
+            metrics.backed_up("superseded")
+        state.seen = newest.id.number
         if volume.durable(TierName.BUCKET) == 0:
             state.last = None  # the tree was made anew, and nothing of it is there yet
         demanded = newest.id.number if self._is_short() else volume.demanded
@@ -127,8 +131,6 @@ class Backups:
         metrics.backed_up("done" if done else "failed")
         if not done:
             return
-        if state.last is not None and state.last.lineage == manifest.lineage:
-            metrics.backed_up("superseded", max(0, manifest.id.number - state.last.id.number - 1))
         state.last, state.last_at = manifest, trio.current_time()
         await self._told(volume.identity)
 

@@ -17,7 +17,7 @@ from fuse_tier import failpoints, metrics
 from fuse_tier.blobs import Progress
 from fuse_tier.errors import FuseTierError, SnapshotConflict, TierFull
 from fuse_tier.manifest import Manifest
-from fuse_tier.replicate.traffic import Meter
+from fuse_tier.replicate.traffic import Meter, Savings
 from fuse_tier.replicate.turns import Turns
 from fuse_tier.tiers.base import Tier, TierName, no_progress
 from fuse_tier.tiers.ram import RamTier
@@ -84,6 +84,7 @@ class Copier:
         self._ram = ram
         self._turns = {tier: Turns(count) for tier, count in _COPIES_AT_ONCE.items()}
         self.meters = {tier: Meter() for tier in _COPIES_AT_ONCE}
+        self.savings = {tier: Savings() for tier in _COPIES_AT_ONCE}
 
     async def copy(
         self,
@@ -120,6 +121,7 @@ class Copier:
                 _tell(manifest, tier, error, is_new=troubles.failed(place))
                 return False
             seconds = trio.current_time() - started
+        self.savings[tier.name].named_bytes += manifest.size
         if troubles.recovered(place):
             log.info("copy.recovered", snapshot=str(manifest.id), place=tier.place)
         metrics.copied(tier.name.value, seconds)

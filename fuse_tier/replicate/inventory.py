@@ -73,8 +73,8 @@ class Inventory:
                 nursery.start_soon(self._tier_status, tiers, index, self._places.peer(member), member)
             if self._places.bucket is not None:
                 nursery.start_soon(self._tier_status, tiers, len(tiers) - 1, self._places.bucket, None)
-        dead = await self._dead_mounts()
-        volumes = [self._volume_status(volume, dead) for volume in self._volumes if volume.has_tree]
+        mounts = await self._mounts()
+        volumes = [self._volume_status(volume, mounts) for volume in self._volumes if volume.has_tree]
         return json.dumps(
             {
                 "node": self._node,
@@ -92,8 +92,13 @@ class Inventory:
                 "rates": {
                     f"{tier}_bytes_per_second": meter.rate() for tier, meter in sorted(self._copier.meters.items())
                 },
+                "deduplication": {tier.value: self._deduplication(tier) for tier in sorted(self._copier.meters)},
             }
         )
+
+    def _deduplication(self, tier: TierName) -> dict[str, float | None]:
+        savings, sent = self._copier.savings[tier], self._copier.meters[tier].total
+        return {"named_bytes": savings.named_bytes, "sent_bytes": sent, "factor": savings.factor(sent)}
 
     async def _passthrough(self) -> str:
         """Whether file content bypasses the daemons, and if not, why."""
@@ -144,22 +149,23 @@ class Inventory:
             "snapshots": snapshots,
         }
 
-    async def _dead_mounts(self) -> dict[str, dict[str, Any]]:
-        """Mounts whose daemon has failed, by identity: every call through them fails until they are unmounted."""
+    async def _mounts(self) -> list[dict[str, Any]]:
+        """What the supervisor says of them; those that have failed do so for every call until they are unmounted."""
         try:
-            mounts = await self._supervisor.mounts()
+            return await self._supervisor.mounts()
         except FuseTierError as error:
             log.warning("status.supervisor_silent", reason=str(error))
-            return {}
-        return {mount["identity"]: mount for mount in mounts if mount["state"] == "failed"}
+            return []
 
-    def _volume_status(self, volume: Volume, dead: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        newest, failed = volume.newest, dead.get(str(volume.identity), {})
+    def _volume_status(self, volume: Volume, mounts: list[dict[str, Any]]) -> dict[str, Any]:
+        newest, ours = volume.newest, [mount for mount in mounts if mount["identity"] == str(volume.identity)]
+        failed = next((mount for mount in ours if mount["state"] == "failed"), {})
         return {
             "identity": str(volume.identity),
             "mountpoint": volume.mountpoint or failed.get("mountpoint"),
             "mounted": volume.mountpoint is not None,
             "failed": failed.get("reason", ""),
+            "restarts": max((mount["restarts"] for mount in ours), default=0),
             "run": volume.lineage.run,
             "newest": {
                 "number": newest.id.number,

@@ -7,6 +7,7 @@ before the identity is given up, so that whoever mounts it next finds everything
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -32,6 +33,7 @@ from fuse_tier.tiers.base import TierName
 log = structlog.get_logger(__name__)
 
 _CLAIM_PAUSE_SECONDS = 0.2
+_SUPERVISOR_PAUSE_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class Mounting:
         self._membership = membership
         self._supervisor = supervisor
         self.claimed: set[Identity] = set()  # until the last snapshot after the unmount
+        self.before_release: Callable[[], Awaitable[None]] | None = None  # brings up to date what this node tells
 
     async def mount(self, order: MountOrder, report: Report) -> dict[str, Any]:
         """Mounts a volume with the files it had. Raises MountError, IdentityBusy, RunMismatch, TierError.
@@ -173,7 +176,22 @@ class Mounting:
         )
 
     async def find_mounted(self) -> None:
-        """At a worker's start: what is mounted already stays ours, and is not touched before its daemon reports."""
+        """At a worker's start: what is mounted already stays ours, and is not touched before its daemon reports.
+
+        Raises FuseTierError when the supervisor does not answer in time.
+        """
+        with trio.move_on_after(Deadline.SUPERVISOR_CONNECT):
+            while True:
+                try:
+                    return await self._find_mounted()
+                except TierUnavailable:
+                    await trio.sleep(_SUPERVISOR_PAUSE_SECONDS)
+        raise FuseTierError(
+            f"the supervisor does not answer on {self._supervisor.socket}: start `fuse-tier node`, which starts this "
+            "worker itself"
+        )
+
+    async def _find_mounted(self) -> None:
         for mount in await self._supervisor.mounts():
             if mount["state"] == "failed":
                 continue
@@ -226,9 +244,11 @@ class Mounting:
                 volume.news.announce()
 
     async def give_up(self, volume: Volume) -> None:
-        """Others need not be told any more that a volume is this node's."""
+        """Others need not be told any more that a volume is this node's; they know what it has saved by then."""
         self.claimed.discard(volume.identity)
         with trio.move_on_after(Deadline.CONTROL_CALL):
+            if self.before_release is not None:
+                await self.before_release()
             await self._membership.release(volume.identity)
 
     async def drain(self, volume: Volume, seconds: float) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import structlog
 import trio
 
 from fuse_tier.blobs import Blob
 from fuse_tier.checkpoints import Checkpoint, Job, step_of
-from fuse_tier.errors import NotFound, TierError
+from fuse_tier.errors import MalformedManifest, NotFound, TierError
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Manifest
 from fuse_tier.replicate.records import JobListing, JobRecords
@@ -20,6 +21,8 @@ from fuse_tier.replicate.staging import StagingDirectory, make_tree
 from fuse_tier.replicate.steps import Report
 from fuse_tier.replicate.tree import check_new_directory
 from fuse_tier.tiers.bucket import BucketTier
+
+log = structlog.get_logger(__name__)
 
 _NAMED_AT_MOST = 10
 
@@ -82,6 +85,38 @@ async def restore_from_bucket(bucket: BucketTier, wanted: Wanted, target: str, r
     return RestoredFrom(manifest.id, found.checkpoint, step_of(manifest), files, manifest.size, seconds, found.newer)
 
 
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A complete checkpoint, for people. ``snapshots`` are those of one volume when one was asked for."""
+
+    job: str
+    checkpoint: str
+    run: str
+    step: int | None
+    created_ns: int
+    snapshots: dict[str, int]  # by replica
+
+
+async def list_checkpoints(bucket: BucketTier, identity: Identity | None = None) -> list[Listed]:
+    """The complete checkpoints in a bucket, oldest first in each job; of all jobs, or of a volume's.
+
+    Raises TierUnavailable, TierRefused, MalformedManifest.
+    """
+    records = JobRecords(bucket)
+    found: list[Listed] = []
+    for job in await records.every() if identity is None else (Job.of(identity),):
+        for name in (await records.listing(job)).checkpoints:
+            one = await records.checkpoint(job, name)
+            snapshots = {
+                replica: number
+                for replica, number in one.snapshots.items()
+                if identity is None or replica == identity.replica
+            }
+            if snapshots:
+                found.append(Listed(str(job), name, one.lineage.run, one.step, one.created_ns, snapshots))
+    return found
+
+
 async def find(bucket: BucketTier, wanted: Wanted) -> Found:
     """The snapshot that is wanted: without more words that of the newest complete checkpoint.
 
@@ -106,7 +141,11 @@ async def find(bucket: BucketTier, wanted: Wanted) -> Found:
     if listing.forced is not None:
         return _part(await records.forced_checkpoint(job, listing.forced), listing.forced, identity, numbers)
     for name in reversed(listing.checkpoints):
-        checkpoint = await records.checkpoint(job, name)
+        try:
+            checkpoint = await records.checkpoint(job, name)
+        except MalformedManifest as error:
+            log.warning("restore.record_unreadable", checkpoint=name, job=str(job), reason=str(error))
+            continue
         if checkpoint.number_of(identity) in numbers:
             return _part(checkpoint, name, identity, numbers)
     return Found(SnapshotId(identity, numbers[-1]))

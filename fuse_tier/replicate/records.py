@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -38,11 +38,16 @@ class JobListing:
     """What a bucket lists of one job at one moment."""
 
     job: Job
-    snapshots: tuple[SnapshotId, ...] = ()
+    snapshots: Mapping[SnapshotId, float]  # and when each was committed, seconds since 1970 by the service's clock
     checkpoints: tuple[str, ...] = ()  # names, which sort as their dates do, oldest first
     in_use: frozenset[SnapshotId] = frozenset()  # being restored
     forced: str | None = None  # what ``restore.version`` says, if it is there; whether it is a name is not looked at
+    forced_at: float = 0.0  # when it was written, by the same clock
     old_uses: tuple[str, ...] = ()  # documents of restores that ended without saying so
+
+    def is_after_forced(self, checkpoint: Checkpoint) -> bool:
+        """Whether all of a checkpoint came here after ``restore.version`` was written."""
+        return all(self.snapshots.get(one, 0.0) > self.forced_at for one in checkpoint.ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +73,7 @@ class JobRecords:
         """What is listed of a job: two requests, for as many as a page has; one more when a version is forced."""
         # Records first: what a record names is listed after it, unless it was dropped, record first.
         documents = await self._bucket.documents.listed(f"{job}/")
-        snapshots = tuple(await self._bucket.snapshots_of(job))
+        snapshots = await self._bucket.snapshots_of(job)
         oldest = self._bucket.now() - USE_SECONDS
         own = {document.name.removeprefix(f"{job}/"): document for document in documents}
         uses = [(used, document) for name, document in own.items() if (used := _use_of(job, name)) is not None]
@@ -79,6 +84,7 @@ class JobRecords:
             tuple(sorted(name for name in names if is_checkpoint_name(name))),
             frozenset(used for used, document in uses if document.created >= oldest),
             await self._forced(job) if _VERSION in own else None,
+            own[_VERSION].created if _VERSION in own else 0.0,
             tuple(document.name for _, document in uses if document.created < oldest),
         )
 

@@ -28,6 +28,7 @@ from fuse_tier.replicate.records import InBucket, JobListing, JobRecords
 from fuse_tier.replicate.retention import JobPlan, Keep, plan_job_retention
 from fuse_tier.replicate.steps import Report
 from fuse_tier.tiers.bucket import SAFE_GRACE_SECONDS, BucketTier
+from fuse_tier.tiers.bucket_layout import manifest_object
 from fuse_tier.tiers.bucket_many import Kept
 
 log = structlog.get_logger(__name__)
@@ -68,7 +69,8 @@ class Stewardship:
         self._turns = Turns()
         self._noted: set[Job] = set()
         self._wake = Broadcast()
-        self._collected = float("-inf")
+        self._collected = -math.inf
+        self._is_troubled = False
 
     # ---- answers ----
 
@@ -107,31 +109,56 @@ class Stewardship:
     # ---- work ----
 
     async def run(self) -> None:
-        """Does what is to be done until cancelled; what fails is done again at the next look."""
+        """Does what is to be done until cancelled; what fails is done again, after growing pauses."""
         seen, looked, pause = 0, trio.current_time(), _FIRST_PAUSE
         again = math.inf
         while True:
             with trio.move_on_at(min(looked + _LOOK_EVERY_SECONDS, again)):
                 seen = await self._wake.wait_beyond(seen)
                 await trio.sleep(_GATHER_SECONDS)
-            jobs, self._noted = self._noted, set()
             seen = self._wake.version
-            try:
-                if trio.current_time() >= looked + _LOOK_EVERY_SECONDS:
-                    looked = trio.current_time()
-                    jobs |= set(await self._records.every()) if self._is_steward() else set()
-                for job in sorted(jobs):
-                    await self.tend(job)
-                if not self._is_steward():
-                    metrics.forget_checkpoints()
-                elif jobs:
-                    await self._collect_when_due()
+            at_everything = trio.current_time() >= looked + _LOOK_EVERY_SECONDS
+            looked = trio.current_time() if at_everything else looked
+            if await self._look(at_everything=at_everything):
                 again, pause = math.inf, _FIRST_PAUSE
-            except FuseTierError as error:
-                self._noted |= jobs
+            else:
                 again, pause = trio.current_time() + pause, min(2 * pause, _LOOK_EVERY_SECONDS)
-                metrics.error("retention")
-                log.warning("retention.postponed", place=self._bucket.place, reason=str(error))
+
+    async def _look(self, *, at_everything: bool) -> bool:
+        """Tends what was noted; whether all of it went well. One job's trouble is no other's."""
+        jobs, self._noted = self._noted, set()
+        trouble: FuseTierError | None = None
+        is_steward = self._is_steward()
+        if not is_steward:
+            metrics.forget_checkpoints()
+        try:
+            if at_everything and is_steward:
+                jobs |= set(await self._records.every())
+        except FuseTierError as error:
+            trouble = error
+        for job in sorted(jobs):
+            try:
+                await self.tend(job)
+            except FuseTierError as error:
+                self._noted.add(job)
+                trouble = error
+        try:
+            if jobs and is_steward and trouble is None:
+                await self._collect_when_due()
+        except FuseTierError as error:
+            trouble = error
+        self._tell(trouble)
+        return trouble is None
+
+    def _tell(self, trouble: FuseTierError | None) -> None:
+        """Once until it is over: somebody may have to mend it, and it is tried again and again."""
+        if trouble is not None:
+            metrics.error("retention")
+        if trouble is not None and not self._is_troubled:
+            log.warning("retention.postponed", place=self._bucket.place, reason=str(trouble))
+        elif trouble is None and self._is_troubled:
+            log.info("retention.recovered", place=self._bucket.place)
+        self._is_troubled = trouble is not None
 
     async def tend(self, job: Job) -> None:
         """Records the newest complete checkpoint of a job, and gives up what was superseded.
@@ -148,7 +175,10 @@ class Stewardship:
         saved = await self._catalog.saved(listing)
         readable = [one for one in saved.values() if one is not None]
         newest = newest_complete(job, readable, self._mounted(job), records.values())
-        plan = plan_job_retention(saved, records, self._keep, in_use=listing.in_use)
+        plan = JobPlan()
+        if records.keys() >= set(listing.checkpoints):
+            plan = plan_job_retention(saved, records, self._keep, in_use=listing.in_use)
+        # Else nothing goes: what a record names that cannot be read, by this version at least, is not known.
         return _Known(listing, newest, records, plan)
 
     async def _record(self, known: _Known) -> _Known | None:
@@ -159,11 +189,11 @@ class Stewardship:
         if newest is None:
             return None
         metrics.checkpoint_complete(str(job), newest.created_ns)
-        name = await self._records.record(newest, max(known.listing.checkpoints, default=""))
+        name = await self._records.record(newest, max(known.records, default=""))
         log.info(
             "checkpoint.complete", job=str(job), checkpoint=name, step=newest.step, snapshots=len(newest.snapshots)
         )
-        if known.listing.forced is not None:
+        if known.listing.forced is not None and known.listing.is_after_forced(newest):
             await self._records.end_forced(job)
             log.info("checkpoint.version_ended", job=str(job), version=known.listing.forced, checkpoint=name)
         return await self._look_at(job)
@@ -175,16 +205,15 @@ class Stewardship:
         if not plan:
             return ()
         kept = (await self._records.drop(job, plan.records)).kept
-        removal = await self._bucket.drop_all(plan.snapshots)
-        refused = {one.name for one in removal.kept}
-        for snapshot in plan.snapshots:
-            if not any(name.endswith(f"{snapshot.identity}/{snapshot.number:019d}.manifest") for name in refused):
-                log.info(
-                    "snapshot.dropped",
-                    identity=str(snapshot.identity),
-                    snapshot=snapshot.number,
-                    place=self._bucket.place,
-                )
+        # A record that has to stay keeps what it names.
+        staying = {name for name in plan.records if any(f"{job}/{name}." in one.name for one in kept)}
+        named = {snapshot for name in staying for snapshot in known.records[name].ids}
+        going = [snapshot for snapshot in plan.snapshots if snapshot not in named]
+        removal = await self._bucket.drop_all(going)
+        place, gone = self._bucket.place, set(removal.removed)
+        for snapshot in going:
+            if manifest_object(snapshot) in gone:
+                log.info("snapshot.dropped", identity=str(snapshot.identity), snapshot=snapshot.number, place=place)
         kept += removal.kept
         if kept:
             log.info("retention.protected", job=str(job), objects=len(kept), reason=kept[0].reason)
@@ -192,8 +221,8 @@ class Stewardship:
 
     async def _collect_when_due(self) -> None:
         if trio.current_time() - self._collected > _COLLECT_EVERY_SECONDS:
-            self._collected = trio.current_time()
             await self._bucket.collect_garbage(SAFE_GRACE_SECONDS)
+            self._collected = trio.current_time()
 
     # ---- on demand ----
 

@@ -13,7 +13,7 @@ class Supervisor:
     """A connection for each question: they are rare, and either process may have been started anew."""
 
     def __init__(self, socket: str) -> None:
-        self._socket = socket
+        self.socket = socket
 
     async def check(self, identity: Identity, mountpoint: str) -> str:
         """Sees whether a mount could be made; gives the canonical mountpoint. Raises MountError, IdentityBusy."""
@@ -34,5 +34,5 @@ class Supervisor:
         return mounts
 
     async def _ask(self, name: str, deadline_seconds: float, **arguments: object) -> Any:
-        async with connected(self._socket, {}) as channel:
+        async with connected(self.socket, {}) as channel:
             return await channel.call(name, deadline_seconds, **arguments)

@@ -5,8 +5,23 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from dataclasses import dataclass
 
 _WINDOW_SECONDS = 10.0
+
+
+@dataclass(slots=True)
+class Savings:
+    """What the snapshots that were copied to a tier name, beside what was sent for them.
+
+    What was there already is not sent: content that volumes share, and that a snapshot has from the one before.
+    """
+
+    named_bytes: int = 0
+
+    def factor(self, sent_bytes: int) -> float | None:
+        """How much more was named than sent; None before anything was sent."""
+        return self.named_bytes / sent_bytes if sent_bytes else None
 
 
 class Meter:

@@ -1,8 +1,6 @@
 """The replication worker of one node: everything but the mounts.
 
-``python -m fuse_tier.replicate.worker --config node.yaml``, started by the node's supervisor. One nursery
-owns every task. It prints ``{"ready": true}`` when its socket answers. SIGTERM ends it in order: the newest
-snapshots get the configured time to reach the other tiers; data stays in the RAM tier.
+Here its parts are put together; ``__main__.py`` runs it as a process. One nursery owns every task.
 
 The start is in this order for a reason: garbage is collected before anything is adopted (ram/pins.py); what is
 mounted is known before others are told what is mounted here.
@@ -10,23 +8,18 @@ mounted is known before others are told what is mounted here.
 
 from __future__ import annotations
 
-import json
 import secrets
-import signal
-import sys
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
-import click
 import structlog
 import trio
 
-from fuse_tier import logs, metrics
+from fuse_tier import metrics
 from fuse_tier.blobs import Blob
-from fuse_tier.config import NodeConfig, load_node_config
-from fuse_tier.deadlines import Deadline, check_order
-from fuse_tier.errors import FuseTierError, TierError, TierUnavailable
+from fuse_tier.config import NodeConfig
+from fuse_tier.errors import TierError
 from fuse_tier.identity import Identity
 from fuse_tier.members import LocalFacts, Member
 from fuse_tier.ram.layout import Layout
@@ -35,6 +28,7 @@ from fuse_tier.replicate.choice import Chooser, Chosen
 from fuse_tier.replicate.copying import Copier
 from fuse_tier.replicate.daemons import DaemonSession
 from fuse_tier.replicate.fanout import Fanout
+from fuse_tier.replicate.filling import Filling
 from fuse_tier.replicate.inventory import Inventory
 from fuse_tier.replicate.membership import Membership, build_membership
 from fuse_tier.replicate.mounting import Mounting
@@ -42,6 +36,7 @@ from fuse_tier.replicate.node_service import NodeService
 from fuse_tier.replicate.orphans import Orphans
 from fuse_tier.replicate.peer_service import PeerService
 from fuse_tier.replicate.places import Places
+from fuse_tier.replicate.preemption import Preemption
 from fuse_tier.replicate.restore import Restorer
 from fuse_tier.replicate.room import RoomKeeper
 from fuse_tier.replicate.scrub import Scrubber
@@ -67,7 +62,6 @@ log = structlog.get_logger(__name__)
 
 _HASHING_THREADS = 2
 _FACTS_EVERY_SECONDS = 1.0
-_SUPERVISOR_PAUSE_SECONDS = 0.1
 
 
 class Worker:
@@ -99,26 +93,33 @@ class Worker:
         self._upkeep = Upkeep(self._places, self._volumes.find, config.keep.ram)
         self._room = RoomKeeper(layout, self._ram, self._volumes, self._upkeep.wake)
         self._chooser = Chooser(self._places)
-        self._restorer = Restorer(layout, self._places, config.node, hashing)
+        self._restorer = Restorer(layout, self._places, config.node, hashing, config.restore_at_once)
+        self._filling = Filling(layout, self._ram, self._restorer, self._room.make)
         self._scrubber = Scrubber(self._ram, self._fetch_again, config.scrub.every, config.scrub.limit)
         self._supervisor = Supervisor(f"{config.socket}.supervisor")
         self._mounting = Mounting(self._volumes, self._chooser, self._restorer, self._membership, self._supervisor)
+        self._mounting.before_release = self._refresh_holdings
         self._inventory = Inventory(
             config.node, config.cluster, self._places, self._volumes, copier, self._supervisor, config.replicas
         )
         self._inventory.backups = self._duties.backups if self._duties else None
+        self._preemption = Preemption(self._volumes, self._mounting, self._membership.report_soon, config.drain)
         surplus = Surplus(self._fanout)
         self._volumes.tasks = [
             self._fanout.keep_peers,
             self._keep_bucket,
             self._pass_news_on,
             surplus.keep_down,
+            self._filling.keep_filled,
         ]
 
     def _mounted_on(self, identity: Identity) -> frozenset[str]:
         return frozenset(
             member.node for member in self._membership.members() if member.alive and identity in member.mounted
         )
+
+    def _is_alive(self, node: str) -> bool:
+        return any(member.node == node and member.alive for member in self._membership.members())
 
     async def _supersede(self, volume: Volume, by: str) -> None:
         await supersede(volume, self._ram, by)
@@ -131,8 +132,8 @@ class Worker:
 
     def _facts(self) -> LocalFacts:
         return LocalFacts(
-            capacity_bytes=self._ram.capacity_bytes(),
-            free_bytes=self._ram.free_bytes(),
+            capacity_bytes=0 if self._preemption.is_leaving else self._ram.capacity_bytes(),
+            free_bytes=0 if self._preemption.is_leaving else self._ram.free_bytes(),
             mounted=frozenset(self._mounting.claimed),
             holdings=self._holdings,
             bucket={volume.identity: (number,) for volume in self._volumes if (number := volume.in_bucket())},
@@ -146,7 +147,7 @@ class Worker:
         await self._ram.collect(0)
         await self._refresh_holdings()
         await self._volumes.discover()
-        await self._find_mounted()
+        await self._mounting.find_mounted()
         nursery, config = self._nursery, self._config
         await nursery.start(partial(self._membership.run))
         await nursery.start(self._serve_bulk)
@@ -156,6 +157,8 @@ class Worker:
             await nursery.start(metrics.serve, config.metrics)
         nursery.start_soon(self._upkeep.run)
         nursery.start_soon(self._orphans.run)
+        if config.preemption is not None:
+            nursery.start_soon(self._preemption.watch, config.preemption)
         if self._duties is not None:
             nursery.start_soon(self._duties.stewardship.run)
         nursery.start_soon(self._room.run)
@@ -166,18 +169,6 @@ class Worker:
         nursery.start_soon(self._keep_facts)
         await nursery.start(self._serve_operator)
         task_status.started()
-
-    async def _find_mounted(self) -> None:
-        with trio.move_on_after(Deadline.SUPERVISOR_CONNECT):
-            while True:
-                try:
-                    return await self._mounting.find_mounted()
-                except TierUnavailable:
-                    await trio.sleep(_SUPERVISOR_PAUSE_SECONDS)
-        raise FuseTierError(
-            f"the supervisor does not answer on {self._config.socket}.supervisor: start `fuse-tier node`, "
-            "which starts this worker itself"
-        )
 
     async def _serve_bulk(self, task_status: trio.TaskStatus[int]) -> None:
         address = str(self._config.listen.bulk)
@@ -194,6 +185,7 @@ class Worker:
             secure=self._tls is not None,
             encrypt=self._config.encrypt_peer_traffic,
             mounted_on=self._mounted_on,
+            is_alive=self._is_alive,
             make_room=partial(self._room.make, for_replica=True),
         )
         services: list[Any] = [(add_PeerServicer_to_server, service)]
@@ -233,7 +225,7 @@ class Worker:
         return failed
 
     async def _materialize(self, volume: Volume, inode: int) -> None:
-        await self._restorer.materialize(volume, inode, self._room.make)
+        await self._filling.materialize(volume, inode)
 
     async def _keep_bucket(self, volume: Volume) -> None:
         if self._duties is not None:
@@ -275,10 +267,7 @@ class Worker:
 
     async def drain(self) -> None:
         """Gives the newest snapshots the configured time to get where they shall be."""
-        async with trio.open_nursery() as nursery:
-            for volume in self._volumes:
-                if volume.has_tree and not volume.superseded:
-                    nursery.start_soon(self._mounting.drain, volume, self._config.drain)
+        await self._preemption.drain()
         await self._membership.leave()
 
     async def aclose(self) -> None:
@@ -286,62 +275,3 @@ class Worker:
         await self._places.aclose()
         if self._bucket is not None:
             await self._bucket.aclose()
-
-
-async def run_worker(config: NodeConfig) -> None:
-    """Runs until SIGTERM or SIGINT; a second one skips what would still be copied."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with trio.open_nursery() as nursery:
-            worker = Worker(config, nursery)
-            try:
-                await nursery.start(worker.run)
-                log.info("worker.ready", node=config.node)
-                sys.stdout.write(json.dumps({"ready": True}) + "\n")
-                sys.stdout.flush()
-                await anext(signals)
-                async with trio.open_nursery() as ending:
-                    ending.start_soon(_cancel_on_signal, signals, ending.cancel_scope)
-                    await worker.drain()
-                    ending.cancel_scope.cancel()
-            finally:
-                with trio.move_on_after(Deadline.CONTROL_CALL) as closing:
-                    closing.shield = True
-                    await worker.aclose()
-            nursery.cancel_scope.cancel()
-    log.info("worker.ended", node=config.node)
-
-
-async def _cancel_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
-    await anext(signals)
-    scope.cancel()
-
-
-@click.command()
-@click.option("--config", "config_path", required=True, type=click.Path(), help="The node's configuration file.")
-def main(config_path: str) -> None:
-    """Runs the replication worker of one node; `fuse-tier node` starts it."""
-    failure: FuseTierError | None = None
-    try:
-        config = load_node_config(config_path)
-        logs.configure("worker", config.node)
-        check_order()
-        trio.run(run_worker, config)
-    except* FuseTierError as group:
-        failure = _first(group)
-    if failure is not None:  # not above: what is raised in an `except*` comes out in a group
-        sys.stderr.write(f"fuse-tier: {failure}\n")
-        sys.stderr.flush()
-        sys.exit(failure.exit_status)
-
-
-def _first(group: BaseExceptionGroup[FuseTierError]) -> FuseTierError:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    if not isinstance(error, FuseTierError):
-        raise error
-    return error
-
-
-if __name__ == "__main__":
-    main()

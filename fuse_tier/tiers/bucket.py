@@ -29,7 +29,6 @@ from fuse_tier.blobs import Blob, Progress, Sink, Source
 from fuse_tier.checkpoints import Job
 from fuse_tier.config import NodeConfig
 from fuse_tier.errors import (
-    Damaged,
     IncompleteSnapshot,
     MalformedManifest,
     NotFound,
@@ -38,7 +37,7 @@ from fuse_tier.errors import (
     TierUnavailable,
 )
 from fuse_tier.identity import Identity, SnapshotId
-from fuse_tier.manifest import MAX_ENCODED_BYTES, Manifest, decode, encode
+from fuse_tier.manifest import Manifest
 from fuse_tier.tiers import bucket_collection
 from fuse_tier.tiers import bucket_layout as layout
 from fuse_tier.tiers import bucket_transfer as transfer
@@ -48,6 +47,7 @@ from fuse_tier.tiers.bucket_content import MemoryContent
 from fuse_tier.tiers.bucket_documents import Documents
 from fuse_tier.tiers.bucket_errors import Protected
 from fuse_tier.tiers.bucket_fetch import Fetching
+from fuse_tier.tiers.bucket_manifests import Manifests
 from fuse_tier.tiers.bucket_many import Removable, Removal, remove
 from fuse_tier.tiers.bucket_objects import Objects
 from fuse_tier.tiers.bucket_pace import Pace
@@ -95,6 +95,7 @@ class BucketTier:
         self._objects = Objects(place, self._session, pace or Pace())
         self._work = Work(parallel, patience)
         self._presence = Presence(self._objects, self._work)
+        self._manifests = Manifests(self._objects, self._work, self._presence, self.place)
         self._parts = PartsUpload(self._objects, self._work)
         self._claims = Claims(self._objects, self._work)
         self._parallel = parallel
@@ -133,7 +134,7 @@ class BucketTier:
                 raise IncompleteSnapshot(
                     f"{manifest.id} lacks {len(absent)} of {len(blobs)} blobs in {self.place}: {named}"
                 )
-            ours = await self._work.run(lambda task: self._write_manifest(manifest, task))
+            ours = await self._manifests.write(manifest)
         if not ours:
             highest = max((snapshot.number for snapshot in await self.snapshots(manifest.id.identity)), default=0)
             raise SnapshotConflict(f"{self.place} has another snapshot {manifest.id} already", highest)
@@ -144,37 +145,27 @@ class BucketTier:
 
     async def snapshots(self, identity: Identity | None = None) -> Sequence[SnapshotId]:
         """Everything listed, of one volume or of all, in order. Reads no manifest."""
-        return await self._listed(layout.manifest_folder(identity))
-
-    async def snapshots_of(self, job: Job) -> Sequence[SnapshotId]:
-        """Everything listed of all volumes of a job, in order."""
-        return await self._listed(layout.job_folder(job))
-
-    async def _listed(self, folder: str) -> Sequence[SnapshotId]:
         await self._check_layout()
+        folder = layout.manifest_folder(identity)
         return await self._work.run(
             lambda task: task.retry(lambda: bucket_collection.list_snapshots(self._objects, folder, task))
         )
 
+    async def snapshots_of(self, job: Job) -> dict[SnapshotId, float]:
+        """Everything listed of all volumes of a job, in order, and when it was committed, by the service's clock."""
+        await self._check_layout()
+
+        def look(task: Task) -> dict[SnapshotId, float]:
+            found = self._objects.listed(layout.job_folder(job), task.stop)
+            known = ((layout.snapshot_of(stored.name), stored.created) for stored in found)
+            return {snapshot: created for snapshot, created in known if snapshot is not None}
+
+        return await self._work.run(lambda task: task.retry(lambda: look(task)))
+
     async def manifest(self, snapshot: SnapshotId) -> Manifest:
         """Raises NotFound, MalformedManifest."""
         await self._check_layout()
-
-        def read(task: Task) -> Manifest:
-            text = transfer.read_whole(self._objects, layout.manifest_object(snapshot), MAX_ENCODED_BYTES, task)
-            return decode(text)
-
-        try:
-            found = await self._work.run(read)
-        except NotFound:
-            raise NotFound(f"{snapshot} is not in {self.place}") from None
-        except MalformedManifest as error:
-            raise MalformedManifest(f"{snapshot} in {self.place}: {error}") from error
-        except Damaged as error:
-            raise MalformedManifest(str(error)) from error
-        if found.id != snapshot:
-            raise MalformedManifest(f"the manifest of {snapshot} in {self.place} is that of {found.id}")
-        return found
+        return await self._manifests.read(snapshot)
 
     async def fetch(self, blobs: Collection[Blob], sink: Sink, progress: Progress = no_progress) -> Fetched:
         """Downloads as many as possible into the sink, which verifies them."""
@@ -244,16 +235,6 @@ class BucketTier:
         return Fetching(
             self._objects, self._work, self._presence, receive, progress, self._parallel, in_ranges=in_ranges
         )
-
-    def _write_manifest(self, manifest: Manifest, task: Task) -> bool:
-        content = MemoryContent(encode(manifest))
-        name = layout.manifest_object(manifest.id)
-        if task.retry(lambda: self._objects.put(name, content, 0, lambda _: None, task.stop)) is not None:
-            return True
-        try:  # an attempt of ours whose answer was lost, or somebody else's
-            return transfer.read_whole(self._objects, name, MAX_ENCODED_BYTES, task) == content.content
-        except (NotFound, Damaged):
-            return False
 
     async def _check_layout(self, make: bool = False) -> None:
         """Sees once that the bucket is there and of a layout that we know; says so in it before the first write."""

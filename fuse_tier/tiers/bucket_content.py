@@ -8,6 +8,7 @@ known to be right: so nothing gets a name that it does not deserve.
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Callable, Iterator
 from threading import Event
@@ -25,6 +26,20 @@ IN_MEMORY: Final = 4 << 20  # bytes: content of up to that size is read before i
 
 class Interrupted(Exception):
     """Nobody waits for this work any longer."""
+
+
+class Stop(Event):
+    """Set when nobody waits any longer for what a thread does. ``ending`` ends what it waits for itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ending: Callable[[], object] | None = None
+
+    def set(self) -> None:
+        """May be called from any thread."""
+        super().set()
+        if (ending := self.ending) is not None:
+            ending()
 
 
 class Content(Protocol):
@@ -68,13 +83,13 @@ class Reader:
         self.done += len(piece)
         return piece
 
-    def part(self, size: int) -> tuple[bytes, ...]:
-        """The next so many bytes, in pieces; fewer at the end."""
-        pieces, left = [], size
-        while left > 0 and (piece := self.piece(left)):
-            pieces.append(piece)
-            left -= len(piece)
-        return tuple(pieces)
+    def part(self, size: int) -> MappedContent:
+        """The next so many bytes; fewer at the end."""
+        return MappedContent(self, size)
+
+    def rest(self) -> bytes:
+        """All that is left."""
+        return b"".join(iter(self.piece, b""))
 
     def check(self) -> None:
         """Raises Damaged unless what was read is the blob, and all that there is."""
@@ -108,29 +123,40 @@ class StreamedContent:
 
 
 class MemoryContent:
-    """Bytes in memory: a small blob, a part of a large one, a pack, a manifest.
+    """Bytes in memory: a small blob, a pack, a manifest."""
 
-    In pieces of one size, because memory that came in large ones of many sizes is not given back to the system.
-    """
-
-    def __init__(self, *pieces: bytes) -> None:
-        self.size = sum(len(piece) for piece in pieces)
-        self.crc32c = 0
-        self._pieces = pieces
-        extend = crc32c().extend
-        for piece in pieces:
-            self.crc32c = extend(self.crc32c, piece)
-
-    @property
-    def content(self) -> bytes:
-        """All of it in one."""
-        return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+    def __init__(self, content: bytes) -> None:
+        self.size = len(content)
+        self.crc32c = int(crc32c().value(content))
+        self.content = content
 
     def pieces(self) -> Iterator[bytes | memoryview]:
         """All of it, from the start."""
-        for piece in self._pieces:
-            view = memoryview(piece)
-            yield from (view[start : start + PIECE] for start in range(0, len(piece), PIECE))
+        view = memoryview(self.content)
+        return (view[start : start + PIECE] for start in range(0, self.size, PIECE))
+
+
+class MappedContent:
+    """A part of a large blob, in memory that goes back to the system as soon as nobody has it any more.
+
+    The allocator keeps what it gave to one thread and another one freed: with megabytes for each of many threads that
+    adds up to several times of what is ever used at once.
+    """
+
+    def __init__(self, reader: Reader, size: int) -> None:
+        self._memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.size = 0
+        self.crc32c = 0
+        extend = crc32c().extend
+        while self.size < size and (piece := reader.piece(size - self.size)):
+            self._memory[self.size : self.size + len(piece)] = piece
+            self.crc32c = extend(self.crc32c, piece)
+            self.size += len(piece)
+
+    def pieces(self) -> Iterator[bytes | memoryview]:
+        """All of it, from the start."""
+        view = memoryview(self._memory)[: self.size]
+        return (view[start : start + PIECE] for start in range(0, self.size, PIECE))
 
 
 def content_of(fd: int, blob: Blob) -> MemoryContent | StreamedContent:
@@ -138,9 +164,9 @@ def content_of(fd: int, blob: Blob) -> MemoryContent | StreamedContent:
     if blob.size > IN_MEMORY:
         return StreamedContent(fd, blob)
     reader = Reader(fd, blob)
-    content = reader.part(blob.size + 1)
+    content = reader.rest()
     reader.check()
-    return MemoryContent(*content)
+    return MemoryContent(content)
 
 
 class UploadBody:
@@ -185,6 +211,10 @@ class UploadBody:
         if piece is None:
             self._pieces = self._all()
         return piece or b""
+
+    def close(self) -> None:
+        """Lets go of the content, which it would keep until garbage is collected."""
+        self._pieces = iter(())
 
     def _all(self) -> Iterator[bytes | memoryview]:
         yield self._head

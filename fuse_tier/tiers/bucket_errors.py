@@ -21,6 +21,7 @@ _LONGEST_CAUSE: Final = 300
 _MANUAL: Final = "README, 'Bucket access'"
 # As the service words a refusal: "NAME does not have storage.objects.get access to …".
 _REFUSAL: Final = re.compile(r"(\S+) does not have (storage\.[A-Za-z.]+) access")
+_REQUEST: Final = re.compile(r"[A-Z]+ https?://\S+: ")  # with which the client begins what the service said
 # "… is subject to bucket's retention policy …", "… is under active Temporary hold …"
 _PROTECTION: Final = re.compile(r"retention polic|retention period|object retention|\bhold\b", re.IGNORECASE)
 
@@ -75,7 +76,7 @@ class BucketErrors:
         if isinstance(error, PreconditionFailed):  # an answer that callers ask for
             return None
         if isinstance(error, GoogleAPICallError):
-            return self._answer(int(error.code or 0), str(error.message), permission, name)
+            return self._answer(int(error.code or 0), _REQUEST.sub("", str(error.message), 1), permission, name)
         if isinstance(error, TransportError | requests.exceptions.RequestException | urllib3.exceptions.HTTPError):
             return TierUnavailable(f"{self._at} does not answer for {name}: {_innermost(error)}")
         if isinstance(error, GoogleAuthError):

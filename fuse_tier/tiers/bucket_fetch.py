@@ -61,7 +61,8 @@ class Fetching:
         """Brings what can be brought. Each blob's own failure is in the result; nothing else is raised."""
         small = {blob for blob in wanted if blob.size < SMALL}
         spots = self._presence.shelf.find(small)
-        if len(small) - len(spots) >= PACK_FROM:
+        lacking = len(small) - len(spots)
+        if lacking >= PACK_FROM or (lacking and self._presence.may_tell_of_packs):
             spots |= await self._look_for(small - spots.keys())
         await self._attempt(wanted - spots.keys() - self._outcome.keys(), spots)
         lost = {blob for blob in small if isinstance(self._outcome.get(blob), NotFound)}

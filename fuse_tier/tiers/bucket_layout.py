@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -25,6 +25,7 @@ MANIFESTS: Final = "manifests/"
 PARTS: Final = "parts/"
 CLAIMS: Final = "claims/"
 DOCUMENTS: Final = "checkpoints/"
+PACKS_METADATA: Final = "fuse-tier-packs"
 
 _BUCKET: Final = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 _LONGEST_PREFIX: Final = 512  # bytes; an object's name has at most 1024, and a manifest's own part up to 800
@@ -32,6 +33,7 @@ _WILDCARDS: Final = frozenset("*?[]#")  # gcloud storage would not take them for
 _NUMBER_DIGITS: Final = 19  # of 2**63 - 1: names sort as numbers do
 _MANIFEST_END: Final = ".manifest"
 _PACK_END: Final = ".zip"
+_LONGEST_METADATA: Final = 6000  # cloud.google.com/storage/quotas: 8 KiB for all that is custom
 _PART: Final = re.compile(rf"{PARTS}[0-9a-f]{{32}}-[0-9]{{1,19}}/[0-9]{{{_NUMBER_DIGITS}}}-[0-9]{{{_NUMBER_DIGITS}}}")
 _CLAIM: Final = re.compile(rf"{CLAIMS}[0-9a-f]{{32}}-[0-9]{{1,19}}")
 _DOCUMENT: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,800}[A-Za-z0-9])?")
@@ -136,6 +138,22 @@ def document_object(name: str) -> str:
     if not _DOCUMENT.fullmatch(name) or ".." in name:
         raise InvalidRequest(f"{name!r} is no name of a document: use letters, digits, '.', '_', '-' and '/'")
     return f"{DOCUMENTS}{name}"
+
+
+def packs_text(packs: Iterable[Blob]) -> str:
+    """What a manifest's metadata says of the packs that its small contents are in; not more than fits there."""
+    names: list[str] = []
+    for pack in sorted(packs):
+        if sum(len(name) + 1 for name in names) + len(pack.name) > _LONGEST_METADATA:
+            break
+        names.append(pack.name)
+    return ",".join(names)
+
+
+def packs_in(text: str) -> tuple[Blob, ...]:
+    """The inverse of ``packs_text``; without what is none of ours."""
+    found = (pack_of(f"{PACKS}{name}{_PACK_END}") for name in text.split(","))
+    return tuple(pack for pack in found if pack is not None)
 
 
 def manifest_object(snapshot: SnapshotId) -> str:

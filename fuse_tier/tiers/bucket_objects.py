@@ -20,23 +20,24 @@ from threading import Event
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
+from fuse_tier.blobs import Blob
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import Damaged, NotFound, TierUnavailable
 from fuse_tier.tiers import bucket_batch as batch
 from fuse_tier.tiers.bucket_batch import Answer, Call
 from fuse_tier.tiers.bucket_checksums import crc32c_in, crc32c_text
-from fuse_tier.tiers.bucket_content import PIECE, Content, Interrupted, UploadBody
-from fuse_tier.tiers.bucket_layout import BucketPlace
+from fuse_tier.tiers.bucket_content import PIECE, Content, Interrupted, Stop, UploadBody
+from fuse_tier.tiers.bucket_layout import PACKS_METADATA, BucketPlace, packs_in
 from fuse_tier.tiers.bucket_pace import Pace
 from fuse_tier.tiers.bucket_session import Session
 
 _CONNECT_SECONDS: Final = 5.0
-_CALL: Final = (_CONNECT_SECONDS, Deadline.BUCKET_CALL)
-_CONTENT: Final = (_CONNECT_SECONDS, Deadline.BUCKET_STALL)
+_CALL: Final = (_CONNECT_SECONDS, Deadline.BUCKET_STALL)
 _SLOWEST: Final = 32 << 20  # bytes a second, at which the service takes in an upload before it answers
 _PAGE: Final = 1000  # the service's own limit
 _OF_ONE: Final = "name,size,crc32c,timeCreated,updated,generation,metageneration,metadata"
 _OF_MANY: Final = f"items({_OF_ONE}),nextPageToken"
+_NO_BATCHES: Final = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED)
 _USED: Final = "fuse-tier-used"
 
 
@@ -51,6 +52,7 @@ class Stored:
     used: float  # likewise: when it was written, or last relied upon
     generation: int
     metageneration: int
+    packs: tuple[Blob, ...] = ()  # of a manifest: those in which its small contents are, as far as it says
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,20 +82,29 @@ class Objects:
         return self._session.now()
 
     def put(
-        self, name: str, content: Content, replacing: int, sent: Callable[[int], None], stop: Event
+        self,
+        name: str,
+        content: Content,
+        replacing: int,
+        sent: Callable[[int], None],
+        stop: Event,
+        metadata: Mapping[str, str] | None = None,
     ) -> Stored | None:
         """Makes an object of a content, whole or not at all; None if there is one already.
 
         ``replacing`` is the generation to overwrite, 0 for none; ``sent`` is told how far this request has come.
         """
-        resource = {"name": self._place.prefix + name}
+        resource: dict[str, Any] = {"name": self._place.prefix + name}
+        if metadata:
+            resource["metadata"] = dict(metadata)
         if content.crc32c is not None:
             resource["crc32c"] = crc32c_text(content.crc32c)
-        with self.errors.told("create", name):
+        body = UploadBody(json.dumps(resource).encode(), content, sent, self._pace.wait, stop)
+        with self.errors.told("create", name), closing(body):
             response = self._session.http().post(
                 f"{self._session.base}/upload/storage/v1/b/{self._place.bucket}/o",
                 params={"uploadType": "multipart", "ifGenerationMatch": replacing},
-                data=UploadBody(json.dumps(resource).encode(), content, sent, self._pace.wait, stop),
+                data=body,
                 headers={"Content-Type": UploadBody.TYPE},
                 timeout=(Deadline.BUCKET_STALL, Deadline.BUCKET_CALL + content.size / _SLOWEST),
             )
@@ -111,8 +122,17 @@ class Objects:
         return stored
 
     @contextmanager
-    def read(self, name: str, start: int, length: int | None, whole: int | None, stop: Event) -> Iterator[Reading]:
-        """An object's bytes from ``start`` on, piece by piece; all there are without a ``length``.
+    def read(
+        self,
+        name: str,
+        start: int,
+        length: int | None,
+        whole: int | None,
+        stop: Stop,
+        stall_seconds: float = Deadline.BUCKET_STALL,
+    ) -> Iterator[Reading]:
+        """An object's bytes from ``start`` on, piece by piece; all there are without a ``length``. Setting ``stop``
+        ends the wait for them, and so do ``stall_seconds`` without any.
 
         Raises NotFound, and Damaged when the object is not ``whole`` bytes long.
         """
@@ -122,7 +142,7 @@ class Objects:
         url = f"{self._session.base}/download{self.path(name)}"
         with self.errors.told("get", name):
             response = self._session.http().get(
-                url, params={"alt": "media"}, headers=headers, stream=True, timeout=_CONTENT
+                url, params={"alt": "media"}, headers=headers, stream=True, timeout=(_CONNECT_SECONDS, stall_seconds)
             )
             with closing(response):
                 if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
@@ -131,7 +151,11 @@ class Objects:
                 found = _whole_size(response.headers)
                 if whole is not None and found != whole:
                     raise Damaged(f"{self._place}/{name} is {found} bytes long, and should be {whole}")
-                yield Reading(crc32c_in(response.headers.get("x-goog-hash", "")), _pieces(response.raw, stop))
+                stop.ending = getattr(response.raw, "shutdown", None)  # urllib3 2.3 and later
+                try:
+                    yield Reading(crc32c_in(response.headers.get("x-goog-hash", "")), _pieces(response.raw, stop))
+                finally:
+                    stop.ending = None
 
     def head(self, name: str) -> Stored | None:
         """What is known of an object; None if there is none."""
@@ -189,16 +213,26 @@ class Objects:
             return self._stored(response.json())
 
     def call(self, calls: Sequence[Call]) -> list[Answer]:
-        """Makes up to ``bucket_batch.AT_MOST`` calls in one request; an answer for each, in their order."""
-        with self.errors.told("get", calls[0].target if calls else ""):
+        """Makes up to ``bucket_batch.AT_MOST`` calls in one request; an answer for each, in their order.
+
+        One by one where the endpoint knows no batches, as some emulators do not.
+        """
+        with self.errors.told("get", ""):
             response = self._session.http().post(
                 f"{self._session.base}{batch.PATH}",
                 data=batch.encode(calls),
                 headers={"Content-Type": batch.CONTENT_TYPE},
                 timeout=_CALL,
             )
+            if response.status_code in _NO_BATCHES:
+                return [self._call_one(call) for call in calls]
             self.errors.check(response)
             return batch.decode(response.headers.get("Content-Type", ""), response.content, len(calls))
+
+    def _call_one(self, call: Call) -> Answer:
+        url = self._session.base + call.target
+        response = self._session.http().request(call.method, url, json=call.body, timeout=_CALL)
+        return Answer(response.status_code, response.content)
 
     def head_call(self, name: str) -> Call:
         """Asks what is known of an object; ``stored_in`` reads the answer."""
@@ -227,7 +261,8 @@ class Objects:
     def _stored(self, resource: Mapping[str, Any]) -> Stored:
         created = _seconds(resource["timeCreated"])
         used = _seconds(resource.get("updated", resource["timeCreated"]))
-        if text := (resource.get("metadata") or {}).get(_USED):
+        metadata = resource.get("metadata") or {}
+        if text := metadata.get(_USED):
             # Cloud Storage moves ``updated`` with each change of metadata; emulators do not.
             used = max(used, _seconds(text))
         return Stored(
@@ -238,6 +273,7 @@ class Objects:
             used=used,
             generation=int(resource["generation"]),
             metageneration=int(resource.get("metageneration") or 1),
+            packs=packs_in(str(metadata.get(PACKS_METADATA, ""))),
         )
 
 

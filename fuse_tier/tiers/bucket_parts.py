@@ -18,7 +18,7 @@ import trio
 from fuse_tier.blobs import Blob, Source
 from fuse_tier.errors import Damaged, NotFound, TierUnavailable
 from fuse_tier.tiers.bucket_checksums import crc32c_text
-from fuse_tier.tiers.bucket_content import MemoryContent, Reader
+from fuse_tier.tiers.bucket_content import Reader
 from fuse_tier.tiers.bucket_layout import blob_object, part_object, parts_folder
 from fuse_tier.tiers.bucket_many import Removable, remove
 from fuse_tier.tiers.bucket_objects import Objects, Stored, is_copy
@@ -94,7 +94,7 @@ class PartsUpload:
             async with self._buffers:
                 async with in_order:
                     start = reader.done
-                    content = await self._work.run(lambda _: MemoryContent(*reader.part(PART)))
+                    content = await self._work.run(lambda _: reader.part(PART))
                 piece = Piece(start, start + content.size)
                 name = part_object(blob, piece.start, piece.end)
                 stored = there.get(name)

@@ -44,6 +44,7 @@ class Presence:
         self._work = work
         self._seen: dict[Blob, float] = {}
         self._removals = 0
+        self._unasked: set[str] = set()
         self.shelf = Shelf()
 
     @property
@@ -83,10 +84,32 @@ class Presence:
         self.note(found, epoch, started)
         return unknown - found
 
-    async def find_packed(self, wanted: Collection[Blob], at_most: int | None = None) -> dict[Blob, Spot]:
-        """Where in packs these are, as far as they are: reads indexes, newest first, until all were found."""
-        spots, _ = await self._search(wanted, at_most)
+    def ask_for_packs(self, manifest: str) -> None:
+        """Somebody has read the manifest that is this object, and may want its small contents."""
+        self._unasked.add(manifest)
+
+    @property
+    def may_tell_of_packs(self) -> bool:
+        """Whether manifests were read that may say where their small contents are."""
+        return bool(self._unasked)
+
+    async def find_packed(self, wanted: Collection[Blob]) -> dict[Blob, Spot]:
+        """Where in packs these are, as far as they are: looks where manifests that were read say, and then
+        everywhere, reading indexes, newest first, until all were found.
+        """
+        manifests, self._unasked = list(self._unasked)[:AT_MOST], set()
+        if manifests:
+            found = await self._work.run(lambda task: heads(self._objects, manifests, task))
+            packs = {pack for stored in found.values() for pack in stored.packs if pack not in self.shelf}
+            await self._work.each(packs, self._read_index)
+            spots = self.shelf.find(wanted)
+            if len(spots) == len(set(wanted)):
+                return spots
+        spots, _ = await self._search(wanted, None)
         return spots
+
+    async def _read_index(self, pack: Blob) -> None:
+        await self.index_of(pack)
 
     async def index_of(self, pack: Blob) -> PackIndex | None:
         """What a pack holds; None if it is gone, or cannot be read, which is logged."""

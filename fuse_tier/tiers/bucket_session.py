@@ -13,6 +13,7 @@ from threading import Lock
 from typing import Any, Final
 
 from fuse_tier import metrics
+from fuse_tier.errors import TierRefused
 from fuse_tier.tiers.bucket_errors import BucketErrors
 from fuse_tier.tiers.bucket_layout import BucketPlace
 
@@ -85,8 +86,8 @@ class Session:
         from google.auth.credentials import AnonymousCredentials
 
         if self._key_file is not None:
-            read: Any = google.auth.load_credentials_from_file
-            credentials, project = read(self._key_file, scopes=[_SCOPE])
+            credentials = _of_key_file(self._key_file)
+            project = credentials.project_id
         elif self._endpoint is not None:
             return AnonymousCredentials(), None  # type: ignore[no-untyped-call]
         else:
@@ -99,3 +100,14 @@ class Session:
         metrics.bucket_answered(response.request.method, response.status_code)
         if date := response.headers.get("Date"):
             self._clock_ahead = parsedate_to_datetime(date).timestamp() + 1 - time.time()  # it leaves out fractions
+
+
+def _of_key_file(path: str) -> Any:
+    from google.oauth2.service_account import Credentials
+
+    read: Any = Credentials.from_service_account_file
+    try:
+        return read(path, scopes=[_SCOPE])
+    except (OSError, ValueError, KeyError) as error:
+        cause = error.strerror if isinstance(error, OSError) else str(error)
+        raise TierRefused(f"`bucket.credentials`, {path}, is no key file of a service account: {cause}") from error

@@ -10,7 +10,6 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from threading import Event
 from typing import Final, TypeVar
 
 import structlog
@@ -18,7 +17,7 @@ import structlog
 from fuse_tier import metrics
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import TierUnavailable
-from fuse_tier.tiers.bucket_content import Interrupted
+from fuse_tier.tiers.bucket_content import Interrupted, Stop
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -32,7 +31,7 @@ class Task:
     """Work in one thread. ``stop`` is set when nobody waits for it any longer."""
 
     patience: float  # seconds of failures in a row, after which it gives up
-    stop: Event = field(default_factory=Event)
+    stop: Stop = field(default_factory=Stop)
     _advanced: float = field(default_factory=time.monotonic)
 
     def advanced(self) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from fuse_tier.blobs import Blob
+from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import Damaged, TierUnavailable
 from fuse_tier.tiers.bucket_checksums import crc32c, crc32c_text
 from fuse_tier.tiers.bucket_layout import pack_object
@@ -10,13 +13,17 @@ from fuse_tier.tiers.bucket_objects import Objects
 from fuse_tier.tiers.bucket_packs import INDEX_BYTES, PackIndex
 from fuse_tier.tiers.bucket_task import Task
 
+FIRST_STALL_SECONDS = 1.0  # small texts come at once, or another request is faster
+
 
 def read_whole(objects: Objects, name: str, at_most: int, task: Task) -> bytes:
     """A small object. Raises NotFound, and Damaged if it is longer than anything of ours."""
 
+    stalls = _growing()
+
     def attempt() -> bytes:
         text = bytearray()
-        with objects.read(name, 0, None, None, task.stop) as reading:
+        with objects.read(name, 0, None, None, task.stop, next(stalls)) as reading:
             for piece in reading.pieces:
                 text += piece
                 if len(text) > at_most:
@@ -37,10 +44,18 @@ def read_index(objects: Objects, pack: Blob, task: Task) -> PackIndex:
 
 
 def _tail(objects: Objects, pack: Blob, task: Task) -> bytes:
-    start = max(0, pack.size - INDEX_BYTES)
+    start, stalls = max(0, pack.size - INDEX_BYTES), _growing()
 
     def attempt() -> bytes:
-        with objects.read(pack_object(pack), start, pack.size - start, pack.size, task.stop) as reading:
+        with objects.read(pack_object(pack), start, pack.size - start, pack.size, task.stop, next(stalls)) as reading:
             return b"".join(reading.pieces)
 
     return task.retry(attempt)
+
+
+def _growing() -> Iterator[float]:
+    """How long each attempt waits for bytes: a service that is slow altogether gets the time that it needs."""
+    seconds = FIRST_STALL_SECONDS
+    while True:
+        yield min(seconds, Deadline.BUCKET_STALL)
+        seconds *= 2

@@ -43,12 +43,16 @@ class Work:
         """
         task = Task(self._patience if patience is None else patience)
         finished = trio.Event()
+        # What the thread gets and gives is taken out of its hands: trio keeps ``attempt`` until garbage is collected,
+        # and it would keep megabytes of content with it.
+        todo = [work]
+        del work
         outcome: list[T] = []
         failure: list[Exception] = []
 
         def attempt() -> None:
             try:
-                outcome.append(work(task))
+                outcome.append(todo.pop()(task))
             except Interrupted:
                 return
             except Exception as error:  # noqa: BLE001 - carried to the caller below
@@ -69,8 +73,8 @@ class Work:
                 await trio.to_thread.run_sync(attempt, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
             finished.set()
         if failure:
-            raise failure[0]
-        return outcome[0]
+            raise failure.pop()
+        return outcome.pop()
 
     async def each(self, items: Iterable[T], work: Callable[[T], Awaitable[None]]) -> None:
         """Does work for each item, as many at once as there are threads; the first failure ends it and is raised."""

@@ -21,7 +21,7 @@ from tests.chaos.jobs import touching
 from tests.chaos.world import REPLICAS, World
 from tests.harness.waiting import until
 
-_WORKER = "fuse_tier.replicate.worker"
+_WORKER = "fuse_tier.replicate"
 _BRIEF_SECONDS = (0.5, 3.0)  # shorter and longer than a lease
 _LEASE_ENDS_SECONDS = 60.0
 

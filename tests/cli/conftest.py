@@ -67,6 +67,10 @@ def status_facts() -> dict[str, Any]:
         ],
         "queue": {"copies": 2, "bytes": 3 << 20},
         "rates": {"peer_bytes_per_second": 1.5e9, "bucket_bytes_per_second": 0.0},
+        "deduplication": {
+            "peer": {"named_bytes": 300, "sent_bytes": 125, "factor": 2.4},
+            "bucket": {"named_bytes": 0, "sent_bytes": 0, "factor": None},
+        },
     }  # fmt: skip
 
 

@@ -60,6 +60,7 @@ async def test_status_is_a_table_for_people(node: AskedNode) -> None:
     )
     assert "default/llama/0: 5 MiB count against the job's own memory limit" in lines
     assert "queue: 2 to copy, 3 MiB; to peers 1.4 GiB/s, to the bucket 0 B/s" in lines
+    assert "bytes named by copied snapshots for each byte sent: 2.4 to peers" in lines
 
 
 async def test_status_is_json_for_programs(node: AskedNode) -> None:

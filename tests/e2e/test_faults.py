@@ -264,3 +264,16 @@ async def test_a_ram_path_with_somebody_elses_files_is_refused_and_left_alone(
 async def _picture(cluster: LocalCluster) -> list[pb.Member]:
     assert cluster.coordinator
     return list((await cluster.coordinator.picture()).members)
+
+
+async def test_after_an_unmount_another_node_has_what_was_saved_though_nobody_else_has_it(
+    make_cluster: Clusters,
+) -> None:
+    cluster = await make_cluster("a", "b", bucket=False, replicas=0)
+    for number in range(4):
+        identity, mount = f"default/job/{number}", cluster.mountpoint("a") / str(number)
+        await cluster["a"].mount(identity, mount)
+        (mount / "weights").write_bytes(b"0123" * number)
+        await cluster["a"].unmount(mount)
+        await cluster["b"].mount(identity, cluster.mountpoint("b") / str(number))
+        assert (cluster.mountpoint("b") / str(number) / "weights").read_bytes() == b"0123" * number

@@ -48,6 +48,7 @@ async def test_a_node_that_was_killed_goes_on_with_what_is_mounted(cluster: Loca
         await node.start()
         await node.wait(JOB, "peer", 60)
     assert await newest(node) > before
+    assert (await node.status())["volumes"][0]["restarts"] == 0, "the mount's daemon has noticed nothing"
     with pytest.raises(IdentityBusy, match=r"\ba\b"):
         await cluster["b"].mount(JOB, cluster.mountpoint("b"))
     await node.unmount(mount)

@@ -8,6 +8,7 @@ from trio.testing import MockClock
 
 from fuse_tier.identity import SnapshotId
 from fuse_tier.manifest import Entry, Kind, Manifest
+from fuse_tier.replicate.copying import Troubles
 from fuse_tier.replicate.surplus import Surplus
 from fuse_tier.tiers.base import TierName
 from tests.harness.logs import ExpectedLogs
@@ -175,3 +176,15 @@ async def test_an_owner_takes_a_number_above_any_that_somebody_lists(
     (other,) = {*"bcde"} - chosen - {max({*"bcde"} - chosen)}
     await around.peers[other].commit(Manifest(SnapshotId(IDENTITY, 20), LINEAGE, "z", 0, ROOT))
     assert await around.until_held(21, 2) == chosen
+
+
+async def test_what_a_snapshot_has_from_the_one_before_is_not_sent_again_and_the_factor_says_so(
+    around: Neighbourhood, bench: Bench
+) -> None:
+    peer = around.peers["b"]
+    savings, meter = around.copier.savings[TierName.PEER], around.copier.meters[TierName.PEER]
+    assert savings.factor(meter.total) is None
+    first, second = await _save(bench, "x" * 100), await _save(bench, "y" * 100)
+    for taken in (first, second):
+        assert await around.copier.copy(taken, peer, "b", Troubles(), 0)
+    assert (savings.named_bytes, meter.total, savings.factor(meter.total)) == (300, 200, 1.5)

@@ -424,3 +424,13 @@ async def test_a_node_without_coordinator_and_peers_is_alone_and_mounts_what_it_
     await alone.membership.claim(LLAMA)
     assert alone.membership.members() == ()
     assert (await alone.membership.locate(LLAMA)).holders == ()
+
+
+async def test_what_a_node_saved_last_is_known_when_it_has_given_the_volume_back(cluster: Cluster) -> None:
+    await cluster.start_coordinator()
+    a, b = await cluster.start("a"), await cluster.start("b")
+    await a.membership.claim(LLAMA)
+    a.facts = replace(a.facts, holdings={LLAMA: (1,)})
+    await a.membership.release(LLAMA)
+    await b.membership.claim(LLAMA)
+    assert [numbers for _, numbers in (await b.membership.locate(LLAMA)).holders] == [(1,)]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import pty
+import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +28,7 @@ from fuse_tier.replicate.records import JobRecords
 from fuse_tier.replicate.steps import Report
 from fuse_tier.tiers import bucket_layout as layout
 from fuse_tier.tiers.bucket import BucketTier
-from tests.cli.conftest import run
+from tests.cli.conftest import run, running
 from tests.tiers.contract import keep
 
 BUCKET = "checkpoints"
@@ -279,3 +283,36 @@ async def test_the_command_refuses_what_does_not_go_together(tmp_path: Path) -> 
     for arguments in (("--step", "3"), ("--bucket", URL, "--snapshot", "1", "--step", "2")):
         done = await run("restore", *arguments, *target)
         assert done.returncode == 2, arguments
+
+
+async def test_complete_checkpoints_are_listed_with_nothing_but_the_buckets_name(
+    tier: BucketTier, emulator: Emulator
+) -> None:
+    first = await complete(tier, 1, 100)
+    await save_step(tier, ZERO, 2, 200)
+    place = ("--bucket", URL, "--endpoint", emulator.endpoint)
+    shown = await run("ls", *place)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert re.search(rf"{first}\s+default/llama\s+llama\s+100\s.*0@1, 1@1", shown.stdout)
+    (fact,) = json.loads((await run("ls", *place, "--json", str(ONE))).stdout)
+    assert (fact["checkpoint"], fact["step"], fact["snapshots"]) == (first, 100, {"1": 1})
+    assert "has no complete checkpoint of default/gemma/0" in (await run("ls", *place, "default/gemma/0")).stdout
+
+
+async def test_somebody_who_looks_is_shown_how_far_it_has_come(
+    tier: BucketTier, emulator: Emulator, tmp_path: Path
+) -> None:
+    await complete(tier, 1, 100)
+    place = ("--bucket", URL, "--endpoint", emulator.endpoint)
+    master, slave = pty.openpty()
+    seen = b""
+    try:
+        arguments = ("restore", *place, "--identity", str(ZERO), "--to", str(tmp_path / "tree"))
+        async with running(*arguments, stderr=slave, TERM="xterm", COLUMNS="120") as process:
+            os.close(slave)
+            with trio.fail_after(60):
+                assert await process.wait() == 0
+                seen = os.read(master, 1 << 16)
+    finally:
+        os.close(master)
+    assert b"restoring default/llama/0@1" in seen or b"looking into gs://checkpoints/team" in seen

@@ -233,12 +233,12 @@ async def test_a_version_is_answered_with_each_ranks_part_of_it(bucket: BucketTi
 
 async def test_restore_version_forces_a_checkpoint_until_the_next_one_is_complete(bucket: BucketTier) -> None:
     keeper = steward(bucket)
-    for number, step in ((1, 100), (2, 200)):
-        await save_all(bucket, number, step)
-        await keeper.tend(JOB)
-    first, _ = await names(bucket)
-    await bucket.documents.create(f"{JOB}/restore.version", first.encode() + b"\n")
+    await save_all(bucket, 1, 100)
     await keeper.tend(JOB)
+    (first,) = await names(bucket)
+    await save_all(bucket, 2, 200)
+    await bucket.documents.create(f"{JOB}/restore.version", first.encode() + b"\n")
+    await keeper.tend(JOB)  # records what was complete before: that ends nothing
     answer = await keeper.in_bucket(ZERO)
     assert (answer.forced, answer.version) == (1, first)
     await save(bucket, ZERO, 3, 100)  # the job went back and goes on from there
@@ -268,6 +268,56 @@ async def test_an_unreadable_record_or_manifest_stops_nothing_else(
     keeper = steward(bucket)
     await keeper.tend(JOB)
     assert await names(bucket) == ("2020-01-01_00-00", "2023-11-14_22-14")
+
+
+async def test_one_jobs_trouble_is_no_others_and_is_told_once(
+    bucket: BucketTier, proxy: Proxy, nursery: trio.Nursery, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.allow("retention.postponed")
+    keeper = steward(bucket)
+    other = Job("default", "zebra")
+    await save(bucket, JOB.identity("0"), 1, 100)
+    await save(bucket, other.identity("0"), 1, 100)
+    proxy.faults.append(Fault("GET", "llama", status=403, times=1000))
+    nursery.start_soon(keeper.run)
+
+    async def is_recorded() -> bool:
+        keeper.note(JOB)
+        keeper.note(other)
+        return bool((await JobRecords(bucket).listing(other)).checkpoints)
+
+    await until(is_recorded)
+    nursery.cancel_scope.cancel()
+
+
+async def test_while_a_record_cannot_be_read_nothing_of_its_job_is_given_up(
+    bucket: BucketTier, expected_logs: ExpectedLogs
+) -> None:
+    """A newer version's record, say: what it names is not known."""
+    expected_logs.allow("steward.record_unreadable")
+    await bucket.documents.create(f"{JOB}/2031-01-01_00-00.json", b'{"fuse_tier_checkpoint":2}\n')
+    keeper = steward(bucket, keep=1)
+    for number, step in ((1, 100), (2, 200), (3, 300)):
+        await save_all(bucket, number, step)
+        await keeper.tend(JOB)
+    assert len(await bucket.snapshots()) == 6
+    assert len(await names(bucket)) == 4
+    await JobRecords(bucket).drop(JOB, ["2031-01-01_00-00"])
+    await keeper.tend(JOB)
+    assert {one.number for one in await bucket.snapshots()} == {3}
+
+
+async def test_a_record_that_the_bucket_protects_keeps_what_it_names(bucket: BucketTier, proxy: Proxy) -> None:
+    keeper = steward(bucket, keep=1)
+    await save_all(bucket, 1, 100)
+    await keeper.tend(JOB)
+    (first,) = await names(bucket)
+    proxy.protected[first] = "Object is subject to bucket's retention policy"
+    for number, step in ((2, 200), (3, 300)):
+        await save_all(bucket, number, step)
+        await keeper.tend(JOB)
+    assert {one.number for one in await bucket.snapshots()} == {1, 3}
+    assert first in await names(bucket)
 
 
 async def test_it_looks_by_itself_at_what_it_was_told_of_and_after_a_failure_again(

@@ -43,6 +43,7 @@ class Fault:
     lose_answer: bool = False  # after the emulator has done what was asked
     first: Callable[[], object] | None = None  # is called before the request is passed on
     times: int = 1
+    spares: int = 0  # such requests pass before
 
     @property
     def kind(self) -> str:
@@ -77,6 +78,9 @@ class Proxy:
             for fault in self.faults:
                 long_enough = max(fault.cut_request_after or 0, fault.stall_request_after or 0) <= length
                 if fault.times and fault.method == method and fault.path in path and long_enough:
+                    if fault.spares:
+                        fault.spares -= 1
+                        continue
                     fault.times -= 1
                     self.befell[f"{method} {fault.kind}"] += 1
                     return fault
@@ -200,7 +204,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content) if fault.short_answer is None else fault.short_answer))
         self.end_headers()
         cut = [at for at in (fault.cut_answer_after, fault.short_answer, fault.stall_answer_after) if at is not None]
-        self.wfile.write(content[: cut[0]] if cut else content)
+        # At least a byte is lacking: else a client would take the connection for a good one, and use it again.
+        self.wfile.write(content[: min(cut[0], len(content) - 1)] if cut and content else content)
         if fault.stall_answer_after is not None:
             self.wfile.flush()
             self.proxy.closing.wait()

@@ -10,9 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fuse_tier.blobs import Blob
 from fuse_tier.emulator import Emulator, running_emulator
 from fuse_tier.errors import Damaged, NotFound
 from fuse_tier.hashing import hash_bytes
+from fuse_tier.identity import Identity
+from fuse_tier.manifest import encode
 from fuse_tier.tiers import bucket_download, bucket_fetch, bucket_parts
 from fuse_tier.tiers import bucket_layout as layout
 from fuse_tier.tiers.bucket import BucketTier
@@ -193,3 +196,52 @@ async def test_an_object_that_is_deleted_under_a_restore_fails_alone(
     result = await tier.fetch(manifest.blobs, sink)
     assert sink.contents == {hash_bytes(kept): kept}
     assert isinstance(result.failed[hash_bytes(gone)], NotFound)
+
+
+async def test_one_small_file_of_many_costs_one_ranged_read_of_it_whatever_else_is_in_the_bucket(
+    tier: BucketTier, proxy: Proxy, rng: random.Random
+) -> None:
+    files = {f"{number}": rng.randbytes(1000) for number in range(300)}
+    manifest = await keep(tier, files)
+    for number in range(5):
+        others = {f"{index}": rng.randbytes(1000) for index in range(100)}
+        await keep(tier, others, 1, Identity("default", "other", str(number)))
+    another = BucketTier("gs://checkpoints/a", proxy.endpoint, patience=5)
+    await another.manifest(manifest.id)
+    proxy.requests.clear()
+    for name, expected in (("7", 3), ("8", 1)):  # the manifest's word and the index of its pack come first, once
+        sink, blob = MemoryBlobs(), hash_bytes(files[name])
+        await another.fetch([blob], sink)
+        assert sink.contents == {blob: files[name]}
+        assert len(proxy.requests) == expected
+        proxy.requests.clear()
+    await another.aclose()
+
+
+async def test_without_its_word_about_packs_a_snapshot_is_found_all_the_same(
+    tier: BucketTier, proxy: Proxy, rng: random.Random
+) -> None:
+    files = {f"{number}": rng.randbytes(1000) for number in range(100)}
+    manifest = await keep(tier, files)
+    name = layout.manifest_object(manifest.id)
+    stored = tier._objects.head(name)
+    assert stored is not None
+    assert len(stored.packs) == 1
+    tier._objects.put(name, MemoryContent(encode(manifest)), stored.generation, lambda _: None, proxy.closing)
+    another = BucketTier("gs://checkpoints/a", proxy.endpoint, patience=5)
+    await another.manifest(manifest.id)
+    sink = MemoryBlobs()
+    await another.fetch(manifest.blobs, sink)
+    assert sink.contents == holding(files.values()).contents
+    await another.aclose()
+
+
+@given(st.lists(st.tuples(st.binary(min_size=16, max_size=16), st.integers(0, 1 << 62)), max_size=300, unique=True))
+def test_what_metadata_say_of_packs_is_read_as_it_was_written_and_fits(packs: list[tuple[bytes, int]]) -> None:
+    blobs = {Blob(digest, size) for digest, size in packs}
+    text = layout.packs_text(blobs)
+    assert len(text) <= 6000
+    read = layout.packs_in(text)
+    assert set(read) <= blobs
+    assert len(read) == len(blobs) or len(text) > 5900
+    assert layout.packs_in(text + ",nonsense,../x") == read

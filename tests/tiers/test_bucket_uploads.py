@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from fuse_tier.errors import Damaged, TierUnavailable
 from fuse_tier.hashing import hash_bytes
 from fuse_tier.tiers import bucket_claims, bucket_parts
 from fuse_tier.tiers.bucket import BucketTier
+from fuse_tier.tiers.bucket_content import MappedContent, MemoryContent
 from fuse_tier.tiers.bucket_pace import Pace
 from fuse_tier.tiers.bucket_parts import PART, SPLIT_FROM, Piece, levels, to_split
 from fuse_tier.tiers.memory import MemoryBlobs
@@ -336,3 +338,18 @@ async def test_an_upload_that_stays_broken_is_unavailable(opened: Open, proxy: P
     await tier.aclose()
     proxy.faults.clear()
     await check_producible(opened())
+
+
+async def test_content_that_was_sent_is_let_go_at_once(opened: Open, small_parts: int, rng: random.Random) -> None:
+    large, small = rng.randbytes(small_parts * 10), [rng.randbytes(2000) for _ in range(100)]
+    tier = opened()
+    await keep(tier, {})
+    gc.collect()
+    gc.disable()
+    try:
+        blobs = [hash_bytes(content) for content in (large, *small)]
+        await tier.store(blobs, holding([large, *small]))
+        kept = [thing for thing in gc.get_objects() if isinstance(thing, MappedContent | MemoryContent)]
+    finally:
+        gc.enable()
+    assert all(content.size < 100 for content in kept)  # what claims are made of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -27,6 +28,7 @@ from fuse_tier.tiers.peer_sessions import batches
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire import grpc
 from fuse_tier.wire.bulk.format import MAX_SESSION_BLOBS
+from fuse_tier.wire.bulk.sessions import Direction, Session
 from fuse_tier.wire.control_pb2_grpc import add_PeerServicer_to_server
 from fuse_tier.wire.grpc import Caller
 from fuse_tier.wire.members import PROTOCOL
@@ -322,3 +324,40 @@ def test_sessions_hold_every_blob_once_within_their_limits(sizes: list[int]) -> 
     for batch in found:
         assert 1 <= len(batch) <= MAX_SESSION_BLOBS
         assert len(batch) == 1 or sum(blob.size for blob in batch) <= 256 << 20
+
+
+async def test_content_that_several_nodes_bring_at_once_is_sent_once(
+    peer: Peer, tier: PeerTier, rng: random.Random
+) -> None:
+    shared, sent = [rng.randbytes(1 << 20) for _ in range(8)], 0
+
+    def count(moved: int) -> None:
+        nonlocal sent
+        sent += moved
+
+    async def bring(node: str) -> None:
+        source = holding([*shared, node.encode()])
+        async with aclosing(peer.tier(own=Introduction(CLUSTER, node, f"{node}-1"))) as own:
+            await own.store(source.contents.keys(), source, count)
+            assert await peer.ram.missing(source.contents.keys()) == set()
+
+    async with trio.open_nursery() as nursery:
+        for node in ("c", "d", "e", "f"):
+            nursery.start_soon(bring, node)
+    assert sent == (8 << 20) + 4
+
+
+async def test_what_another_node_began_to_send_and_did_not_end_is_sent_by_the_next(
+    peer: Peer, tier: PeerTier
+) -> None:
+    source = holding([b"0123"])
+    (blob,) = source.contents
+    session = Session(None, Direction.PUSH, (blob,), encrypted=False)
+    token = peer.sessions.grant(session)
+    assert peer.sessions.is_coming(blob)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(tier.store, [blob], source)
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        peer.sessions.redeem(token, None, encrypted=False)
+        peer.sessions.ended(session)
+    assert await peer.ram.missing([blob]) == set()

@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from fuse_tier import metrics
 from fuse_tier.blobs import Blob, Incoming, Partial, Progress, ResumableIncoming, Sink, Source
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import Damaged, TierError
@@ -51,6 +52,7 @@ def transmit(
     """
     failed: dict[Blob, TierError] = {}
     outgoing = _Outgoing(stream)
+    progress = _counted("out", progress)
     for blob in blobs:
         try:
             fd = source.open(blob)
@@ -73,6 +75,14 @@ def transmit(
     return failed
 
 
+def _counted(direction: str, progress: Progress) -> Progress:
+    def moved(size: int) -> None:
+        metrics.bulk_moved(direction, size)
+        progress(size)
+
+    return moved
+
+
 def _agreed_offset(fd: int, blob: Blob, begun: Partial | None) -> int:
     if begun is None or not 0 < begun.size < blob.size or hash_beginning(fd, begun.size) != begun.digest:
         return 0
@@ -86,6 +96,7 @@ def receive(stream: Stream, blobs: Sequence[Blob], sink: Sink, progress: Progres
     something else comes, and OSError when the sink's file can not be written: then it is discarded.
     """
     incoming = _Incoming(stream)
+    progress = _counted("in", progress)
     for blob in blobs:
         outcome = format.decode_header(incoming.take(format.HEADER_BYTES), blob)
         if outcome not in (Outcome.OK, Outcome.RESUMED):
