@@ -9,7 +9,7 @@ from pathlib import Path
 import trio
 from rich.console import Console
 
-from fuse_tier.bench import fs_content, fs_names, fs_room, fs_survival, peers, placement, restores, streams
+from fuse_tier.bench import fs_content, fs_names, fs_room, fs_survival, peers, placement, restoring, streams
 from fuse_tier.bench.frame import Result, Row, choose, print_table, write_json
 from fuse_tier.bench.rows import ROWS as JOB_ROWS
 from fuse_tier.localcluster import in_directory
@@ -24,8 +24,8 @@ ROWS = (
     *fs_room.ROWS,
     *streams.ROWS,
     *peers.ROWS,
-    *restores.ROWS,
     *placement.ROWS,
+    *restoring.ROWS,
 )
 
 

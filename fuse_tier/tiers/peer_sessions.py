@@ -24,7 +24,7 @@ Transfer = Callable[[Sequence[Blob], Receipt], Awaitable[bool]]
 _SESSION_BYTES = 256 << 20
 _FEWEST_STREAMS = 2
 _MOST_STREAMS = 8  # with one peer
-_MORE_IS_FASTER = 1.15  # by so much, or another stream is not worth its thread
+_MORE_IS_FASTER = 1.10  # by so much, or another stream is not worth its thread
 _MEASURED_AT_LEAST = 64 << 20  # bytes: less says nothing about a link
 _BREAKS_IN_A_ROW = 4  # that are gone on from at once
 

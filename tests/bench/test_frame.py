@@ -81,3 +81,8 @@ def test_the_fixed_names_are_there() -> None:
         "worker.memory",
         *of_peers.split(),
     }
+
+
+def test_no_name_is_there_twice() -> None:
+    names = [row.name for row in ROWS]
+    assert sorted(names) == sorted(set(names))

@@ -570,3 +570,39 @@ class TestStream:
             stream.receive_exactly(1)
         stream.close()
         theirs.close()
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+async def test_in_the_clear_no_byte_of_a_large_file_passes_through_the_process(
+    memory_path: Path,
+    certificates: Certificates,
+    rng: random.Random,
+    monkeypatch: pytest.MonkeyPatch,
+    encrypted: bool,
+) -> None:
+    moved = {"sendfile": 0, "splice": 0}
+
+    def watched(name: str) -> None:
+        real = getattr(os, name)
+
+        def call(*arguments: object, **named: object) -> int:
+            count: int = real(*arguments, **named)
+            moved[name] += count
+            return count
+
+        monkeypatch.setattr(os, name, call)
+
+    watched("sendfile")
+    watched("splice")
+    layout = Layout(str(memory_path))
+    create_directories(layout)
+    ram = RamContent(layout, "ram")
+    source = contents_of([(9 << 20) + 7], rng)
+    tls = (certificates.a, certificates.b) if encrypted else (None, None)
+    async with running_server(tls[1], source=ram, sink=ram) as server:
+        assert (await send(server, source, tls[0])).arrived == source.contents.keys()
+    if encrypted:
+        assert moved == {"sendfile": 0, "splice": 0}
+    else:
+        assert moved["sendfile"] == (9 << 20) + 7
+        assert moved["splice"] > 2 * (8 << 20)  # into the pipe and out of it; what is left at the end is read
