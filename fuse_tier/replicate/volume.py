@@ -81,7 +81,7 @@ class Volume:
         self._lineage: Lineage | None = None
         self._highest = 0
         self._snapshotting = trio.Lock()
-        self._snapshotter = Snapshotter(layout, self.layout, options.node, hashing)
+        self._snapshotter = Snapshotter(layout, self.layout, options.node, hashing, self.evicting)
         self._seen = -1  # version of the changes that the newest snapshot has
         self._renumber = False
         self.coming: Chosen | None = None  # what a restore is still bringing, and from whom
