@@ -20,6 +20,7 @@ from fuse_tier.config_fields import (
     Addresses,
     AddressField,
     AlwaysOr,
+    AnySize,
     BucketUrl,
     BulkRate,
     Count,
@@ -198,6 +199,14 @@ class NodeConfig(_Section):
     limits: LimitsConfig = Field(default=LimitsConfig())
     scrub: ScrubConfig = Field(default=ScrubConfig())
     drain: Seconds = Field(default=30.0, description="How long an unmount or a stop waits for copies to be made.")
+    preemption: AbsolutePath | None = Field(
+        default=None, description="A file that appears when this node is about to be taken away: all is copied then."
+    )
+    restore_at_once: AnySize = Field(
+        default=64 << 20,
+        alias="restoreAtOnce",
+        description="A restore that has more to fetch is mounted before: its content comes behind, or when opened.",
+    )
     settle: Seconds = Field(default=0.2, description="How long a volume is quiet before a snapshot is taken.")
     domain: DomainConfig = Field(default=DomainConfig())
 

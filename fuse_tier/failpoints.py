@@ -30,6 +30,7 @@ NAMES = frozenset(
         "content.named",
         "listing.written",
         "listing.published",
+        "restore.arrived",
         "restore.fetched",
         "restore.cleared",
         "restore.built",

@@ -70,6 +70,7 @@ class Location:
 
     holders: tuple[tuple[Member, tuple[int, ...]], ...] = ()  # those alive first, most recent snapshot first
     bucket: tuple[int, ...] = ()  # ascending; the bucket may hold more than anybody remembers
+    is_settled: bool = True  # False: who told this has just started, and may not have heard of all that nodes hold
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import trio
+
 from fuse_tier.bench.daemons import daemon_of, tree_of
 from fuse_tier.bench.frame import RUNS, Figure, Row, alternating
 from fuse_tier.bench.fs_content import PASSTHROUGH_NEEDS_ROOT
@@ -26,6 +28,7 @@ _LOOKED_UP: Final = 10_000
 _SMALL_BYTES: Final = 4 << 10
 _NAMED_BYTES: Final = 64
 _DIRECTORY: Final = "names"
+_ANNOUNCED_SECONDS: Final = 0.2
 
 
 @asynccontextmanager
@@ -47,7 +50,8 @@ def loopback(source: Path, mountpoint: Path) -> Iterator[Path]:
     """Mounts the filesystem to compare with, until the block is left."""
     mountpoint.mkdir()
     command = [sys.executable, "-m", "fuse_tier.bench.loopback", str(source), str(mountpoint)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as serving:
+    # Like a node in a session of its own: sessions share processors, and who asks would share one with who answers.
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as serving:
         try:
             if serving.stdout is None or not serving.stdout.readline():
                 raise FuseTierError(f"the loopback to compare with could not be mounted at {mountpoint}: see above")
@@ -112,6 +116,8 @@ async def _make_names(node: LocalNode, mount: Path, directories: int) -> None:
     """Where the mount takes them from, so that the kernel has not heard of them; and waits until they are sealed."""
     await in_thread(_write_names, tree_of(node), directories)
     (mount / "changed").touch()  # what is made behind a mount's back, nobody would look at
+    await settled(node, "ram")
+    await trio.sleep(_ANNOUNCED_SECONDS)  # by then the worker has heard of that file, and looks once more
     await settled(node, "ram")
 
 

@@ -173,7 +173,7 @@ class Directory:
             if numbers := known.report.facts.holdings.get(identity):
                 holders.append((self._member(known, now), numbers))
         holders.sort(key=lambda holder: (not holder[0].alive, -holder[1][-1], holder[0].node))
-        return Location(tuple(holders), tuple(sorted(bucket)))
+        return Location(tuple(holders), tuple(sorted(bucket)), now >= self._settled)
 
     def picture(self, now: float) -> Picture:
         """Everything, for people."""

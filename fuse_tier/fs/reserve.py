@@ -37,6 +37,7 @@ _SMALL_BYTES: Final = 64 << 10  # what any new file gets when the tier is full
 _SCARCE_BYTES: Final = 2 << 20  # so little is left when it is full
 _ASK_AGAIN_SECONDS: Final = 0.5
 _LEARN_SECONDS: Final = 0.1
+_AT_ONCE_NS: Final = 2_000_000
 _PLENTY_BYTES: Final = 1 << 30  # more than anybody writes in the time below: it is not looked again
 _PLENTY_LASTS_NS: Final = 5_000_000
 
@@ -55,6 +56,7 @@ class Reservations:
         self._learned = False
         self._found: list[tuple[bytes, int]] | None = None  # large files of the tree, to be remembered
         self._plenty_until = 0
+        self._ns_per_byte = float("inf")  # of the last allocation
         self._in_vain = float("-inf")  # when the worker last had nothing to give up
 
     def expected(self, parent: int, name: bytes) -> int:
@@ -119,7 +121,11 @@ class Reservations:
 
     async def reserve(self, fd: int, size: int) -> None:
         """Allocates room for a file that was made, as much as there is."""
-        await trio.to_thread.run_sync(self._allocate, fd, size)
+        # Huge pages are had in the time that a thread takes to begin; small ones a hundred times slower.
+        if size * self._ns_per_byte < _AT_ONCE_NS:
+            self._allocate(fd, size)
+        else:
+            await trio.to_thread.run_sync(self._allocate, fd, size)
 
     def _allocate(self, fd: int, size: int) -> None:
         try:
@@ -127,7 +133,9 @@ class Reservations:
                 # Files that are made at the same time may all count on the same room.
                 size = min(size, room_of(fd).free - _SCARCE_BYTES)
                 if size > 0:
+                    begun = time.perf_counter_ns()
                     allocate(fd, 0, size)
+                    self._ns_per_byte = (time.perf_counter_ns() - begun) / size
                     return
             self._reserve.write(lambda: allocate(fd, 0, _SMALL_BYTES), _SMALL_BYTES)
         except OSError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Any, Final
@@ -85,23 +85,19 @@ class KeeperLink:
         self._connection: trio.socket.SocketType | None = None
         self._heard = trio.Event()
 
-    async def first_state(self) -> KeeperState:
-        """Waits until the keeper has said something; ``run`` hears it. Raises DeadlineExceeded."""
-        return await self._until(lambda _: True)
-
     async def keep(self) -> KeeperState:
-        """Tells the keeper that its mount is to stay, whatever becomes of this process. Raises DeadlineExceeded."""
-        return await self._until(lambda state: state.kept, b'{"keep": true}')
+        """Tells the keeper that its mount is to stay, whatever becomes of this process; ``run`` hears its answer.
 
-    async def _until(self, fact: Callable[[KeeperState], bool], told: bytes = b"") -> KeeperState:
+        Raises DeadlineExceeded.
+        """
         with trio.move_on_after(Deadline.CHANNEL_CALL):
             while True:
                 heard, connection = self._heard, self._connection
-                if self.state is not None and fact(self.state):
+                if self.state is not None and self.state.kept:
                     return self.state
-                if told and connection is not None:
+                if connection is not None:
                     with suppress(OSError):  # it is told again over the next connection
-                        await connection.send(told)
+                        await connection.send(b'{"keep": true}')
                 await heard.wait()
         raise DeadlineExceeded(f"the keeper at {self.path} did not answer within {Deadline.CHANNEL_CALL:g} s")
 

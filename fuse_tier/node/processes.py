@@ -67,12 +67,14 @@ class Process:
         self.pid = pid
         self._handle = os.pidfd_open(pid)
         self._ended = False
+        self._waiting = trio.Lock()
 
     async def wait(self) -> int | None:
         """Its exit status once it has ended, or minus the number of the signal that ended it; None if not ours."""
-        if not self._ended:
-            await trio.lowlevel.wait_readable(self._handle)
-            self._ended = True
+        async with self._waiting:
+            if not self._ended:
+                await trio.lowlevel.wait_readable(self._handle)
+                self._ended = True
         return None
 
     def signal(self, number: signal.Signals) -> None:
@@ -122,7 +124,6 @@ class Child(Process):
         self._process = process
         self._output = output
         self._unread = bytearray()
-        self._waiting = trio.Lock()
 
     async def wait(self) -> int:
         """Its exit status once it has ended, or minus the number of the signal that ended it."""

@@ -2,8 +2,9 @@
 
 ``remote/<inode>`` says which blob a file of the tree shall hold; ``remote/<inode>.file`` is that file. Whoever opens
 it waits until the worker has fetched the content into that very inode. The target of the first is ``bucket/<blob>``
-if we gave the content up because the bucket has it, and then snapshots name the file as if its content were here;
-it is a path into ``blobs/`` if a restore found no place that had it intact, and then they leave the file out.
+if we gave the content up because the bucket has it, and ``coming/<blob>`` if a restore is bringing it (arrival.py):
+then snapshots name the file as if its content were here. It is a path into ``blobs/`` if a restore found no place
+that had it intact, and then they leave the file out.
 
 Content goes in an order in which a crash between any two steps loses nothing: the marker first, by the mount's
 daemon, which knows that the file is not open; then the blob's name; then the content. It comes back in the reverse:
@@ -31,23 +32,24 @@ from fuse_tier.ram.layout import Layout, VolumeLayout
 from fuse_tier.ram.pins import Pins
 from fuse_tier.ram.use import is_used
 
+COMING: Final = "coming"
 _GIVEN_UP: Final = "bucket"
 
 
 def remote_files(volume: VolumeLayout) -> dict[int, Blob | None]:
-    """The inodes whose content is not here; the blob of those that the bucket has."""
+    """The inodes whose content is not here; the blob of those that the bucket has, or a restore is bringing."""
     found: dict[int, Blob | None] = {}
     for name in os.listdir(volume.remote):
         if name.isdigit():
             with suppress(FileNotFoundError):  # it comes back at this very moment
                 target = os.readlink(os.path.join(volume.remote, name))
-                given_up = os.path.dirname(target) == _GIVEN_UP
-                found[int(name)] = Blob.parse(os.path.basename(target)) if given_up else None
+                is_known = os.path.dirname(target) in (_GIVEN_UP, COMING)
+                found[int(name)] = Blob.parse(os.path.basename(target)) if is_known else None
     return found
 
 
 @contextmanager
-def _taken(volume: VolumeLayout, inode: int) -> Iterator[int]:
+def taken(volume: VolumeLayout, inode: int) -> Iterator[int]:
     """A descriptor of a marked file, which nobody else changes until the block is left.
 
     Raises FileNotFoundError when it is not marked any more: its content is here, or the file was written anew.
@@ -97,7 +99,7 @@ def unmark(volume: VolumeLayout, inode: int) -> None:
 
 def drop(volume: VolumeLayout, inode: int) -> None:
     """The content is not wanted any more: its file is about to be written anew. Waits for who is at it."""
-    with suppress(FileNotFoundError), _taken(volume, inode):
+    with suppress(FileNotFoundError), taken(volume, inode):
         unmark(volume, inode)
 
 
@@ -106,7 +108,7 @@ def give_up(layout: Layout, volume: VolumeLayout, pins: Pins, inode: int, blob: 
 
     No listed manifest names the blob any more.
     """
-    with suppress(FileNotFoundError), _taken(volume, inode) as fd, pins.locked():
+    with suppress(FileNotFoundError), taken(volume, inode) as fd, pins.locked():
         status = os.fstat(fd)
         kept = layout.blob(blob)
         with suppress(FileNotFoundError):
@@ -142,7 +144,7 @@ class _Returning:
         self._place = place
         with ExitStack() as stack:
             try:
-                self.fd = stack.enter_context(_taken(volume, inode))
+                self.fd = stack.enter_context(taken(volume, inode))
             except FileNotFoundError:
                 raise NotFound(f"inode {inode} of {volume.root} was removed, or has its content") from None
             self._held = stack.pop_all()

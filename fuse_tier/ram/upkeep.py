@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Event
@@ -21,8 +21,10 @@ from fuse_tier.hashing import hash_descriptor
 from fuse_tier.identity import Identity
 from fuse_tier.manifest import quote
 from fuse_tier.ram.content import RamContent
-from fuse_tier.ram.layout import Layout
+from fuse_tier.ram.layout import Layout, VolumeLayout
 from fuse_tier.ram.listing import RamListing
+from fuse_tier.ram.pins import Pins
+from fuse_tier.ram.remote import give_up, unmark
 from fuse_tier.verified import VerifyReport
 
 log = structlog.get_logger(__name__)
@@ -80,6 +82,21 @@ def release(layout: Layout, listing: RamListing, blobs: Collection[Blob], *, sha
                 os.unlink(layout.blob(blob))
                 size += status.st_blocks * 512 if status.st_nlink == 1 else 0
     return size
+
+
+def give_up_files(
+    layout: Layout, listing: RamListing, volume: VolumeLayout, files: Mapping[int, Blob]
+) -> dict[int, int]:
+    """Frees the content of marked files that no listed manifest names. See ``RamTier.give_up``."""
+    needed, _ = _needed(listing)
+    pins = Pins(layout, volume)
+    freed: dict[int, int] = {}
+    for inode, blob in files.items():
+        if blob.name in needed:
+            unmark(volume, inode)
+        else:
+            freed[inode] = give_up(layout, volume, pins, inode, blob)
+    return freed
 
 
 def _needed(listing: RamListing) -> tuple[set[str], int]:

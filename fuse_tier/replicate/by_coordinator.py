@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -126,15 +127,23 @@ class CoordinatorMembership(RosterMembership):
             log.debug("membership.leave_left_to_lease", reason=str(error))
 
     async def locate(self, identity: Identity) -> Location:
-        """See Membership. Without the coordinator, the peers known from before are asked."""
-        try:
-            reply = await self._client.call("Locate", pb.LocateRequest(identity=str(identity)), Deadline.CONTROL_CALL)
-            location = location_from_wire(reply)
-        except FuseTierError as error:
-            log.warning("membership.asking_peers_instead", identity=str(identity), reason=str(error))
-            return Location(holders=await self._ask_peers(identity))
-        holders = tuple(holder for holder in location.holders if holder[0].node != self._own.node)
-        return Location(holders, location.bucket)
+        """See Membership. Without the coordinator, the peers known from before are asked.
+
+        One that has just started is asked again until it must have heard of all: else what is older would pass for
+        the newest.
+        """
+        patient_until = trio.current_time() + self._lease_seconds + 1
+        while True:
+            try:
+                request = pb.LocateRequest(identity=str(identity))
+                location = location_from_wire(await self._client.call("Locate", request, Deadline.CONTROL_CALL))
+            except FuseTierError as error:
+                log.warning("membership.asking_peers_instead", identity=str(identity), reason=str(error))
+                return Location(holders=await self._ask_peers(identity))
+            if location.is_settled or trio.current_time() > patient_until:
+                holders = tuple(holder for holder in location.holders if holder[0].node != self._own.node)
+                return replace(location, holders=holders)
+            await trio.sleep(_CLAIM_PAUSE_SECONDS)
 
     async def _report(self, *, leaving: bool = False) -> None:
         async with self._turn:

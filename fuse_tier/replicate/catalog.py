@@ -45,6 +45,7 @@ class Catalog:
         self._listing: dict[Job, trio.Lock] = {}
         self._saved: dict[SnapshotId, Saved] = {}
         self._checkpoints: dict[tuple[Job, str], Checkpoint] = {}
+        self._told: set[SnapshotId | tuple[Job, str]] = set()  # that it cannot be read
 
     async def listing(self, job: Job) -> JobListing:
         """What is listed of a job; the listing began after this was called."""
@@ -86,7 +87,9 @@ class Catalog:
                 except NotFound:
                     return
                 except Damaged as error:
-                    log.warning("steward.manifest_unreadable", snapshot=str(snapshot), reason=str(error))
+                    if snapshot not in self._told:
+                        self._told.add(snapshot)
+                        log.warning("steward.manifest_unreadable", snapshot=str(snapshot), reason=str(error))
                     found[snapshot] = None
                     return
             found[snapshot] = self._saved[snapshot]
@@ -110,7 +113,9 @@ class Catalog:
             except NotFound:
                 return
             except Damaged as error:
-                log.warning("steward.record_unreadable", checkpoint=name, job=str(listing.job), reason=str(error))
+                if key not in self._told:
+                    self._told.add(key)
+                    log.warning("steward.record_unreadable", checkpoint=name, job=str(listing.job), reason=str(error))
 
         await for_each(listing.checkpoints, read)
         for key in [key for key in self._checkpoints if key[0] == listing.job and key[1] not in found]:

@@ -77,11 +77,11 @@ class Fanout:
                 await volume.news.wait_beyond(news)
 
     async def is_ours(self, volume: Volume) -> bool:
-        """Whether this node is to keep the copies of the volume: nobody else has it mounted.
+        """Whether this node is to keep the volume's copies now: it has all of it, and nobody else has it mounted.
 
         A node that was counted out and is back may find that another was granted what it still has mounted.
         """
-        if volume.superseded:
+        if volume.superseded or volume.coming is not None:
             return False
         membership = self._places.membership
         others = [one.node for one in membership.members() if one.alive and volume.identity in one.mounted]

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import structlog
 import trio
 
 from fuse_tier.blobs import Blob
 from fuse_tier.checkpoints import Checkpoint, Job, step_of
-from fuse_tier.errors import NotFound, TierError
+from fuse_tier.errors import MalformedManifest, NotFound, TierError
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Manifest
 from fuse_tier.replicate.records import JobListing, JobRecords
@@ -20,6 +21,8 @@ from fuse_tier.replicate.staging import StagingDirectory, make_tree
 from fuse_tier.replicate.steps import Report
 from fuse_tier.replicate.tree import check_new_directory
 from fuse_tier.tiers.bucket import BucketTier
+
+log = structlog.get_logger(__name__)
 
 _NAMED_AT_MOST = 10
 
@@ -138,7 +141,11 @@ async def find(bucket: BucketTier, wanted: Wanted) -> Found:
     if listing.forced is not None:
         return _part(await records.forced_checkpoint(job, listing.forced), listing.forced, identity, numbers)
     for name in reversed(listing.checkpoints):
-        checkpoint = await records.checkpoint(job, name)
+        try:
+            checkpoint = await records.checkpoint(job, name)
+        except MalformedManifest as error:
+            log.warning("restore.record_unreadable", checkpoint=name, job=str(job), reason=str(error))
+            continue
         if checkpoint.number_of(identity) in numbers:
             return _part(checkpoint, name, identity, numbers)
     return Found(SnapshotId(identity, numbers[-1]))

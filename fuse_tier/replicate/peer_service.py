@@ -24,6 +24,7 @@ from fuse_tier.errors import (
 from fuse_tier.identity import Identity, SnapshotId, is_name
 from fuse_tier.manifest import Manifest, decode, encode
 from fuse_tier.members import Member
+from fuse_tier.replicate.sharing import Sharing
 from fuse_tier.tiers.ram import RamTier
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.bulk.format import MAX_SESSION_BLOBS, decode_blob, encode_blob
@@ -46,13 +47,18 @@ def _nowhere(identity: Identity) -> Collection[str]:
     return ()
 
 
+def _not_known(node: str) -> bool:
+    """For nodes that know of nobody else."""
+    return False
+
+
 class PeerService:
     """The gRPC service ``Peer`` of ``control.proto``, for ``wire/grpc.py`` to serve.
 
     ``own`` gives what the node says of itself at the moment; ``secure`` says whether it has certificates, and then
     ``encrypt`` whether content has to be encrypted even when the peer would do without. ``make_room`` gives up what
     may go for so many bytes of a peer's copy, and tells how many are free then. ``mounted_on`` are the live nodes
-    that have a volume mounted.
+    that have a volume mounted, ``is_alive`` tells whether a node is.
     """
 
     def __init__(
@@ -65,6 +71,7 @@ class PeerService:
         secure: bool,
         encrypt: bool,
         mounted_on: Callable[[Identity], Collection[str]] = _nowhere,
+        is_alive: Callable[[str], bool] = _not_known,
         make_room: Callable[[int], Awaitable[int]] | None = None,
         smallest_grace_seconds: float = SMALLEST_GRACE_SECONDS,
     ) -> None:
@@ -75,6 +82,8 @@ class PeerService:
         self._secure = secure
         self._encrypt = encrypt
         self._mounted_on = mounted_on
+        self._is_alive = is_alive
+        self._sharing = Sharing()
         self._make_room = make_room
         self._smallest_grace_seconds = smallest_grace_seconds
         self._parsing = trio.CapacityLimiter(2)
@@ -167,6 +176,19 @@ class PeerService:
         blobs = decode_blobs(request.blobs, MAX_SESSION_BLOBS)
         begun = partials_from_wire(blobs, request.begun)
         return self._grant(Session(caller.node, Direction.PULL, blobs, self._encrypts(request), begun))
+
+    async def Refer(self, request: pb.ReferRequest, caller: Caller) -> pb.ReferReply:  # noqa: N802
+        """Whom the caller should ask instead for what it is about to pull: those that have it from here."""
+        blobs = decode_blobs(request.blobs, MAX_SESSION_BLOBS)
+        if not is_name(request.node) or caller.node not in (None, request.node):
+            raise InvalidRequest(f"{request.node!r} is not the name of the node that calls")
+        here = await self._ram.missing(blobs)
+        kept = [blob for blob in blobs if blob not in here]
+        referred = self._sharing.refer(kept, request.node, self._is_alive, trio.current_time())
+        indices = {blob: index for index, blob in enumerate(blobs)}
+        return pb.ReferReply(
+            referrals=[pb.Referral(index=indices[blob], node=node) for blob, node in referred.items()]
+        )
 
     async def Commit(self, request: pb.ManifestText, caller: Caller) -> pb.Empty:  # noqa: N802
         """Lists a snapshot whose content is all here. Refuses one of a node that another has succeeded."""

@@ -6,7 +6,7 @@ who decides whether that matters.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -45,6 +45,10 @@ class Holdings:
 
 class PeerConnection(Tier, Protocol):
     """A peer as a tier, for as long as it is the same instance."""
+
+    async def refer(self, blobs: Sequence[Blob]) -> dict[Blob, str]:
+        """Which other node to ask for some of its content, and to wait for."""
+        ...
 
     async def aclose(self) -> None:
         """Ends the connection."""
@@ -88,6 +92,15 @@ class Places:
         if place is self.bucket and self.use_in_bucket is not None and manifest is not None:
             return await self.use_in_bucket(manifest.id, lambda: place.fetch(blobs, sink, progress))
         return await place.fetch(blobs, sink, progress)
+
+    async def refer(self, place: Tier, blobs: Sequence[Blob]) -> dict[Blob, Tier]:
+        """Who else is getting content that a peer has: those are asked instead."""
+        peer = next((tier for _, tier in self._peers.values() if tier is place), None)
+        if peer is None:
+            return {}
+        alive = {member.node: member for member in self.membership.members() if member.alive}
+        referred = await peer.refer(blobs)
+        return {blob: self.peer(alive[node]) for blob, node in referred.items() if node in alive}
 
     async def aclose(self) -> None:
         """Ends all connections."""
@@ -134,8 +147,9 @@ class Places:
         return Holdings(tuple(places), tuple(silent), highest, unasked, forced)
 
     async def _in_bucket(self, bucket: Tier, identity: Identity, version: str) -> InBucket:
-        with trio.move_on_after(Deadline.BUCKET_CALL + 2 * Deadline.STEWARD):
+        patience = Deadline.BUCKET_CALL + 2 * Deadline.STEWARD
+        with trio.move_on_after(patience):
             if self.ask_bucket is not None:
                 return await self.ask_bucket(identity, version)
             return InBucket(tuple(snapshot.number for snapshot in await bucket.snapshots(identity)))
-        raise TierUnavailable(f"{bucket.place} did not answer within {Deadline.BUCKET_CALL:g} s")
+        raise TierUnavailable(f"{bucket.place} did not answer within {patience:g} s")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -20,18 +20,23 @@ from fuse_tier.errors import Damaged, NotFound, TierError, TierUnavailable
 from fuse_tier.hashing import hash_descriptor
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Lineage, Manifest
+from fuse_tier.ram.arrival import expect
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.pins import link_to_blob
 from fuse_tier.ram.remote import Refill
 from fuse_tier.replicate.choice import Chosen
+from fuse_tier.replicate.gather import gather, nobody_else
 from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.record import read_record
 from fuse_tier.replicate.staging import StagingDirectory, make_tree
 from fuse_tier.replicate.tree import build_tree, check_new_directory, copy_into, make_placeholder, remove_tree
 from fuse_tier.replicate.volume import Volume
-from fuse_tier.tiers.base import Tier, no_progress
+from fuse_tier.tiers.base import Fetched, Tier, TierName, no_progress
 
 log = structlog.get_logger(__name__)
+
+AT_ONCE_BYTES = 64 << 20
+"""A restore that has less to fetch is whole before its mount; of a larger one the content follows behind."""
 
 _BATCH_BLOBS = 256
 
@@ -52,11 +57,19 @@ class Restored:
 class Restorer:
     """Restores volumes of one node."""
 
-    def __init__(self, layout: Layout, places: Places, node: str, limiter: trio.CapacityLimiter) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        places: Places,
+        node: str,
+        limiter: trio.CapacityLimiter,
+        at_once_bytes: int = AT_ONCE_BYTES,
+    ) -> None:
         self._layout = layout
         self._places = places
         self._node = node
         self._limiter = limiter
+        self._at_once_bytes = at_once_bytes
 
     async def fetch(
         self,
@@ -65,54 +78,41 @@ class Restorer:
         sink: Sink,
         chosen: Chosen,
         progress: Progress = no_progress,
+        *,
+        stays: bool = True,
+        begins: Callable[[Collection[Blob]], object] | None = None,
     ) -> tuple[dict[str, int], dict[Blob, TierError]]:
         """Brings blobs into a sink, from those that have the snapshot, nearest first, then from anybody else.
 
-        Gives the bytes that each place gave, and what nobody could give, with the last reason.
+        Gives the bytes that each place gave, and what nobody could give, with the last reason. What ``stays`` in the
+        RAM tier others may take from here while it comes: then those that want the same feed each other. ``begins``
+        is told of each part that a place is asked for; then they come in the order of ``blobs``.
         """
-        wanted = set(blobs)
-        sources: dict[str, int] = {}
-        failed: dict[Blob, TierError] = {}
-        for place in await self._in_order(chosen):
-            if not wanted:
-                break
-            try:
-                listed = chosen.manifest if place in chosen.places else None
-                fetched = await self._places.fetch(place, listed, wanted, sink, progress)
-            except TierError as error:
-                log.warning("restore.place_failed", snapshot=str(what), place=place.place, reason=str(error))
-                failed |= {blob: _worse(failed.get(blob), error) for blob in wanted}
-                continue
-            for blob, reason in fetched.failed.items():
-                failed[blob] = _worse(failed.get(blob), reason)
-                if isinstance(reason, Damaged):
-                    metrics.error("damaged")
-                    log.warning(
-                        "restore.content_damaged",
-                        snapshot=str(what),
-                        place=place.place,
-                        blob=blob.name,
-                        reason=str(reason),
-                    )
-            if fetched.arrived:
-                sources[place.place] = sum(blob.size for blob in fetched.arrived)
-                metrics.bytes_moved(place.name.value, "in", sources[place.place])
-            wanted -= fetched.arrived
-        return sources, {blob: failed.get(blob, NotFound(f"no place has {blob}")) for blob in wanted}
 
-    async def _in_order(self, chosen: Chosen) -> list[Tier]:
-        others = [
-            self._places.peer(member)
-            for member in self._places.membership.members()
-            if member.alive and member.node != self._node
+        async def fetch_from(place: Tier, part: Collection[Blob]) -> Fetched:
+            if begins is not None:
+                begins(part)
+            listed = chosen.manifest if place in chosen.places else None
+            return await self._places.fetch(place, listed, part, sink, progress)
+
+        async def refer(place: Tier, part: Sequence[Blob]) -> Mapping[Blob, Tier]:
+            return await self._places.refer(place, part)
+
+        ranks = self._ranks(chosen)
+        others = refer if stays else nobody_else
+        gathered = await gather(what, blobs, ranks, fetch_from, others, in_order=begins is not None)
+        return gathered.sources, gathered.failed
+
+    def _ranks(self, chosen: Chosen) -> list[list[Tier]]:
+        """Who is asked, the nearest first: who has the snapshot, anybody else, the bucket."""
+        holders = {place.place: place for place in chosen.places}
+        members = self._places.membership.members()
+        peers = [self._places.peer(member) for member in members if member.alive and member.node != self._node]
+        others = [place for place in peers if place.place not in holders]
+        ranks = [
+            [place for place in holders.values() if place.name is tier] for tier in (TierName.RAM, TierName.PEER)
         ]
-        everybody: list[Tier] = [*chosen.places, *others]
-        if self._places.bucket is not None:
-            everybody.append(self._places.bucket)
-        unique: dict[str, Tier] = {}
-        for place in everybody:
-            unique.setdefault(place.place, place)
-        return list(unique.values())
+        return [*ranks, others, [self._places.bucket] if self._places.bucket is not None else []]
 
     # ---- into a volume ----
 
@@ -136,20 +136,21 @@ class Restorer:
         manifest, started = chosen.manifest, trio.current_time()
         sources: dict[str, int] = {}
         failed: dict[Blob, TierError] = {}
+        coming: frozenset[Blob] = frozenset()
         if manifest is not None:
-            sources, failed = await self._into_ram(manifest, chosen, progress)
+            sources, failed, coming = await self._into_ram(manifest, chosen, progress)
             hopeful = [error for error in failed.values() if not isinstance(error, Damaged | NotFound)]
             if hopeful:
                 raise TierUnavailable(
                     f"{manifest.id}: the content of {len(hopeful)} files could not be had ({hopeful[0]}): "
                     "try again later"
                 )
-            if not failed:
+            if not failed and not coming:
                 await self._places.ram.commit(manifest)
         failpoints.reached("restore.fetched")
-        await trio.to_thread.run_sync(self._replace_tree, volume, manifest, frozenset(failed))
+        await trio.to_thread.run_sync(self._replace_tree, volume, manifest, frozenset(failed), coming)
         failpoints.reached("restore.placed")
-        volume.began(lineage, manifest, chosen.highest, is_whole=not failed)
+        volume.began(lineage, manifest, chosen.highest, is_whole=not failed, coming=chosen if coming else None)
         if manifest is None:
             return None
         unreadable = tuple(os.fsdecode(entry.path) for entry in manifest.entries if entry.blob in failed)
@@ -169,15 +170,20 @@ class Restorer:
 
     async def _into_ram(
         self, manifest: Manifest, chosen: Chosen, progress: Progress
-    ) -> tuple[dict[str, int], dict[Blob, TierError]]:
+    ) -> tuple[dict[str, int], dict[Blob, TierError], frozenset[Blob]]:
+        """Gives the bytes that each place gave, what nobody could give, and what is left to come later."""
         ram = self._places.ram
         absent = await ram.missing(manifest.blobs)
         here = manifest.blobs - absent
         damaged = await self._damaged(here, progress)
         elsewhere = Chosen(manifest, tuple(place for place in chosen.places if place is not ram))
-        sources, failed = await self.fetch(manifest.id, absent | damaged, ram, elsewhere, progress)
+        wanted = absent | damaged
         own = sum(blob.size for blob in here - damaged)
-        return ({ram.place: own} if own or not sources else {}) | sources, failed
+        if sum(blob.size for blob in wanted) > self._at_once_bytes:
+            places = {place.place: 0 for place in elsewhere.places}
+            return ({ram.place: own} if own else {}) | places, {}, frozenset(wanted)
+        sources, failed = await self.fetch(manifest.id, wanted, ram, elsewhere, progress)
+        return ({ram.place: own} if own or not sources else {}) | sources, failed, frozenset()
 
     async def _damaged(self, blobs: Collection[Blob], progress: Progress) -> set[Blob]:
         """Those of our own blobs that are not what they are called; they are removed."""
@@ -209,7 +215,9 @@ class Restorer:
             self._places.ram.remove(blob)
         return damaged
 
-    def _replace_tree(self, volume: Volume, manifest: Manifest | None, failed: Collection[Blob]) -> None:
+    def _replace_tree(
+        self, volume: Volume, manifest: Manifest | None, failed: Collection[Blob], coming: Collection[Blob]
+    ) -> None:
         self._clear(volume)
         failpoints.reached("restore.cleared")
         fresh = f"{volume.layout.tree}.new"
@@ -218,7 +226,7 @@ class Restorer:
             os.mkdir(fresh, 0o777)
             os.chmod(fresh, 0o777)  # noqa: S103 - a pod's user is not known here; the mount belongs to one pod alone
         else:
-            build_tree(manifest, fresh, lambda blob, path: self._place(volume, blob, path, blob in failed))
+            build_tree(manifest, fresh, lambda blob, path: self._place(volume, blob, path, failed, coming))
         failpoints.reached("restore.built")
         os.rename(fresh, volume.layout.tree)
 
@@ -234,8 +242,14 @@ class Restorer:
             remove_tree(directory)
         volume.make_directories()
 
-    def _place(self, volume: Volume, blob: Blob, path: str, is_lost: bool) -> None:
-        if is_lost:
+    def _place(
+        self, volume: Volume, blob: Blob, path: str, failed: Collection[Blob], coming: Collection[Blob]
+    ) -> None:
+        if blob in coming:
+            make_placeholder(blob, path)
+            expect(volume.layout, blob, path)
+            return
+        if blob in failed:
             make_placeholder(blob, path)
             inode = os.lstat(path).st_ino
             os.link(path, os.path.join(volume.layout.remote, f"{inode}.file"))
@@ -266,7 +280,10 @@ class Restorer:
         places = () if await ram.missing([blob]) else (ram,)
         sink = Refill(volume.layout, inode, ram.place)
         _, failed = await self.fetch(f"inode {inode} of {volume.identity}", [blob], sink, Chosen(None, places))
-        for error in failed.values():
+        if failed and await trio.to_thread.run_sync(
+            lambda: os.path.lexists(marker)
+        ):  # else somebody else has brought it
+            error = failed[blob]
             log.error("restore.content_lost", identity=str(volume.identity), blob=blob.name, reason=str(error))
             raise error
 
@@ -288,21 +305,12 @@ class Restorer:
         sources: dict[str, int] = {}
 
         async def fetch(staging: StagingDirectory) -> dict[Blob, TierError]:
-            given, failed = await self.fetch(manifest.id, manifest.blobs, staging, chosen, progress)
+            given, failed = await self.fetch(manifest.id, manifest.blobs, staging, chosen, progress, stays=False)
             sources.update(given)
             return failed
 
         await make_tree(manifest, target, fetch)
         return _report(manifest, chosen, trio.current_time() - started, sources, ())
-
-
-def _worse(before: TierError | None, now: TierError) -> TierError:
-    """Of two reasons the one that may pass by itself."""
-    if before is not None and not isinstance(before, Damaged | NotFound):
-        return before
-    if isinstance(now, NotFound) and before is not None:
-        return before
-    return now
 
 
 def _report(

@@ -132,11 +132,12 @@ def plan_job_retention(
     that was recorded twice (a rank had more to say) counts as its later record. With a checkpoint its snapshots
     stay. Of each volume besides: the newest snapshot, the last of an earlier run, what is in use, and, of those
     newer than its newest complete checkpoint, what may become part of one, as many as ``keep`` counts. A record
-    whose snapshots are not all listed is no checkpoint any more, and goes.
+    whose snapshots are not all listed is no checkpoint any more, and goes. A snapshot that cannot be read, by this
+    version at least, stays: somebody has to look at it.
     """
     whole = {name: record for name, record in records.items() if record.ids <= listed.keys()}
     kept_records = _kept_records(whole, keep)
-    stay = set(in_use)
+    stay = set(in_use) | {snapshot for snapshot, saved in listed.items() if saved is None}
     for name in kept_records:
         stay |= whole[name].ids
     newest_record = max(whole.values(), key=lambda record: record.created_ns, default=None)

@@ -20,7 +20,7 @@ from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import FuseTierError
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.ram.layout import Layout
-from fuse_tier.ram.remote import give_up, mark
+from fuse_tier.ram.remote import mark
 from fuse_tier.ram.room import Reserve, room_of
 from fuse_tier.replicate.broadcast import Broadcast
 from fuse_tier.replicate.eviction import Eviction, Listed, LiveFile, plan_eviction
@@ -183,10 +183,8 @@ class RoomKeeper:
                 retired = await trio.to_thread.run_sync(self._mark, volume, files)
             else:
                 return
-            for inode in retired:
-                freed = await trio.to_thread.run_sync(
-                    give_up, self._layout, volume.layout, volume.pins, inode, files[inode]
-                )
+            given_up = await self._ram.give_up(volume.layout, {inode: files[inode] for inode in retired})
+            for inode, freed in given_up.items():
                 log.debug("file.given_up", identity=str(volume.identity), inode=inode, bytes=freed)
 
     def _mark(self, volume: Volume, files: dict[int, Blob]) -> list[int]:

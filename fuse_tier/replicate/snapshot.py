@@ -82,14 +82,26 @@ class Quiescent:
 
 
 class Snapshotter:
-    """Takes the snapshots of one volume, one at a time (the caller sees to that)."""
+    """Takes the snapshots of one volume, one at a time (the caller sees to that).
 
-    def __init__(self, layout: Layout, volume: VolumeLayout, node: str, limiter: trio.CapacityLimiter) -> None:
+    ``evicting`` is held by who takes content out of files of the tree. A walk that saw a file's marker missing, and
+    then the file empty, would believe that this is its content.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        volume: VolumeLayout,
+        node: str,
+        limiter: trio.CapacityLimiter,
+        evicting: trio.Lock,
+    ) -> None:
         self._layout = layout
         self._volume = volume
         self._pins = Pins(layout, volume)
         self._node = node
         self._limiter = limiter  # threads that hash: what trainers feel
+        self._evicting = evicting
         self.is_settled = True
         """Whether the last snapshot had every closed file: none was still written through a mapping."""
 
@@ -136,7 +148,8 @@ class Snapshotter:
 
     async def _try_walk(self, writers: Writers, previous: dict[bytes, Entry]) -> Walk | None:
         try:
-            return await self._in_thread(lambda: walk_tree(self._volume, self._pins, writers, previous))
+            async with self._evicting:
+                return await self._in_thread(lambda: walk_tree(self._volume, self._pins, writers, previous))
         except TreeChanged:
             return None
 

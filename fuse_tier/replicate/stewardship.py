@@ -28,6 +28,7 @@ from fuse_tier.replicate.records import InBucket, JobListing, JobRecords
 from fuse_tier.replicate.retention import JobPlan, Keep, plan_job_retention
 from fuse_tier.replicate.steps import Report
 from fuse_tier.tiers.bucket import SAFE_GRACE_SECONDS, BucketTier
+from fuse_tier.tiers.bucket_layout import manifest_object
 from fuse_tier.tiers.bucket_many import Kept
 
 log = structlog.get_logger(__name__)
@@ -174,7 +175,10 @@ class Stewardship:
         saved = await self._catalog.saved(listing)
         readable = [one for one in saved.values() if one is not None]
         newest = newest_complete(job, readable, self._mounted(job), records.values())
-        plan = plan_job_retention(saved, records, self._keep, in_use=listing.in_use)
+        plan = JobPlan()
+        if records.keys() >= set(listing.checkpoints):
+            plan = plan_job_retention(saved, records, self._keep, in_use=listing.in_use)
+        # Else nothing goes: what a record names that cannot be read, by this version at least, is not known.
         return _Known(listing, newest, records, plan)
 
     async def _record(self, known: _Known) -> _Known | None:
@@ -185,7 +189,7 @@ class Stewardship:
         if newest is None:
             return None
         metrics.checkpoint_complete(str(job), newest.created_ns)
-        name = await self._records.record(newest, max(known.listing.checkpoints, default=""))
+        name = await self._records.record(newest, max(known.records, default=""))
         log.info(
             "checkpoint.complete", job=str(job), checkpoint=name, step=newest.step, snapshots=len(newest.snapshots)
         )
@@ -201,16 +205,15 @@ class Stewardship:
         if not plan:
             return ()
         kept = (await self._records.drop(job, plan.records)).kept
-        removal = await self._bucket.drop_all(plan.snapshots)
-        refused = {one.name for one in removal.kept}
-        for snapshot in plan.snapshots:
-            if not any(name.endswith(f"{snapshot.identity}/{snapshot.number:019d}.manifest") for name in refused):
-                log.info(
-                    "snapshot.dropped",
-                    identity=str(snapshot.identity),
-                    snapshot=snapshot.number,
-                    place=self._bucket.place,
-                )
+        # A record that has to stay keeps what it names.
+        staying = {name for name in plan.records if any(f"{job}/{name}." in one.name for one in kept)}
+        named = {snapshot for name in staying for snapshot in known.records[name].ids}
+        going = [snapshot for snapshot in plan.snapshots if snapshot not in named]
+        removal = await self._bucket.drop_all(going)
+        place, gone = self._bucket.place, set(removal.removed)
+        for snapshot in going:
+            if manifest_object(snapshot) in gone:
+                log.info("snapshot.dropped", identity=str(snapshot.identity), snapshot=snapshot.number, place=place)
         kept += removal.kept
         if kept:
             log.info("retention.protected", job=str(job), objects=len(kept), reason=kept[0].reason)

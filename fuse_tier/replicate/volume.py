@@ -23,10 +23,12 @@ from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import FuseTierError, IncompleteSnapshot, SnapshotConflict
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Lineage, Manifest
+from fuse_tier.ram.arrival import coming_files
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.pins import Pins
 from fuse_tier.ram.remote import remote_files
 from fuse_tier.replicate.broadcast import Broadcast
+from fuse_tier.replicate.choice import Chosen
 from fuse_tier.replicate.record import TreeRecord, read_record, write_record
 from fuse_tier.replicate.snapshot import Gate, Quiescent, Snapshotter
 from fuse_tier.tiers.base import TierName
@@ -79,9 +81,10 @@ class Volume:
         self._lineage: Lineage | None = None
         self._highest = 0
         self._snapshotting = trio.Lock()
-        self._snapshotter = Snapshotter(layout, self.layout, options.node, hashing)
+        self._snapshotter = Snapshotter(layout, self.layout, options.node, hashing, self.evicting)
         self._seen = -1  # version of the changes that the newest snapshot has
         self._renumber = False
+        self.coming: Chosen | None = None  # what a restore is still bringing, and from whom
         self.superseded = ""  # who else goes on with this volume, so that this tree must not; empty: nobody
         self._verified = 0  # the newest snapshot that was ever verified elsewhere
         self._listed = True  # the newest snapshot, in RAM: unless content of it was given up
@@ -131,6 +134,7 @@ class Volume:
         self._highest = max([self._highest, *numbers])
         self._lineage = record.lineage if record else None
         if record:
+            self.coming = Chosen(None) if await trio.to_thread.run_sync(coming_files, self.layout) else None
             self._highest = max(self._highest, record.number)
             self.superseded = record.superseded
             own = [number for number in numbers if number <= record.number]
@@ -153,13 +157,23 @@ class Volume:
                 log.error("snapshot.unreadable", identity=str(self.identity), snapshot=number, reason=str(error))
         return None
 
-    def began(self, lineage: Lineage, restored: Manifest | None, highest: int, *, is_whole: bool = True) -> None:
+    def began(
+        self,
+        lineage: Lineage,
+        restored: Manifest | None,
+        highest: int,
+        *,
+        is_whole: bool = True,
+        coming: Chosen | None = None,
+    ) -> None:
         """The live tree has been made anew: from a snapshot, or empty.
 
         One that could not be restored whole is not given up: its lost files stand in no later one.
         """
         self.in_use.clear()
         self.superseded = ""
+        self.coming = coming
+        self._listed = coming is None
         self._verified = 0
         if restored is not None and not is_whole:
             self.in_use[restored.id.number] += 1
@@ -382,6 +396,11 @@ class Volume:
         )
         return manifest
 
+    async def list_newest(self) -> None:
+        """What a restore was bringing is all here: the newest snapshot is as good as any in RAM."""
+        if self.newest is not None and not self._listed:
+            self._listed = await self._list(self.newest)
+
     async def _list(self, manifest: Manifest) -> bool:
         """Commits to the RAM tier, if it has all content.
 
@@ -395,7 +414,7 @@ class Volume:
             given_up = set((await trio.to_thread.run_sync(remote_files, self.layout)).values())
             if not await self._ram.missing(manifest.blobs) <= given_up:
                 raise
-            log.info("snapshot.not_listed", snapshot=str(manifest.id), reason="content is in the bucket only")
+            log.info("snapshot.not_listed", snapshot=str(manifest.id), reason="content of it is elsewhere only")
             return False
         return True
 

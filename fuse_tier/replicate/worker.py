@@ -28,6 +28,7 @@ from fuse_tier.replicate.choice import Chooser, Chosen
 from fuse_tier.replicate.copying import Copier
 from fuse_tier.replicate.daemons import DaemonSession
 from fuse_tier.replicate.fanout import Fanout
+from fuse_tier.replicate.filling import Filling
 from fuse_tier.replicate.inventory import Inventory
 from fuse_tier.replicate.membership import Membership, build_membership
 from fuse_tier.replicate.mounting import Mounting
@@ -35,6 +36,7 @@ from fuse_tier.replicate.node_service import NodeService
 from fuse_tier.replicate.orphans import Orphans
 from fuse_tier.replicate.peer_service import PeerService
 from fuse_tier.replicate.places import Places
+from fuse_tier.replicate.preemption import Preemption
 from fuse_tier.replicate.restore import Restorer
 from fuse_tier.replicate.room import RoomKeeper
 from fuse_tier.replicate.scrub import Scrubber
@@ -91,7 +93,8 @@ class Worker:
         self._upkeep = Upkeep(self._places, self._volumes.find, config.keep.ram)
         self._room = RoomKeeper(layout, self._ram, self._volumes, self._upkeep.wake)
         self._chooser = Chooser(self._places)
-        self._restorer = Restorer(layout, self._places, config.node, hashing)
+        self._restorer = Restorer(layout, self._places, config.node, hashing, config.restore_at_once)
+        self._filling = Filling(layout, self._ram, self._restorer, self._room.make)
         self._scrubber = Scrubber(self._ram, self._fetch_again, config.scrub.every, config.scrub.limit)
         self._supervisor = Supervisor(f"{config.socket}.supervisor")
         self._mounting = Mounting(self._volumes, self._chooser, self._restorer, self._membership, self._supervisor)
@@ -100,18 +103,23 @@ class Worker:
             config.node, config.cluster, self._places, self._volumes, copier, self._supervisor, config.replicas
         )
         self._inventory.backups = self._duties.backups if self._duties else None
+        self._preemption = Preemption(self._volumes, self._mounting, self._membership.report_soon, config.drain)
         surplus = Surplus(self._fanout)
         self._volumes.tasks = [
             self._fanout.keep_peers,
             self._keep_bucket,
             self._pass_news_on,
             surplus.keep_down,
+            self._filling.keep_filled,
         ]
 
     def _mounted_on(self, identity: Identity) -> frozenset[str]:
         return frozenset(
             member.node for member in self._membership.members() if member.alive and identity in member.mounted
         )
+
+    def _is_alive(self, node: str) -> bool:
+        return any(member.node == node and member.alive for member in self._membership.members())
 
     async def _supersede(self, volume: Volume, by: str) -> None:
         await supersede(volume, self._ram, by)
@@ -124,8 +132,8 @@ class Worker:
 
     def _facts(self) -> LocalFacts:
         return LocalFacts(
-            capacity_bytes=self._ram.capacity_bytes(),
-            free_bytes=self._ram.free_bytes(),
+            capacity_bytes=0 if self._preemption.is_leaving else self._ram.capacity_bytes(),
+            free_bytes=0 if self._preemption.is_leaving else self._ram.free_bytes(),
             mounted=frozenset(self._mounting.claimed),
             holdings=self._holdings,
             bucket={volume.identity: (number,) for volume in self._volumes if (number := volume.in_bucket())},
@@ -149,6 +157,8 @@ class Worker:
             await nursery.start(metrics.serve, config.metrics)
         nursery.start_soon(self._upkeep.run)
         nursery.start_soon(self._orphans.run)
+        if config.preemption is not None:
+            nursery.start_soon(self._preemption.watch, config.preemption)
         if self._duties is not None:
             nursery.start_soon(self._duties.stewardship.run)
         nursery.start_soon(self._room.run)
@@ -175,6 +185,7 @@ class Worker:
             secure=self._tls is not None,
             encrypt=self._config.encrypt_peer_traffic,
             mounted_on=self._mounted_on,
+            is_alive=self._is_alive,
             make_room=partial(self._room.make, for_replica=True),
         )
         services: list[Any] = [(add_PeerServicer_to_server, service)]
@@ -214,7 +225,7 @@ class Worker:
         return failed
 
     async def _materialize(self, volume: Volume, inode: int) -> None:
-        await self._restorer.materialize(volume, inode, self._room.make)
+        await self._filling.materialize(volume, inode)
 
     async def _keep_bucket(self, volume: Volume) -> None:
         if self._duties is not None:
@@ -256,10 +267,7 @@ class Worker:
 
     async def drain(self) -> None:
         """Gives the newest snapshots the configured time to get where they shall be."""
-        async with trio.open_nursery() as nursery:
-            for volume in self._volumes:
-                if volume.has_tree and not volume.superseded:
-                    nursery.start_soon(self._mounting.drain, volume, self._config.drain)
+        await self._preemption.drain()
         await self._membership.leave()
 
     async def aclose(self) -> None:

@@ -28,7 +28,7 @@ from fuse_tier.errors import (
     TierRefused,
     TierUnavailable,
 )
-from fuse_tier.identity import Identity, SnapshotId
+from fuse_tier.identity import Identity, SnapshotId, is_name
 from fuse_tier.manifest import Manifest, decode, encode
 from fuse_tier.tiers.base import Fetched, TierName, no_progress
 from fuse_tier.tiers.peer_sessions import Lanes, Patience, Transfer, run_sessions
@@ -47,6 +47,7 @@ from fuse_tier.wire.tls import TlsFiles
 
 log = structlog.get_logger(__name__)
 
+_REFERS = 2  # minor version of those that can say who else has something
 _BLOBS_A_CALL = 1 << 14
 _SETTLE_SECONDS = 1.0  # see Client.call
 _FIRST_LOOK_SECONDS = 0.02  # whether what another node sends has arrived
@@ -89,6 +90,7 @@ class PeerTier:
         self._encrypt = encrypt
         self._client = Client(control, PeerStub, tls)
         self._bulk = ""  # learned by hello; empty: hello is due
+        self._minor = 0
         self._link = link or Link()
         self._lanes = {Direction.PUSH: Lanes(), Direction.PULL: Lanes()}
         self._threads = trio.CapacityLimiter(math.inf)  # as many as there are lanes
@@ -130,7 +132,20 @@ class PeerTier:
             spoken = f"{reply.protocol}.{reply.minor}"
             log.info("peer.other_version", place=self.place, version=reply.version, protocol=spoken)
         self._bulk = reply.bulk
+        self._minor = reply.minor
         return reply
+
+    async def refer(self, blobs: Sequence[Blob]) -> dict[Blob, str]:
+        """For content that is about to be fetched from here: which other node to ask instead, and to wait for.
+
+        This node will be asked for it by others in turn, so what is fetched has to stay here.
+        """
+        await self._introduced()
+        if self._minor < _REFERS:
+            return {}
+        request = pb.ReferRequest(blobs=map(encode_blob, blobs), node=self._own.node)
+        reply: pb.ReferReply = await self._ask("Refer", request)
+        return {blobs[one.index]: one.node for one in reply.referrals if one.index < len(blobs) and is_name(one.node)}
 
     async def missing(self, blobs: Collection[Blob]) -> set[Blob]:
         """See Tier."""

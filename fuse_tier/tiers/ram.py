@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Event
 from typing import TypeVar
@@ -25,7 +25,7 @@ from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Manifest, encode
 from fuse_tier.ram import upkeep
 from fuse_tier.ram.content import RamContent
-from fuse_tier.ram.layout import Layout
+from fuse_tier.ram.layout import Layout, VolumeLayout
 from fuse_tier.ram.listing import RamListing
 from fuse_tier.threads import run_interruptible
 from fuse_tier.tiers.base import Fetched, TierName, no_progress
@@ -204,6 +204,14 @@ class RamTier:
         """
         async with self._listed_or_collected:
             return await self._look(lambda: upkeep.release(self.layout, self._listing, blobs, shared=shared))
+
+    async def give_up(self, volume: VolumeLayout, files: Mapping[int, Blob]) -> dict[int, int]:
+        """Frees the content of marked files, by inode number; gives the bytes of those that were freed.
+
+        Not of what a manifest names that was listed a moment ago: that file is as it was, and its marker goes.
+        """
+        async with self._listed_or_collected:
+            return await self._look(lambda: upkeep.give_up_files(self.layout, self._listing, volume, files))
 
     async def verify(self, identity: Identity | None = None, progress: Progress = no_progress) -> VerifyReport:
         """Reads and hashes all content of the listed snapshots, of one volume or of all. Damage is reported only."""

@@ -56,6 +56,11 @@ class PeerStub:
                 request_serializer=fuse__tier_dot_wire_dot_control__pb2.PullRequest.SerializeToString,
                 response_deserializer=fuse__tier_dot_wire_dot_control__pb2.Session.FromString,
                 _registered_method=True)
+        self.Refer = channel.unary_unary(
+                '/fuse_tier.v1.Peer/Refer',
+                request_serializer=fuse__tier_dot_wire_dot_control__pb2.ReferRequest.SerializeToString,
+                response_deserializer=fuse__tier_dot_wire_dot_control__pb2.ReferReply.FromString,
+                _registered_method=True)
         self.Commit = channel.unary_unary(
                 '/fuse_tier.v1.Peer/Commit',
                 request_serializer=fuse__tier_dot_wire_dot_control__pb2.ManifestText.SerializeToString,
@@ -114,6 +119,13 @@ class PeerServicer:
 
     def OpenPull(self, request, context):
         """receive over a bulk stream
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Refer(self, request, context):
+        """who else gets what the caller is about to pull (minor 2)
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -179,6 +191,11 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.OpenPull,
                     request_deserializer=fuse__tier_dot_wire_dot_control__pb2.PullRequest.FromString,
                     response_serializer=fuse__tier_dot_wire_dot_control__pb2.Session.SerializeToString,
+            ),
+            'Refer': grpc.unary_unary_rpc_method_handler(
+                    servicer.Refer,
+                    request_deserializer=fuse__tier_dot_wire_dot_control__pb2.ReferRequest.FromString,
+                    response_serializer=fuse__tier_dot_wire_dot_control__pb2.ReferReply.SerializeToString,
             ),
             'Commit': grpc.unary_unary_rpc_method_handler(
                     servicer.Commit,
@@ -321,6 +338,33 @@ class Peer:
             '/fuse_tier.v1.Peer/OpenPull',
             fuse__tier_dot_wire_dot_control__pb2.PullRequest.SerializeToString,
             fuse__tier_dot_wire_dot_control__pb2.Session.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Refer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fuse_tier.v1.Peer/Refer',
+            fuse__tier_dot_wire_dot_control__pb2.ReferRequest.SerializeToString,
+            fuse__tier_dot_wire_dot_control__pb2.ReferReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,6 +42,8 @@ class PeerStub:
     """make room, then send over a bulk stream"""
     OpenPull: _grpc.UnaryUnaryMultiCallable[_control_pb2.PullRequest, _control_pb2.Session]
     """receive over a bulk stream"""
+    Refer: _grpc.UnaryUnaryMultiCallable[_control_pb2.ReferRequest, _control_pb2.ReferReply]
+    """who else gets what the caller is about to pull (minor 2)"""
     Commit: _grpc.UnaryUnaryMultiCallable[_control_pb2.ManifestText, _control_pb2.Empty]
     Snapshots: _grpc.UnaryUnaryMultiCallable[_control_pb2.SnapshotsRequest, _control_pb2.SnapshotsReply]
     Manifest: _grpc.UnaryUnaryMultiCallable[_control_pb2.SnapshotRequest, _control_pb2.ManifestText]
@@ -62,6 +64,8 @@ class PeerAsyncStub(PeerStub):
     """make room, then send over a bulk stream"""
     OpenPull: _aio.UnaryUnaryMultiCallable[_control_pb2.PullRequest, _control_pb2.Session]  # type: ignore[assignment]
     """receive over a bulk stream"""
+    Refer: _aio.UnaryUnaryMultiCallable[_control_pb2.ReferRequest, _control_pb2.ReferReply]  # type: ignore[assignment]
+    """who else gets what the caller is about to pull (minor 2)"""
     Commit: _aio.UnaryUnaryMultiCallable[_control_pb2.ManifestText, _control_pb2.Empty]  # type: ignore[assignment]
     Snapshots: _aio.UnaryUnaryMultiCallable[_control_pb2.SnapshotsRequest, _control_pb2.SnapshotsReply]  # type: ignore[assignment]
     Manifest: _aio.UnaryUnaryMultiCallable[_control_pb2.SnapshotRequest, _control_pb2.ManifestText]  # type: ignore[assignment]
@@ -103,6 +107,14 @@ class PeerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.Session, _abc.Awaitable[_control_pb2.Session]]:
         """receive over a bulk stream"""
+
+    @_abc_1.abstractmethod
+    def Refer(
+        self,
+        request: _control_pb2.ReferRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.ReferReply, _abc.Awaitable[_control_pb2.ReferReply]]:
+        """who else gets what the caller is about to pull (minor 2)"""
 
     @_abc_1.abstractmethod
     def Commit(

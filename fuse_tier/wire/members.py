@@ -7,6 +7,7 @@ with InvalidRequest, whole, and everything behind this module can trust its valu
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from fuse_tier.errors import ConfigError, InvalidRequest
 from fuse_tier.identity import Identity, SnapshotId, is_name
@@ -23,7 +24,7 @@ from fuse_tier.members import (
 from fuse_tier.wire import control_pb2 as pb
 
 PROTOCOL = 1  # major version of control.proto: one of another is refused at Hello
-MINOR = 1  # grows when something is added, which is then used only with those who know it
+MINOR = 2  # grows when something is added, which is then used only with those who know it
 _LONGEST_LABEL = 253
 
 
@@ -124,12 +125,14 @@ def hello_from_wire(message: pb.HelloReply, control: str, domain: Domain) -> Mem
 
 def location_to_wire(location: Location) -> pb.LocateReply:
     """The answer to Locate."""
-    return pb.LocateReply(holders=_holders_to_wire(location), bucket=location.bucket)
+    return pb.LocateReply(
+        holders=_holders_to_wire(location), bucket=location.bucket, unsettled=not location.is_settled
+    )
 
 
 def location_from_wire(message: pb.LocateReply) -> Location:
     """Raises InvalidRequest."""
-    return _location(message.holders, message.bucket)
+    return replace(_location(message.holders, message.bucket), is_settled=not message.unsettled)
 
 
 def picture_to_wire(picture: Picture) -> pb.PictureReply:

@@ -80,6 +80,8 @@ async def _world(make_cluster: Clusters, rng: random.Random) -> AsyncIterator[Wo
         cluster.coordinator.config["lease"] = 2.0
         for node in cluster:
             node.family.environment[failpoints.VARIABLE] = str(node.directory / "failpoint")
+            if rng.random() < 0.5:
+                node.config["restoreAtOnce"] = "0"  # content comes behind the mount, however little it is
         await cluster.start()
         yield World(cluster, wires, rng, [Job(f"default/job/{number}") for number in range(_JOBS)])
         await cluster.clean_up()

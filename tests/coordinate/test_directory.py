@@ -293,3 +293,17 @@ def test_the_picture_has_every_volume_mounted_or_held() -> None:
         ("default/gemma/0", ""),
         ("default/llama/0", "a"),
     ]
+
+
+def test_a_coordinator_that_has_just_started_says_that_it_may_not_know_all_holders() -> None:
+    directory = Directory(LEASE, now=0.0)
+    directory.report(report("a", holdings={LLAMA: (1,)}), 1.0)
+    assert not directory.locate(LLAMA, 4.9).is_settled
+    assert directory.locate(LLAMA, 5.0).is_settled
+
+
+def test_who_has_a_volume_mounted_that_is_another_nodes_is_no_holder() -> None:
+    directory = settled("a", "b")
+    claim(directory, LLAMA, "a", 10.0)
+    directory.report(report("b", mounted=frozenset({LLAMA}), holdings={LLAMA: (58,)}), 11.0)
+    assert directory.locate(LLAMA, 11.0).holders == ()

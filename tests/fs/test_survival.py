@@ -172,6 +172,23 @@ def test_a_stopped_daemon_makes_its_job_wait_and_no_more(mounted: Mounted) -> No
     assert outcome == [4]
 
 
+def test_names_that_were_asked_for_before_are_found_without_the_daemon(mounted: Mounted) -> None:
+    paths = [mounted.path / f"file-{number}" for number in range(100)]
+    for path in paths:
+        (mounted.place.tree / path.name).write_text("content")
+    sizes = [path.stat().st_size for path in paths]
+    stopped = mounted.daemon
+    os.kill(stopped, signal.SIGSTOP)
+    again: list[int] = []
+    job = threading.Thread(target=lambda: again.extend(path.stat().st_size for path in paths))
+    job.start()
+    job.join(10)
+    found = list(again)
+    os.kill(stopped, signal.SIGCONT)
+    job.join(10)
+    assert found == sizes
+
+
 def test_a_daemon_that_cannot_be_kept_running_fails_the_mount_and_nobody_hangs(
     mounted: Mounted, expected_logs: ExpectedLogs
 ) -> None:

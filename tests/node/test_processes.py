@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fuse_tier.errors import FuseTierError
-from fuse_tier.node.processes import Backoff, describe, running
+from fuse_tier.node.processes import Backoff, Process, describe, running, start_lasting
 from tests.harness.logs import ExpectedLogs
 from tests.harness.waiting import until
 from tests.node.conftest import is_running
@@ -104,6 +104,27 @@ async def test_several_may_wait_for_one_end() -> None:
                 nursery.start_soon(wait)
             child.kill()
         assert statuses == [-signal.SIGKILL] * 3
+
+
+async def test_a_process_of_somebody_elses_is_watched_and_ended_too() -> None:
+    async with running(python(SLEEP), "sleeper") as child:
+        stranger = Process("sleeper", child.pid)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stranger.wait)
+            nursery.start_soon(stranger.end, 60)
+        assert await stranger.wait() is None
+        assert await child.wait() == -signal.SIGTERM
+        stranger.kill()  # it reaches nobody
+        stranger.close()
+        with pytest.raises(ProcessLookupError):
+            Process("sleeper", child.pid)
+
+
+async def test_a_process_that_may_last_is_in_a_session_of_its_own() -> None:
+    child = start_lasting(python(SLEEP), "sleeper")
+    assert os.getsid(child.pid) == child.pid != os.getsid(0)
+    await child.destroy()
+    child.close()
 
 
 async def test_a_process_that_ends_on_sigterm_is_not_killed() -> None:

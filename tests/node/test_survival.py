@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +79,8 @@ async def kill(node: Node) -> None:
 
 
 @asynccontextmanager
-async def job_at(mountpoint: Path) -> AsyncIterator[None]:
-    """A job writes all the while, and notices nothing."""
+async def job_at(mountpoint: Path) -> AsyncIterator[dict[str, Any]]:
+    """A job writes all the while, and notices nothing; gives what it says at its end."""
     command = [sys.executable, "-m", "tests.fs.torture", str(mountpoint), str(1 << 20)]
     job = await trio.lowlevel.open_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert job.stdin and job.stdout
@@ -89,9 +89,10 @@ async def job_at(mountpoint: Path) -> AsyncIterator[None]:
         while b"\n" not in said:
             said += await job.stdout.receive_some(1000)
         assert said == b'{"ready": true}\n'
-        yield
+        told: dict[str, Any] = {}
+        yield told
         await job.stdin.aclose()
-        told = json.loads(b"".join([part async for part in job.stdout]))
+        told |= json.loads(b"".join([part async for part in job.stdout]))
         assert told["errors"] == []
         assert told["rounds"] > 0
     finally:
@@ -132,12 +133,13 @@ async def test_a_supervisor_and_a_daemon_may_die_together(
 ) -> None:
     expected_logs.allow("daemon.ended")
     before = await the_mount(node)
-    async with job_at(mountpoint):
-        node.tell(signal.SIGKILL)
-        os.kill(before["daemon"], signal.SIGKILL)
-        await node.ended()
-        again = start_again()
-        now = await the_mount(again)
+    held = os.open(mountpoint / "file", os.O_RDWR | os.O_CREAT)
+    node.tell(signal.SIGKILL)
+    os.kill(before["daemon"], signal.SIGKILL)
+    await node.ended()
+    os.write(held, b"written")
+    os.close(held)
+    now = await the_mount(start_again())
     assert (now["pid"], now["state"], now["restarts"]) == (before["pid"], "serving", 1)
     assert now["daemon"] != before["daemon"]
 
@@ -192,6 +194,7 @@ async def test_a_mount_that_ended_between_two_supervisors_is_forgotten(
     await mount(again, mountpoint)
 
 
+@pytest.mark.chaos  # the pauses between ten deaths
 async def test_a_mount_that_was_given_up_between_two_supervisors_says_why(
     node: Node, start_again: Callable[..., Node], mountpoint: Path, expected_logs: ExpectedLogs
 ) -> None:
@@ -222,6 +225,23 @@ async def test_an_adopted_mount_ends_in_order_with_its_node(
     assert mount_at(str(mountpoint)) is None
     assert not is_running(before["pid"])
     assert not is_running(before["daemon"])
+
+
+async def test_an_adopted_mount_in_use_is_cut_off_with_its_node(
+    node: Node, start_again: Callable[..., Node], mountpoint: Path, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.allow("volume.cut_off", r"mount\..*")
+    before = await the_mount(node)
+    await kill(node)
+    again = start_again()
+    held = os.open(mountpoint / "file", os.O_RDWR | os.O_CREAT)
+    again.tell(signal.SIGTERM)
+    assert await again.ended() == 0
+    assert mount_at(str(mountpoint)) is None
+    await gone(before["pid"], before["daemon"])
+    with pytest.raises(OSError, match="Transport endpoint"):
+        os.fsync(held)
+    os.close(held)
 
 
 async def test_a_supervisor_can_end_and_leave_its_mounts_to_the_next(
@@ -378,3 +398,42 @@ async def test_the_mount_table_stays_as_it_is_whatever_dies_and_whoever_comes(
     assert (mountpoint / "log").read_text() == "line\n" * lines
     await node.call("unmount", mountpoint=str(mountpoint))
     assert mounts_below(mountpoint) == []
+
+
+@pytest.mark.chaos
+@pytest.mark.root
+@pytest.mark.timeout(600)
+async def test_a_job_notices_none_of_many_deaths_restarts_and_upgrades(
+    node: Node,
+    start_again: Callable[..., Node],
+    mountpoint: Path,
+    rng: random.Random,
+    expected_logs: ExpectedLogs,
+    record_property: Callable[[str, object], None],
+) -> None:
+    # A supervisor, or the first daemon of a new keeper, may die in the middle of a handover.
+    expected_logs.allow("daemon.ended", "mount.not_handed_over", "volume.not_upgraded")
+    before, sizes = mounts_below(mountpoint), 1
+    blows = dict.fromkeys(["daemon", "supervisor", "both", "upgrade", "stop"], 0)
+    async with job_at(mountpoint) as told:
+        for _ in range(60):
+            blow = rng.choice(list(blows))
+            blows[blow] += 1
+            daemon = (await the_mount(node))["daemon"]
+            with suppress(ProcessLookupError):  # it died, or another keeper took over, a moment ago
+                if blow in ("daemon", "both") and daemon:
+                    os.kill(daemon, signal.SIGKILL)
+                if blow == "stop" and daemon:
+                    os.kill(daemon, signal.SIGSTOP)
+                    await trio.sleep(rng.uniform(0, 0.1))
+                    os.kill(daemon, signal.SIGCONT)
+            if blow in ("supervisor", "both", "upgrade"):
+                sizes += blow == "upgrade"
+                await kill(node)
+                node = start_again(sizes=f"{{'*.bin': {sizes}MiB}}")
+            await trio.sleep(rng.uniform(0, 0.6))
+    assert mounts_below(mountpoint) == before
+    record_property("blows", blows)
+    record_property("job", told)
+    print(blows, told)  # noqa: T201 - the figures, shown with -rP
+    await node.call("unmount", mountpoint=str(mountpoint))

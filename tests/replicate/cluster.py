@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from threading import Event
 
@@ -35,6 +35,10 @@ class MemoryPeer(MemoryTier):
     async def store(self, blobs: Collection[Blob], source: Source, progress: Progress = no_progress) -> None:
         for blob in sorted(await self.missing(blobs)):
             copy_blob(blob, source, self.blobs, progress, Event())
+
+    async def refer(self, blobs: Sequence[Blob]) -> dict[Blob, str]:
+        await trio.lowlevel.checkpoint()
+        return {}
 
     async def aclose(self) -> None:
         await trio.lowlevel.checkpoint()

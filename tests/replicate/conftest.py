@@ -36,7 +36,8 @@ class Bench:
         return Path(self.volume.layout.tree)
 
     def snapshotter(self) -> Snapshotter:
-        return Snapshotter(self.layout, self.volume.layout, "a", trio.CapacityLimiter(2))
+        limiter = trio.CapacityLimiter(2)
+        return Snapshotter(self.layout, self.volume.layout, "a", limiter, self.volume.evicting)
 
     async def snapshot(self, number: int = 1, previous: Manifest | None = None, gate: Gate | None = None) -> Manifest:
         """Takes a snapshot and commits it."""

@@ -210,6 +210,11 @@ def test_a_checkpoint_that_was_recorded_twice_counts_once_as_its_later_record() 
     assert (plan.records, [one.number for one in plan.snapshots]) == (("early",), [1])
 
 
+def test_what_this_version_cannot_read_is_not_given_up_in_the_bucket() -> None:
+    listed = dict.fromkeys(listed_of(*map(saved, (1, 2, 3)))) | listed_of(saved(4), saved(5), saved(6))
+    assert [one.number for one in plan_job_retention(listed, {}, Keep(1)).snapshots] == [4, 5]
+
+
 def test_a_record_whose_snapshots_are_gone_is_no_checkpoint() -> None:
     listed = listed_of(saved(1, step=1), saved(2, step=2))
     records = {"good": record(1, r0=1), "broken": record(3, r0=3)}

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from fuse_tier.hashing import hash_bytes
+from fuse_tier.manifest import Manifest
 from fuse_tier.ram.content import RamContent
 from fuse_tier.ram.remote import Refill, give_up, mark, remote_files
 from fuse_tier.ram.room import Reserve, room_of
@@ -43,6 +45,41 @@ async def test_content_that_was_given_up_stays_in_snapshots_and_comes_back_into_
     assert path.read_bytes() == b"x" * 100_000
     assert remote_files(volume.layout) == {}
     assert path.stat().st_nlink == 1
+
+
+async def test_content_that_a_snapshot_names_since_a_moment_is_not_given_up(bench: Bench) -> None:
+    path = bench.tree / "file"
+    path.write_bytes(b"x" * 100_000)
+    (blob,) = (await bench.snapshot()).blobs
+    inode = path.stat().st_ino
+    assert mark(bench.layout, bench.volume.layout, inode, blob)
+    assert await bench.ram.give_up(bench.volume.layout, {inode: blob}) == {}
+    assert remote_files(bench.volume.layout) == {}
+    assert path.read_bytes() == b"x" * 100_000
+
+
+async def test_a_tree_is_not_read_while_content_is_taken_out_of_it(bench: Bench) -> None:
+    path = bench.tree / "file"
+    path.write_bytes(b"x" * 100_000)
+    first = await bench.volume.take_snapshot()
+    assert first is not None
+    inode, (blob,) = path.stat().st_ino, first.blobs
+    (bench.tree / "new").write_bytes(b"y")
+    taken: list[Manifest | None] = []
+
+    async def take() -> None:
+        taken.append(await bench.volume.take_snapshot())
+
+    async with trio.open_nursery() as nursery, bench.volume.evicting:
+        nursery.start_soon(take)
+        await wait_all_tasks_blocked()
+        assert mark(bench.layout, bench.volume.layout, inode, blob)
+        await bench.ram.drop(first.id)
+        assert await bench.ram.give_up(bench.volume.layout, {inode: blob})
+        assert taken == []
+    (second,) = taken
+    assert second is not None
+    assert blob in second.blobs
 
 
 async def test_content_of_a_snapshot_that_is_not_listed_is_not_collected(bench: Bench) -> None:

@@ -290,6 +290,36 @@ async def test_one_jobs_trouble_is_no_others_and_is_told_once(
     nursery.cancel_scope.cancel()
 
 
+async def test_while_a_record_cannot_be_read_nothing_of_its_job_is_given_up(
+    bucket: BucketTier, expected_logs: ExpectedLogs
+) -> None:
+    """A newer version's record, say: what it names is not known."""
+    expected_logs.allow("steward.record_unreadable")
+    await bucket.documents.create(f"{JOB}/2031-01-01_00-00.json", b'{"fuse_tier_checkpoint":2}\n')
+    keeper = steward(bucket, keep=1)
+    for number, step in ((1, 100), (2, 200), (3, 300)):
+        await save_all(bucket, number, step)
+        await keeper.tend(JOB)
+    assert len(await bucket.snapshots()) == 6
+    assert len(await names(bucket)) == 4
+    await JobRecords(bucket).drop(JOB, ["2031-01-01_00-00"])
+    await keeper.tend(JOB)
+    assert {one.number for one in await bucket.snapshots()} == {3}
+
+
+async def test_a_record_that_the_bucket_protects_keeps_what_it_names(bucket: BucketTier, proxy: Proxy) -> None:
+    keeper = steward(bucket, keep=1)
+    await save_all(bucket, 1, 100)
+    await keeper.tend(JOB)
+    (first,) = await names(bucket)
+    proxy.protected[first] = "Object is subject to bucket's retention policy"
+    for number, step in ((2, 200), (3, 300)):
+        await save_all(bucket, number, step)
+        await keeper.tend(JOB)
+    assert {one.number for one in await bucket.snapshots()} == {1, 3}
+    assert first in await names(bucket)
+
+
 async def test_it_looks_by_itself_at_what_it_was_told_of_and_after_a_failure_again(
     bucket: BucketTier, proxy: Proxy, nursery: trio.Nursery, expected_logs: ExpectedLogs
 ) -> None:

@@ -1,0 +1,136 @@
+"""The benchmarks of coming back: how soon names, the first file and all files are there; and one source for many."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from fuse_tier.bench.frame import Figure, Row
+from fuse_tier.bench.nodes import IDENTITY, in_thread, mounted, settled
+from fuse_tier.bench.places import BLOCK_BYTES, GIB, write_file, write_files
+from fuse_tier.bench.streams import bare_copy_rates
+from fuse_tier.localcluster import LocalCluster
+
+_FILES = 1000
+_SIZE = 4 * GIB
+_RUNS = 3
+_LS_LIMIT_SECONDS = 0.2
+_FIRST_LIMIT_SECONDS = 0.3
+_SHARED_BYTES = GIB // 2
+_SHARED_FILES = 64
+_RECEIVERS = 4
+
+
+@asynccontextmanager
+async def _to_restore(directory: Path) -> AsyncIterator[LocalCluster]:
+    """Nodes ``a`` and ``b`` with a snapshot of 4 GiB in 1,000 files, and ``c`` without."""
+    settings: dict[str, Any] = {"ram_size": "6GiB", "encryptPeerTraffic": False, "coordinator": True}
+    async with mounted(directory / "c", ["a", "b"], **settings) as (cluster, mount):
+        await in_thread(write_files, mount / "step", _FILES, _SIZE // _FILES)
+        await settled(cluster["a"], "peer")
+        await cluster["a"].unmount(mount)
+        yield cluster
+
+
+_found: list[tuple[float, float, float]] = []
+
+
+async def _restores(directory: Path) -> list[tuple[float, float, float]]:
+    """Seconds from the mount's end to the names, to one file's end, and to all of them; of each run.
+
+    Measured once: three rows are about the same restores.
+    """
+    found = _found
+    if found:
+        return found
+    async with _to_restore(directory) as cluster:
+        node = cluster["a"]
+        for number in range(_RUNS):
+            await node.lose_ram()
+            await node.start()
+            mount = cluster.mountpoint(f"again{number}")
+            await node.mount(IDENTITY, mount)
+            begun = time.perf_counter()
+            names = await in_thread(os.listdir, mount / "step")
+            listed = time.perf_counter() - begun
+            first = await in_thread(_read, [mount / "step" / names[-1]]) + listed
+            rest = await in_thread(_open, [mount / "step" / name for name in names])
+            found.append((listed, first, first + rest))
+            await node.unmount(mount)
+    return found
+
+
+async def _until(directory: Path, which: int, limit_seconds: float) -> Figure:
+    return Figure(statistics.median(times[which] for times in await _restores(directory)), limit_seconds)
+
+
+async def _all(directory: Path) -> Figure:
+    seconds = statistics.median(times[2] for times in await _restores(directory))
+    return Figure(_SIZE / seconds / 1e9, statistics.median(await bare_copy_rates(directory, _RUNS)))
+
+
+def _read(paths: list[Path]) -> float:
+    """Seconds to read files to their ends."""
+    buffer = bytearray(BLOCK_BYTES)
+    begun = time.perf_counter()
+    for path in paths:
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                continue
+    return time.perf_counter() - begun
+
+
+def _open(paths: list[Path]) -> float:
+    """Seconds until the content of all files is there: each open waits for its file's."""
+    begun = time.perf_counter()
+    for path in paths:
+        with path.open("rb", buffering=0) as file:
+            file.read(1)
+    return time.perf_counter() - begun
+
+
+async def _broadcast(directory: Path) -> Figure:
+    """What the source gives when four others restore the same content at once, as ranks of one group do."""
+    receivers = [f"r{number}" for number in range(_RECEIVERS)]
+    settings: dict[str, Any] = {
+        "ram_size": "3GiB",
+        "encryptPeerTraffic": False,
+        "replicas": 0,
+        "restoreAtOnce": "64GiB",
+    }
+    async with mounted(directory / "c", ["a", *receivers], **settings) as (cluster, _):
+        source = cluster["a"]
+        blocks = [os.urandom(BLOCK_BYTES) for _ in range(_SHARED_FILES)]
+        for name in receivers:
+            mount = cluster.mountpoint(name)
+            await source.mount(f"default/rank/{name}", mount)
+            for number, block in enumerate(blocks):
+                await in_thread(write_file, mount / f"{number:03}", _SHARED_BYTES // _SHARED_FILES, block)
+            await source.unmount(mount)
+        given: list[int] = []
+
+        async def restore(name: str) -> None:
+            facts = await cluster[name].mount(f"default/rank/{name}", cluster.mountpoint(f"{name}-again"))
+            sources = facts["restored"]["sources"].items()
+            given.append(sum(moved for place, moved in sources if place.startswith("peer a ")))
+
+        async with trio.open_nursery() as nursery:
+            for name in receivers:
+                nursery.start_soon(restore, name)
+        return Figure(sum(given) / 1e6, _SHARED_BYTES / 1e6)
+
+
+ROWS = (
+    Row("peer.restore.ls", "s", "limit", partial(_until, which=0, limit_seconds=_LS_LIMIT_SECONDS)),
+    Row("peer.restore.first", "s", "limit", partial(_until, which=1, limit_seconds=_FIRST_LIMIT_SECONDS)),
+    Row("peer.restore.all", "GB/s", "sendfile and splice, not hashed", _all),
+    Row("peer.broadcast", "MB", "the content", _broadcast),
+)

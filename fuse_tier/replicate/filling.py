@@ -1,0 +1,148 @@
+"""The second half of a restore: names are there and mounted, and content follows behind.
+
+What the job opens comes first, by itself; the rest in the background, from several places at once. Until all of it
+is here nothing is copied elsewhere: those who have it are those it comes from. A worker that is started again finds
+in ``remote/`` what is still coming. Content that no place has is asked for a few times; then its files answer EIO.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass, field
+
+import structlog
+import trio
+
+from fuse_tier import metrics
+from fuse_tier.blobs import Blob
+from fuse_tier.errors import Damaged, FuseTierError, NotFound, TierError
+from fuse_tier.identity import Identity
+from fuse_tier.ram.arrival import Arrivals, coming_blob, coming_files, lose
+from fuse_tier.ram.layout import Layout
+from fuse_tier.replicate.choice import Chosen
+from fuse_tier.replicate.restore import Restorer
+from fuse_tier.replicate.volume import Volume
+from fuse_tier.tiers.ram import RamTier
+
+log = structlog.get_logger(__name__)
+
+_FIRST_PAUSE = 1.0
+_LONGEST_PAUSE = 30.0
+_TRIES = 4  # for what all that could be asked do not have
+_LOOK_SECONDS = 0.005
+_SOON_SECONDS = 0.15  # what the background is about to bring is waited for so long
+
+MakeRoom = Callable[[int], Awaitable[int]]
+
+
+@dataclass(slots=True)
+class _UnderWay:
+    """What is being brought of one volume."""
+
+    begun: set[Blob] = field(default_factory=set)  # in the background
+    urgent: set[Blob] = field(default_factory=set)
+
+
+class Filling:
+    """Brings the content of restored volumes of one node."""
+
+    def __init__(self, layout: Layout, ram: RamTier, restorer: Restorer, make_room: MakeRoom) -> None:
+        self._layout = layout
+        self._ram = ram
+        self._restorer = restorer
+        self._make_room = make_room
+        self._under_way: dict[Identity, _UnderWay] = {}
+
+    async def keep_filled(self, volume: Volume) -> None:
+        """Brings what is coming of a volume, whenever something is. Runs for as long as the volume is local."""
+        while True:
+            news = volume.news.version
+            if volume.coming is not None:
+                await self._fill(volume, volume.coming)
+            else:
+                await volume.news.wait_beyond(news)
+
+    async def materialize(self, volume: Volume, inode: int) -> None:
+        """Sees that one file has its content: somebody waits for it. Raises TierError."""
+        blob = coming_blob(volume.layout, inode)
+        under_way = self._of(volume)
+        with trio.move_on_after(_SOON_SECONDS):
+            while blob in under_way.begun and coming_blob(volume.layout, inode) is not None:  # noqa: ASYNC110
+                await trio.sleep(_LOOK_SECONDS)  # threads bring it, and tell nobody
+        blob = coming_blob(volume.layout, inode)
+        if blob is None:
+            return await self._restorer.materialize(volume, inode, self._make_room)
+        under_way.urgent.add(blob)
+        try:
+            sink = Arrivals(self._layout, volume.layout, volume.pins, {blob: [inode]}, self._ram.place)
+            chosen = volume.coming or Chosen(None)
+            _, failed = await self._restorer.fetch(f"inode {inode} of {volume.identity}", [blob], sink, chosen)
+        finally:
+            under_way.urgent.discard(blob)
+        if failed and coming_blob(volume.layout, inode) is not None:
+            log.error("restore.content_lost", identity=str(volume.identity), blob=blob.name, reason=str(failed[blob]))
+            raise failed[blob]
+        return None
+
+    def _of(self, volume: Volume) -> _UnderWay:
+        return self._under_way.setdefault(volume.identity, _UnderWay())
+
+    async def _fill(self, volume: Volume, chosen: Chosen) -> None:
+        """Returns when all is here, or has been given up; or when the volume is another's, or was made anew."""
+        started, pause, tries = trio.current_time(), _FIRST_PAUSE, 0
+        sources: dict[str, int] = {}
+        while waiting := await trio.to_thread.run_sync(coming_files, volume.layout):
+            given, failed = await self._bring(volume, waiting, chosen)
+            for place, moved in given.items():
+                sources[place] = sources.get(place, 0) + moved
+            if volume.coming is not chosen:
+                return
+            failed = {blob: error for blob, error in failed.items() if blob not in self._of(volume).urgent}
+            if not failed:
+                continue
+            tries += 1
+            if tries >= _TRIES:
+                await self._give_up(volume, failed)
+            await trio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        volume.coming = None
+        try:
+            await volume.list_newest()
+        except (FuseTierError, OSError) as error:
+            log.info("restore.not_listed", identity=str(volume.identity), reason=str(error))
+        volume.news.announce()
+        log.info(
+            "volume.filled",
+            identity=str(volume.identity),
+            seconds=round(trio.current_time() - started, 3),
+            sources=sources,
+        )
+
+    async def _bring(
+        self, volume: Volume, waiting: dict[Blob, list[int]], chosen: Chosen
+    ) -> tuple[dict[str, int], dict[Blob, TierError]]:
+        under_way = self._of(volume)
+        await self._make_room(sum(blob.size * len(inodes) for blob, inodes in waiting.items()))
+        sink = Arrivals(self._layout, volume.layout, volume.pins, waiting, self._ram.place, skipped=under_way.urgent)
+        # As they were made, which is how they are read more often than not.
+        ordered = sorted(waiting, key=lambda blob: min(waiting[blob]))
+        try:
+            return await self._restorer.fetch(volume.identity, ordered, sink, chosen, begins=under_way.begun.update)
+        finally:
+            under_way.begun.clear()
+
+    async def _give_up(self, volume: Volume, failed: dict[Blob, TierError]) -> None:
+        lost = [blob for blob, error in failed.items() if isinstance(error, Damaged | NotFound)]
+        for path in await trio.to_thread.run_sync(self._lose, volume, lost):
+            metrics.error("lost")
+            log.error("restore.file_lost", identity=str(volume.identity), path=path)
+
+    def _lose(self, volume: Volume, blobs: Collection[Blob]) -> list[str]:
+        inodes = {inode for blob in blobs for inode in lose(self._layout, volume.layout, blob)}
+        return [
+            os.path.relpath(os.path.join(directory, name), volume.layout.tree)
+            for directory, _, names in os.walk(volume.layout.tree)
+            for name in names
+            if inodes and os.lstat(os.path.join(directory, name)).st_ino in inodes
+        ]

@@ -1,0 +1,64 @@
+"""A node that is about to be taken away: what is only here goes to others while there is time.
+
+The notice is a file that appears (a spot machine's agent writes it); an orderly stop does the same without one.
+While it lasts, others see this node as one without room: they place nothing here, and make the copies that they have
+here again elsewhere. If the notice goes away, all is as before.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import structlog
+import trio
+
+from fuse_tier import metrics
+from fuse_tier.replicate.mounting import Mounting
+from fuse_tier.replicate.volumes import Volumes
+
+log = structlog.get_logger(__name__)
+
+_LOOK_EVERY_SECONDS = 0.5
+
+
+class Preemption:
+    """Drains one node. ``tell_others`` is called when ``is_leaving`` has changed."""
+
+    def __init__(self, volumes: Volumes, mounting: Mounting, tell_others: Callable[[], None], seconds: float) -> None:
+        self._volumes = volumes
+        self._mounting = mounting
+        self._tell_others = tell_others
+        self._seconds = seconds
+        self.is_leaving = False
+
+    async def watch(self, notice: str) -> None:
+        """Looks for the notice until cancelled."""
+        while True:
+            noticed = await trio.to_thread.run_sync(os.path.exists, notice)
+            if noticed and not self.is_leaving:
+                log.warning("node.preempted", notice=notice, seconds=self._seconds)
+                metrics.error("preempted")
+                await self.drain()
+            elif not noticed and self.is_leaving:
+                log.info("node.stays", notice=notice)
+                self._leave(False)
+            await trio.sleep(_LOOK_EVERY_SECONDS)
+
+    async def drain(self) -> None:
+        """Gives the newest state of every volume the configured time to get where it shall be.
+
+        All at once: those with fewest copies get their turns first, and the newest complete snapshot of each goes
+        before the one that is taken now. Mounts may go on meanwhile.
+        """
+        self._leave(True)
+        started = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for volume in self._volumes:
+                if volume.has_tree and not volume.superseded:
+                    nursery.start_soon(self._mounting.drain, volume, self._seconds)
+        log.info("node.drained", seconds=round(trio.current_time() - started, 3))
+
+    def _leave(self, is_leaving: bool) -> None:
+        self.is_leaving = is_leaving
+        self._tell_others()

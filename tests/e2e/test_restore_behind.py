@@ -1,0 +1,93 @@
+"""A restore that is mounted at once: names first, then what is opened, and the rest behind."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from fuse_tier import failpoints
+from fuse_tier.errors import MountError, TierUnavailable
+from fuse_tier.localcluster import LocalCluster, LocalNode
+from tests.e2e.jobs import A_NODE_DIED, JOB, layout_of, mount_when_free
+from tests.harness.checker import listed
+from tests.harness.clusters import Clusters
+from tests.harness.logs import ExpectedLogs
+from tests.harness.trees import tree_of
+from tests.harness.waiting import until
+
+pytestmark = [pytest.mark.fuse]
+
+_FILES = 80
+_WORKER_DIED = (r"worker\.ended", r"restore\..*", r"volume\.task_failed", r"bulk\..*", r"snapshot\.postponed")
+
+
+async def _lose_what_was_saved(cluster: LocalCluster) -> dict[str, object]:
+    mount = cluster.mountpoint("a")
+    await cluster["a"].mount(JOB, mount)
+    (mount / "step").mkdir()
+    for number in range(_FILES):
+        content = os.urandom(100_000 + number) if number % 7 else b"all the same" * 999
+        (mount / "step" / f"{number:03}").write_bytes(content)
+    (mount / "empty").touch()
+    os.link(mount / "step" / "001", mount / "another name")
+    (mount / "link").symlink_to("step/002")
+    await cluster["a"].wait(JOB, "peer", 60)
+    tree: dict[str, object] = dict(await trio.to_thread.run_sync(tree_of, mount))
+    await cluster["a"].lose_ram()
+    return tree
+
+
+def _without(cluster: LocalCluster) -> LocalNode:
+    return next(cluster[name] for name in "bcd" if not listed(layout_of(cluster[name])))
+
+
+async def test_a_large_restore_is_mounted_at_once_and_all_comes_behind_it(
+    make_cluster: Clusters, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.allow(*A_NODE_DIED)
+    cluster = await make_cluster("a", "b", "c", "d", bucket=False, replicas=2, restoreAtOnce="0")
+    saved = await _lose_what_was_saved(cluster)
+    node, mount = _without(cluster), cluster.mountpoint("again")
+    await mount_when_free(node, mount)
+    assert sorted(os.listdir(mount / "step")) == [f"{number:03}" for number in range(_FILES)]
+    (mount / "new").write_bytes(b"while it comes")
+    (mount / "new").unlink()
+    assert await trio.to_thread.run_sync(tree_of, mount) == saved
+    await until(partial(_lists_it, node))
+    await node.wait(JOB, "peer", 60)
+    assert await trio.to_thread.run_sync(tree_of, mount) == saved
+
+
+async def test_a_worker_that_dies_while_content_comes_goes_on_where_it_was(
+    make_cluster: Clusters, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.allow(*A_NODE_DIED, *_WORKER_DIED)
+    cluster = await make_cluster("a", "b", "c", bucket=False, start=False, restoreAtOnce="0")
+    for node in cluster:
+        node.family.environment[failpoints.VARIABLE] = str(node.directory / "failpoint")
+    await cluster.start()
+    saved = await _lose_what_was_saved(cluster)
+    node = next(cluster[name] for name in "bc" if not listed(layout_of(cluster[name])))
+    failpoints.arm(node.family.environment[failpoints.VARIABLE], "restore.arrived", "kill")
+    mount = cluster.mountpoint("again")
+    await until(partial(_is_mounted, node, mount), 60)
+    assert not Path(node.family.environment[failpoints.VARIABLE]).exists()
+    assert await trio.to_thread.run_sync(tree_of, mount) == saved
+    await until(partial(_lists_it, node))
+
+
+async def _lists_it(node: LocalNode) -> bool:
+    return bool(listed(layout_of(node)))
+
+
+async def _is_mounted(node: LocalNode, mount: Path) -> bool:
+    """Whoever asked for the mount while the worker died asks again."""
+    try:
+        await mount_when_free(node, mount)
+    except (TierUnavailable, MountError):
+        return False
+    return True
