@@ -280,9 +280,7 @@ class Restorer:
         places = () if await ram.missing([blob]) else (ram,)
         sink = Refill(volume.layout, inode, ram.place)
         _, failed = await self.fetch(f"inode {inode} of {volume.identity}", [blob], sink, Chosen(None, places))
-        if failed and await trio.to_thread.run_sync(
-            lambda: os.path.lexists(marker)
-        ):  # else somebody else has brought it
+        if failed and volume.is_remote(inode):  # else somebody else has brought it
             error = failed[blob]
             log.error("restore.content_lost", identity=str(volume.identity), blob=blob.name, reason=str(error))
             raise error
