@@ -1,4 +1,4 @@
-"""Who a peer is, and whether this node can work with it: decided from its answer to hello, before it is asked more."""
+"""Who a peer is, and whether this node can work with it: decided from its answer to hello, before all else."""
 
 from __future__ import annotations
 
