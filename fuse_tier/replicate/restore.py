@@ -280,7 +280,8 @@ class Restorer:
         places = () if await ram.missing([blob]) else (ram,)
         sink = Refill(volume.layout, inode, ram.place)
         _, failed = await self.fetch(f"inode {inode} of {volume.identity}", [blob], sink, Chosen(None, places))
-        for error in failed.values():
+        if failed and volume.is_remote(inode):  # else somebody else has brought it
+            error = failed[blob]
             log.error("restore.content_lost", identity=str(volume.identity), blob=blob.name, reason=str(error))
             raise error
 

@@ -57,9 +57,7 @@ class Surplus:
         location = await membership.locate(volume.identity)
         highest = max((numbers[-1] for member, numbers in location.holders if member.alive), default=0)
         if highest > newest.id.number:
-            # Somebody went on with the files while cut off: what is here must be the newest wherever one looks.
-            volume.exists_elsewhere(highest)
-            return {}
+            return {}  # what is here is not the newest: nothing of the rest is too much
         return {
             member: tuple(number for number in numbers if number <= newest.id.number)
             for member, numbers in location.holders

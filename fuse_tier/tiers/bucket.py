@@ -66,6 +66,7 @@ SAFE_GRACE_SECONDS: Final = 2 * RELIANCE_SECONDS + 600.0
 _PARALLEL: Final = 8
 _PATIENCE_SECONDS: Final = 15.0
 _MARKER_BYTES: Final = 64 << 10
+_LEFT_SECONDS: Final = 1.0  # for requests that nobody waits for to end, before their connections are closed
 _NAMED_AT_MOST: Final = 3  # of what is missing, in a message
 
 
@@ -105,6 +106,7 @@ class BucketTier:
 
     async def aclose(self) -> None:
         """Closes the connections. A later call opens new ones."""
+        await trio.to_thread.run_sync(self._work.wait_for_left, _LEFT_SECONDS)
         await trio.to_thread.run_sync(self._session.close)
 
     async def missing(self, blobs: Collection[Blob]) -> set[Blob]:

@@ -109,27 +109,25 @@ class Fetching:
         return {blob: None}
 
     async def _land(self, blob: Blob) -> None:
-        receiver = await self._work.run(lambda _: self._receive(blob))
-        is_ended = False
+        made: list[Receiver] = []  # what a thread makes is ours, though nobody may wait for it any more
 
         def accept(_: Task) -> None:
-            nonlocal is_ended
-            is_ended = True
-            receiver.accept()
+            made.pop().accept()
 
         step = RANGE if blob in self._split else max(1, blob.size)
-        landings = [
-            Landing(start, min(start + step, blob.size), receiver.write, self._progress)
-            for start in range(0, max(1, blob.size), step)
-        ]
         try:
+            await self._work.run(lambda _: made.append(self._receive(blob)))
+            landings = [
+                Landing(start, min(start + step, blob.size), made[0].write, self._progress)
+                for start in range(0, max(1, blob.size), step)
+            ]
             await self._work.each(
                 landings, lambda landing: self._downloads.bring(blob_object(blob), landing, blob.size)
             )
             check_checksum(blob, landings)
             await self._work.run(accept)
         finally:
-            if not is_ended:
+            for receiver in made:
                 receiver.discard()
 
     async def _bring_run(self, run: Run, *, is_last: bool = False) -> dict[Blob, TierError | None]:

@@ -4,8 +4,8 @@ Metadata and listings go through google-cloud-storage's client; content goes thr
 request in each direction, because the client holds whole requests in memory. What is asked of many objects goes in
 batches: see ``bucket_many.py``.
 
-Everything here blocks and may be called from any thread; setting ``stop`` ends a transfer at its next piece.
-Invariant: every request may be repeated, since nothing is overwritten or deleted unless its generation is named.
+All of it blocks, and may be called from any thread; setting ``stop`` ends a transfer at its next piece. Every request
+may be repeated: nothing is overwritten or deleted unless its generation is named.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from http import HTTPStatus
 from threading import Event
 from typing import Any, Final
@@ -26,9 +27,10 @@ from fuse_tier.errors import Damaged, NotFound, TierUnavailable
 from fuse_tier.tiers import bucket_batch as batch
 from fuse_tier.tiers.bucket_batch import Answer, Call
 from fuse_tier.tiers.bucket_checksums import crc32c_in, crc32c_text
-from fuse_tier.tiers.bucket_content import PIECE, Content, Interrupted, Stop, UploadBody
+from fuse_tier.tiers.bucket_content import Content, Interrupted, Stop, UploadBody
 from fuse_tier.tiers.bucket_layout import PACKS_METADATA, BucketPlace, packs_in
 from fuse_tier.tiers.bucket_pace import Pace
+from fuse_tier.tiers.bucket_reading import Reading, pieces_of, shut_down, whole_size
 from fuse_tier.tiers.bucket_session import Session
 
 _CONNECT_SECONDS: Final = 5.0
@@ -53,14 +55,6 @@ class Stored:
     generation: int
     metageneration: int
     packs: tuple[Blob, ...] = ()  # of a manifest: those in which its small contents are, as far as it says
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """An object's content as it comes."""
-
-    crc32c: str | None  # of the whole object, as Cloud Storage writes it
-    pieces: Iterator[bytes]
 
 
 def is_copy(stored: Stored, content: Content) -> bool:
@@ -148,12 +142,12 @@ class Objects:
                 if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                     raise Damaged(f"{self._place}/{name} is shorter than it should be")
                 self.errors.check(response)
-                found = _whole_size(response.headers)
+                found = whole_size(response.headers)
                 if whole is not None and found != whole:
                     raise Damaged(f"{self._place}/{name} is {found} bytes long, and should be {whole}")
-                stop.ending = getattr(response.raw, "shutdown", None)  # urllib3 2.3 and later
+                stop.ending = partial(shut_down, response.raw)
                 try:
-                    yield Reading(crc32c_in(response.headers.get("x-goog-hash", "")), _pieces(response.raw, stop))
+                    yield Reading(crc32c_in(response.headers.get("x-goog-hash", "")), pieces_of(response.raw, stop))
                 finally:
                     stop.ending = None
 
@@ -275,20 +269,6 @@ class Objects:
             metageneration=int(resource.get("metageneration") or 1),
             packs=packs_in(str(metadata.get(PACKS_METADATA, ""))),
         )
-
-
-def _pieces(raw: Any, stop: Event) -> Iterator[bytes]:
-    while piece := raw.read(PIECE, decode_content=False):
-        if stop.is_set():
-            raise Interrupted
-        yield piece
-
-
-def _whole_size(headers: Any) -> int | None:
-    """How long the object is of which this is the answer, or a part."""
-    stored = headers.get("x-goog-stored-content-length", "") or headers.get("Content-Length", "")
-    text = headers.get("Content-Range", "").rpartition("/")[2] or stored
-    return int(text) if text.isdigit() else None
 
 
 def _seconds(text: str) -> float:

@@ -74,13 +74,15 @@ class PartsUpload:
             await self._attempt(blob, source, told)  # a job may have written to it meanwhile (``Source.open``)
 
     async def _attempt(self, blob: Blob, source: Source, told: Told) -> None:
-        fd = await self._work.run(lambda _: source.open(blob))
+        opened: list[int] = []  # what a thread opens is ours, though nobody may wait for it any more
         try:
-            reader = Reader(fd, blob)
+            await self._work.run(lambda _: opened.append(source.open(blob)))
+            reader = Reader(opened[0], blob)
             parts = await self._upload_parts(blob, reader, told)
             await self._work.run(lambda _: reader.check())
         finally:
-            os.close(fd)
+            for fd in opened:
+                os.close(fd)
         await self._work.run(lambda task: self._compose(blob, crc32c_text(reader.crc32c), parts, task))
 
     async def _upload_parts(self, blob: Blob, reader: Reader, told: Told) -> dict[Piece, Stored]:

@@ -18,6 +18,7 @@ from fuse_tier.tiers.bucket_errors import BucketErrors
 from fuse_tier.tiers.bucket_layout import BucketPlace
 
 _CLOUD_STORAGE: Final = "https://storage.googleapis.com"
+_CONNECTIONS: Final = 8  # kept for each request at a time: those of requests that nobody waits for come back, too
 _SCOPE: Final = "https://www.googleapis.com/auth/devstorage.read_write"
 
 
@@ -70,7 +71,7 @@ class Session:
         credentials, project = self._credentials()
         session = AuthorizedSession(credentials)  # type: ignore[no-untyped-call]
         session.trust_env = self._endpoint is None  # no proxy stands before an emulator
-        adapter = HTTPAdapter(pool_connections=1, pool_maxsize=self._parallel, pool_block=False)
+        adapter = HTTPAdapter(pool_connections=1, pool_maxsize=_CONNECTIONS * self._parallel)
         session.mount("https://", adapter)
         session.mount("http://", adapter)
         session.hooks["response"].append(self._note)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, TypeVar
 
@@ -25,6 +27,13 @@ class Work:
         self._patience = patience
         self._limiter = trio.CapacityLimiter(parallel)
         self._spare = trio.CapacityLimiter(_SPARE)
+        self._left: set[threading.Event] = set()
+
+    def wait_for_left(self, seconds: float) -> None:
+        """Waits for threads that were left behind; no longer than that. Blocks."""
+        until = time.monotonic() + seconds
+        for ended in tuple(self._left):
+            ended.wait(max(0.0, until - time.monotonic()))
 
     @property
     def has_spare(self) -> bool:
@@ -50,6 +59,8 @@ class Work:
         outcome: list[T] = []
         failure: list[Exception] = []
 
+        ended = threading.Event()
+
         def attempt() -> None:
             try:
                 outcome.append(todo.pop()(task))
@@ -57,11 +68,16 @@ class Work:
                 return
             except Exception as error:  # noqa: BLE001 - carried to the caller below
                 failure.append(error)
+            finally:
+                ended.set()
+                self._left.discard(ended)
 
         async def stop_when_cancelled() -> None:
             try:
                 await finished.wait()
             except trio.Cancelled:
+                if not ended.is_set():
+                    self._left.add(ended)
                 task.stop.set()
                 waiting.deadline = trio.current_time() + (0.0 if leave else Deadline.THREAD_SHUTDOWN)
                 raise
@@ -72,6 +88,7 @@ class Work:
                 # The limiter was taken above, where waiting for it can be cancelled.
                 await trio.to_thread.run_sync(attempt, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
             finished.set()
+            self._left.discard(ended)
         if failure:
             raise failure.pop()
         return outcome.pop()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from functools import partial
 
 import google_crc32c
 import pytest
@@ -22,7 +25,7 @@ from fuse_tier.tiers.bucket import BucketTier
 from fuse_tier.tiers.bucket_checksums import combined, crc32c_in, crc32c_text
 from fuse_tier.tiers.bucket_content import MemoryContent
 from fuse_tier.tiers.memory import MemoryBlobs
-from tests.tiers.contract import holding, keep
+from tests.tiers.contract import cancel_after, holding, keep
 from tests.tiers.faulty_http import Fault, Proxy, faulty
 
 KIB = 1 << 10
@@ -245,3 +248,25 @@ def test_what_metadata_say_of_packs_is_read_as_it_was_written_and_fits(packs: li
     assert set(read) <= blobs
     assert len(read) == len(blobs) or len(text) > 5900
     assert layout.packs_in(text + ",nonsense,../x") == read
+
+
+async def test_a_fetch_may_be_cancelled_at_any_moment(
+    tier: BucketTier, rng: random.Random, small_ranges: int
+) -> None:
+    contents = [rng.randbytes(4 * small_ranges), *(rng.randbytes(1000) for _ in range(70))]
+    blobs = [hash_bytes(content) for content in contents]
+    await tier.store(blobs, holding(contents))
+    for steps in range(0, 700, 20):
+        sink = MemoryBlobs()
+        await cancel_after(steps, partial(tier.fetch, blobs, sink))
+        assert sink.contents.items() <= holding(contents).contents.items()
+        assert landing_files() == 0
+
+
+def landing_files() -> int:
+    """How many of what is landing in memory are open."""
+    targets = []
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):
+            targets.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return sum("memfd:" in target for target in targets)
