@@ -53,13 +53,14 @@ def hash_bytes(content: bytes) -> Blob:
 class RunningHash:
     """Hashes a file while it is written from its start, each part while it is still in the processor's cache.
 
-    For files of which all ``size`` bytes are allocated and that nobody else can truncate: they are mapped, a
-    window at a time. ``close`` it.
+    One that is ``mapped``, a window at a time, costs less: only for files of which all ``size`` bytes are allocated
+    and that nobody else can truncate. ``close`` it.
     """
 
-    def __init__(self, fd: int, size: int) -> None:
+    def __init__(self, fd: int, size: int, *, mapped: bool = False) -> None:
         self._fd = fd
         self._size = size
+        self._is_mapped = mapped and size > _READ_AT_MOST
         self._state = xxhash.xxh3_128()
         self._window: mmap.mmap | None = None
         self._window_start = 0
@@ -67,10 +68,8 @@ class RunningHash:
 
     def advance(self, to: int) -> None:
         """What stands before offset ``to`` has been written."""
-        if self._size <= _READ_AT_MOST and self.done < to:
-            content = os.pread(self._fd, to - self.done, self.done)
-            self._state.update(content)
-            self.done += len(content)
+        if not self._is_mapped:
+            self._read(to)
             return
         while self.done < to:
             window = self._window_at(self.done)
@@ -78,6 +77,12 @@ class RunningHash:
             with memoryview(window) as whole, whole[start : start + to - self.done] as part:
                 self._state.update(part)
                 self.done += len(part)
+
+    def _read(self, to: int) -> None:
+        buffer = memoryview(bytearray(min(_STEP, max(1, to - self.done))))
+        while self.done < to and (got := os.preadv(self._fd, [buffer[: to - self.done]], self.done)):
+            self._state.update(buffer[:got])
+            self.done += got
 
     def digest(self) -> bytes:
         """Of what was hashed so far."""

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import os
+import random
 import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fuse_tier.blobs import Blob
-from fuse_tier.hashing import hash_bytes, hash_descriptor
+from fuse_tier.hashing import RunningHash, hash_bytes, hash_descriptor
 
 
 def test_the_hash_is_the_one_of_the_published_algorithm() -> None:
@@ -41,3 +43,28 @@ def test_a_hole_hashes_as_zeros() -> None:
     with tempfile.TemporaryFile() as file:
         file.truncate(2_500_000)
         assert hash_descriptor(file.fileno()) == hash_bytes(bytes(2_500_000))
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("size", [0, 1, 65_536, 65_537, (9 << 20) + 7])
+def test_a_file_is_hashed_while_it_is_written(tmp_path: Path, rng: random.Random, size: int, mapped: bool) -> None:
+    content = rng.randbytes(size)
+    with open(tmp_path / "file", "wb+", buffering=0) as file:
+        file.truncate(size)
+        running = RunningHash(file.fileno(), size, mapped=mapped)
+        while running.done < size:
+            before, to = running.done, min(size, running.done + rng.randrange(1, 3 << 20))
+            file.seek(before)
+            file.write(content[before:to])
+            running.advance(to)
+            assert running.digest() == hash_bytes(content[:to]).digest
+        running.close()
+        assert Blob(running.digest(), running.done) == hash_bytes(content)
+
+
+def test_a_file_that_was_cut_is_hashed_as_far_as_it_goes(tmp_path: Path) -> None:
+    with open(tmp_path / "file", "wb+", buffering=0) as file:
+        file.write(b"0123")
+        running = RunningHash(file.fileno(), 1 << 20)
+        running.advance(1 << 20)
+        assert (running.done, running.digest()) == (4, hash_bytes(b"0123").digest)

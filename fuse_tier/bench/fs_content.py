@@ -47,12 +47,16 @@ async def _beside_a_tmpfs(directory: Path, passthrough: str = "on") -> AsyncIter
 
 
 async def _write(directory: Path, writers: int, passthrough: str) -> Figure:
-    """New files of 1 GiB together, each writer its own, in blocks of 1 MiB: from the creating to the last close."""
+    """New files of 1 GiB together, each writer its own, in blocks of 1 MiB: from the creating to the last close.
+
+    Of names that nobody knows a predecessor of: what is reserved for others shows in ``fs.write.first``.
+    """
     block = os.urandom(BLOCK_BYTES)
     async with _beside_a_tmpfs(directory, passthrough) as (node, mount, plain):
+        names = (f"file-{_in_letters(number)}" for number in itertools.count())
 
         async def write(place: Path) -> float:
-            paths = [place / f"file{number}" for number in range(writers)]
+            paths = [place / next(names) for _ in range(writers)]
             seconds = await in_thread(_write_at_once, paths, GIB // writers, block)
             await settled(node, "ram")
             for path in paths:
@@ -61,6 +65,11 @@ async def _write(directory: Path, writers: int, passthrough: str) -> Figure:
             return GIB / seconds / 1e9
 
         return await alternating(partial(write, mount), partial(write, plain))
+
+
+def _in_letters(number: int) -> str:
+    """Names that differ in numbers alone follow each other (fs/sizes.py)."""
+    return str(number).translate(str.maketrans("0123456789", "abcdefghij"))
 
 
 def _write_at_once(paths: list[Path], size_bytes: int, block: bytes) -> float:

@@ -37,8 +37,8 @@ async def _demo_seconds(directory: Path) -> Figure:
 
 
 async def _snapshot_to_peer(directory: Path) -> Figure:
-    with tmpfs(directory, 4 * GIB) as plain:
-        await in_thread(warm, plain, 3 * GIB)
+    with tmpfs(directory, 8 * GIB) as plain:
+        await in_thread(warm, plain, 7 * GIB)  # also what the nodes will take
         await in_thread(write_files, plain / "source", 8, GIB // 8)
         keep: dict[str, Any] = {"keep": {"ram": 1}, "encryptPeerTraffic": False}
         async with mounted(directory / "c", ["a", "b"], ram_size="5GiB", **keep) as (cluster, mount):

@@ -159,7 +159,7 @@ class _Landing:
                     os.close(self.fd)
                     os.unlink(self._path)
                     raise
-        self._hash = RunningHash(self.fd, blob.size)
+        self._hash = RunningHash(self.fd, blob.size, mapped=True)
         if partial is not None:
             self._hash.advance(partial.size)  # memory may have changed since
             if self._hash.digest() != partial.digest:
@@ -171,7 +171,7 @@ class _Landing:
 
     def restart(self) -> None:
         self._hash.close()
-        self._hash = RunningHash(self.fd, self._blob.size)
+        self._hash = RunningHash(self.fd, self._blob.size, mapped=True)
 
     def landed(self, offset: int) -> None:
         self._hash.advance(offset)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -31,6 +30,8 @@ from fuse_tier.errors import (
 from fuse_tier.identity import Identity, SnapshotId, is_name
 from fuse_tier.manifest import Manifest, decode, encode
 from fuse_tier.tiers.base import Fetched, TierName, no_progress
+from fuse_tier.tiers.peer_hello import Introduction as Introduction
+from fuse_tier.tiers.peer_hello import why_refused
 from fuse_tier.tiers.peer_sessions import Lanes, Patience, Transfer, run_sessions
 from fuse_tier.verified import VerifyReport
 from fuse_tier.wire import control_pb2 as pb
@@ -53,15 +54,6 @@ _SETTLE_SECONDS = 1.0  # see Client.call
 _FIRST_LOOK_SECONDS = 0.02  # whether what another node sends has arrived
 _LONGEST_LOOK_SECONDS = 1.0
 _PATIENCE_SECONDS = 60.0  # with other senders, while nothing of theirs arrives
-
-
-@dataclass(frozen=True, slots=True)
-class Introduction:
-    """What this node says of itself to a peer."""
-
-    cluster: str
-    node: str
-    instance: str  # random, new at each start of the worker
 
 
 class PeerTier:
@@ -107,27 +99,9 @@ class PeerTier:
             protocol=PROTOCOL, minor=MINOR, cluster=own.cluster, node=own.node, instance=own.instance
         )
         reply: pb.HelloReply = await self._call("Hello", request, Deadline.CONTROL_CALL)
-        if reply.protocol != PROTOCOL:
-            raise TierRefused(
-                f"{self.place} runs fuse-tier {reply.version} with protocol {reply.protocol}, and this node speaks "
-                f"protocol {PROTOCOL}: run versions of one major protocol on all nodes"
-            )
-        if reply.cluster != own.cluster:
-            raise TierRefused(
-                f"{self.place} belongs to cluster {reply.cluster!r}, and this node to {own.cluster!r}: correct the "
-                "cluster or the peers' addresses in node.yaml"
-            )
-        if reply.node == own.node:
-            if reply.instance == own.instance:
-                raise TierRefused(f"{self.place} is this node itself: take its address out of peers in node.yaml")
-            raise TierRefused(
-                f"{self.place} has this node's name {own.node!r}: two nodes of one name would take each other's "
-                "copies for their own; give one of them another name in node.yaml"
-            )
-        if self._node is not None and reply.node != self._node:
-            raise TierRefused(
-                f"{self.place} is node {reply.node!r}: correct the address, or wait until the coordinator has noticed"
-            )
+        refused = why_refused(reply, own, self._node)
+        if refused is not None:
+            raise TierRefused(f"{self.place} {refused}")
         if reply.minor != MINOR:
             spoken = f"{reply.protocol}.{reply.minor}"
             log.info("peer.other_version", place=self.place, version=reply.version, protocol=spoken)

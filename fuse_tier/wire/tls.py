@@ -30,7 +30,7 @@ from fuse_tier.identity import is_name
 SERVER_NAME = "fuse-tier"
 _AUTHORITY_LIFE = datetime.timedelta(days=3652)
 _NODE_LIFE = datetime.timedelta(days=365)
-_CLOCK_SKEW = datetime.timedelta(minutes=5)
+_CLOCK_SKEW = datetime.timedelta(days=1, hours=1)  # a node whose clock is a day behind takes part all the same
 _MAX_COMMON_NAME = 64  # X.520, ub-common-name
 
 

@@ -40,7 +40,7 @@ _OF_THE_RECEIVER = (
     "listing.written",
     "listing.published",
 )
-_MOST_TELLING = ("snapshot.committed", "copy.moving", "copy.committed", "content.hashed", "listing.published")
+_MOST_TELLING = ("snapshot.committed", "copy.moving", "listing.published")
 # What nodes rightly say when a worker ends; a defect comes with a traceback, or under its own name.
 _SAID = r"(?!volume\.task_failed)[a-z_]+\.[a-z_.]+"
 

@@ -62,6 +62,7 @@ async def test_a_large_restore_is_mounted_at_once_and_all_comes_behind_it(
     assert await trio.to_thread.run_sync(tree_of, mount) == saved
 
 
+@pytest.mark.chaos
 async def test_a_worker_that_dies_while_content_comes_goes_on_where_it_was(
     make_cluster: Clusters, expected_logs: ExpectedLogs
 ) -> None:

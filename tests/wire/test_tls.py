@@ -27,7 +27,7 @@ def test_a_certificate_names_its_node_and_the_addresses_it_is_reached_by(directo
     assert names.get_values_for_type(x509.DNSName) == ["node-1", "fuse-tier", "node-1.example"]
     assert [str(address) for address in names.get_values_for_type(x509.IPAddress)] == ["127.0.0.1", "::1"]
     assert tls.common_name(files) == "node-1"
-    assert certificate.not_valid_after_utc - certificate.not_valid_before_utc < datetime.timedelta(days=366)
+    assert certificate.not_valid_after_utc - certificate.not_valid_before_utc < datetime.timedelta(days=367)
 
 
 def test_keys_are_readable_by_their_owner_alone(directory: Path) -> None:
