@@ -61,6 +61,8 @@ class _Landing:
         self._blob = blob
         self._path = path
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        if blob.size:
+            os.posix_fallocate(self.fd, 0, blob.size)
 
     def accept(self) -> None:
         found = hash_descriptor(self.fd)
