@@ -301,7 +301,8 @@ class Machine(RuleBasedStateMachine):
         except OSError:
             return
         writers = [os.fstat(fd).st_ino for fd in self.sides[0].files]
-        if stat.S_ISREG(found.st_mode) and found.st_ino not in writers:
+        given_up = os.path.lexists(os.path.join(self.mounted.place.volume.remote, str(found.st_ino)))
+        if stat.S_ISREG(found.st_mode) and found.st_ino not in writers and not given_up:
             blob = self.mounted.place.seal(inside)
             if blob:
                 self.sealed.append(blob)

@@ -14,6 +14,7 @@ from hypothesis import Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.fs.callers import let_everybody_in
+from tests.fs.evicting import EvictingMachine, evicting_worker
 from tests.fs.machine import Machine, MortalMachine
 from tests.fs.mounted import Mounted
 from tests.harness.logs import ExpectedLogs
@@ -58,6 +59,20 @@ def test_random_operations_have_the_outcome_that_they_have_on_a_tmpfs(
     mounted: Mounted, reference: Path, rng: random.Random
 ) -> None:
     check(Machine, mounted, reference, rng, examples=20)
+
+
+@pytest.mark.parametrize("examples", [20, pytest.param(300, marks=[pytest.mark.chaos, pytest.mark.timeout(1800)])])
+def test_random_operations_have_the_same_outcome_while_content_is_given_up(
+    mounted: Mounted, reference: Path, rng: random.Random, examples: int
+) -> None:
+    with evicting_worker(mounted.place) as worker:
+
+        class Evicting(EvictingMachine):
+            pass
+
+        Evicting.worker = worker
+        check(Evicting, mounted, reference, rng, examples)
+        assert worker.fetched
 
 
 @pytest.mark.chaos

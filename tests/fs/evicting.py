@@ -1,0 +1,116 @@
+"""Random operations while content of files is given up, and fetched back when they are opened."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import trio
+from hypothesis.stateful import rule
+
+from fuse_tier.blobs import Blob
+from fuse_tier.ram.remote import Refill, give_up
+from fuse_tier.wire.channel import Arguments
+from tests.fs.machine import Machine, paths
+from tests.fs.mounted import PATIENCE_SECONDS, Mounted, Place
+from tests.fs.oracle import Side
+from tests.fs.worker import SmallWorker, running_worker
+
+
+class EvictingWorker:
+    """Gives content up as a worker does, and keeps it in a bucket of its own. Its loop runs in another thread."""
+
+    def __init__(self, place: Place, worker: SmallWorker, token: trio.lowlevel.TrioToken) -> None:
+        self._place = place
+        self._worker = worker
+        self._token = token
+        self._bucket: dict[Blob, bytes] = {}
+        self.fetched = 0
+        worker.answers["materialize"] = self._bring
+
+    def give_up(self, path: bytes) -> Blob | None:
+        """Gives up what a file holds, if it is sealed and nobody uses it; its content, if it was."""
+        place = self._place
+        try:
+            found = os.lstat(os.path.join(os.fsencode(place.tree), path))
+        except OSError:
+            return None
+        blob = place.pins.known_blob(found.st_ino) if stat.S_ISREG(found.st_mode) else None
+        if blob is None or not blob.size or os.lstat(place.layout.blob(blob)).st_ino != found.st_ino:
+            return None
+        self._bucket[blob] = place.blob_content(blob)
+        retired = trio.from_thread.run(self._retire, found.st_ino, blob, trio_token=self._token)
+        if found.st_ino not in retired:
+            return None
+        give_up(place.layout, place.volume, place.pins, found.st_ino, blob)
+        return blob
+
+    async def _retire(self, inode: int, blob: Blob) -> list[int]:
+        inodes: list[int] = (await self._worker.ask("retire", files=[[inode, blob.name]]))["inodes"]
+        return inodes
+
+    async def _bring(self, arguments: Arguments) -> dict[str, Any]:
+        inode = int(arguments["inode"])
+        marker = Path(self._place.volume.remote, str(inode))
+        blob = Blob.parse(marker.readlink().name)
+        incoming = Refill(self._place.volume, inode, "bucket").create(blob)
+        os.pwrite(incoming.fd, self._bucket[blob], 0)
+        incoming.accept()
+        self.fetched += 1
+        return {}
+
+
+@contextmanager
+def evicting_worker(place: Place) -> Iterator[EvictingWorker]:
+    """Runs one until the block is left."""
+    made: list[EvictingWorker] = []
+    ready, end = threading.Event(), trio.Event()
+
+    async def serve() -> None:
+        async with running_worker(place.socket) as worker:
+            await worker.heard("hello")
+            made.append(EvictingWorker(place, worker, trio.lowlevel.current_trio_token()))
+            ready.set()
+            await end.wait()
+
+    thread = threading.Thread(target=trio.run, args=[serve])
+    thread.start()
+    assert ready.wait(PATIENCE_SECONDS)
+    try:
+        yield made[0]
+    finally:
+        trio.from_thread.run_sync(end.set, trio_token=made[0]._token)
+        thread.join(PATIENCE_SECONDS)
+
+
+class EvictingMachine(Machine):
+    """``worker`` is set by a subclass."""
+
+    worker: EvictingWorker
+
+    def __init__(self, mounted: Mounted, reference: Path, number: int) -> None:
+        super().__init__(mounted, reference, number)
+        for size, path in enumerate((b"c", b"a/c", b"b/c"), 1):
+            self.both(Side.open, path, os.O_WRONLY, 0)
+            self.both(Side.pwrite, 0, 0, b"content" * 1000 * size)
+            self.both(Side.close, 0)
+
+    @rule(path=paths)
+    def give_up(self, path: bytes) -> None:
+        self.seal(path)
+        blob = self.worker.give_up(os.path.join(os.fsencode(self.top), path))
+        if blob is not None:
+            self.history.append(f"-- gave up {path!r}")
+            self.sealed = [one for one in self.sealed if one != blob]
+
+    def teardown(self) -> None:
+        for side in self.sides:
+            side.close_all()
+        for path in (b"a", b"b", b"c", b"a/c", b"b/c"):
+            self.give_up(path)
+        super().teardown()
