@@ -140,6 +140,8 @@ class Daemon:
             nursery.start_soon(self._link.run)
             with serving:
                 await self._answer_requests()
+            # Whoever reads the tree then finds no file open that the job has closed.
+            await trio.to_thread.run_sync(self._depositor.settle)
             await self._link.say_goodbye()
             nursery.cancel_scope.cancel()
         if self._told or self._aborted:

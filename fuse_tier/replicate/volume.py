@@ -38,6 +38,7 @@ log = structlog.get_logger(__name__)
 
 _SETTLE_AT_MOST = 10  # times the settle time: then a snapshot is taken of a tree that never settles
 _RETRY_SECONDS = 1.0
+_LOOK_SECONDS = 0.02
 _UNSETTLED_SECONDS = 1.0  # until it is looked again whether a file is still written through a mapping
 
 
@@ -102,6 +103,11 @@ class Volume:
     def has_tree(self) -> bool:
         """Whether there is a live tree."""
         return self._lineage is not None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the last snapshot had every file that was closed: none was still written through a mapping."""
+        return self._snapshotter.is_settled
 
     @property
     def is_dirty(self) -> bool:
@@ -429,10 +435,17 @@ class Volume:
 
 
 async def final_snapshot(volume: Volume) -> None:
-    """Catches up with the tree after its last writer has gone; what fails is tried again by the volume itself."""
+    """Catches up with the tree after its last writer has gone; what fails is tried again by the volume itself.
+
+    Files that somebody still has open or mapped, of which nobody tells when that ends, are waited for a moment.
+    """
     if volume.has_tree and volume.is_dirty:
         with trio.move_on_after(Deadline.UNMOUNT):
+            patient_until = trio.current_time() + Deadline.HOLD
             try:
                 await volume.take_snapshot()
+                while not volume.is_settled and trio.current_time() < patient_until:
+                    await trio.sleep(_LOOK_SECONDS)
+                    await volume.take_snapshot()
             except (FuseTierError, OSError) as error:
                 log.warning("snapshot.postponed", identity=str(volume.identity), reason=str(error))

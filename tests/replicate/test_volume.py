@@ -7,11 +7,13 @@ import trio
 from trio.testing import MockClock
 
 from fuse_tier.errors import FuseTierError, SnapshotConflict
+from fuse_tier.hashing import hash_bytes
 from fuse_tier.identity import SnapshotId
 from fuse_tier.ram.pins import Pins
 from fuse_tier.replicate.record import read_record
-from fuse_tier.replicate.volume import Volume
+from fuse_tier.replicate.volume import Volume, final_snapshot
 from fuse_tier.tiers.base import TierName
+from tests.harness.mapping import mapped
 from tests.replicate.conftest import IDENTITY, LINEAGE, Bench
 
 
@@ -149,3 +151,18 @@ async def test_a_tree_that_is_not_mounted_gives_way_to_who_took_its_number(bench
         await again.take_snapshot()
     with pytest.raises(FuseTierError, match="taken over"):
         await again.take_snapshot()
+
+
+async def test_the_last_snapshot_waits_a_moment_for_who_still_writes_through_memory(bench: Bench) -> None:
+    path = bench.tree / "mapped"
+    path.write_bytes(b"content")
+    async with trio.open_nursery() as nursery:
+        with mapped(path, writable=True) as memory:
+            nursery.start_soon(final_snapshot, bench.volume)
+            with trio.fail_after(10):
+                while bench.volume.is_settled:  # noqa: ASYNC110 - nothing tells of it
+                    await trio.sleep(0.005)
+            memory[:] = b"CONTENT"
+    newest = bench.volume.newest
+    assert newest is not None
+    assert hash_bytes(b"CONTENT") in newest.blobs
