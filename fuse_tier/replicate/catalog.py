@@ -7,7 +7,6 @@ and is read once.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -17,13 +16,14 @@ import trio
 from fuse_tier.checkpoints import Checkpoint, Job, Saved
 from fuse_tier.errors import Damaged, FuseTierError, NotFound
 from fuse_tier.identity import SnapshotId
+from fuse_tier.parallel import for_each
 from fuse_tier.replicate.records import JobListing, JobRecords
 from fuse_tier.tiers.bucket import BucketTier
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
-_READ_AT_ONCE = 16
+READ_AT_ONCE = 16
 
 
 @dataclass(slots=True)
@@ -94,7 +94,7 @@ class Catalog:
                     return
             found[snapshot] = self._saved[snapshot]
 
-        await for_each(listing.snapshots, read)
+        await for_each(listing.snapshots, read, READ_AT_ONCE)
         gone = [one for one in self._saved if Job.of(one.identity) == listing.job and one not in found]
         for snapshot in gone:
             del self._saved[snapshot]
@@ -117,27 +117,7 @@ class Catalog:
                     self._told.add(key)
                     log.warning("steward.record_unreadable", checkpoint=name, job=str(listing.job), reason=str(error))
 
-        await for_each(listing.checkpoints, read)
+        await for_each(listing.checkpoints, read, READ_AT_ONCE)
         for key in [key for key in self._checkpoints if key[0] == listing.job and key[1] not in found]:
             del self._checkpoints[key]
         return found
-
-
-async def for_each(items: Iterable[T], work: Callable[[T], Awaitable[None]]) -> None:
-    """Does work for each item, some at once; the first failure of ours ends it and is raised as it is."""
-    failures: list[FuseTierError] = []
-    rest = iter(items)
-
-    async def take_turns() -> None:
-        for item in rest:
-            try:
-                await work(item)
-            except FuseTierError as error:
-                failures.append(error)
-                nursery.cancel_scope.cancel()
-
-    async with trio.open_nursery() as nursery:
-        for _ in range(_READ_AT_ONCE):
-            nursery.start_soon(take_turns)
-    if failures:
-        raise failures[0]

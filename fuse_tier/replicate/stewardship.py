@@ -20,9 +20,10 @@ from fuse_tier.blobs import Blob
 from fuse_tier.checkpoints import Checkpoint, Job
 from fuse_tier.errors import Damaged, FuseTierError, NotFound
 from fuse_tier.identity import Identity, SnapshotId
+from fuse_tier.parallel import for_each
 from fuse_tier.replicate.backup import Turn, Turns
 from fuse_tier.replicate.broadcast import Broadcast
-from fuse_tier.replicate.catalog import Catalog, for_each
+from fuse_tier.replicate.catalog import READ_AT_ONCE, Catalog
 from fuse_tier.replicate.completeness import newest_complete
 from fuse_tier.replicate.records import InBucket, JobListing, JobRecords
 from fuse_tier.replicate.retention import JobPlan, Keep, plan_job_retention
@@ -283,5 +284,5 @@ class Stewardship:
             (gone if snapshot in dropped else staying).update(blobs)
 
         if dropped:
-            await for_each(known.listing.snapshots, read)
+            await for_each(known.listing.snapshots, read, READ_AT_ONCE)
         return sum(blob.size for blob in gone - staying)

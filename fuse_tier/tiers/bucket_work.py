@@ -11,6 +11,7 @@ import trio
 
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import FuseTierError
+from fuse_tier.parallel import for_each
 from fuse_tier.tiers.bucket_content import Interrupted
 from fuse_tier.tiers.bucket_task import Task
 
@@ -95,22 +96,7 @@ class Work:
 
     async def each(self, items: Iterable[T], work: Callable[[T], Awaitable[None]]) -> None:
         """Does work for each item, as many at once as there are threads; the first failure ends it and is raised."""
-        failures: list[FuseTierError] = []
-        rest = iter(items)
-
-        async def take_turns() -> None:
-            for item in rest:
-                try:
-                    await work(item)
-                except FuseTierError as error:
-                    failures.append(error)
-                    nursery.cancel_scope.cancel()
-
-        async with trio.open_nursery() as nursery:
-            for _ in range(self._parallel):
-                nursery.start_soon(take_turns)
-        if failures:
-            raise failures[0]
+        await for_each(items, work, self._parallel)
 
     async def beside(
         self, background: Iterable[Callable[[], Awaitable[None]]], work: Callable[[], Awaitable[T]]
