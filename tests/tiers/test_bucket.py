@@ -64,12 +64,6 @@ Open = Callable[[], OpenedTier]
 
 
 @pytest.fixture
-async def emulator() -> AsyncIterator[Emulator]:
-    async with running_emulator(BUCKET) as emulator:
-        yield emulator
-
-
-@pytest.fixture
 async def opened(emulator: Emulator) -> AsyncIterator[Open]:
     """Opens the bucket as often as one likes, each time as another process would."""
     tiers: list[OpenedTier] = []

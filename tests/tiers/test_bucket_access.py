@@ -16,13 +16,13 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from fuse_tier.emulator import Emulator, running_emulator
+from fuse_tier.emulator import Emulator
 from fuse_tier.errors import TierRefused, TierUnavailable
 from fuse_tier.hashing import hash_bytes
 from fuse_tier.tiers.bucket import BucketTier
 from fuse_tier.tiers.memory import MemoryBlobs
 from tests.tiers.contract import check_producible, holding, keep
-from tests.tiers.faulty_http import Fault, Proxy, faulty
+from tests.tiers.faulty_http import Fault, Proxy
 
 ACCOUNT = "node@project.iam.gserviceaccount.com"
 
@@ -82,18 +82,6 @@ def private_key() -> str:
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     form = serialization.PrivateFormat.PKCS8
     return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()).decode()
-
-
-@pytest.fixture
-async def emulator() -> AsyncIterator[Emulator]:
-    async with running_emulator("checkpoints") as emulator:
-        yield emulator
-
-
-@pytest.fixture
-def proxy(emulator: Emulator) -> Iterator[Proxy]:
-    with faulty(emulator.endpoint) as proxy:
-        yield proxy
 
 
 @pytest.fixture

@@ -8,25 +8,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 import trio
 
-from fuse_tier.emulator import Emulator, running_emulator
 from fuse_tier.errors import MalformedManifest
 from fuse_tier.hashing import hash_bytes
 from fuse_tier.manifest import encode
 from fuse_tier.tiers import bucket_claims, bucket_session, bucket_store
 from fuse_tier.tiers import bucket_layout as layout
 from fuse_tier.tiers import bucket_presence as presence
-from fuse_tier.tiers.bucket import SAFE_GRACE_SECONDS, BucketTier
+from fuse_tier.tiers.bucket import SAFE_GRACE_SECONDS
 from fuse_tier.tiers.bucket_content import MemoryContent
 from fuse_tier.tiers.bucket_task import Task
 from fuse_tier.tiers.memory import MemoryBlobs
+from tests.tiers.conftest import Open
 from tests.tiers.contract import check_producible, holding, keep, manifest_of
-from tests.tiers.faulty_http import Fault, Proxy, faulty
+from tests.tiers.faulty_http import Fault, Proxy
 
 BACKUP = """
 import random, sys
@@ -40,34 +39,6 @@ files = {"large": rng.randbytes(600_000)} | {f"{number}": rng.randbytes(2_000) f
 files |= {f"mid-{number}": rng.randbytes(100_000) for number in range(3)}
 trio.run(keep, BucketTier("gs://checkpoints/a", sys.argv[1]), files, int(sys.argv[3]))
 """
-
-
-@pytest.fixture
-async def emulator() -> AsyncIterator[Emulator]:
-    async with running_emulator("checkpoints") as emulator:
-        yield emulator
-
-
-@pytest.fixture
-def proxy(emulator: Emulator) -> Iterator[Proxy]:
-    with faulty(emulator.endpoint) as proxy:
-        yield proxy
-
-
-Open = Callable[[], BucketTier]
-
-
-@pytest.fixture
-async def opened(proxy: Proxy) -> AsyncIterator[Open]:
-    tiers: list[BucketTier] = []
-
-    def open_tier() -> BucketTier:
-        tiers.append(BucketTier("gs://checkpoints/a", proxy.endpoint, patience=5))
-        return tiers[-1]
-
-    yield open_tier
-    for tier in tiers:
-        await tier.aclose()
 
 
 class Doomed:

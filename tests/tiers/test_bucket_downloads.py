@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from functools import partial
 
@@ -14,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fuse_tier.blobs import Blob
-from fuse_tier.emulator import Emulator, running_emulator
 from fuse_tier.errors import Damaged, NotFound
 from fuse_tier.hashing import hash_bytes
 from fuse_tier.identity import Identity
@@ -26,32 +24,13 @@ from fuse_tier.tiers.bucket_checksums import combined, crc32c_in, crc32c_text
 from fuse_tier.tiers.bucket_content import MemoryContent
 from fuse_tier.tiers.memory import MemoryBlobs
 from tests.tiers.contract import cancel_after, holding, keep
-from tests.tiers.faulty_http import Fault, Proxy, faulty
+from tests.tiers.faulty_http import Fault, Proxy
 
 KIB = 1 << 10
 DOWNLOAD = "/download/"
 BLOBS = "/download/storage/v1/b/checkpoints/o/a%2Fblobs"
 PACKS = "/download/storage/v1/b/checkpoints/o/a%2Fpacks"
 MANIFESTS = "/download/storage/v1/b/checkpoints/o/a%2Fmanifests"
-
-
-@pytest.fixture
-async def emulator() -> AsyncIterator[Emulator]:
-    async with running_emulator("checkpoints") as emulator:
-        yield emulator
-
-
-@pytest.fixture
-def proxy(emulator: Emulator) -> Iterator[Proxy]:
-    with faulty(emulator.endpoint) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-async def tier(proxy: Proxy) -> AsyncIterator[BucketTier]:
-    tier = BucketTier("gs://checkpoints/a", proxy.endpoint, patience=5)
-    yield tier
-    await tier.aclose()
 
 
 @pytest.fixture

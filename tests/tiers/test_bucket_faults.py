@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
-from fuse_tier.emulator import Emulator, running_emulator
 from fuse_tier.errors import Damaged, InvalidRequest, TierRefused, TierUnavailable
 from fuse_tier.hashing import hash_bytes
 from fuse_tier.identity import SnapshotId
@@ -16,30 +15,11 @@ from fuse_tier.tiers.bucket import BucketTier
 from fuse_tier.tiers.memory import MemoryBlobs
 from tests.harness.logs import ExpectedLogs
 from tests.tiers.contract import check_producible, holding, keep
-from tests.tiers.faulty_http import Fault, Proxy, faulty
+from tests.tiers.faulty_http import Fault, Proxy
 
 SEVERAL_PIECES = 5 << 20
 UPLOAD = "/upload/"
 DOWNLOAD = "/download/"
-
-
-@pytest.fixture
-async def emulator() -> AsyncIterator[Emulator]:
-    async with running_emulator("checkpoints") as emulator:
-        yield emulator
-
-
-@pytest.fixture
-def proxy(emulator: Emulator) -> Iterator[Proxy]:
-    with faulty(emulator.endpoint) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-async def tier(proxy: Proxy) -> AsyncIterator[BucketTier]:
-    tier = BucketTier("gs://checkpoints/a", proxy.endpoint, patience=5)
-    yield tier
-    await tier.aclose()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import random
-from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from threading import Event
 
@@ -14,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fuse_tier.blobs import Blob
-from fuse_tier.emulator import Emulator, running_emulator
+from fuse_tier.emulator import Emulator
 from fuse_tier.errors import Damaged, TierUnavailable
 from fuse_tier.hashing import hash_bytes
 from fuse_tier.tiers import bucket_claims, bucket_parts
@@ -23,39 +22,11 @@ from fuse_tier.tiers.bucket_content import MappedContent, MemoryContent
 from fuse_tier.tiers.bucket_pace import Pace
 from fuse_tier.tiers.bucket_parts import PART, SPLIT_FROM, Piece, levels, to_split
 from fuse_tier.tiers.memory import MemoryBlobs
+from tests.tiers.conftest import Open
 from tests.tiers.contract import cancel_after, check_producible, holding, keep
-from tests.tiers.faulty_http import Fault, Proxy, faulty
+from tests.tiers.faulty_http import Fault, Proxy
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-async def emulator() -> AsyncIterator[Emulator]:
-    async with running_emulator("checkpoints") as emulator:
-        yield emulator
-
-
-@pytest.fixture
-def proxy(emulator: Emulator) -> Iterator[Proxy]:
-    with faulty(emulator.endpoint) as proxy:
-        yield proxy
-
-
-Open = Callable[[], BucketTier]
-
-
-@pytest.fixture
-async def opened(proxy: Proxy) -> AsyncIterator[Open]:
-    """Opens the bucket as often as one likes, each time as another node would."""
-    tiers: list[BucketTier] = []
-
-    def open_tier() -> BucketTier:
-        tiers.append(BucketTier("gs://checkpoints/a", proxy.endpoint, patience=5))
-        return tiers[-1]
-
-    yield open_tier
-    for tier in tiers:
-        await tier.aclose()
 
 
 @pytest.fixture
