@@ -1,4 +1,4 @@
-"""``python -m tests.fs.torture DIRECTORY``: a job that notices everything, until its standard input ends.
+"""``python -m tests.fs.torture DIRECTORY``: a job that notices everything until its standard input ends, and a round more.
 
 It prints ``{"ready": true}`` once, and at its end ``{"rounds", "operations", "errors", "longest", "slowest"}``: what
 went wrong, in words, and the longest that one operation took, in seconds, and its name.
@@ -160,10 +160,11 @@ def main() -> None:
     job.prepare()
     print(json.dumps({"ready": True}), flush=True)  # noqa: T201
     rounds = 0
-    for rounds in itertools.count():
-        if select.select([sys.stdin], [], [], 0)[0]:
+    for rounds in itertools.count(1):
+        is_last = bool(select.select([sys.stdin], [], [], 0)[0])
+        job.round(rounds - 1)  # also after the end was asked for: what the last blow broke shows
+        if is_last:
             break
-        job.round(rounds)
     seconds, slowest = job.longest
     print(  # noqa: T201
         json.dumps(
