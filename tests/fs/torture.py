@@ -1,4 +1,4 @@
-"""``python -m tests.fs.torture DIRECTORY``: a job that notices everything until its standard input ends, and a round more.
+"""``python -m tests.fs.torture DIRECTORY``: a job that notices everything until its input ends, and a round more.
 
 It prints ``{"ready": true}`` once, and at its end ``{"rounds", "operations", "errors", "longest", "slowest"}``: what
 went wrong, in words, and the longest that one operation took, in seconds, and its name.
