@@ -70,8 +70,8 @@ def trim(fd: int, found: os.stat_result | None = None) -> bool:
     page = 4096
     if found.st_blocks * 512 <= -(-found.st_size // page) * page:
         return False
-    # truncate(2) to the size that it has: unlike ftruncate(2) it leaves the times alone then.
-    os.truncate(f"/proc/self/fd/{fd}", found.st_size)
+    os.ftruncate(fd, found.st_size)
+    os.utime(fd, ns=(found.st_atime_ns, found.st_mtime_ns))  # a job may have set them
     return True
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import subprocess
 import sys
@@ -47,6 +48,17 @@ def test_room_is_there_while_a_successor_is_written_and_given_back_when_it_is_cl
         assert blocks(place.tree / "step_2" / "rank0.bin") >= 8 * MIB
     eventually(lambda: blocks(place.tree / "step_2" / "rank0.bin") < MIB, "the room is given back")
     assert (mnt / "step_2" / "rank0.bin").read_bytes() == b"little"
+
+
+def test_times_that_were_set_stay_when_the_room_is_given_back(mounted: Mounted) -> None:
+    mnt, place = mounted.path, mounted.place
+    (mnt / "step_1.bin").write_bytes(bytes(8 * MIB))
+    with (mnt / "step_2.bin").open("wb", buffering=0) as file:
+        file.write(b"little")
+        os.utime(file.fileno(), ns=(1, 2))
+    eventually(lambda: blocks(place.tree / "step_2.bin") < MIB, "the room is given back")
+    assert (place.tree / "step_2.bin").stat().st_mtime_ns == 2
+    assert (place.tree / "step_2.bin").stat().st_atime_ns == 1
 
 
 def test_a_later_daemon_finds_the_predecessors_in_the_tree(start: Callable[..., Mounted], place: Place) -> None:
