@@ -183,22 +183,20 @@ async def _write_while_replicating(directory: Path) -> Figure:
             for each in cluster:
                 await until_room(each, GIB + GIB // 2)
             await in_thread(write_files, mount / f"step{step}", 8, GIB // 8)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(in_thread, writer.write_until_told)
+            async with _writing(writer):
                 await trio.sleep(_SETTLE_SECONDS)
                 begun = time.perf_counter()
                 await settled(node, "peer")
-                rate = writer.stop(begun)
+                rate = writer.rate(begun)
             await in_thread(shutil.rmtree, mount / f"step{step}")
             await settled(node, "peer")
             return rate
 
         async def alone() -> float:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(in_thread, writer.write_until_told)
+            async with _writing(writer):
                 begun = time.perf_counter()
                 await trio.sleep(_ALONE_SECONDS)
-                return writer.stop(begun)
+                return writer.rate(begun)
 
         try:
             return await alternating(beside_copying, alone)
@@ -213,29 +211,39 @@ class _Rewriter:
         self._fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         self._blocks = os.fstat(self._fd).st_size // BLOCK_BYTES
         self._written: list[float] = []  # when, for each block
-        self._told = threading.Event()
+        self.told = threading.Event()
 
     def write_until_told(self) -> None:
         """Blocks."""
         block = os.urandom(BLOCK_BYTES)
-        self._told.clear()
         self._written.clear()
         for number in itertools.cycle(range(self._blocks)):
-            if self._told.is_set():
+            if self.told.is_set():
                 return
             os.pwrite(self._fd, block, number * BLOCK_BYTES)
             self._written.append(time.perf_counter())
 
-    def stop(self, since: float) -> float:
-        """Gives the rate since then, in GB/s."""
+    def rate(self, since: float) -> float:
+        """Since then, in GB/s."""
         ended = time.perf_counter()
         written = sum(since <= moment <= ended for moment in self._written)
-        self._told.set()
         return written * BLOCK_BYTES / (ended - since) / 1e9
 
     def close(self) -> None:
         """After it has stopped."""
         os.close(self._fd)
+
+
+@asynccontextmanager
+async def _writing(writer: _Rewriter) -> AsyncIterator[None]:
+    """It writes until the block is left, however that comes about."""
+    writer.told.clear()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(in_thread, writer.write_until_told)
+        try:
+            yield
+        finally:
+            writer.told.set()
 
 
 ROWS: Final = (

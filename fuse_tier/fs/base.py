@@ -11,6 +11,7 @@ from fuse_tier.fs.attributes import Attributes
 from fuse_tier.fs.backing import Backings
 from fuse_tier.fs.changes import Changes
 from fuse_tier.fs.content import Content
+from fuse_tier.fs.growth import Growth
 from fuse_tier.fs.handles import Handles
 from fuse_tier.fs.link import Link
 from fuse_tier.fs.nodes import Nodes
@@ -38,6 +39,7 @@ class Parts:
     attributes: Attributes
     link: Link
     reservations: Reservations
+    growth: Growth
     fsync: str
     """What an fsync waits for: ram, peer or bucket."""
 
@@ -54,6 +56,7 @@ class Shared:
         self._attributes = parts.attributes
         self._link = parts.link
         self._reservations = parts.reservations
+        self._growth = parts.growth
         self._fsync = parts.fsync
         self._chowns = os.geteuid() == 0
         self._ours = (os.geteuid(), os.getegid())

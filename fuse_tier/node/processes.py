@@ -1,11 +1,11 @@
 """The processes that a supervisor starts, and how each of them ends.
 
 A worker belongs to the ``async with running(...)`` that started it: it is gone when that is left, however. It
-has a process group of its own, so that Ctrl-C reaches the supervisor alone, which ends its children in order. It does
-not outlive a supervisor that was killed: the kernel kills it (PR_SET_PDEATHSIG), because its addresses and sockets
-would be taken when the node is started again. It may die at any instant.
+has a session of its own: Ctrl-C reaches the supervisor alone, which ends its children in order, and its priority is
+its own. It does not outlive a supervisor that was killed: the kernel kills it (PR_SET_PDEATHSIG), because its
+addresses and sockets would be taken when the node is started again. It may die at any instant.
 
-A keeper is started by ``start_lasting``, in a session of its own. Until it is told that its mount is to stay
+A keeper is started by ``start_lasting``, in a session of its own as well. Until it is told that its mount is to stay
 (keepers.py), it dies with the supervisor too: nobody would know of the mount. From then on it outlives it, and the
 next supervisor finds it. What that did not start itself is a ``Process`` as well, known by its pidfd; only its exit
 status is not for us to know.
@@ -187,7 +187,7 @@ async def running(command: Sequence[str], name: str, *, told: str = "") -> Async
     ``told`` is what it reads on its standard input. Its standard output is ours to read, its standard error
     goes where ours goes. A command that can't be run shows as a child that ends with status 127.
     """
-    child = _start(command, name, told, lasting=False)
+    child = _start(command, name, told)
     try:
         yield child
     finally:
@@ -197,10 +197,10 @@ async def running(command: Sequence[str], name: str, *, told: str = "") -> Async
 
 def start_lasting(command: Sequence[str], name: str, *, told: str = "") -> Child:
     """The same for a process that may outlive this one; whoever starts it ends it or lets it go."""
-    return _start(command, name, told, lasting=True)
+    return _start(command, name, told)
 
 
-def _start(command: Sequence[str], name: str, told: str, *, lasting: bool) -> Child:
+def _start(command: Sequence[str], name: str, told: str) -> Child:
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("a child would die with this thread: start it in the main thread")
     with ExitStack() as stack:
@@ -217,8 +217,7 @@ def _start(command: Sequence[str], name: str, told: str, *, lasting: bool) -> Ch
                 [*_DIE_WITH_PARENT, *command],
                 stdin=standard_input,
                 stdout=theirs,
-                process_group=None if lasting else 0,
-                start_new_session=lasting,
+                start_new_session=True,
             )
         except BaseException:
             os.close(ours)

@@ -19,6 +19,7 @@ from fuse_tier import logs
 from fuse_tier.config import NodeConfig, load_node_config
 from fuse_tier.deadlines import Deadline, check_order
 from fuse_tier.errors import FuseTierError
+from fuse_tier.replicate.priority import give_way
 from fuse_tier.replicate.worker import Worker
 
 log = structlog.get_logger(__name__)
@@ -60,6 +61,7 @@ def main(config_path: str) -> None:
     try:
         config = load_node_config(config_path)
         logs.configure("worker", config.node)
+        give_way()
         check_order()
         trio.run(run_worker, config)
     except* FuseTierError as group:

@@ -1,19 +1,13 @@
-"""Random operations on a mount and on a plain tmpfs directory, side by side.
-
-``MortalMachine`` does the same while the mount's daemon is killed, stopped and handed over at any instant.
-"""
+"""Random operations on a mount and on a plain tmpfs directory, side by side."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-import signal
 import stat
-import subprocess
-import threading
-import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, Protocol
 
 import pytest
 from hypothesis import strategies as st
@@ -21,7 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from fuse_tier.blobs import Blob
 from fuse_tier.hashing import hash_bytes
-from tests.fs.mounted import Mounted
+from tests.fs.filling import Fillable
+from tests.fs.mounted import Place
 from tests.fs.oracle import LONG_AGO_NS, Side
 
 names = st.sampled_from([b"a", b"b", b"c", b"\xff\xfe \n", b"l" * 255])
@@ -42,10 +37,38 @@ places = st.lists(st.integers(0, 50), max_size=4)
 # linux/falloc.h: plain, keep the size, punch, collapse, zero, zero and keep, insert, unknown
 allocations = st.sampled_from([0, 1, 3, 8, 16, 17, 32, 2, 128])
 lengths = st.sampled_from([0, 1, 4096, 8192, 50_000])
+# What is done while the tier is full. No file is made that gets room when it is made, and none is opened for writing,
+# which takes a copy of a sealed one; nor does anything lose its name, whose room comes back a moment later.
+in_little_room: dict[str, Callable[[Side, int, int, bytes], Any]] = {
+    "pwrite": lambda side, number, offset, content: side.pwrite(number, offset, content),
+    "append": lambda side, number, offset, content: side.append(number, content),
+    "ftruncate": lambda side, number, offset, content: side.ftruncate(number, offset),
+    "allocate": lambda side, number, offset, content: side.fallocate(number, 0, offset, len(content)),
+    "allocate and keep": lambda side, number, offset, content: side.fallocate(number, 1, offset, len(content)),
+    "punch": lambda side, number, offset, content: side.fallocate(number, 3, offset, len(content)),
+    "copy": lambda side, number, offset, content: side.copy_range(0, 0, number, offset, len(content)),
+    "sendfile": lambda side, number, offset, content: side.sendfile(0, offset, number, len(content)),
+    "nameless": lambda side, number, offset, content: side.write_nameless(content),
+    "mkdir": lambda side, number, offset, content: side.mkdir(b"full-directory", 0o755),
+    "rename": lambda side, number, offset, content: side.rename(b"c", b"full-c", 1),
+    "symlink": lambda side, number, offset, content: side.symlink(b"x" * 3000, b"full-link"),
+    "setxattr": lambda side, number, offset, content: side.setxattr(b"a", b"user.full", content[:1000], 0),
+}
+
+
+class Volume(Protocol):
+    """A volume that is mounted."""
+
+    path: Path
+    place: Place
 
 
 class Machine(RuleBasedStateMachine):
-    def __init__(self, mounted: Mounted, reference: Path, number: int) -> None:
+    """``tiers`` are the tmpfs that the mount is of, and the plain one, if both can be made small for a while."""
+
+    tiers: tuple[Fillable, Fillable] | None = None
+
+    def __init__(self, mounted: Volume, reference: Path, number: int) -> None:
         super().__init__()
         self.mounted = mounted
         self.top = f"example-{number}"
@@ -312,80 +335,43 @@ class Machine(RuleBasedStateMachine):
         for blob in self.sealed:
             assert hash_bytes(self.mounted.place.blob_content(blob)) == blob
 
+    @precondition(lambda self: self.tiers and self.opened)
+    @rule(
+        number=numbers,
+        what=st.sampled_from(sorted(in_little_room)),
+        offset=sizes,
+        content=contents,
+        pages=st.integers(0, 3),
+    )
+    def fill(self, number: int, what: str, offset: int, content: bytes, pages: int) -> None:
+        """The tier is full but for a few pages: one thing is done, and then there is room again."""
+        assert self.tiers
+        number %= self.opened
+        found = os.fstat(self.sides[1].files[number])
+        if not stat.S_ISREG(found.st_mode):
+            return
+        done = in_little_room[what]
+
+        def full(side: Side) -> Any:
+            return side.try_(done, number, offset, content), side.free_bytes()
+
+        with self.tiers[0].filled_up(0):
+            self._have_all_closed()
+        with self.tiers[0].filled_up(pages), self.tiers[1].filled_up(pages):
+            self.history.append(
+                f"-- full but for {pages} pages: {what} {number} {offset} {content[:5]!r} * {len(content)}"
+            )
+            self.both(full)
+
+    def _have_all_closed(self) -> None:
+        """Pages of what is closed and has no name are free a moment later; a create in a full tier waits for that."""
+        probe = self.mounted.path / "probe"
+        probe.touch()
+        probe.unlink()
+
     def teardown(self) -> None:
         try:
             self.both(Side.walk)
         finally:
             for side in self.sides:
                 side.close_all()
-
-
-# A keeper gives a volume up whose daemons die young.
-_DAEMON_LIVES_SECONDS = 0.4
-_KEEPER_LIVES_SECONDS = 3.0  # a start takes half of one
-
-
-class MortalMachine(Machine):
-    """The daemon may die, be stopped for a while, and go to another keeper, in the middle of whatever is done."""
-
-    _last_death: ClassVar[float] = 0.0  # of all examples', which have one mount
-    _last_upgrade: ClassVar[float] = 0.0
-
-    def __init__(self, mounted: Mounted, reference: Path, number: int) -> None:
-        super().__init__(mounted, reference, number)
-        self._blow: threading.Thread | None = None
-        self._failures: list[BaseException] = []
-
-    @rule(after_milliseconds=st.integers(0, 20))
-    def kill_the_daemon(self, after_milliseconds: int) -> None:
-        self._strike(after_milliseconds, signal.SIGKILL)
-
-    @rule(after_milliseconds=st.integers(0, 20))
-    def stop_the_daemon_for_a_moment(self, after_milliseconds: int) -> None:
-        self._strike(after_milliseconds, signal.SIGSTOP)
-
-    @rule()
-    def upgrade_the_keeper(self) -> None:
-        if self._is_striking or time.monotonic() - MortalMachine._last_upgrade < _KEEPER_LIVES_SECONDS:
-            return
-        self.history.append("-- another keeper")
-        MortalMachine._last_upgrade = time.monotonic()
-
-        def upgrade() -> None:
-            try:
-                self.mounted.upgrade()
-            except BaseException as failure:  # noqa: BLE001 - raised in the test's own thread
-                self._failures.append(failure)
-
-        self._blow = threading.Thread(target=upgrade)
-        self._blow.start()
-
-    @property
-    def _is_striking(self) -> bool:
-        return self._blow is not None and self._blow.is_alive()
-
-    def _strike(self, after_milliseconds: int, blow: signal.Signals) -> None:
-        if self._is_striking:
-            return
-        now = time.monotonic()
-        daemon = self.mounted.daemon
-        if not daemon or (blow is signal.SIGKILL and now - MortalMachine._last_death < _DAEMON_LIVES_SECONDS):
-            return
-        self.history.append(f"-- {blow.name} after {after_milliseconds} ms")
-        if blow is signal.SIGKILL:
-            MortalMachine._last_death = now
-        # From a process of its own: a store to a mapping waits for the daemon without letting any thread of this one
-        # run, not even the one that would let the daemon go on.
-        script = f"sleep {after_milliseconds / 1000}; kill -{blow.name.removeprefix('SIG')} {daemon}"
-        if blow is signal.SIGSTOP:
-            script += f"; sleep 0.02; kill -CONT {daemon}"
-        striker = subprocess.Popen(["sh", "-c", script], stderr=subprocess.DEVNULL)  # it may be gone by then
-        self._blow = threading.Thread(target=striker.wait)
-        self._blow.start()
-
-    def teardown(self) -> None:
-        if self._blow is not None:
-            self._blow.join()
-        super().teardown()
-        if self._failures:
-            raise self._failures[0]

@@ -155,6 +155,14 @@ class Side:
     def open_nameless(self, path: bytes, mode: int) -> None:
         self.files.append(os.open(self.at(path), os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode))
 
+    def write_nameless(self, content: bytes) -> int:
+        self.open_nameless(b"", 0o600)
+        return os.write(self.files[-1], content)
+
+    def free_bytes(self) -> int:
+        found = os.statvfs(self.root)
+        return found.f_bavail * found.f_frsize
+
     def give_name(self, number: int, path: bytes) -> None:
         os.link(b"/proc/self/fd/%d" % self.files[number], self.at(path), follow_symlinks=True)
 

@@ -19,13 +19,14 @@ class SmallWorker:
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, Arguments]] = []
-        self.answers: dict[str, Callable[[Arguments], Awaitable[Any]]] = {}
+        self.answers: dict[str, Callable[[Arguments], Awaitable[Any]]] = {"make_room": _give_nothing_up}
         self.channel: Channel | None = None
         self._news = trio.Event()
 
     async def accept(self, stream: trio.SocketStream) -> None:
         handlers: Mapping[str, Handler] = {
-            name: self._handler(name) for name in ("hello", "changed", "sync", "state", "materialize", "goodbye")
+            name: self._handler(name)
+            for name in ("hello", "changed", "sync", "state", "materialize", "make_room", "goodbye")
         }
         channel = Channel(stream, handlers)
         self.channel = channel
@@ -60,6 +61,10 @@ class SmallWorker:
         """Calls the daemon."""
         assert self.channel
         return await self.channel.call(name, CALL_SECONDS, **arguments)
+
+
+async def _give_nothing_up(arguments: Arguments) -> dict[str, int]:
+    return {"free": 0}
 
 
 @asynccontextmanager

@@ -159,6 +159,7 @@ async def test_a_signal_to_what_has_ended_reaches_nobody() -> None:
 async def test_a_process_is_out_of_reach_of_ctrl_c_in_the_terminal() -> None:
     async with running(python(SLEEP), "sleeper") as child:
         assert os.getpgid(child.pid) == child.pid != os.getpgid(0)
+        assert os.getsid(child.pid) == child.pid != os.getsid(0)
 
 
 async def test_a_child_is_started_by_the_main_thread_only() -> None:
