@@ -13,7 +13,7 @@ from fuse_tier.identity import SnapshotId
 from fuse_tier.ram.pins import Pins
 from fuse_tier.replicate.record import read_record
 from fuse_tier.replicate.settling import final_snapshot, keep_snapshots
-from fuse_tier.replicate.snapshot import Quiescent
+from fuse_tier.replicate.snapshot import Quiescent, TreeVersion
 from fuse_tier.replicate.volume import Volume
 from fuse_tier.tiers.base import TierName
 from fuse_tier.wire.channel import ChannelClosed
@@ -49,7 +49,7 @@ class LeavingGate(Quiescent):
     def __init__(self, volume: Volume) -> None:
         self._volume = volume
 
-    async def version(self) -> int:
+    async def version(self) -> TreeVersion:
         self._volume.gate = Quiescent()
         raise ChannelClosed("the other process has ended")
 
