@@ -11,6 +11,7 @@ from fuse_tier import metrics
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import FuseTierError
 from fuse_tier.replicate.volume import Volume
+from fuse_tier.wire.channel import ChannelClosed
 
 log = structlog.get_logger(__name__)
 
@@ -32,6 +33,9 @@ async def keep_snapshots(volume: Volume) -> None:
         await _wait_until_settled(volume)
         try:
             await volume.take_snapshot()
+        except ChannelClosed as error:  # an unmount, or the daemon died: the keeper tells of that
+            log.info("snapshot.interrupted", identity=str(volume.identity), reason=str(error))
+            await trio.sleep(_RETRY_SECONDS)
         except (FuseTierError, OSError) as error:
             metrics.error("snapshot")
             log.warning("snapshot.postponed", identity=str(volume.identity), reason=str(error))

@@ -4,6 +4,7 @@ import errno
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from fuse_tier.errors import FuseTierError, SnapshotConflict
@@ -12,8 +13,10 @@ from fuse_tier.identity import SnapshotId
 from fuse_tier.ram.pins import Pins
 from fuse_tier.replicate.record import read_record
 from fuse_tier.replicate.settling import final_snapshot, keep_snapshots
+from fuse_tier.replicate.snapshot import Quiescent, TreeVersion
 from fuse_tier.replicate.volume import Volume
 from fuse_tier.tiers.base import TierName
+from fuse_tier.wire.channel import ChannelClosed
 from tests.harness.mapping import mapped
 from tests.replicate.conftest import IDENTITY, LINEAGE, Bench
 
@@ -38,6 +41,30 @@ async def test_a_change_is_followed_by_a_snapshot_once_it_has_settled(bench: Ben
     with trio.fail_after(10):
         await bench.volume.wait_until_on(TierName.RAM, 1, 1)
     assert [str(snapshot) for snapshot in await bench.ram.snapshots()] == [f"{IDENTITY}@1"]
+
+
+class LeavingGate(Quiescent):
+    """Of a daemon that ends while it is asked; another comes in its place."""
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+
+    async def version(self) -> TreeVersion:
+        self._volume.gate = Quiescent()
+        raise ChannelClosed("the other process has ended")
+
+
+async def test_a_daemon_that_leaves_in_the_middle_is_no_reason_for_a_warning(
+    bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    (bench.tree / "a").write_bytes(b"a")
+    bench.volume.gate = LeavingGate(bench.volume)
+    with capture_logs() as logs:
+        nursery.start_soon(keep_snapshots, bench.volume)
+        bench.volume.changes.announce()
+        await bench.volume.wait_until_on(TierName.RAM, 1, 1)
+    assert "snapshot.interrupted" in [entry["event"] for entry in logs]
+    assert {entry["log_level"] for entry in logs} <= {"debug", "info"}
 
 
 async def test_numbers_grow_beyond_any_that_exists_elsewhere(bench: Bench) -> None:
