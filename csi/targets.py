@@ -1,8 +1,8 @@
 """Where kubelet wants a volume: which paths are taken from it, and that none leads elsewhere.
 
-A target is ``<kubelet>/pods/<uid>/volumes/kubernetes.io~csi/<volume>/mount``, and nothing else is ever mounted on, or
-removed. Every directory below kubelet's own is opened by its name without following symlinks, and used by that
-descriptor; what a pod could have put in its place is so never followed.
+A target is ``<kubelet>/pods/<uid>/volumes/kubernetes.io~csi/<volume>/mount``, where kubelet may call the last part
+otherwise, and nothing else is ever mounted on, or removed. Every directory below kubelet's own is opened by its name
+without following symlinks, and used by that descriptor; what a pod could have put in its place is so never followed.
 
 Invariant: the directory below a mount is one that nobody writes: its mode allows nobody, and where the filesystem can
 it is immutable, which holds for root too. A job that runs without its mount fails, rather than write what is lost.
@@ -39,6 +39,7 @@ class Target:
     kubelet: str
     pod_uid: str
     volume: str
+    name: str
 
     @classmethod
     def parse(cls, kubelet: str, path: str) -> Target:
@@ -49,21 +50,21 @@ class Target:
             inside != path
             and len(parts) == 5
             and parts[1:3] == ["volumes", _PLUGIN]
-            and parts[4] == "mount"
             and _UID.fullmatch(parts[0])
             and _VOLUME.fullmatch(parts[3])
+            and _VOLUME.fullmatch(parts[4])
         )
         if not fits:
             raise malformed(
                 f"target path {path!r} is no volume of a pod: only {kubelet}/pods/<uid>/volumes/{_PLUGIN}/<volume>/"
                 "mount is mounted on or removed; if kubelet has another directory, tell the plugin with --kubelet"
             )
-        return cls(kubelet.rstrip("/"), parts[0], parts[3])
+        return cls(kubelet.rstrip("/"), parts[0], parts[3], parts[4])
 
     @property
     def path(self) -> str:
         """As kubelet wrote it."""
-        return f"{self.pod_directory}/volumes/{_PLUGIN}/{self.volume}/mount"
+        return f"{self.pod_directory}/volumes/{_PLUGIN}/{self.volume}/{self.name}"
 
     @property
     def pod_directory(self) -> str:
@@ -79,7 +80,7 @@ class Target:
         try:
             with self._parent(make=True) as parent:
                 with suppress(FileExistsError):
-                    os.mkdir("mount", _FORBIDDEN_MODE, dir_fd=parent)
+                    os.mkdir(self.name, _FORBIDDEN_MODE, dir_fd=parent)
                 self._forbid(parent)
         except OSError as error:
             raise self._unusable(error) from error
@@ -92,7 +93,7 @@ class Target:
         try:
             with self._parent(make=False) as parent:
                 self._permit(parent)
-                os.rmdir("mount", dir_fd=parent)
+                os.rmdir(self.name, dir_fd=parent)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -122,7 +123,7 @@ class Target:
             os.close(fd)
 
     def _forbid(self, parent: int) -> None:
-        fd = os.open("mount", _LEAD, dir_fd=parent)
+        fd = os.open(self.name, _LEAD, dir_fd=parent)
         try:
             if os.fstat(fd).st_mode & 0o7777 != _FORBIDDEN_MODE:
                 _set_immutable(fd, on=False)
@@ -132,7 +133,7 @@ class Target:
             os.close(fd)
 
     def _permit(self, parent: int) -> None:
-        fd = os.open("mount", _LEAD, dir_fd=parent)
+        fd = os.open(self.name, _LEAD, dir_fd=parent)
         try:
             _set_immutable(fd, on=False)
         finally:

@@ -18,6 +18,7 @@ _CLASS_KEY = "fuse-tier-error"
 _HIGHEST_KEY = "fuse-tier-highest"
 _MAX_DETAILS = 1900  # UTF-8 bytes: each may take three on the wire, and gRPC refuses more than 8 KiB of metadata
 
+
 class StatedError(FuseTierError):
     """An error of a protocol that says itself which status each of its failures has."""
 
