@@ -78,7 +78,11 @@ class NodeService:
         volume = await self._mounting.unmount(_absolute(request.mountpoint), seconds)
         reply = pb.UnmountReply(identity=str(volume.identity))
         if volume.newest is not None:
-            tiers = [tier.value for tier in TierName if volume.durable(tier, self._copies) >= volume.newest.id.number]
+            tiers = [
+                tier.value
+                for tier in TierName
+                if volume.copies.durable(tier, self._copies) >= volume.newest.id.number
+            ]
             reply.newest.CopyFrom(_describe(volume.newest, tiers))
         return reply
 
