@@ -102,7 +102,7 @@ async def test_what_makes_no_sense_is_refused_and_nothing_is_mounted(kubelet: Ku
         mount=pb.VolumeCapability.MountVolume(mount_flags=["suid"]), access_mode=mode(mode=mode.SINGLE_NODE_WRITER)
     )
     elsewhere = str(kubelet.directory / "pods" / pod.uid / "volumes" / "other" / "ckpt" / "mount")
-    for words, changes in [
+    nonsense: list[tuple[str, dict[str, object]]] = [
         ("volume_id is missing", {"volume_id": ""}),
         ("longer than 128", {"volume_id": "x" * 129}),
         ("target_path is missing", {"target_path": ""}),
@@ -120,7 +120,8 @@ async def test_what_makes_no_sense_is_refused_and_nothing_is_mounted(kubelet: Ku
         ("is no volume of a pod", {"target_path": elsewhere}),
         ("is no volume of a pod", {"target_path": str(pod.target).replace(pod.uid, f"{pod.uid}/../{pod.uid}")}),
         ("belongs to pod", {"volume_context": {**context, f"{KEY}pod.uid": "another"}}),
-    ]:
+    ]
+    for words, changes in nonsense:
         await refused(malformed, words, kubelet, pod, **changes)
     assert not pod.target.exists()
     secret = kubelet.directory / "secret"

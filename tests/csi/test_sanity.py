@@ -69,7 +69,9 @@ class _Controller(IdentityServicer):
             "CreateVolume": self.create,
             "DeleteVolume": self.delete,
         }
-        handlers = {name: grpc.unary_unary_rpc_method_handler(call) for name, call in calls.items()}
+        handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+            name: grpc.unary_unary_rpc_method_handler(call) for name, call in calls.items()
+        }
         return grpc.method_handlers_generic_handler("csi.v1.Controller", handlers)
 
 
