@@ -23,10 +23,11 @@ from fuse_tier.replicate.choice import Chooser, Chosen
 from fuse_tier.replicate.daemons import leave_quiescent
 from fuse_tier.replicate.membership import Membership
 from fuse_tier.replicate.restore import Restored, Restorer
+from fuse_tier.replicate.settling import final_snapshot
 from fuse_tier.replicate.steps import Report
 from fuse_tier.replicate.succession import first_number
 from fuse_tier.replicate.supervisor import Supervisor
-from fuse_tier.replicate.volume import Volume, final_snapshot
+from fuse_tier.replicate.volume import Volume
 from fuse_tier.replicate.volumes import Volumes
 from fuse_tier.tiers.base import TierName
 
@@ -162,7 +163,7 @@ class Mounting:
         if chosen.manifest is not None and chosen.manifest == volume.newest:
             for place in chosen.places:
                 if place.name is TierName.BUCKET:
-                    volume.stored(TierName.BUCKET, place.place, chosen.manifest.id.number)
+                    volume.copies.stored(TierName.BUCKET, place.place, chosen.manifest.id.number)
 
     @staticmethod
     async def _wait_until_serving(volume: Volume) -> None:
@@ -268,8 +269,8 @@ class Mounting:
                 "drain.ran_out",
                 snapshot=str(newest.id),
                 seconds=seconds,
-                peer=volume.durable(TierName.PEER),
-                bucket=volume.durable(TierName.BUCKET),
+                peer=volume.copies.durable(TierName.PEER),
+                bucket=volume.copies.durable(TierName.BUCKET),
             )
 
 

@@ -38,7 +38,7 @@ async def test_copies_lost_with_a_peer_are_made_again_elsewhere(
     lost = min(await around.until_held(1, 2))
     around.lose(lost)
     assert lost not in await around.until_held(1, 2)
-    assert bench.volume.durable(TierName.PEER, 2) == 1
+    assert bench.volume.copies.durable(TierName.PEER, 2) == 1
 
 
 async def test_a_peer_that_has_no_room_is_passed_over_and_that_is_no_warning(
