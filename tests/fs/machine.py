@@ -56,6 +56,10 @@ in_little_room: dict[str, Callable[[Side, int, int, bytes], Any]] = {
 }
 
 
+def _try_in_little_room(side: Side, what: str, number: int, offset: int, content: bytes) -> tuple[Any, int]:
+    return side.try_(in_little_room[what], number, offset, content), side.free_bytes()
+
+
 class Volume(Protocol):
     """A volume that is mounted."""
 
@@ -338,30 +342,21 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.tiers and self.opened)
     @rule(
         number=numbers,
-        what=st.sampled_from(sorted(in_little_room)),
-        offset=sizes,
-        content=contents,
         pages=st.integers(0, 3),
+        things=st.lists(st.tuples(st.sampled_from(sorted(in_little_room)), sizes, sizes), min_size=1, max_size=5),
     )
-    def fill(self, number: int, what: str, offset: int, content: bytes, pages: int) -> None:
-        """The tier is full but for a few pages: one thing is done, and then there is room again."""
+    def fill(self, number: int, pages: int, things: list[tuple[str, int, int]]) -> None:
+        """The tier is full but for a few pages, for the time of a few things."""
         assert self.tiers
         number %= self.opened
-        found = os.fstat(self.sides[1].files[number])
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(os.fstat(self.sides[1].files[number]).st_mode):
             return
-        done = in_little_room[what]
-
-        def full(side: Side) -> Any:
-            return side.try_(done, number, offset, content), side.free_bytes()
-
         with self.tiers[0].filled_up(0):
             self._have_all_closed()
         with self.tiers[0].filled_up(pages), self.tiers[1].filled_up(pages):
-            self.history.append(
-                f"-- full but for {pages} pages: {what} {number} {offset} {content[:5]!r} * {len(content)}"
-            )
-            self.both(full)
+            for what, offset, length in things:
+                self.history.append(f"-- {pages} pages: {what} {number} {offset} {length}")
+                self.both(_try_in_little_room, what, number, offset, b"f" * length)
 
     def _have_all_closed(self) -> None:
         """Pages of what is closed and has no name are free a moment later; a create in a full tier waits for that."""
