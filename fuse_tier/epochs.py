@@ -1,4 +1,4 @@
-"""Whose word counts of a volume: each ownership of it has an epoch, which is the upper part of its snapshots' numbers.
+"""Whose word counts of a volume: each ownership of it has an epoch, the upper part of its snapshots' numbers.
 
 Whoever is granted a volume gets an epoch above all that were granted of it before, and numbers its snapshots within
 that. So wherever the highest number is the newest (restoring, retention, listings, records of checkpoints) an

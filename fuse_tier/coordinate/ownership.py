@@ -40,9 +40,15 @@ class Conflict:
 
 
 class Ownerships:
-    """All that are known. ``is_alive`` tells whether a node holds a lease; ``settled_at`` is when all have reported."""
+    """All that are known.
 
-    def __init__(self, clock: EpochClock, settled_at: float, lead_seconds: float, is_alive: Callable[[str], bool]) -> None:
+    ``is_alive`` tells whether a node holds a lease; ``settled_at`` is when all that do must have reported. Epochs run
+    ahead of the time by ``lead_seconds`` at most, so that a coordinator that starts again is above them.
+    """
+
+    def __init__(
+        self, clock: EpochClock, settled_at: float, lead_seconds: float, is_alive: Callable[[str], bool]
+    ) -> None:
         self._clock = clock
         self._settled_at = settled_at
         self._lead = int(lead_seconds)

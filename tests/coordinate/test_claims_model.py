@@ -205,6 +205,15 @@ class Claims(RuleBasedStateMachine):
         except TierUnavailable:
             return  # it tries again after a report
 
+    @rule(name=nodes, identity=identities, saves=st.booleans())
+    def a_node_goes_on_with_what_is_anothers_that_was_cut_off(self, name: str, identity: Identity, saves: bool) -> None:
+        """What all of this is about; by chance alone it comes about too rarely."""
+        self.cut = {other for other in NODES if other != name}
+        self.time_passes(seconds=7)
+        self.a_node_claims(name=name, identity=identity, fate="arrives", reports_first=True)
+        if saves:
+            self.a_node_saves(name=name, identity=identity)
+
     @rule(name=nodes, identity=identities)
     def a_node_saves(self, name: str, identity: Identity) -> None:
         node = self.nodes[name]
