@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from fuse_tier.coordinate.directory import Directory
-from fuse_tier.epochs import epoch_of, number_after, number_before
+from fuse_tier.epochs import number_after, number_before
 from fuse_tier.errors import IdentityBusy, TierRefused, TierUnavailable
 from fuse_tier.identity import Identity
 from fuse_tier.members import LocalFacts, Report
@@ -46,7 +46,8 @@ class Node:
     owned: set[Identity] = field(default_factory=set)  # those of them that the coordinator is known to have granted
     lease_until: float = 0.0
     clock: int = 0
-    saved: dict[Identity, int] = field(default_factory=dict)  # the newest snapshot in its own RAM
+    tree: dict[Identity, int] = field(default_factory=dict)  # the newest snapshot that what is mounted goes on from
+    listed: dict[Identity, int] = field(default_factory=dict)  # the newest snapshot in its RAM
 
     @property
     def instance(self) -> str:
@@ -65,7 +66,6 @@ class Claims(RuleBasedStateMachine):
         self.directory = Directory(LEASE, self.now, int(self.now))
         self.settled = self.now + LEASE
         self.nodes = {name: Node(name) for name in (*NODES, WITNESS)}
-        self.copies: dict[Identity, int] = {}  # the newest that the witness lists
         self.granted: dict[Identity, tuple[int, str]] = {}  # the highest epoch, and whose it is
         self.late: list[tuple[Node, Callable[[], object]]] = []
         self.cut: set[str] = set()
@@ -135,7 +135,7 @@ class Claims(RuleBasedStateMachine):
     def a_node_reports(self, name: str, fate: str) -> None:
         node = self.nodes[name]
         sent, life = self.now, node.life
-        held = {identity: (number,) for identity, number in self.copies.items()} if name == WITNESS else {}
+        held = {identity: (number,) for identity, number in node.listed.items()}
         facts = LocalFacts(1, 1, frozenset(node.mounted), held, epochs=dict(node.mounted))
         report = Report(name, node.instance, node.next(), f"{name}:1", f"{name}:2", facts, clock=node.clock)
 
@@ -169,7 +169,7 @@ class Claims(RuleBasedStateMachine):
             )
         except IdentityBusy:  # another goes on with it: what is mounted here counts no more
             del node.mounted[identity]
-            node.saved.pop(identity, None)
+            node.listed.pop(identity, None)
         except TierUnavailable:
             return
         else:
@@ -194,7 +194,7 @@ class Claims(RuleBasedStateMachine):
 
         def hear(epoch: int) -> None:
             self._own(node, identity, epoch)
-            node.saved[identity] = self.copies.get(identity, 0)  # it is restored
+            node.tree[identity] = max(self._copy(identity), node.listed.get(identity, 0))  # it is restored
 
         try:
             self._send(node, fate, deliver, hear)
@@ -219,28 +219,28 @@ class Claims(RuleBasedStateMachine):
         node = self.nodes[name]
         if identity not in node.mounted:
             return
-        epoch = node.mounted[identity]
-        number = max(node.saved.get(identity, 0), number_before(epoch)) + 1
+        epoch, before = node.mounted[identity], self._copy(identity)
+        number = max(node.tree.get(identity, 0), number_before(epoch)) + 1
         assert number < number_after(epoch), "it saves under an epoch that is not its own"
-        before = self.copies.get(identity, 0)
         if name not in self.cut and identity in node.owned:
-            assert node.saved.get(identity, 0) >= before, f"what {name} saves has not what was saved before"
+            assert node.tree.get(identity, 0) >= before, f"what {name} saves has not what was saved before"
             assert number > before, f"{number} of {name} does not count as newer than {before}"
-            self.copies[identity] = number
-        elif name not in self.cut and epoch_of(before) <= epoch and identity not in self._owned_by_others(name):
-            self.copies[identity] = max(before, number)  # nobody knows better; and nobody else is harmed
-        node.saved[identity] = number
+            self.nodes[WITNESS].listed[identity] = number
+        node.tree[identity] = node.listed[identity] = number
 
-    def _owned_by_others(self, name: str) -> set[Identity]:
-        return set().union(*(node.owned for node in self.nodes.values() if node.name != name))
+    def _copy(self, identity: Identity) -> int:
+        return self.nodes[WITNESS].listed.get(identity, 0)
 
     @rule(name=nodes, identity=identities, fate=fates)
     def a_node_releases(self, name: str, identity: Identity, fate: str) -> None:
         node = self.nodes[name]
         if identity not in node.mounted:
             return
-        del node.mounted[identity]
+        self.a_node_reports(name=name, fate=fate)  # what it has saved is told first
+        node.mounted.pop(identity, None)
         node.owned.discard(identity)
+        if fate == "lost":
+            return
         instance, sequence = node.instance, node.next()
 
         def deliver() -> None:
