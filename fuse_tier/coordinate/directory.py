@@ -69,7 +69,7 @@ class Directory:
         self._nodes: dict[str, _Node] = {}
         self._clock = EpochClock(epoch, now)
         self._settled = now + lease_seconds
-        self._owned = Ownerships(self._clock, self._settled, lease_seconds / 2, self._lives)
+        self._owned = Ownerships(self._clock, self._settled, max(1.0, lease_seconds / 2), self._lives)
         self._conflicts: set[Conflict] = set()
         self._observed = self._now = now
 

@@ -125,8 +125,10 @@ class Ownerships:
         that has to be exceeded. Raises IdentityBusy when somebody has owned it since and has saved, TierUnavailable
         when nobody can tell yet. The caller has seen that no other node owns it.
         """
+        if self.of(identity) is not None:
+            self._renew(identity, now)
         owned = self.of(identity)
-        if owned is not None and owned.epoch > above:
+        if owned is not None and owned.epoch > above and not self._is_from_before(owned.epoch, now):
             return owned.epoch
         if not self._has_settled(now):
             raise TierUnavailable(

@@ -20,6 +20,7 @@ import trio
 from fuse_tier import failpoints, metrics
 from fuse_tier.blobs import Blob
 from fuse_tier.deadlines import Deadline
+from fuse_tier.epochs import number_after, number_before
 from fuse_tier.errors import FuseTierError, IncompleteSnapshot, SnapshotConflict
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Lineage, Manifest
@@ -80,6 +81,8 @@ class Volume:
         self.options = options
         self._copies = max(1, options.replicas)
         self._lineage: Lineage | None = None
+        self.epoch = 0  # under which this node owns it, or did last (epochs.py)
+        self.lacks_numbers = False  # the next number is not of this epoch: another epoch is needed
         self._highest = 0
         self._snapshotting = trio.Lock()
         self._snapshotter = Snapshotter(layout, self.layout, options.node, hashing, self.evicting)
@@ -143,6 +146,7 @@ class Volume:
             self.coming = Chosen(None) if await trio.to_thread.run_sync(coming_files, self.layout) else None
             self._highest = max(self._highest, record.number)
             self.superseded = record.superseded
+            self.epoch = record.epoch
             own = [number for number in numbers if number <= record.number]
             self.newest = await self._load_newest(own)
             if self.newest is not None:
@@ -171,9 +175,12 @@ class Volume:
         *,
         is_whole: bool = True,
         coming: Chosen | None = None,
+        epoch: int = 0,
+        anew: bool = False,
     ) -> None:
-        """The live tree has been made anew: from a snapshot, or empty.
+        """The live tree has been made anew: from a snapshot, or empty; it is owned under ``epoch`` from now on.
 
+        ``anew``: what was restored has to count as newer than what others may have, at once.
         One that could not be restored whole is not given up: its lost files stand in no later one.
         """
         self.in_use.clear()
@@ -191,18 +198,45 @@ class Volume:
             self._remember(restored)
         self._highest = max(self._highest, highest, restored.id.number if restored else 0)
         # Going back to an older state is a new state: it has to be the newest wherever it is looked for.
-        self._renumber = restored is not None and restored.id.number < self._highest
-        write_record(self.layout, TreeRecord(lineage, restored.id.number if restored else 0))
+        self._renumber = restored is not None and (anew or restored.id.number < self._highest)
+        self._own(epoch)
         self.changes.announce()
         self.news.announce()
 
-    def resume(self, lineage: Lineage, highest: int) -> None:
-        """The live tree goes on as it is, under the lineage of who mounts it now."""
+    def resume(self, lineage: Lineage, highest: int, epoch: int, *, anew: bool) -> None:
+        """The live tree goes on as it is, under the lineage of who mounts it now. See ``began``."""
         self._highest = max(self._highest, highest)
-        if lineage != self._lineage:
+        if lineage != self._lineage or anew:
             self._lineage = lineage
-            write_record(self.layout, TreeRecord(lineage, self.newest.id.number if self.newest else 0))
+            self._renumber = self._renumber or anew
             self.changes.announce()
+        self._own(epoch)
+
+    async def renew(self, epoch: int) -> None:
+        """This node goes on with a volume that it has mounted, under another epoch if that is a later one."""
+        if epoch > self.epoch and self.has_tree:
+            self._renumber = self._renumber or self.newest is not None
+            await trio.to_thread.run_sync(self._own, epoch)
+            self.changes.announce()
+
+    def _own(self, epoch: int) -> None:
+        self.epoch, self.lacks_numbers = max(epoch, self.epoch), False
+        number = self.newest.id.number if self.newest else 0
+        write_record(self.layout, TreeRecord(self.lineage, number, self.superseded, self.epoch))
+
+    def _next_number(self) -> int:
+        """The number of the next snapshot. Raises FuseTierError when there is none in this epoch."""
+        number = max(self._highest, number_before(self.epoch)) + 1
+        if number < number_after(self.epoch):
+            return number
+        if self.mountpoint is None:
+            self.superseded = "another node"
+        self.lacks_numbers = True
+        self.news.announce()
+        raise FuseTierError(
+            f"{self.identity}: there is a snapshot {self._highest}, of an epoch after this node's ({self.epoch}): "
+            "none is taken here before it is clear whose the volume is"
+        )
 
     def exists_elsewhere(self, number: int) -> None:
         """Somebody has a snapshot of this number: ours must have another."""
@@ -337,7 +371,7 @@ class Volume:
 
     async def _take_snapshot(self, gate: Gate) -> Manifest | None:
         version, previous, started = self.changes.version, self.newest, trio.current_time()
-        snapshot = SnapshotId(self.identity, self._highest + 1)
+        snapshot = SnapshotId(self.identity, self._next_number())
         manifest = await self._snapshotter.take(snapshot, self.lineage, gate, previous)
         if await trio.to_thread.run_sync(self._is_worth_a_number, previous, manifest):
             previous = await self._commit(manifest, trio.current_time() - started)
@@ -378,11 +412,12 @@ class Volume:
                 self.superseded = "another node"
                 raise
             log.info("snapshot.renumbered", snapshot=str(manifest.id), reason=str(conflict))
-            manifest = replace(manifest, id=SnapshotId(self.identity, conflict.highest + 1))
+            self._highest = max(self._highest, conflict.highest)
+            manifest = replace(manifest, id=SnapshotId(self.identity, self._next_number()))
             self._listed = await self._list(manifest)
         number = manifest.id.number
         failpoints.reached("snapshot.committed")
-        await trio.to_thread.run_sync(write_record, self.layout, TreeRecord(manifest.lineage, number))
+        await trio.to_thread.run_sync(self._record, manifest.lineage, number)
         failpoints.reached("snapshot.recorded")
         self._highest = max(self._highest, number)
         self._renumber = False
@@ -401,6 +436,9 @@ class Volume:
             seconds=round(seconds, 3),
         )
         return manifest
+
+    def _record(self, lineage: Lineage, number: int) -> None:
+        write_record(self.layout, TreeRecord(lineage, number, epoch=self.epoch))
 
     async def list_newest(self) -> None:
         """What a restore was bringing is all here: the newest snapshot is as good as any in RAM."""

@@ -34,6 +34,7 @@ from fuse_tier.replicate.membership import Membership, build_membership
 from fuse_tier.replicate.mounting import Mounting
 from fuse_tier.replicate.node_service import NodeService
 from fuse_tier.replicate.orphans import Orphans
+from fuse_tier.replicate.ownership import Ownership
 from fuse_tier.replicate.peer_service import PeerService
 from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.preemption import Preemption
@@ -88,7 +89,8 @@ class Worker:
         self._volumes = Volumes(layout, self._ram, options, hashing, nursery, has_bucket=bucket is not None)
         copier = Copier(self._ram)
         targets = Targets(self._membership, config.replicas)
-        self._fanout = Fanout(self._places, copier, targets, self._supersede)
+        ownership = Ownership(self._membership, self._supersede)
+        self._fanout = Fanout(self._places, copier, targets, ownership)
         self._orphans = Orphans(self._places, copier, targets, self._volumes.find, config.replicas)
         self._upkeep = Upkeep(self._places, self._volumes.find, config.keep.ram)
         self._room = RoomKeeper(layout, self._ram, self._volumes, self._upkeep.wake)
@@ -106,6 +108,7 @@ class Worker:
         self._preemption = Preemption(self._volumes, self._mounting, self._membership.report_soon, config.drain)
         surplus = Surplus(self._fanout)
         self._volumes.tasks = [
+            ownership.keep,
             self._fanout.keep_peers,
             self._keep_bucket,
             self._pass_news_on,
@@ -137,6 +140,7 @@ class Worker:
             mounted=frozenset(self._mounting.claimed),
             holdings=self._holdings,
             bucket={volume.identity: (number,) for volume in self._volumes if (number := volume.in_bucket())},
+            epochs={volume.identity: volume.epoch for volume in self._volumes if volume.epoch},
         )
 
     # ---- tasks ----

@@ -206,7 +206,9 @@ class Claims(RuleBasedStateMachine):
             return  # it tries again after a report
 
     @rule(name=nodes, identity=identities, saves=st.booleans())
-    def a_node_goes_on_with_what_is_anothers_that_was_cut_off(self, name: str, identity: Identity, saves: bool) -> None:
+    def a_node_goes_on_with_what_another_had_that_is_cut_off(
+        self, name: str, identity: Identity, saves: bool
+    ) -> None:
         """What all of this is about; by chance alone it comes about too rarely."""
         self.cut = {other for other in NODES if other != name}
         self.time_passes(seconds=7)
