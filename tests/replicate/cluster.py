@@ -53,6 +53,7 @@ class StandingMembership(RosterMembership):
         super().__init__(OwnNode("a", "a1", "default", "a:1", "a:2", Domain(), lambda: facts, None))
         self._neighbourhood = neighbourhood
         self.successors: dict[Identity, str] = {}
+        self.doubtful: set[Identity] = set()
 
     def report_soon(self) -> None:
         """Nobody is told."""
@@ -66,7 +67,15 @@ class StandingMembership(RosterMembership):
     async def confirm(self, identity: Identity, above: int = 0) -> bool:
         if identity not in self.successors:
             await self.claim(identity, above)
+            self.doubtful.discard(identity)
         return identity not in self.successors
+
+    def is_doubtful(self, identity: Identity) -> bool:
+        return identity in self.doubtful
+
+    def grant(self, identity: Identity, epoch: int) -> None:
+        """The coordinator's answer to a report has another epoch."""
+        self._epochs[identity] = epoch
 
     async def release(self, identity: Identity) -> None:
         await trio.lowlevel.checkpoint()
