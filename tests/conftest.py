@@ -30,6 +30,10 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.ge
 
 # Tests below these start processes or talk TCP: `make test-fast` leaves them out.
 _OUTWARD = (
+    "csi/test_publishing.py",
+    "csi/test_lifecycle.py",
+    "csi/test_mending.py",
+    "csi/test_sanity.py",
     "cli",
     "coordinate/test_service.py",
     "doctor",
@@ -55,6 +59,8 @@ _OUTWARD = (
     "wire/test_renewal.py",
     "wire/test_versions.py",
 )
+# Whole clusters: they come last, when all that they are made of is known to work.
+_WHOLE = ("chaos", "demo", "e2e")
 _SEED = pytest.StashKey[int]()
 
 
@@ -82,6 +88,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             marker = item.get_closest_marker("timeout")
             whole = marker.args[0] if marker and marker.args else float(item.config.getini("timeout"))
             item.obj = bounded(item.obj, body_seconds(whole))
+    items.sort(key=_effort)
+
+
+def _effort(item: pytest.Item) -> int:
+    if item.path.relative_to(Path(__file__).parent).parts[0] in _WHOLE:
+        return 2
+    return int(any(map(item.get_closest_marker, ("fuse", "root", "namespaces", "network", "slow"))))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

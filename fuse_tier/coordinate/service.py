@@ -63,7 +63,6 @@ class CoordinatorService:
             lease_seconds=self._directory.lease_seconds,
             owned=ownerships_to_wire(self._directory.granted(report.node, now)),
             clock=self._directory.clock(now),
-            unsettled=not self._directory.is_settled(now),
         )
 
     async def Claim(self, request: pb.ClaimRequest, caller: Caller) -> pb.ClaimReply:  # noqa: N802 - its wire name

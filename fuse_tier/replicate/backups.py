@@ -65,17 +65,17 @@ class Backups:
         """The snapshot to bring to the bucket now, or none and for how many seconds there will be none."""
         state, newest = self._state(volume), volume.newest
         state.due_at = WHEN_THERE_IS_MORE
-        if newest is None or volume.durable(TierName.BUCKET) >= newest.id.number:
+        if newest is None or volume.copies.durable(TierName.BUCKET) >= newest.id.number:
             return None, WHEN_THERE_IS_MORE
-        if volume.durable(TierName.BUCKET) < state.seen < newest.id.number:
+        if volume.copies.durable(TierName.BUCKET) < state.seen < newest.id.number:
             metrics.backed_up("superseded")
         state.seen = newest.id.number
-        if volume.durable(TierName.BUCKET) == 0:
+        if volume.copies.durable(TierName.BUCKET) == 0:
             state.last = None  # the tree was made anew, and nothing of it is there yet
         demanded = newest.id.number if self._is_short() else volume.demanded
         wait = seconds_until_due(self._policy, newest, state.last, trio.current_time() - state.last_at, demanded)
         chosen = newest if wait <= NOW else None
-        if self._policy.every is not None and demanded <= volume.durable(TierName.BUCKET):
+        if self._policy.every is not None and demanded <= volume.copies.durable(TierName.BUCKET):
             chosen, wait = await self._ask(volume, newest, state, chosen, wait)
         state.due_at = trio.current_time() + wait
         return chosen, wait
@@ -97,7 +97,7 @@ class Backups:
 
     async def _snapshot_of(self, volume: Volume, step: int, state: _State) -> Manifest | None:
         """Our last snapshot of a step, if the RAM tier has it and the bucket does not."""
-        backed = max(volume.durable(TierName.BUCKET), state.last.id.number if state.last else 0)
+        backed = max(volume.copies.durable(TierName.BUCKET), state.last.id.number if state.last else 0)
         for snapshot in reversed(await self._ram.snapshots(volume.identity)):
             if snapshot.number <= backed:
                 return None
@@ -139,7 +139,7 @@ class Backups:
         state = self._state(volume)
         current, wait = state.current, state.due_at - trio.current_time()
         return {
-            "state": "copying" if current else "waiting" if volume.newest_beyond_bucket() else "idle",
+            "state": "copying" if current else "waiting" if volume.copies.newest_beyond_bucket() else "idle",
             "snapshot": current.id.number if current else None,
             "moved_bytes": state.moved if current else 0,
             "total_bytes": current.size if current else 0,

@@ -142,7 +142,7 @@ class DaemonSession:
         blob = volume.pins.known_blob(int(inode))
         if blob is None:
             return {"state": "sealed", "hash": ""}
-        return {"state": volume.state_of(blob), "hash": blob.digest.hex()}
+        return {"state": volume.copies.state_of(blob), "hash": blob.digest.hex()}
 
     async def _fetch(self, arguments: Arguments) -> dict[str, Any]:
         await self._materialize(self._mounted(), int(arguments["inode"]))

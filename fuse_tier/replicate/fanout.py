@@ -68,7 +68,7 @@ class Fanout:
                 moved = backups.begin(volume, chosen)
                 done = await self.copy(volume, chosen, bucket, bucket.place, troubles, moved)
                 if done:
-                    volume.stored(TierName.BUCKET, bucket.place, chosen.id.number)
+                    volume.copies.stored(TierName.BUCKET, bucket.place, chosen.id.number)
                 await backups.ended(volume, chosen, done=done)
                 continue
             due = trio.current_time() + seconds if chosen is None else float("inf")
@@ -98,7 +98,7 @@ class Fanout:
         progress: Progress = no_progress,
     ) -> bool:
         """Copies one snapshot of a volume; whether it is there now."""
-        copies = sum(number >= manifest.id.number for number in volume.held(tier.name).values())
+        copies = sum(number >= manifest.id.number for number in volume.copies.held(tier.name).values())
         try:
             with volume.using(manifest.id.number):
                 return await self._copier.copy(manifest, tier, place, troubles, copies, progress)
@@ -146,7 +146,7 @@ class _PeerCopies:
         for node, instance in list(self._confirmed.items()):
             if node not in alive or alive[node].instance != instance:
                 del self._confirmed[node]
-                self._volume.lost(TierName.PEER, node)
+                self._volume.copies.lost(TierName.PEER, node)
                 self._troubles.forget([node])
         for node, copying in self._copying.items():
             if node not in alive or alive[node].instance != copying.instance:
@@ -160,7 +160,7 @@ class _PeerCopies:
         now = trio.current_time()
         late = {node for node, copying in self._copying.items() if copying.late <= now}
         chosen = await self._fanout.targets(volume, self._troubles.refusing() | late)
-        held, number = volume.held(TierName.PEER), volume.newest.id.number
+        held, number = volume.copies.held(TierName.PEER), volume.newest.id.number
         return [node for node in chosen if held.get(node, 0) < number]
 
     def _next_late(self) -> float:
@@ -180,7 +180,7 @@ class _PeerCopies:
                 tier = fanout.places.peer(member)
                 if await fanout.copy(volume, manifest, tier, member.node, self._troubles):
                     self._confirmed[member.node] = member.instance
-                    volume.stored(TierName.PEER, member.node, manifest.id.number)
+                    volume.copies.stored(TierName.PEER, member.node, manifest.id.number)
         finally:
             del self._copying[member.node]
             volume.news.announce()

@@ -167,7 +167,7 @@ class Inventory:
             "failed": failed.get("reason", ""),
             "restarts": max((mount["restarts"] for mount in ours), default=0),
             "run": volume.lineage.run,
-            "epoch": volume.epoch,
+            "epoch": volume.numbering.epoch,
             "newest": {
                 "number": newest.id.number,
                 "created_ns": newest.created_ns,
@@ -177,8 +177,8 @@ class Inventory:
             if newest
             else None,
             "dirty": volume.is_dirty,
-            "durable": {tier.value: volume.durable(tier, max(1, self._replicas)) or None for tier in TierName},
-            "peers": volume.held(TierName.PEER),
+            "durable": {tier.value: volume.copies.durable(tier, max(1, self._replicas)) or None for tier in TierName},
+            "peers": volume.copies.held(TierName.PEER),
             "queue": self._lacking(volume),
             "backup": self.backups.status(volume) if self.backups else None,
             "unreserved_bytes": volume.unreserved_bytes,
@@ -189,7 +189,7 @@ class Inventory:
         if volume.newest is None:
             return 0
         reach = self._volumes.tiers_to_reach()
-        return sum(volume.durable(tier, copies) < volume.newest.id.number for tier, copies in reach)
+        return sum(volume.copies.durable(tier, copies) < volume.newest.id.number for tier, copies in reach)
 
     def copies_waiting(self) -> int:
         """How many copies of newest snapshots are still to be made."""

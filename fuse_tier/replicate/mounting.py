@@ -24,10 +24,11 @@ from fuse_tier.replicate.choice import Chooser, Chosen
 from fuse_tier.replicate.daemons import leave_quiescent
 from fuse_tier.replicate.membership import Membership
 from fuse_tier.replicate.restore import Restored, Restorer
+from fuse_tier.replicate.settling import final_snapshot
 from fuse_tier.replicate.steps import Report
 from fuse_tier.replicate.succession import was_left
 from fuse_tier.replicate.supervisor import Supervisor
-from fuse_tier.replicate.volume import Volume, final_snapshot
+from fuse_tier.replicate.volume import Volume
 from fuse_tier.replicate.volumes import Volumes
 from fuse_tier.tiers.base import TierName
 
@@ -75,7 +76,7 @@ class Mounting:
             # An end that is under way gives the claim back at last: after that, not in the middle of this.
             async with volume.ending:
                 report.begin("claiming the identity")
-                epoch = await self._claim(order.identity, epoch_of(volume.highest))
+                epoch = await self._claim(order.identity, epoch_of(volume.numbering.highest))
                 try:
                     restored = await self._prepare(volume, order, report, epoch)
                     report.begin("mounting")
@@ -134,7 +135,7 @@ class Mounting:
         chosen = await self._chooser.choose(
             order.identity, order.lineage, order.snapshot, order.version, known=volume.newest
         )
-        highest = epoch_of(max(chosen.highest, volume.highest))
+        highest = epoch_of(max(chosen.highest, volume.numbering.highest))
         if highest >= epoch:  # of a bucket that another cluster uses, whose clock is ahead
             epoch = await self._claim(order.identity, highest)
         membership = self._membership
@@ -142,7 +143,7 @@ class Mounting:
         if not order.snapshot and not chosen.is_forced and self._restorer.is_current(volume, order.lineage, chosen):
             volume.resume(order.lineage, chosen.highest, epoch, anew=left)
             self._note_bucket(volume, chosen)
-            log.info("volume.resumed", identity=str(order.identity), snapshot=volume.highest)
+            log.info("volume.resumed", identity=str(order.identity), snapshot=volume.numbering.highest)
             return None
         if volume.superseded:
             log.warning("volume.fork_replaced", identity=str(order.identity), by=volume.superseded)
@@ -165,7 +166,7 @@ class Mounting:
         if chosen.manifest is not None and chosen.manifest == volume.newest:
             for place in chosen.places:
                 if place.name is TierName.BUCKET:
-                    volume.stored(TierName.BUCKET, place.place, chosen.manifest.id.number)
+                    volume.copies.stored(TierName.BUCKET, place.place, chosen.manifest.id.number)
 
     @staticmethod
     async def _wait_until_serving(volume: Volume) -> None:
@@ -271,8 +272,8 @@ class Mounting:
                 "drain.ran_out",
                 snapshot=str(newest.id),
                 seconds=seconds,
-                peer=volume.durable(TierName.PEER),
-                bucket=volume.durable(TierName.BUCKET),
+                peer=volume.copies.durable(TierName.PEER),
+                bucket=volume.copies.durable(TierName.BUCKET),
             )
 
 

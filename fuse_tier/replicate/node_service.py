@@ -9,6 +9,7 @@ from typing import Any
 
 import trio
 
+from fuse_tier import __version__
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import ConfigError, DeadlineExceeded, InvalidRequest, NotFound
 from fuse_tier.identity import Identity, SnapshotId
@@ -77,9 +78,17 @@ class NodeService:
         volume = await self._mounting.unmount(_absolute(request.mountpoint), seconds)
         reply = pb.UnmountReply(identity=str(volume.identity))
         if volume.newest is not None:
-            tiers = [tier.value for tier in TierName if volume.durable(tier, self._copies) >= volume.newest.id.number]
+            tiers = [
+                tier.value
+                for tier in TierName
+                if volume.copies.durable(tier, self._copies) >= volume.newest.id.number
+            ]
             reply.newest.CopyFrom(_describe(volume.newest, tiers))
         return reply
+
+    async def Alive(self, request: pb.Empty, caller: Caller) -> pb.AliveReply:  # noqa: N802
+        """That this worker's loop turns."""
+        return pb.AliveReply(version=__version__)
 
     async def Status(self, request: pb.Empty, caller: Caller) -> pb.StatusReply:  # noqa: N802
         """What this node is doing."""

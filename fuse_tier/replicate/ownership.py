@@ -45,8 +45,8 @@ class Ownership:
         others = [one.node for one in membership.members() if one.alive and identity in one.mounted]
         if identity not in membership.mounted():
             return not others
-        if others or membership.is_doubtful(identity) or volume.lacks_numbers:
-            above = epoch_of(volume.highest) if volume.lacks_numbers else 0
+        if others or membership.is_doubtful(identity) or volume.numbering.is_exhausted:
+            above = epoch_of(volume.numbering.highest) if volume.numbering.is_exhausted else 0
             try:
                 confirmed = await membership.confirm(identity, above)
             except FuseTierError as error:

@@ -1,4 +1,4 @@
-"""Bringing a chosen snapshot's files back: from where, and into a tree.
+"""Bringing a chosen snapshot's files back: from where, and into what. How a live tree is made is in replacing.py.
 
 Nothing unverified is restored: content that comes from elsewhere is hashed when it lands, and content of the
 own RAM is hashed again before it is used. What one place cannot give, or gives damaged, the next is asked for.
@@ -7,7 +7,6 @@ own RAM is hashed again before it is used. What one place cannot give, or gives 
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -20,16 +19,15 @@ from fuse_tier.errors import Damaged, NotFound, TierError, TierUnavailable
 from fuse_tier.hashing import hash_descriptor
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Lineage, Manifest
-from fuse_tier.ram.arrival import expect
 from fuse_tier.ram.layout import Layout
-from fuse_tier.ram.pins import link_to_blob
 from fuse_tier.ram.remote import Refill
 from fuse_tier.replicate.choice import Chosen
 from fuse_tier.replicate.gather import gather, nobody_else
 from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.record import read_record
+from fuse_tier.replicate.replacing import Trees
 from fuse_tier.replicate.staging import StagingDirectory, make_tree
-from fuse_tier.replicate.tree import build_tree, check_new_directory, copy_into, make_placeholder, remove_tree
+from fuse_tier.replicate.tree import check_new_directory
 from fuse_tier.replicate.volume import Volume
 from fuse_tier.tiers.base import Fetched, Tier, TierName, no_progress
 
@@ -65,7 +63,7 @@ class Restorer:
         limiter: trio.CapacityLimiter,
         at_once_bytes: int = AT_ONCE_BYTES,
     ) -> None:
-        self._layout = layout
+        self._trees = Trees(layout, places.ram)
         self._places = places
         self._node = node
         self._limiter = limiter
@@ -156,7 +154,7 @@ class Restorer:
             if not failed and not coming:
                 await self._places.ram.commit(manifest)
         failpoints.reached("restore.fetched")
-        await trio.to_thread.run_sync(self._replace_tree, volume, manifest, frozenset(failed), coming)
+        await trio.to_thread.run_sync(self._trees.replace, volume, manifest, frozenset(failed), coming)
         failpoints.reached("restore.placed")
         volume.began(
             lineage,
@@ -230,54 +228,6 @@ class Restorer:
         for blob in damaged:
             self._places.ram.remove(blob)
         return damaged
-
-    def _replace_tree(
-        self, volume: Volume, manifest: Manifest | None, failed: Collection[Blob], coming: Collection[Blob]
-    ) -> None:
-        self._clear(volume)
-        failpoints.reached("restore.cleared")
-        fresh = f"{volume.layout.tree}.new"
-        remove_tree(fresh)
-        if manifest is None:
-            os.mkdir(fresh, 0o777)
-            os.chmod(fresh, 0o777)  # noqa: S103 - a pod's user is not known here; the mount belongs to one pod alone
-        else:
-            build_tree(manifest, fresh, lambda blob, path: self._place(volume, blob, path, failed, coming))
-        failpoints.reached("restore.built")
-        os.rename(fresh, volume.layout.tree)
-
-    def _clear(self, volume: Volume) -> None:
-        """The old tree goes first: its inodes are those of the blobs that the new one wants to link."""
-        if os.path.exists(volume.layout.record):
-            os.unlink(volume.layout.record)
-        if os.path.exists(volume.layout.tree):
-            trash = os.path.join(self._layout.incoming, f"tree-{secrets.token_hex(8)}")
-            os.rename(volume.layout.tree, trash)
-            remove_tree(trash)
-        for directory in (volume.layout.pins, volume.layout.remote):
-            remove_tree(directory)
-        volume.make_directories()
-
-    def _place(
-        self, volume: Volume, blob: Blob, path: str, failed: Collection[Blob], coming: Collection[Blob]
-    ) -> None:
-        if blob in coming:
-            make_placeholder(blob, path)
-            expect(volume.layout, blob, path)
-            return
-        if blob in failed:
-            make_placeholder(blob, path)
-            inode = os.lstat(path).st_ino
-            os.link(path, os.path.join(volume.layout.remote, f"{inode}.file"))
-            link_to_blob(self._layout, self._layout.blob(blob), os.path.join(volume.layout.remote, str(inode)))
-            return
-        os.link(self._layout.blob(blob), path)
-        status = os.lstat(path)
-        if status.st_nlink == 2:
-            link_to_blob(self._layout, self._layout.blob(blob), volume.pins.path(status.st_ino))
-            return
-        os.unlink(path)  # another file is this inode already: two files must never share one
-        copy_into(self._places.ram, blob, path)
 
     async def materialize(
         self, volume: Volume, inode: int, make_room: Callable[[int], Awaitable[int]] | None = None

@@ -81,7 +81,7 @@ class RoomKeeper:
     async def release(self, volume: Volume, inode: int) -> None:
         """A file is about to be written whose content we keep: lets go of it if it is verified elsewhere."""
         blob = volume.pins.known_blob(inode)
-        if blob is None or not volume.is_elsewhere(blob):
+        if blob is None or not volume.copies.is_elsewhere(blob):
             return
         async with self._turn:
             holders = [one for one in await self._listed() if blob in one.blobs]
@@ -116,7 +116,7 @@ class RoomKeeper:
         volume = self._volumes.find(snapshot.identity)
         if volume is None or not volume.has_tree:
             return Listed(snapshot, blobs)
-        held = (*volume.held(TierName.PEER).values(), *volume.held(TierName.BUCKET).values())
+        held = (*volume.copies.held(TierName.PEER).values(), *volume.copies.held(TierName.BUCKET).values())
         elsewhere = max(held, default=0) >= snapshot.number
         return Listed(snapshot, blobs, True, elsewhere, snapshot.number in volume.in_use)
 
@@ -131,7 +131,7 @@ class RoomKeeper:
     async def _evictable(self) -> list[LiveFile]:
         files: list[LiveFile] = []
         for volume in self._volumes:
-            if volume.has_tree and volume.gate is not None and (durable := volume.blobs_in_bucket()):
+            if volume.has_tree and volume.gate is not None and (durable := volume.copies.blobs_in_bucket()):
                 files += await trio.to_thread.run_sync(self._files_of, volume, durable)
         return files
 
@@ -168,7 +168,7 @@ class RoomKeeper:
             blobs |= self._known.pop(snapshot, frozenset())
             volume = self._volumes.find(snapshot.identity)
             if volume is not None:
-                volume.dropped_from_ram(snapshot.number)
+                volume.copies.dropped_from_ram(snapshot.number)
         await self._ram.release(blobs - self.newest_content())
 
     def newest_content(self) -> set[Blob]:

@@ -45,9 +45,9 @@ async def supersede(volume: Volume, ram: RamTier, by: str) -> None:
     if volume.superseded or not volume.has_tree:
         return
     volume.superseded = by
-    record = TreeRecord(volume.lineage, volume.highest, superseded=by, epoch=volume.epoch)
+    record = TreeRecord(volume.lineage, volume.numbering.highest, superseded=by, epoch=volume.numbering.epoch)
     await trio.to_thread.run_sync(write_record, volume.layout, record)
-    given_up = await _taken_here(volume, ram) if volume.verified and volume.mountpoint else []
+    given_up = await _taken_here(volume, ram) if volume.copies.verified and volume.mountpoint else []
     for snapshot in given_up:
         await ram.drop(snapshot)
     tell = log.error if volume.mountpoint else log.warning
@@ -70,7 +70,7 @@ async def find_successor(volume: Volume, ram: RamTier) -> None:
 
 async def _taken_here(volume: Volume, ram: RamTier) -> list[SnapshotId]:
     """Those that nobody else has; not those that are held for another node."""
-    listed = [one for one in await ram.snapshots(volume.identity) if one.number > volume.verified]
+    listed = [one for one in await ram.snapshots(volume.identity) if one.number > volume.copies.verified]
     return [one for one in listed if await _node_of(one, ram) == volume.options.node]
 
 

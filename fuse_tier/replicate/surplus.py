@@ -51,7 +51,7 @@ class Surplus:
         if newest is None or volume.identity not in membership.mounted():
             return {}
         chosen = await self._fanout.targets(volume, ())
-        held = volume.held(TierName.PEER)
+        held = volume.copies.held(TierName.PEER)
         if not chosen or any(held.get(node, 0) < newest.id.number for node in chosen):
             return {}
         location = await membership.locate(volume.identity)
@@ -73,5 +73,5 @@ class Surplus:
             metrics.error("surplus")
             log.info("surplus.postponed", identity=str(volume.identity), place=tier.place, reason=str(error))
             return
-        volume.lost(TierName.PEER, member.node)
+        volume.copies.lost(TierName.PEER, member.node)
         log.info("surplus.dropped", identity=str(volume.identity), place=tier.place, snapshots=list(numbers))

@@ -68,7 +68,10 @@ class Upkeep:
             elsewhere: set[int] = set()
             in_use: set[int] = set()
             if volume is not None:
-                elsewhere = {*volume.held(TierName.PEER).values(), *volume.held(TierName.BUCKET).values()}
+                elsewhere = {
+                    *volume.copies.held(TierName.PEER).values(),
+                    *volume.copies.held(TierName.BUCKET).values(),
+                }
                 in_use = set(volume.in_use)
             await self._drop(
                 identity,

@@ -12,6 +12,7 @@ from fuse_tier import metrics
 from fuse_tier.errors import ConfigError
 from fuse_tier.identity import Identity
 from fuse_tier.ram.layout import Layout
+from fuse_tier.replicate.settling import keep_snapshots
 from fuse_tier.replicate.succession import find_successor
 from fuse_tier.replicate.volume import Volume, VolumeOptions
 from fuse_tier.tiers.base import TierName
@@ -63,7 +64,7 @@ class Volumes:
                 await volume.load()
                 await find_successor(volume, self._ram)
                 self._volumes[identity] = volume
-                for task in (Volume.keep_snapshots, *self.tasks):
+                for task in (keep_snapshots, *self.tasks):
                     self._nursery.start_soon(self._survive, task, volume)
             return volume
 

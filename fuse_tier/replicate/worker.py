@@ -139,8 +139,8 @@ class Worker:
             free_bytes=0 if self._preemption.is_leaving else self._ram.free_bytes(),
             mounted=frozenset(self._mounting.claimed),
             holdings=self._holdings,
-            bucket={volume.identity: (number,) for volume in self._volumes if (number := volume.in_bucket())},
-            epochs={volume.identity: volume.epoch for volume in self._volumes if volume.epoch},
+            bucket={volume.identity: (number,) for volume in self._volumes if (number := volume.copies.in_bucket())},
+            epochs={volume.identity: volume.numbering.epoch for volume in self._volumes if volume.numbering.epoch},
         )
 
     # ---- tasks ----

@@ -880,14 +880,11 @@ class ReportReply(_message.Message):
     LEASE_SECONDS_FIELD_NUMBER: _builtins.int
     OWNED_FIELD_NUMBER: _builtins.int
     CLOCK_FIELD_NUMBER: _builtins.int
-    UNSETTLED_FIELD_NUMBER: _builtins.int
     epoch: _builtins.str
     """of the coordinator's own life"""
     lease_seconds: _builtins.float
     clock: _builtins.int
     """the epoch of this moment; 0: the coordinator knows of none (minor 3)"""
-    unsettled: _builtins.bool
-    """it has just started: what is not among the owned may be still (minor 3)"""
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___Member]: ...
     @_builtins.property
@@ -902,11 +899,10 @@ class ReportReply(_message.Message):
         lease_seconds: _builtins.float = ...,
         owned: _abc.Iterable[Global___Ownership] | None = ...,
         clock: _builtins.int = ...,
-        unsettled: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock", b"clock", "epoch", b"epoch", "lease_seconds", b"lease_seconds", "members", b"members", "owned", b"owned", "unsettled", b"unsettled"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock", b"clock", "epoch", b"epoch", "lease_seconds", b"lease_seconds", "members", b"members", "owned", b"owned"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1258,6 +1254,25 @@ class UnmountReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UnmountReply: _TypeAlias = UnmountReply  # noqa: Y015
+
+@_typing.final
+class AliveReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AliveReply: _TypeAlias = AliveReply  # noqa: Y015
 
 @_typing.final
 class StatusReply(_message.Message):

@@ -46,7 +46,7 @@ async def bring(bench: Bench, backups: Backups, manifest: Manifest) -> None:
     backups.begin(bench.volume, manifest)(manifest.size)
     assert backups.status(bench.volume)["state"] == "copying"
     assert backups.status(bench.volume)["moved_bytes"] == manifest.size
-    bench.volume.stored(TierName.BUCKET, PLACE, manifest.id.number)
+    bench.volume.copies.stored(TierName.BUCKET, PLACE, manifest.id.number)
     await backups.ended(bench.volume, manifest, done=True)
 
 

@@ -8,6 +8,7 @@ import trio
 from fuse_tier.epochs import epoch_of, number_before
 from fuse_tier.errors import TierUnavailable
 from fuse_tier.identity import Identity
+from fuse_tier.replicate.settling import keep_snapshots
 from fuse_tier.tiers.base import TierName
 from tests.replicate.cluster import Neighbourhood
 from tests.replicate.conftest import IDENTITY, Bench
@@ -27,7 +28,7 @@ async def around(bench: Bench) -> Neighbourhood:
 async def test_who_has_been_given_another_epoch_saves_anew_under_that(
     around: Neighbourhood, bench: Bench, nursery: trio.Nursery
 ) -> None:
-    nursery.start_soon(bench.volume.keep_snapshots)
+    nursery.start_soon(keep_snapshots, bench.volume)
     nursery.start_soon(around.ownership.keep, bench.volume)
     around.membership.grant(IDENTITY, 9)
     bench.volume.news.announce()
@@ -59,7 +60,7 @@ async def test_what_is_doubtful_and_another_nodes_is_superseded(around: Neighbou
 
 async def test_who_meets_a_number_of_a_later_epoch_asks_for_one_above_it(around: Neighbourhood, bench: Bench) -> None:
     bench.volume.exists_elsewhere(number_before(12) + 1)
-    bench.volume.lacks_numbers = True
+    bench.volume.numbering.is_exhausted = True
     assert await around.ownership.is_ours(bench.volume)
     taken = await bench.volume.take_snapshot()
     assert taken is not None

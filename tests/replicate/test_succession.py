@@ -71,7 +71,7 @@ async def test_what_nobody_else_has_goes_from_the_list_of_a_mounted_tree_that_wa
         (bench.tree / name).write_bytes(name.encode())
         await bench.volume.take_snapshot()
     await bench.ram.commit(taken_by("b", 1001))
-    bench.volume.stored(TierName.PEER, "b", 1)
+    bench.volume.copies.stored(TierName.PEER, "b", 1)
     await supersede(bench.volume, bench.ram, "b")
     assert [snapshot.number for snapshot in await bench.ram.snapshots()] == [1, 1001]
 

@@ -4,6 +4,7 @@ import errno
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from fuse_tier.epochs import number_before
@@ -12,8 +13,11 @@ from fuse_tier.hashing import hash_bytes
 from fuse_tier.identity import SnapshotId
 from fuse_tier.ram.pins import Pins
 from fuse_tier.replicate.record import read_record
-from fuse_tier.replicate.volume import Volume, final_snapshot
+from fuse_tier.replicate.settling import final_snapshot, keep_snapshots
+from fuse_tier.replicate.snapshot import Quiescent, TreeVersion
+from fuse_tier.replicate.volume import Volume
 from fuse_tier.tiers.base import TierName
+from fuse_tier.wire.channel import ChannelClosed
 from tests.harness.mapping import mapped
 from tests.replicate.conftest import IDENTITY, LINEAGE, Bench
 
@@ -32,12 +36,36 @@ async def test_a_tree_that_has_not_changed_gives_the_snapshot_that_it_has(bench:
 
 
 async def test_a_change_is_followed_by_a_snapshot_once_it_has_settled(bench: Bench, nursery: trio.Nursery) -> None:
-    nursery.start_soon(bench.volume.keep_snapshots)
+    nursery.start_soon(keep_snapshots, bench.volume)
     (bench.tree / "a").write_bytes(b"a")
     bench.volume.changes.announce()
     with trio.fail_after(10):
         await bench.volume.wait_until_on(TierName.RAM, 1, 1)
     assert [str(snapshot) for snapshot in await bench.ram.snapshots()] == [f"{IDENTITY}@1"]
+
+
+class LeavingGate(Quiescent):
+    """Of a daemon that ends while it is asked; another comes in its place."""
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+
+    async def version(self) -> TreeVersion:
+        self._volume.gate = Quiescent()
+        raise ChannelClosed("the other process has ended")
+
+
+async def test_a_daemon_that_leaves_in_the_middle_is_no_reason_for_a_warning(
+    bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    (bench.tree / "a").write_bytes(b"a")
+    bench.volume.gate = LeavingGate(bench.volume)
+    with capture_logs() as logs:
+        nursery.start_soon(keep_snapshots, bench.volume)
+        bench.volume.changes.announce()
+        await bench.volume.wait_until_on(TierName.RAM, 1, 1)
+    assert "snapshot.interrupted" in [entry["event"] for entry in logs]
+    assert {entry["log_level"] for entry in logs} <= {"debug", "info"}
 
 
 async def test_numbers_grow_beyond_any_that_exists_elsewhere(bench: Bench) -> None:
@@ -63,7 +91,7 @@ async def test_snapshots_are_numbered_within_the_epoch_of_their_owner(bench: Ben
     assert second.entries == first.entries  # it counts as newer than what an owner in between may have saved
     again = Volume(IDENTITY, bench.ram, bench.layout, bench.volume.options, trio.CapacityLimiter(1))
     await again.load()
-    assert (again.epoch, again.newest) == (7, second)
+    assert (again.numbering.epoch, again.newest) == (7, second)
 
 
 @pytest.mark.parametrize("mountpoint", ["/mnt", None])
@@ -74,7 +102,7 @@ async def test_no_number_is_taken_that_is_of_a_later_owner(bench: Bench, mountpo
     bench.volume.exists_elsewhere(number_before(7) + 1)
     with pytest.raises(FuseTierError, match="before it is clear whose the volume is"):
         await bench.volume.take_snapshot()
-    assert bench.volume.lacks_numbers
+    assert bench.volume.numbering.is_exhausted
     assert bool(bench.volume.superseded) is (mountpoint is None)  # nobody will ask for what is not mounted
 
 
@@ -112,20 +140,20 @@ async def test_a_restarted_worker_knows_the_volume_from_the_ram_tier_alone(bench
     await again.load()
     assert again.newest == taken
     assert again.lineage == LINEAGE
-    assert again.highest == 1
+    assert again.numbering.highest == 1
     assert again.is_dirty  # until it has looked
     assert await again.take_snapshot() is again.newest
 
 
 async def test_a_snapshot_is_durable_on_peers_when_there_are_enough_of_them(bench: Bench) -> None:
     volume = bench.volume
-    volume.stored(TierName.PEER, "b", 3)
-    volume.stored(TierName.PEER, "c", 2)
-    assert volume.durable(TierName.PEER) == 3
-    assert volume.durable(TierName.PEER, copies=2) == 2
-    assert volume.durable(TierName.PEER, copies=3) == 0
-    volume.lost(TierName.PEER, "b")
-    assert volume.durable(TierName.PEER) == 2
+    volume.copies.stored(TierName.PEER, "b", 3)
+    volume.copies.stored(TierName.PEER, "c", 2)
+    assert volume.copies.durable(TierName.PEER) == 3
+    assert volume.copies.durable(TierName.PEER, copies=2) == 2
+    assert volume.copies.durable(TierName.PEER, copies=3) == 0
+    volume.copies.lost(TierName.PEER, "b")
+    assert volume.copies.durable(TierName.PEER) == 2
 
 
 async def test_the_record_says_up_to_where_the_tree_has_come(bench: Bench) -> None:
@@ -143,10 +171,10 @@ async def test_a_file_tells_on_which_tiers_it_is(bench: Bench) -> None:
     taken = await bench.volume.take_snapshot()
     assert taken is not None
     (blob,) = taken.blobs
-    assert bench.volume.state_of(blob) == "ram"
-    bench.volume.stored(TierName.PEER, "b", 1)
-    bench.volume.stored(TierName.BUCKET, "gs://x", 1)
-    assert bench.volume.state_of(blob) == "ram,peer,bucket"
+    assert bench.volume.copies.state_of(blob) == "ram"
+    bench.volume.copies.stored(TierName.PEER, "b", 1)
+    bench.volume.copies.stored(TierName.BUCKET, "gs://x", 1)
+    assert bench.volume.copies.state_of(blob) == "ram,peer,bucket"
     assert bench.volume.state() == "ram,peer,bucket"
     bench.volume.changes.announce()
     assert bench.volume.state() == "dirty"

@@ -1,0 +1,68 @@
+"""When snapshots of a local volume are taken: whenever its tree has changed and settled, and once at its end."""
+
+from __future__ import annotations
+
+from math import inf
+
+import structlog
+import trio
+
+from fuse_tier import metrics
+from fuse_tier.deadlines import Deadline
+from fuse_tier.errors import FuseTierError
+from fuse_tier.replicate.volume import Volume
+from fuse_tier.wire.channel import ChannelClosed
+
+log = structlog.get_logger(__name__)
+
+_SETTLE_AT_MOST = 10  # times the settle time: then a snapshot is taken of a tree that never settles
+_RETRY_SECONDS = 1.0
+_LOOK_SECONDS = 0.02
+_UNSETTLED_SECONDS = 1.0  # until it is looked again whether a file is still written through a mapping
+
+
+async def keep_snapshots(volume: Volume) -> None:
+    """Takes a snapshot whenever the tree has changed and settled. Runs for as long as the volume is local."""
+    while True:
+        # Nobody tells when a mapping goes.
+        with trio.move_on_after(inf if volume.is_settled else _UNSETTLED_SECONDS):
+            await volume.changes.wait_beyond(volume.seen)
+        if not volume.has_tree or volume.gate is None or volume.superseded:
+            await volume.news.wait_beyond(volume.news.version)
+            continue
+        await _wait_until_settled(volume)
+        try:
+            await volume.take_snapshot()
+        except ChannelClosed as error:  # an unmount, or the daemon died: the keeper tells of that
+            log.info("snapshot.interrupted", identity=str(volume.identity), reason=str(error))
+            await trio.sleep(_RETRY_SECONDS)
+        except (FuseTierError, OSError) as error:
+            metrics.error("snapshot")
+            log.warning("snapshot.postponed", identity=str(volume.identity), reason=str(error))
+            await trio.sleep(_RETRY_SECONDS)
+
+
+async def _wait_until_settled(volume: Volume) -> None:
+    with trio.move_on_after(volume.options.settle * _SETTLE_AT_MOST):
+        unsettled = True
+        while unsettled:
+            with trio.move_on_after(volume.options.settle) as quiet:
+                await volume.changes.wait_beyond(volume.changes.version)
+            unsettled = not quiet.cancelled_caught
+
+
+async def final_snapshot(volume: Volume) -> None:
+    """Catches up with the tree after its last writer has gone; what fails is tried again by the volume itself.
+
+    Files that somebody still has open or mapped, of which nobody tells when that ends, are waited for a moment.
+    """
+    if volume.has_tree and volume.is_dirty:
+        with trio.move_on_after(Deadline.UNMOUNT):
+            patient_until = trio.current_time() + Deadline.HOLD
+            try:
+                await volume.take_snapshot()
+                while not volume.is_settled and trio.current_time() < patient_until:
+                    await trio.sleep(_LOOK_SECONDS)
+                    await volume.take_snapshot()
+            except (FuseTierError, OSError) as error:
+                log.warning("snapshot.postponed", identity=str(volume.identity), reason=str(error))
