@@ -183,6 +183,12 @@ class Volume:
         self.changes.announce()
         self.news.announce()
 
+    def forget_tree(self) -> None:
+        """There is no live tree any more."""
+        self._lineage, self.superseded, self.coming = None, "", None
+        self.copies.begin_again(None, is_listed=True)
+        self.news.announce()
+
     def resume(self, lineage: Lineage, highest: int, epoch: int, *, anew: bool) -> None:
         """The live tree goes on as it is, under the lineage of who mounts it now. See ``began``."""
         self.numbering.heard_of(highest)

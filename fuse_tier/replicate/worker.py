@@ -30,6 +30,7 @@ from fuse_tier.replicate.daemons import DaemonSession
 from fuse_tier.replicate.fanout import Fanout
 from fuse_tier.replicate.filling import Filling
 from fuse_tier.replicate.inventory import Inventory
+from fuse_tier.replicate.leftovers import Leftovers
 from fuse_tier.replicate.membership import Membership, build_membership
 from fuse_tier.replicate.mounting import Mounting
 from fuse_tier.replicate.node_service import NodeService
@@ -38,6 +39,7 @@ from fuse_tier.replicate.ownership import Ownership
 from fuse_tier.replicate.peer_service import PeerService
 from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.preemption import Preemption
+from fuse_tier.replicate.replacing import Trees
 from fuse_tier.replicate.restore import Restorer
 from fuse_tier.replicate.room import RoomKeeper
 from fuse_tier.replicate.scrub import Scrubber
@@ -93,7 +95,7 @@ class Worker:
         self._fanout = Fanout(self._places, copier, targets, ownership)
         self._orphans = Orphans(self._places, copier, targets, self._volumes.find, config.replicas)
         self._upkeep = Upkeep(self._places, self._volumes.find, config.keep.ram)
-        self._room = RoomKeeper(layout, self._ram, self._volumes, self._upkeep.wake)
+        self._room = RoomKeeper(layout, self._ram, self._volumes, self._upkeep.wake, config.reserve)
         self._chooser = Chooser(self._places)
         self._restorer = Restorer(layout, self._places, config.node, hashing, config.restore_at_once)
         self._filling = Filling(layout, self._ram, self._restorer, self._room.make)
@@ -113,6 +115,7 @@ class Worker:
             self._keep_bucket,
             self._pass_news_on,
             surplus.keep_down,
+            Leftovers(Trees(layout, self._ram), self._membership).keep_down,
             self._filling.keep_filled,
         ]
 
