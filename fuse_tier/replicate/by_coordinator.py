@@ -231,7 +231,9 @@ class CoordinatorMembership(RosterMembership):
         async with AsyncExitStack() as stack:
             live = [member for member in self._roster.members if member.alive]
             clients = {
-                member: await stack.enter_async_context(Client(member.control, PeerStub, self._own.tls))
+                member: await stack.enter_async_context(
+                    Client(member.control, PeerStub, self._own.tls, cluster=self._own.cluster)
+                )
                 for member in live
             }
             return await ask_holders(live, identity, clients.__getitem__)

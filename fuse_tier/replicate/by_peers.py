@@ -43,7 +43,10 @@ class PeerMembership(RosterMembership):
 
     def __init__(self, own: OwnNode, peers: tuple[tuple[str, Domain], ...]) -> None:
         super().__init__(own)
-        self._peers = [_Peer(address, domain, Client(address, PeerStub, own.tls)) for address, domain in peers]
+        self._peers = [
+            _Peer(address, domain, Client(address, PeerStub, own.tls, cluster=own.cluster))
+            for address, domain in peers
+        ]
         self._asking = trio.Lock()
 
     def report_soon(self) -> None:

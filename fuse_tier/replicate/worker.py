@@ -198,7 +198,10 @@ class Worker:
         services: list[Any] = [(add_PeerServicer_to_server, service)]
         if self._duties is not None:
             services += self._duties.services()
-        await grpc.serve(services, str(self._config.listen.control), self._tls, task_status=task_status)
+        config = self._config
+        await grpc.serve(
+            services, str(config.listen.control), self._tls, cluster=config.cluster, task_status=task_status
+        )
 
     async def _serve_operator(self, task_status: trio.TaskStatus[int]) -> None:
         config = self._config
