@@ -110,8 +110,8 @@ class Bridge:
         said = dict(context.invocation_metadata()).get(CLUSTER_KEY, self._cluster)
         if self._cluster and said != self._cluster:
             error = TierRefused(
-                f"this node belongs to cluster {self._cluster!r}, and the caller to {said!r}: correct the cluster or the "
-                "addresses in node.yaml"
+                f"this node belongs to cluster {self._cluster!r}, and the caller to {said!r}: correct the cluster or "
+                "the addresses in node.yaml"
             )
             self._of_others.note("cluster", caller.address, str(error))
             self._abort(error, context)
