@@ -43,6 +43,7 @@ class DriverPod:
     def __init__(
         self, uid: str, config: Path, endpoint: str, kubelet: Path, logs: Path, arguments: Sequence[str] = ()
     ) -> None:
+        self.uid = uid
         node = ["-m", "fuse_tier.cli", "node", "--config", str(config), "--part"]
         plugin = ["-m", "csi.cli", "--config", str(config), "--endpoint", f"unix://{endpoint}"]
         commands = {

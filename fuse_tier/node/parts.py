@@ -33,6 +33,7 @@ log = structlog.get_logger(__name__)
 
 _AGAIN_SECONDS: Final = 0.1
 _PROGRAMS: Final = Programs()
+_SUPERSEDED: Final = "another pod of the driver has this node now"
 
 
 async def run_supervisor_part(config: NodeConfig, programs: Programs = _PROGRAMS) -> None:
@@ -111,11 +112,14 @@ async def in_turn(
 
         async def serve() -> None:
             with trio.CancelScope() as mine:
+                if not turn.take():
+                    log.info("part.superseded", reason=_SUPERSEDED)
+                    await trio.sleep_forever()
                 async with trio.open_nursery() as inner:
 
                     async def yield_to_others() -> None:
                         await turn.until_superseded()
-                        log.info("part.superseded", reason="another pod of the driver has this node now")
+                        log.info("part.superseded", reason=_SUPERSEDED)
                         mine.cancel()
 
                     inner.start_soon(yield_to_others)

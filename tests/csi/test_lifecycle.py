@@ -46,6 +46,17 @@ class Machine:
             return False
         return not (await self.kubelet.stats(pod)).volume_condition.abnormal
 
+    async def is_kept_by(self, pod: DriverPod) -> bool:
+        """Whether a pod's supervisor has all mounts, and the worker and the plugin that answer are its as well."""
+        mounts = self.logs / f"{pod.uid}-fuse.log"
+        kept = mounts.read_text().count('"volume.upgraded"') if mounts.exists() else 0
+        return bool(kept) and all("ready" in pod.families[name].output() for name in ("fuse", "replication-worker"))
+
+    def superseded(self, pod: DriverPod) -> int:
+        """How often containers of a pod, the plugin's aside, have found that another pod has the node."""
+        names = ("fuse", "replication-worker")
+        return sum((self.logs / f"{pod.uid}-{name}.log").read_text().count('"part.superseded"') for name in names)
+
     def copies(self) -> int:
         """How often somebody had all that a mount is kept with, besides its keeper."""
         return sum(log.read_text().count('"vault.holds"') for log in self.logs.glob("*-csi.log"))
@@ -111,3 +122,34 @@ async def until_more(machine: Machine, copies: int) -> None:
         return machine.copies() > copies
 
     await until(are_more)
+
+
+async def test_another_pod_of_the_driver_takes_over_while_jobs_write_and_the_old_one_is_then_ended(
+    machine: Machine,
+) -> None:
+    kubelet = machine.kubelet
+    old = machine.deploy()
+    await until(kubelet.is_ready)
+    pod = await kubelet.start("llama-0")
+    mount = mount_at(str(pod.target))
+    async with job_in(pod):
+        new = machine.deploy()
+        await until(lambda: machine.is_kept_by(new))
+        await until(lambda: machine.is_safe(pod))
+        # Kubelet starts a container again that has ended: the old pod's must not take the node back.
+        times = machine.superseded(old)
+        await old.restart("fuse", "replication-worker")
+
+        async def have_noticed() -> bool:
+            return machine.superseded(old) == times + 2
+
+        await until(have_noticed)
+        assert "ready" not in old.families["fuse"].output()
+        await old.kill()
+        await until(lambda: machine.is_safe(pod))
+        held = machine.copies()
+        await new.restart("fuse")
+        await until(lambda: machine.is_safe(pod))
+        await until_more(machine, held)
+    assert mount_at(str(pod.target)) == mount
+    await kubelet.end(pod)
