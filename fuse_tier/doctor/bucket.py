@@ -16,7 +16,7 @@ _CHECKS = ("bucket.exists", "bucket.create", "bucket.read", "bucket.update", "bu
 
 
 async def examine(config: BucketConfig, ahead: list[float]) -> list[Finding]:
-    """Writes an object, reads, marks and deletes it. Adds to ``ahead`` how many seconds the bucket's clock is ahead."""
+    """Writes an object, reads, marks and deletes it. Adds to ``ahead`` how many seconds its clock is ahead."""
     bucket = BucketTier(config.url, config.endpoint, patience=_PATIENCE_SECONDS, key_file=config.credentials)
     found: list[Finding] = []
     try:
