@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -45,8 +46,10 @@ class _Landing:
 class StagingDirectory:
     """A Sink and a Source beside the place where a tree shall stand, so that files get there by rename."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, uses: Mapping[Blob, int] | None = None) -> None:
+        """``uses``: how many files of the tree have each content."""
         self.root = root
+        self._left = Counter(uses or {})
 
     def make(self) -> None:
         """Raises FileExistsError when it is there already."""
@@ -72,12 +75,13 @@ class StagingDirectory:
             raise Damaged(f"expected {blob}, received {found}")
         path = self._path(blob)
         try:
-            write_new(f"{path}.part", content)
+            write_new(path, content)
+        except FileExistsError:
+            return
         except OSError as error:
             with suppress(FileNotFoundError):
-                os.unlink(f"{path}.part")
+                os.unlink(path)
             raise TierFull(f"no room for {blob.size} bytes in {self.root}: {error.strerror}") from error
-        os.rename(f"{path}.part", path)
 
     def open(self, blob: Blob) -> int:
         """A descriptor of content that is here. Raises NotFound."""
@@ -87,8 +91,12 @@ class StagingDirectory:
             raise NotFound(f"{blob} was not fetched") from error
 
     def place(self, blob: Blob, path: str) -> None:
-        """Makes a file of the tree. Equal files share nothing afterwards."""
-        copy_into(self, blob, path)
+        """Makes a file of the tree. Equal files share nothing afterwards: the last of them is what was fetched."""
+        self._left[blob] -= 1
+        if self._left[blob]:
+            copy_into(self, blob, path)
+        else:
+            os.rename(self._path(blob), path)
 
     def _path(self, blob: Blob) -> str:
         return os.path.join(self.root, blob.name)
@@ -103,7 +111,8 @@ async def make_tree(manifest: Manifest, target: str, fetch: Fetch) -> None:
 
     Raises what ``fetch`` does, TierError when some content could not be had, OSError.
     """
-    staging = StagingDirectory(f"{target}.restoring-{secrets.token_hex(4)}")
+    uses = Counter(entry.blob for entry in manifest.entries if entry.blob is not None)
+    staging = StagingDirectory(f"{target}.restoring-{secrets.token_hex(4)}", uses)
     tree = os.path.join(staging.root, "tree")
     try:
         staging.make()
