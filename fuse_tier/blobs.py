@@ -87,6 +87,15 @@ class Sink(Protocol):
         ...
 
 
+@runtime_checkable
+class WholeSink(Sink, Protocol):
+    """A sink that takes in one step what is all in memory: a small blob is then a fraction of the work."""
+
+    def take(self, blob: Blob, content: memoryview) -> None:
+        """Hashes content and, if it is the blob, keeps it. Raises Damaged, TierFull; nothing is left then."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Partial:
     """The beginning of a blob that landed before its transfer broke."""

@@ -45,7 +45,7 @@ def hash_beginning(fd: int, size: int) -> bytes:
     return state.digest()
 
 
-def hash_bytes(content: bytes) -> Blob:
+def hash_bytes(content: bytes | memoryview) -> Blob:
     """The blob that these bytes are."""
     return Blob(xxhash.xxh3_128_digest(content), len(content))
 

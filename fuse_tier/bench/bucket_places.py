@@ -14,7 +14,8 @@ from fuse_tier.bench.places import GIB, tmpfs, warm, write_files
 from fuse_tier.blobs import Blob, Incoming
 from fuse_tier.emulator import Emulator, running_emulator
 from fuse_tier.errors import Damaged
-from fuse_tier.hashing import hash_descriptor
+from fuse_tier.files import write_new
+from fuse_tier.hashing import hash_bytes, hash_descriptor
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Entry, Kind, Lineage, Manifest
 from fuse_tier.tiers.bucket import BucketTier
@@ -43,6 +44,12 @@ class Directory:
     def create(self, blob: Blob) -> Incoming:
         """Makes room for a blob."""
         return _Landing(self.target / blob.name, blob)
+
+    def take(self, blob: Blob, content: memoryview) -> None:
+        """Keeps content that is all in memory."""
+        if hash_bytes(content) != blob:
+            raise Damaged(f"{hash_bytes(content)} arrived in place of {blob}")
+        write_new(os.path.join(self.target, blob.name), content)
 
     def some(self, count: int) -> list[Path]:
         """The first so many files."""

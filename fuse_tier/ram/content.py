@@ -19,7 +19,8 @@ import structlog
 from fuse_tier import failpoints
 from fuse_tier.blobs import Blob, Partial, ResumableIncoming
 from fuse_tier.errors import Damaged, NotFound, TierFull, TierRefused
-from fuse_tier.hashing import RunningHash
+from fuse_tier.files import write_new
+from fuse_tier.hashing import RunningHash, hash_bytes
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.partials import SMALLEST_KEPT, Partials
 
@@ -71,6 +72,30 @@ class RamContent:
                 raise
         return _Landing(self._layout, self._place, blob, self.partials)
 
+    def take(self, blob: Blob, content: memoryview) -> None:
+        """Keeps content that is all in memory, if it is the blob. Raises Damaged, TierFull."""
+        found = hash_bytes(content)
+        if found != blob:
+            raise Damaged(f"{found} arrived in the {self._place} in place of {blob}: ask another source")
+        try:
+            self._keep(blob, content)
+        except TierFull:
+            if not self.partials.give_up():
+                raise
+            self._keep(blob, content)
+
+    def _keep(self, blob: Blob, content: memoryview) -> None:
+        path = os.path.join(self._layout.incoming, secrets.token_hex(8))
+        with room_in(self._place):
+            try:
+                write_new(path, content)
+                failpoints.reached("content.hashed")
+                name_blob(path, self._layout.blob(blob), blob)
+                failpoints.reached("content.named")
+            finally:
+                with suppress(FileNotFoundError):
+                    os.unlink(path)
+
     def partial(self, blob: Blob) -> Partial | None:
         """What is kept of a blob whose transfer broke."""
         return self.partials.of(blob)
@@ -117,6 +142,18 @@ def is_whole(path: str, blob: Blob) -> bool:
         return os.lstat(path).st_size == blob.size
     except FileNotFoundError:
         return False
+
+
+def name_blob(landed: str, target: str, blob: Blob) -> None:
+    """Gives a file that is the blob its name as well. What is there under it stays: a live file may be that inode.
+
+    Not if it is plainly something else.
+    """
+    try:
+        os.link(landed, target)
+    except FileExistsError:
+        if not is_whole(target, blob):
+            os.replace(landed, target)
 
 
 @contextmanager
@@ -185,12 +222,7 @@ class _Landing:
                 raise Damaged(f"{found} arrived in the {self._place} in place of {self._blob}: ask another source")
             failpoints.reached("content.hashed")
             with room_in(self._place):
-                try:
-                    os.link(self._path, self._target)
-                except FileExistsError:
-                    # What is there stays: a live file may be the same inode. Not if it is plainly something else.
-                    if not is_whole(self._target, self._blob):
-                        os.replace(self._path, self._target)
+                name_blob(self._path, self._target, self._blob)
             failpoints.reached("content.named")
         finally:
             self.discard()

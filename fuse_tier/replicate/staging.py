@@ -8,13 +8,15 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import trio
 
 from fuse_tier.blobs import Blob
 from fuse_tier.errors import Damaged, NotFound, TierError, TierFull
-from fuse_tier.hashing import hash_descriptor
+from fuse_tier.files import write_new
+from fuse_tier.hashing import hash_bytes, hash_descriptor
 from fuse_tier.manifest import Manifest
 from fuse_tier.replicate.tree import build_tree, copy_into, remove_tree
 
@@ -62,6 +64,20 @@ class StagingDirectory:
             landing.discard()
             raise TierFull(f"no room for {blob.size} bytes in {self.root}: {error.strerror}") from error
         return landing
+
+    def take(self, blob: Blob, content: memoryview) -> None:
+        """Keeps content that is all in memory, if it is the blob. Raises Damaged, TierFull."""
+        found = hash_bytes(content)
+        if found != blob:
+            raise Damaged(f"expected {blob}, received {found}")
+        path = self._path(blob)
+        try:
+            write_new(f"{path}.part", content)
+        except OSError as error:
+            with suppress(FileNotFoundError):
+                os.unlink(f"{path}.part")
+            raise TierFull(f"no room for {blob.size} bytes in {self.root}: {error.strerror}") from error
+        os.rename(f"{path}.part", path)
 
     def open(self, blob: Blob) -> int:
         """A descriptor of content that is here. Raises NotFound."""

@@ -18,8 +18,7 @@ grace is for when no other process writes. Within one process commits and remova
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
-from functools import partial
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import structlog
@@ -53,7 +52,7 @@ from fuse_tier.tiers.bucket_objects import Objects
 from fuse_tier.tiers.bucket_pace import Pace
 from fuse_tier.tiers.bucket_parts import PartsUpload
 from fuse_tier.tiers.bucket_presence import RELIANCE_SECONDS, Presence
-from fuse_tier.tiers.bucket_receive import IntoNothing, IntoSink, Receiver
+from fuse_tier.tiers.bucket_receive import Destination, IntoNothing, IntoSink
 from fuse_tier.tiers.bucket_session import Session
 from fuse_tier.tiers.bucket_store import Storing
 from fuse_tier.tiers.bucket_task import Task
@@ -172,7 +171,7 @@ class BucketTier:
     async def fetch(self, blobs: Collection[Blob], sink: Sink, progress: Progress = no_progress) -> Fetched:
         """Downloads as many as possible into the sink, which verifies them."""
         await self._check_layout()
-        fetching = self._fetching(partial(IntoSink, sink), progress, in_ranges=True)
+        fetching = self._fetching(IntoSink(sink), progress, in_ranges=True)
         return await fetching.bring(set(blobs))
 
     async def drop(self, snapshot: SnapshotId) -> None:
@@ -222,7 +221,7 @@ class BucketTier:
             except MalformedManifest as error:
                 damaged.append(str(error))
                 continue
-            fetching = self._fetching(IntoNothing, progress, in_ranges=False)
+            fetching = self._fetching(IntoNothing(), progress, in_ranges=False)
             fetched = await fetching.bring(set(blobs - checked.keys()))
             checked |= dict.fromkeys(fetched.arrived) | fetched.failed
             for blob in sorted(blobs):
@@ -233,9 +232,9 @@ class BucketTier:
                     damaged.append(f"{snapshot} in {self.place}: {failed}")
         return VerifyReport(len(snapshots), len(checked), sum(blob.size for blob in checked), tuple(damaged))
 
-    def _fetching(self, receive: Callable[[Blob], Receiver], progress: Progress, *, in_ranges: bool) -> Fetching:
+    def _fetching(self, destination: Destination, progress: Progress, *, in_ranges: bool) -> Fetching:
         return Fetching(
-            self._objects, self._work, self._presence, receive, progress, self._parallel, in_ranges=in_ranges
+            self._objects, self._work, self._presence, destination, progress, self._parallel, in_ranges=in_ranges
         )
 
     async def _check_layout(self, make: bool = False) -> None:

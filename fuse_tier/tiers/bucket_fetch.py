@@ -7,10 +7,11 @@ in the pack that we knew: the second round looks again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import structlog
+import trio
 
 from fuse_tier.blobs import Blob, Progress
 from fuse_tier.errors import Damaged, NotFound, TierError, TierUnavailable
@@ -22,7 +23,7 @@ from fuse_tier.tiers.bucket_objects import Objects
 from fuse_tier.tiers.bucket_packs import PACK_FROM, SMALL, Run, Spot, plan_runs
 from fuse_tier.tiers.bucket_parts import to_split
 from fuse_tier.tiers.bucket_presence import Presence
-from fuse_tier.tiers.bucket_receive import Receiver, unpack
+from fuse_tier.tiers.bucket_receive import Destination, Receiver, unpack
 from fuse_tier.tiers.bucket_task import Task
 from fuse_tier.tiers.bucket_work import Work
 
@@ -39,7 +40,7 @@ class Fetching:
         objects: Objects,
         work: Work,
         presence: Presence,
-        receive: Callable[[Blob], Receiver],
+        destination: Destination,
         progress: Progress,
         parallel: int,
         *,
@@ -48,12 +49,13 @@ class Fetching:
         self._objects = objects
         self._work = work
         self._presence = presence
-        self._receive = receive
+        self._destination = destination
         self._progress = progress
         self._downloads = Downloads(objects, work)
         self._parallel = parallel
         self._in_ranges = in_ranges
         self._split: set[Blob] = set()
+        self._unpacking = trio.Lock()  # threads that make many brief system calls hold each other up
         self._outcome: dict[Blob, TierError | None] = {}
         self._gone_silent: TierUnavailable | None = None
 
@@ -116,7 +118,7 @@ class Fetching:
 
         step = RANGE if blob in self._split else max(1, blob.size)
         try:
-            await self._work.run(lambda _: made.append(self._receive(blob)))
+            await self._work.run(lambda _: made.append(self._destination.open(blob)))
             landings = [
                 Landing(start, min(start + step, blob.size), made[0].write, self._progress)
                 for start in range(0, max(1, blob.size), step)
@@ -138,9 +140,10 @@ class Fetching:
 
         landing = Landing(run.start, run.start + run.length, write)
         await self._downloads.bring(pack_object(run.pack), landing, run.pack.size)
-        outcome = await self._work.run(
-            lambda task: unpack(memoryview(content), run, self._receive, self._progress, task)
-        )
+        async with self._unpacking:
+            outcome = await self._work.run(
+                lambda task: unpack(memoryview(content), run, self._destination, self._progress, task)
+            )
         hurt = {blob: Spot(run.pack, start) for blob, start in run.members if isinstance(outcome.get(blob), Damaged)}
         for again in plan_runs(hurt) if not is_last else ():  # as above
             outcome |= await self._bring_run(again, is_last=True)

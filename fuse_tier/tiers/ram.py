@@ -67,6 +67,11 @@ class RamTier:
         self._expected.comes(blob)
         return self._content.create(blob)
 
+    def take(self, blob: Blob, content: memoryview) -> None:
+        """Keeps content that is all in memory, if it is the blob. Raises Damaged, TierFull. Blocks."""
+        self._expected.comes(blob)
+        self._content.take(blob, content)
+
     def partial(self, blob: Blob) -> Partial | None:
         """What is kept of a blob whose transfer broke: another ``create`` goes on from there."""
         return self._content.partial(blob)
