@@ -55,6 +55,8 @@ _OUTWARD = (
     "wire/test_renewal.py",
     "wire/test_versions.py",
 )
+# Whole clusters: they come last, when all that they are made of is known to work.
+_WHOLE = ("chaos", "demo", "e2e")
 _SEED = pytest.StashKey[int]()
 
 
@@ -82,6 +84,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             marker = item.get_closest_marker("timeout")
             whole = marker.args[0] if marker and marker.args else float(item.config.getini("timeout"))
             item.obj = bounded(item.obj, body_seconds(whole))
+    items.sort(key=_effort)
+
+
+def _effort(item: pytest.Item) -> int:
+    if item.path.relative_to(Path(__file__).parent).parts[0] in _WHOLE:
+        return 2
+    return int(any(map(item.get_closest_marker, ("fuse", "root", "namespaces", "network", "slow"))))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
