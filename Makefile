@@ -1,7 +1,7 @@
 # Each target sets up what it needs (tools/setup): Debian's packages and .venv. A second call only looks.
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast chaos test-tools lint bench proto clean setup-runtime setup-bench setup-test setup-lint setup-chaos
+.PHONY: help demo test test-fast chaos test-tools csi-sanity lint bench proto clean setup-runtime setup-bench setup-test setup-lint setup-chaos setup-sanity
 
 PYTHON ?=
 ONLY ?=
@@ -23,7 +23,9 @@ test-fast: setup-test ## what needs no FUSE and no network: at each save
 chaos: setup-chaos ## hundreds of random examples, faults and public suites; ARGS="-k name" for a part
 	@.venv/bin/pytest -m chaos $(ARGS)
 
-test-tools: setup-chaos ## the public suites that make chaos runs, from Debian and crates.io, into .tools
+test-tools: setup-chaos ## the public suites that tests run, from Debian, crates.io and Go modules, into .tools
+
+csi-sanity: setup-sanity ## of these only the CSI community's, which make test runs where it is
 
 lint: setup-lint ## style, types, import layers, generated code
 	@.venv/bin/ruff check
@@ -42,5 +44,5 @@ clean: ## remove everything that make made
 	@rm -rf .venv .venv.lock .tools bench.json dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-setup-runtime setup-bench setup-test setup-lint setup-chaos: setup-%:
+setup-runtime setup-bench setup-test setup-lint setup-chaos setup-sanity: setup-%:
 	@tools/setup $*

@@ -47,6 +47,12 @@ class Deadline:
     DAEMON_STOP: Final = 15.0  # a daemon whose mount has gone ends
     CLAIM_BUSY: Final = 3.0  # an identity that another node may just be giving up
     MOUNT: Final = 60.0  # the supervisor's answer to a mount
+    DETACH_TRY: Final = 2.0  # one of three tries to end a mount that may not be waited for: in order, aside, by force
+    DETACH: Final = 7.0  # the supervisor's answer to a detach, whatever hangs
+    ABANDON: Final = 30.0  # who still uses a mount that was detached is cut off, so that it can be mounted elsewhere
+    PROBE: Final = 6.0  # both of a node's processes say that they are there
+    UNPUBLISH: Final = 9.5  # what kubelet waits for the end of a pod's volume
+    PUBLISH: Final = 100.0  # what kubelet waits for a pod's volume: less than the two minutes that it allows
     UNMOUNT: Final = 30.0  # the supervisor's answer to an unmount
     MATERIALIZE: Final = 600.0 + 60.0  # an open of a file whose content is elsewhere
     SYNC: Final = 600.0 + 60.0  # an fsync that waits for a tier
@@ -85,6 +91,10 @@ def table() -> tuple[Wait, ...]:
         "DAEMON_START": ("SUPERVISOR_CONNECT", "CHANNEL_CALL", "HAND_OVER"),
         "DAEMON_STOP": ("THREAD_SHUTDOWN", "HURRIED_STOP"),
         "MOUNT": ("DAEMON_START", "KERNEL_UNMOUNT", "CHANNEL_CALL", "CONTROL_CALL"),
+        "DETACH": ("DETACH_TRY", "DETACH_TRY", "DETACH_TRY"),
+        "PROBE": ("CHANNEL_CALL",),
+        "UNPUBLISH": ("DETACH", "DETACH_TRY"),
+        "PUBLISH": ("MOUNT", "SUPERVISOR_CONNECT", "CHANNEL_CALL"),
         "UNMOUNT": ("KERNEL_UNMOUNT", "DAEMON_STOP", "CHANNEL_CALL"),
         "MATERIALIZE": ("BUCKET_TOTAL", "BULK_STALL"),
         "SYNC": ("BUCKET_TOTAL", "MANIFEST_TRANSFER", "CHANNEL_CALL"),

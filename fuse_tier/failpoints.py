@@ -28,6 +28,7 @@ NAMES = frozenset(
         "content.allocated",
         "content.hashed",
         "content.named",
+        "bucket.answered",
         "listing.written",
         "listing.published",
         "restore.arrived",

@@ -30,6 +30,10 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.ge
 
 # Tests below these start processes or talk TCP: `make test-fast` leaves them out.
 _OUTWARD = (
+    "csi/test_publishing.py",
+    "csi/test_lifecycle.py",
+    "csi/test_mending.py",
+    "csi/test_sanity.py",
     "cli",
     "coordinate/test_service.py",
     "doctor",

@@ -26,5 +26,10 @@ def test_every_event_that_is_a_warning_or_worse_has_its_row() -> None:
     section = (ROOT / "docs/operations.md").read_text().partition("### What to do")[2].partition("\n## ")[0]
     cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("|")]
     known = {name for cell in cells for name in re.findall(r"`([a-z_.]+)`", cell)}
-    logged = {event for module in (ROOT / "fuse_tier").rglob("*.py") for event in loud_events(module)}
+    logged = {
+        event
+        for place in ("fuse_tier", "csi")
+        for module in (ROOT / place).rglob("*.py")
+        for event in loud_events(module)
+    }
     assert logged - known == set(), "add a row to docs/operations.md, 'What to do'"

@@ -14,14 +14,14 @@ from fuse_tier.errors import FuseTierError
 INTERRUPTED = 130  # what shells give for SIGINT
 
 
-def run_and_exit(commands: click.Group) -> NoReturn:
+def run_and_exit(commands: click.Command, name: str = "fuse-tier") -> NoReturn:
     """Runs the command that ``sys.argv`` names and ends the process."""
-    sys.exit(_run(commands))
+    sys.exit(_run(commands, name))
 
 
-def _run(commands: click.Group) -> int:
+def _run(commands: click.Command, name: str) -> int:
     try:
-        outcome = commands.main(prog_name="fuse-tier", standalone_mode=False)
+        outcome = commands.main(prog_name=name, standalone_mode=False)
         sys.stdout.flush()
     except click.Abort:
         return INTERRUPTED

@@ -119,14 +119,15 @@ def _refuse_ram_tier(path: str, ram_root: str) -> None:
 
 
 def _refuse_unusable(path: str) -> None:
-    # What fusermount3 asks for; as root both are always true.
+    # What fusermount3 asks for. Root may mount over a directory that nobody may write, which is worth having: what
+    # is written beside the mount is lost.
     status = os.stat(path)
     if os.geteuid() != 0 and status.st_mode & stat.S_ISVTX and status.st_uid != os.geteuid():
         raise MountError(
             f"mountpoint {path} is a shared (sticky) directory that does not belong to {_user()}: "
             "create a directory of your own in it"
         )
-    if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+    if os.geteuid() != 0 and not os.access(path, os.R_OK | os.W_OK | os.X_OK):
         raise MountError(
             f"mountpoint {path} may not be read and written by {_user()}: "
             "choose a directory of your own, or run the node as root"

@@ -12,16 +12,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
 
+import structlog
 import trio
 
 from fuse_tier import errors
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import DeadlineExceeded, FuseTierError, MountError
 from fuse_tier.mount import mountpoint
+from fuse_tier.mount.mountpoint import MountpointBusy
 from fuse_tier.mount.table import Mount, canonical, mount_at
 from fuse_tier.node.holders import find_holders
 from fuse_tier.node.processes import Child, describe
 from fuse_tier.threads import run_interruptible
+
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -87,16 +91,32 @@ def reported(path: str, error: object) -> FuseTierError:
     return MountError(f"{path} could not be mounted: {error.get('message')}")
 
 
-async def end(path: str, *, lazy: bool) -> None:
+async def end(path: str, *, lazy: bool, patience_seconds: float = Deadline.KERNEL_UNMOUNT) -> None:
     """Unmounts ``path``. Raises MountpointBusy when it is in use and not ``lazy``, MountError, DeadlineExceeded."""
     limiter = trio.CapacityLimiter(1)
     work = partial(mountpoint.unmount, path, lazy=lazy)
-    with trio.move_on_after(Deadline.KERNEL_UNMOUNT):
+    with trio.move_on_after(patience_seconds):
         await run_interruptible(work, partial(mountpoint.abort_connection, path), limiter)
         return
-    raise DeadlineExceeded(
-        f"{path} was not unmounted within {Deadline.KERNEL_UNMOUNT:g} s: its connection was aborted"
-    )
+    raise DeadlineExceeded(f"{path} was not unmounted within {patience_seconds:g} s: its connection was aborted")
+
+
+async def detach(path: str) -> bool:
+    """Takes the mount at ``path`` out of sight, whatever it takes; says whether nobody used it any more.
+
+    In order, else aside (who has it open keeps it for the time being), else by force. Raises MountError when even
+    that was refused.
+    """
+    try:
+        await end(path, lazy=False, patience_seconds=Deadline.DETACH_TRY)
+        return True
+    except MountpointBusy:
+        pass
+    except (MountError, DeadlineExceeded) as error:
+        log.warning("mount.forced", mountpoint=path, reason=str(error))
+        await _outside(partial(mountpoint.abort_connection, path), path, Deadline.DETACH_TRY)
+    await end(path, lazy=True, patience_seconds=Deadline.DETACH_TRY)
+    return False
 
 
 async def take_back(path: str) -> None:
@@ -117,8 +137,8 @@ async def name_holders(path: str, complaint: str) -> str:
     return f"{complaint} (in use by {shown}{more})"
 
 
-async def _outside(work: Callable[[], T], path: str) -> T:
+async def _outside(work: Callable[[], T], path: str, patience_seconds: float = Deadline.CHANNEL_CALL) -> T:
     """What may touch a filesystem that is not ours, and wait for it as long as it likes."""
-    with trio.move_on_after(Deadline.CHANNEL_CALL):
+    with trio.move_on_after(patience_seconds):
         return await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
     raise MountError(f"mountpoint {path} cannot be used: the filesystem that it lies on does not answer")

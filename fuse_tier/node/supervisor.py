@@ -204,10 +204,13 @@ def _handlers(volumes: Volumes) -> dict[str, Handler]:
     async def unmount(arguments: Arguments) -> dict[str, Any]:
         return {"identity": str(await volumes.unmount(_text(arguments, "mountpoint")))}
 
+    async def detach(arguments: Arguments) -> dict[str, Any]:
+        return {"ended": await volumes.detach(_text(arguments, "mountpoint"))}
+
     async def mounts(_: Arguments) -> list[dict[str, Any]]:
         return volumes.listing()
 
-    return {"check": check, "mount": mount, "unmount": unmount, "mounts": mounts}
+    return {"check": check, "mount": mount, "unmount": unmount, "detach": detach, "mounts": mounts}
 
 
 def _text(arguments: Arguments, name: str) -> str:

@@ -25,6 +25,7 @@ from fuse_tier.errors import FuseTierError, IdentityBusy, MountError
 from fuse_tier.identity import Identity
 from fuse_tier.mount.claim import Record, find_records, is_held
 from fuse_tier.mount.mountpoint import MountpointBusy
+from fuse_tier.mount.table import mount_at
 from fuse_tier.node import mounting
 from fuse_tier.node.keepers import prepare_place
 from fuse_tier.node.mounted import DaemonSettings, MountedVolume
@@ -133,6 +134,46 @@ class Volumes:
                 raise MountError(await mounting.name_holders(path, str(busy))) from busy
             await self._await_end(volume)
             return volume.identity
+
+    async def detach(self, mountpoint: str) -> bool:
+        """Ends whatever volume is mounted there, within ``Deadline.DETACH``; says whether it has ended for good.
+
+        Who still uses it is cut off a while later: until then its identity stays taken. Raises MountError when the
+        kernel refuses, or something else than a volume is mounted there; nothing mounted is no error.
+        """
+        path = await mounting.canonical_path(mountpoint)
+        async with self._turn(path):
+            volume = self._volumes.get(path)
+            found = mount_at(path)
+            if found is not None and not found.is_ours:
+                raise MountError(
+                    f"{path} has another filesystem mounted ({found.filesystem} from {found.source}): unmount that"
+                )
+            while found is not None:  # the uppermost first, should there be several
+                await mounting.detach(path)
+                found = mount_at(path)
+            if volume is not None:
+                with trio.move_on_after(Deadline.DETACH_TRY / 2):
+                    await volume.ended.wait()
+                if not volume.ended.is_set():
+                    self._nursery.start_soon(self._abandon, volume)
+            self._forget_ended()
+            return volume is None or volume.ended.is_set()
+
+    async def _abandon(self, volume: MountedVolume) -> None:
+        """Those who use a mount that is out of sight get a while; then its identity must be free again."""
+        with trio.move_on_after(Deadline.ABANDON):
+            await volume.ended.wait()
+        if not volume.ended.is_set():
+            log.warning(
+                "volume.cut_off",
+                identity=str(volume.identity),
+                mountpoint=volume.mountpoint,
+                reason=f"it was still in use {Deadline.ABANDON:g} s after it was detached",
+            )
+            if volume.keeper is not None:
+                await volume.keeper.destroy()
+        self._forget_ended()
 
     def listing(self) -> list[dict[str, Any]]:
         """The volumes, as the supervisor's call ``mounts`` answers."""

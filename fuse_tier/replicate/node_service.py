@@ -9,6 +9,7 @@ from typing import Any
 
 import trio
 
+from fuse_tier import __version__
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import ConfigError, DeadlineExceeded, InvalidRequest, NotFound
 from fuse_tier.identity import Identity, SnapshotId
@@ -84,6 +85,10 @@ class NodeService:
             ]
             reply.newest.CopyFrom(_describe(volume.newest, tiers))
         return reply
+
+    async def Alive(self, request: pb.Empty, caller: Caller) -> pb.AliveReply:  # noqa: N802
+        """That this worker's loop turns."""
+        return pb.AliveReply(version=__version__)
 
     async def Status(self, request: pb.Empty, caller: Caller) -> pb.StatusReply:  # noqa: N802
         """What this node is doing."""

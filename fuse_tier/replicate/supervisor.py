@@ -28,6 +28,13 @@ class Supervisor:
         """Ends a mount; gives whose it was. Raises MountError."""
         return Identity.parse((await self._ask("unmount", Deadline.UNMOUNT, mountpoint=mountpoint))["identity"])
 
+    async def detach(self, mountpoint: str) -> bool:
+        """Ends the mount at ``mountpoint``, if any, whatever hangs; says whether nobody uses it any more.
+
+        Raises MountError when the kernel refuses.
+        """
+        return bool((await self._ask("detach", Deadline.DETACH, mountpoint=mountpoint))["ended"])
+
     async def mounts(self) -> list[dict[str, Any]]:
         """The mounts there are: identity, mountpoint, pid, passthrough, state, reason."""
         mounts: list[dict[str, Any]] = await self._ask("mounts", Deadline.CHANNEL_CALL)

@@ -68,7 +68,15 @@ def heads(objects: Objects, names: Iterable[str], task: Task) -> dict[str, Store
 
 def mark_used(objects: Objects, wanted: Sequence[Stored], task: Task) -> list[bool]:
     """Makes objects young, so that nobody collects them; False for what is not there any more."""
+    return _mark(objects, [objects.use_call(stored) for stored in wanted], wanted, task)
 
+
+def mark_checked(objects: Objects, wanted: Sequence[Stored], task: Task) -> list[bool]:
+    """Says of objects that what arrived was compared; False for what is not there any more."""
+    return _mark(objects, [objects.checked_call(stored) for stored in wanted], wanted, task)
+
+
+def _mark(objects: Objects, calls: Sequence[Call], wanted: Sequence[Stored], task: Task) -> list[bool]:
     def read(at: int, answer: Answer) -> bool:
         if answer.status == HTTPStatus.OK:
             return True
@@ -81,7 +89,7 @@ def mark_used(objects: Objects, wanted: Sequence[Stored], task: Task) -> list[bo
             return True
         raise error
 
-    return _ask(objects, [objects.use_call(stored) for stored in wanted], read, task)
+    return _ask(objects, calls, read, task)
 
 
 def remove(objects: Objects, wanted: Sequence[Removable], task: Task) -> Removal:

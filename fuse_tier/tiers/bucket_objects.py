@@ -21,6 +21,7 @@ from threading import Event
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
+from fuse_tier import failpoints
 from fuse_tier.blobs import Blob
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import Damaged, NotFound, TierUnavailable
@@ -41,6 +42,8 @@ _OF_ONE: Final = "name,size,crc32c,timeCreated,updated,generation,metageneration
 _OF_MANY: Final = f"items({_OF_ONE}),nextPageToken"
 _NO_BATCHES: Final = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED)
 _USED: Final = "fuse-tier-used"
+_CHECK: Final = "fuse-tier-check"
+_PENDING: Final = "pending"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ class Stored:
     generation: int
     metageneration: int
     packs: tuple[Blob, ...] = ()  # of a manifest: those in which its small contents are, as far as it says
+    is_checked: bool = True  # nobody may rely on what is not: see bucket_checks.py
 
 
 def is_copy(stored: Stored, content: Content) -> bool:
@@ -71,6 +75,11 @@ class Objects:
         self._pace = pace
         self.errors = session.errors
 
+    @property
+    def are_compared(self) -> bool:
+        """Whether the service compares what arrives with the checksum that it is told ahead. Emulators do not."""
+        return self._session.is_cloud_storage
+
     def now(self) -> float:
         """Seconds since 1970 by the service's clock, of which its last answer told."""
         return self._session.now()
@@ -83,14 +92,18 @@ class Objects:
         sent: Callable[[int], None],
         stop: Event,
         metadata: Mapping[str, str] | None = None,
+        *,
+        is_checked: bool = True,
     ) -> Stored | None:
         """Makes an object of a content, whole or not at all; None if there is one already.
 
-        ``replacing`` is the generation to overwrite, 0 for none; ``sent`` is told how far this request has come.
+        ``replacing`` is the generation to overwrite, 0 for none; ``sent`` is told how far this request has come. One
+        that is not ``is_checked`` says of itself that nobody has compared yet what arrived.
         """
         resource: dict[str, Any] = {"name": self._place.prefix + name}
+        metadata = dict(metadata or {}) | ({} if is_checked else {_CHECK: _PENDING})
         if metadata:
-            resource["metadata"] = dict(metadata)
+            resource["metadata"] = metadata
         if content.crc32c is not None:
             resource["crc32c"] = crc32c_text(content.crc32c)
         body = UploadBody(json.dumps(resource).encode(), content, sent, self._pace.wait, stop)
@@ -109,7 +122,8 @@ class Objects:
             self.errors.check(response)
             answer = response.json()
         now, generation = self.now(), int(answer["generation"])
-        stored = Stored(name, int(answer["size"]), answer["crc32c"], now, now, generation, 1)
+        stored = Stored(name, int(answer["size"]), answer["crc32c"], now, now, generation, 1, is_checked=is_checked)
+        failpoints.reached("bucket.answered")
         if not is_copy(stored, content):
             self.delete(stored)
             raise TierUnavailable(f"{self._place}/{name} arrived damaged, and was removed: it must be sent again")
@@ -238,6 +252,11 @@ class Objects:
         match = urlencode({"ifGenerationMatch": stored.generation})
         return Call("PATCH", f"{self.path(stored.name)}?{match}", {"metadata": {_USED: used}})
 
+    def checked_call(self, stored: Stored) -> Call:
+        """Says of an object that what arrived was compared."""
+        match = urlencode({"ifGenerationMatch": stored.generation})
+        return Call("PATCH", f"{self.path(stored.name)}?{match}", {"metadata": {_CHECK: stored.crc32c}})
+
     def delete_call(self, name: str, generation: int | None = None, metageneration: int | None = None) -> Call:
         """Deletes an object: that one, when a generation is given; unless it was relied upon, with the other."""
         matches = {"ifGenerationMatch": generation, "ifMetagenerationMatch": metageneration}
@@ -268,6 +287,7 @@ class Objects:
             generation=int(resource["generation"]),
             metageneration=int(resource.get("metageneration") or 1),
             packs=packs_in(str(metadata.get(PACKS_METADATA, ""))),
+            is_checked=metadata.get(_CHECK) != _PENDING,
         )
 
 

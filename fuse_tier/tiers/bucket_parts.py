@@ -17,6 +17,7 @@ import trio
 
 from fuse_tier.blobs import Blob, Source
 from fuse_tier.errors import Damaged, NotFound, TierUnavailable
+from fuse_tier.tiers.base import no_progress
 from fuse_tier.tiers.bucket_checksums import crc32c_text
 from fuse_tier.tiers.bucket_content import Reader
 from fuse_tier.tiers.bucket_layout import blob_object, part_object, parts_folder
@@ -66,14 +67,14 @@ class PartsUpload:
         self._work = work
         self._buffers = trio.CapacityLimiter(_BUFFERS)
 
-    async def upload(self, blob: Blob, source: Source, told: Told) -> None:
+    async def upload(self, blob: Blob, source: Source, told: Told) -> Stored:
         """Makes the blob an object. Raises what the source raises, and Damaged."""
         try:
-            await self._attempt(blob, source, told)
+            return await self._attempt(blob, source, told)
         except Damaged:
-            await self._attempt(blob, source, told)  # a job may have written to it meanwhile (``Source.open``)
+            return await self._attempt(blob, source, told)  # a job may have written to it meanwhile (``Source.open``)
 
-    async def _attempt(self, blob: Blob, source: Source, told: Told) -> None:
+    async def _attempt(self, blob: Blob, source: Source, told: Told) -> Stored:
         opened: list[int] = []  # what a thread opens is ours, though nobody may wait for it any more
         try:
             await self._work.run(lambda _: opened.append(source.open(blob)))
@@ -83,7 +84,7 @@ class PartsUpload:
         finally:
             for fd in opened:
                 os.close(fd)
-        await self._work.run(lambda task: self._compose(blob, crc32c_text(reader.crc32c), parts, task))
+        return await self._work.run(lambda task: self._compose(blob, crc32c_text(reader.crc32c), parts, task))
 
     async def _upload_parts(self, blob: Blob, reader: Reader, told: Told) -> dict[Piece, Stored]:
         there = await self._work.run(lambda task: task.retry(lambda: self._list(blob, task)))
@@ -101,8 +102,9 @@ class PartsUpload:
                 name = part_object(blob, piece.start, piece.end)
                 stored = there.get(name)
                 if stored is None or not is_copy(stored, content):
+                    replacing = 0 if stored is None else stored.generation
                     stored = await self._work.run(
-                        lambda task: upload(self._objects, name, content, lambda _: None, task, stored)
+                        lambda task: upload(self._objects, name, content, no_progress, task, replacing=replacing)
                     )
                 parts[piece] = stored
                 arrived += content.size
@@ -114,7 +116,7 @@ class PartsUpload:
     def _list(self, blob: Blob, task: Task) -> dict[str, Stored]:
         return {stored.name: stored for stored in self._objects.listed(parts_folder(blob), task.stop)}
 
-    def _compose(self, blob: Blob, crc32c: str, pieces: dict[Piece, Stored], task: Task) -> None:
+    def _compose(self, blob: Blob, crc32c: str, pieces: dict[Piece, Stored], task: Task) -> Stored:
         *lower, [(_, last)] = levels(blob.size)
         for level in lower:
             for piece, group in level:
@@ -126,6 +128,7 @@ class PartsUpload:
             raise TierUnavailable(f"{made.name} was composed of damaged parts, and was removed")
         parts = [Removable(one.name, one.size, one.generation) for one in pieces.values()]
         remove(self._objects, parts, task)
+        return made
 
     def _compose_one(self, name: str, sources: Sequence[Stored], task: Task) -> Stored:
         try:

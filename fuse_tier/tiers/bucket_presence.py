@@ -45,6 +45,7 @@ class Presence:
         self._seen: dict[Blob, float] = {}
         self._removals = 0
         self._unasked: set[str] = set()
+        self._unchecked: dict[str, Stored] = {}
         self.shelf = Shelf()
 
     @property
@@ -83,6 +84,10 @@ class Presence:
             found |= await self._rely_on_packs(small)
         self.note(found, epoch, started)
         return unknown - found
+
+    def take_unchecked(self, name: str) -> Stored | None:
+        """An object that was found and that nobody may rely on, because whoever sent it had not compared it."""
+        return self._unchecked.pop(name, None)
 
     def ask_for_packs(self, manifest: str) -> None:
         """Somebody has read the manifest that is this object, and may want its small contents."""
@@ -136,11 +141,12 @@ class Presence:
             found.update({by_name[name]: one for name, one in stored.items() if one.size == by_name[name].size})
 
         await self._work.each(portions(rest, AT_MOST), look)
-        return await self._rely_on(found)
+        self._unchecked = {stored.name: stored for stored in found.values() if not stored.is_checked}
+        return await self._rely_on({blob: stored for blob, stored in found.items() if stored.is_checked})
 
     async def _rely_on_packs(self, wanted: set[Blob]) -> set[Blob]:
         spots, packs = await self._search(wanted, _SEARCHED_PACKS)
-        needed = {spot.pack: packs[spot.pack] for spot in spots.values()}
+        needed = {spot.pack: packs[spot.pack] for spot in spots.values() if packs[spot.pack].is_checked}
         kept = await self._rely_on(needed)
         return {blob for blob, spot in spots.items() if spot.pack in kept}
 

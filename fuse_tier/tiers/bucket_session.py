@@ -39,6 +39,7 @@ class Session:
         self._clock_ahead = 0.0  # seconds: the service's clock less ours
         self.errors = BucketErrors(place, self._endpoint)
         self.base = self._endpoint or _CLOUD_STORAGE
+        self.is_cloud_storage = self._endpoint is None
 
     def now(self) -> float:
         """Seconds since 1970 by the service's clock, of which its last answer told."""

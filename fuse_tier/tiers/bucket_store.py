@@ -20,6 +20,7 @@ import xxhash
 from fuse_tier.blobs import Blob, Progress, Source
 from fuse_tier.errors import TierError, TierUnavailable
 from fuse_tier.hashing import hash_bytes
+from fuse_tier.tiers.bucket_checks import Checks
 from fuse_tier.tiers.bucket_claims import CLAIM_FROM, Claims
 from fuse_tier.tiers.bucket_content import MemoryContent
 from fuse_tier.tiers.bucket_layout import blob_object, pack_object
@@ -67,6 +68,7 @@ class Storing:
         self._source = source
         self._progress = progress
         self._claims = claims
+        self._checks = Checks(objects, work, presence)
         self._taken: list[Stored] = []
         self._split: set[Blob] = set()
         self._elsewhere: dict[Blob, Item] = {}  # what others upload, by the object that it will be
@@ -82,13 +84,19 @@ class Storing:
         single = absent - packed
         self._split = to_split(sorted(single), self._parallel)
         items: list[Item] = [*self._in_turn(single), *divide(packed)]
-        background = [partial(self._keep_young, absent), partial(self._claims.renew, self._taken)]
+        background: list[Send] = [
+            partial(self._keep_young, absent),
+            partial(self._claims.renew, self._taken),
+            self._checks.keep_settling,
+        ]
         await self._work.beside(background, partial(self._store_all, items))
 
     async def _store_all(self, items: Sequence[Item]) -> None:
         try:
             await self._work.each(items, self._store_item)
+            await self._checks.settle()  # others may be waiting for it, as we for theirs
             await self._wait_for_others()
+            await self._checks.settle()
         finally:
             if self._taken:
                 await self._claims.release(self._taken)
@@ -152,7 +160,9 @@ class Storing:
             for content, item in wanted.items()
         }
         found = await self._work.run(lambda task: heads(self._objects, names, task))
-        return {names[name] for name, stored in found.items() if stored.size == names[name].size}
+        return {
+            names[name] for name, stored in found.items() if stored.is_checked and stored.size == names[name].size
+        }
 
     async def _note_arrival(self, content: Blob, item: Item) -> None:
         log.debug("bucket.uploaded_elsewhere", content=content.name)
@@ -163,25 +173,26 @@ class Storing:
 
     async def _upload_blob(self, blob: Blob) -> None:
         epoch, told = self._presence.epoch, Told(self._progress)
+        unchecked = self._presence.take_unchecked(blob_object(blob))
 
-        def send(task: Task) -> None:
-            upload_blob(self._objects, blob, self._source, told, task)
+        def send(task: Task) -> Stored:
+            return upload_blob(self._objects, blob, self._source, told, task, unchecked)
 
-        if blob in self._split:
-            await self._parts.upload(blob, self._source, told)
+        if blob in self._split and unchecked is None:
+            stored = await self._parts.upload(blob, self._source, told)
         elif blob.size < IN_PARTS_AFTER:
-            await self._work.run(send)
+            stored = await self._work.run(send)
         else:
             try:
-                await self._work.run(send, patience=0)
+                stored = await self._work.run(send, patience=0)
             except TierUnavailable as error:
                 log.info("bucket.upload_broke", blob=blob.name, reason=str(error))
-                await self._parts.upload(blob, self._source, told)
-        self._presence.note([blob], epoch, time.monotonic())
+                stored = await self._parts.upload(blob, self._source, told)
+        await self._checks.passed(stored, [blob], epoch)
 
     async def _upload_pack(self, members: tuple[Blob, ...], content: MemoryContent) -> None:
         epoch, pack = self._presence.epoch, hash_bytes(content.content)
-        await self._work.run(lambda task: upload_pack(self._objects, pack_object(pack), content, task))
+        stored = await self._work.run(lambda task: upload_pack(self._objects, pack_object(pack), content, task))
         self._progress(sum(blob.size for blob in members))
         self._presence.shelf.add(PackIndex.parse(pack, content.content[-INDEX_BYTES:]))
-        self._presence.note(members, epoch, time.monotonic())
+        await self._checks.passed(stored, members, epoch)

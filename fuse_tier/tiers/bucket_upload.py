@@ -47,17 +47,22 @@ def upload(
     content: Content,
     told: Callable[[int], None],
     task: Task,
-    other: Stored | None = None,
+    *,
+    found: Stored | None = None,
+    replacing: int = 0,
+    is_checked: bool = True,
 ) -> Stored:
     """Sees to it that an object has this content: what is there already and differs in anything is replaced.
 
-    For content that its name tells: never for a manifest. ``other`` is known to be there, and to differ.
+    For content that its name tells: never for a manifest. ``found`` is known to be there, ``replacing`` the
+    generation of one that is there and known to differ. What is not ``is_checked`` may be relied upon when it was
+    marked (``bucket_checks.py``).
     """
-    replacing = other.generation if other is not None else 0
+    stored = found
     for _ in range(_RACES):
-        stored = task.retry(functools.partial(objects.put, name, content, replacing, told, task.stop))
         if stored is None:
-            stored = task.retry(lambda: objects.head(name))
+            put = functools.partial(objects.put, name, content, replacing, told, task.stop, is_checked=is_checked)
+            stored = task.retry(put) or task.retry(lambda: objects.head(name))
         if stored is None:
             replacing = 0
             continue
@@ -68,16 +73,24 @@ def upload(
             return stored
         log.warning("bucket.object.replaced", object=name, found_bytes=stored.size, bytes=content.size)
         replacing = stored.generation
+        stored = None
     raise TierUnavailable(f"{name} in the bucket is being replaced and removed by others: it cannot be written now")
 
 
-def upload_blob(objects: Objects, blob: Blob, source: Source, told: Callable[[int], None], task: Task) -> None:
-    """A blob as an object of its own, in one request. Raises what the source raises, and Damaged."""
+def upload_blob(
+    objects: Objects, blob: Blob, source: Source, told: Callable[[int], None], task: Task, found: Stored | None
+) -> Stored:
+    """A blob as an object of its own, in a request, or in none when it was ``found`` there.
 
-    def send(fd: int) -> None:
-        upload(objects, blob_object(blob), content_of(fd, blob), told, task)
+    Raises what the source raises, and Damaged.
+    """
 
-    reading(blob, source, send)
+    def send(fd: int) -> Stored:
+        content = content_of(fd, blob)
+        is_checked = objects.are_compared and content.crc32c is not None
+        return upload(objects, blob_object(blob), content, told, task, found=found, is_checked=is_checked)
+
+    return reading(blob, source, send)
 
 
 def reading(blob: Blob, source: Source, work: Callable[[int], T]) -> T:
@@ -97,6 +110,6 @@ def reading(blob: Blob, source: Source, work: Callable[[int], T]) -> T:
     raise AssertionError(blob)
 
 
-def upload_pack(objects: Objects, name: str, content: MemoryContent, task: Task) -> None:
+def upload_pack(objects: Objects, name: str, content: MemoryContent, task: Task) -> Stored:
     """A pack, which its members' bytes were read for."""
-    upload(objects, name, content, no_progress, task)
+    return upload(objects, name, content, no_progress, task, is_checked=objects.are_compared)

@@ -980,6 +980,11 @@ class NodeStub:
                 request_serializer=fuse__tier_dot_wire_dot_control__pb2.Empty.SerializeToString,
                 response_deserializer=fuse__tier_dot_wire_dot_control__pb2.StatusReply.FromString,
                 _registered_method=True)
+        self.Alive = channel.unary_unary(
+                '/fuse_tier.v1.Node/Alive',
+                request_serializer=fuse__tier_dot_wire_dot_control__pb2.Empty.SerializeToString,
+                response_deserializer=fuse__tier_dot_wire_dot_control__pb2.AliveReply.FromString,
+                _registered_method=True)
         self.List = channel.unary_unary(
                 '/fuse_tier.v1.Node/List',
                 request_serializer=fuse__tier_dot_wire_dot_control__pb2.ListRequest.SerializeToString,
@@ -1031,6 +1036,13 @@ class NodeServicer:
 
     def Status(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Alive(self, request, context):
+        """at once, whatever the state of peers and bucket
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -1088,6 +1100,11 @@ def add_NodeServicer_to_server(servicer, server):
                     servicer.Status,
                     request_deserializer=fuse__tier_dot_wire_dot_control__pb2.Empty.FromString,
                     response_serializer=fuse__tier_dot_wire_dot_control__pb2.StatusReply.SerializeToString,
+            ),
+            'Alive': grpc.unary_unary_rpc_method_handler(
+                    servicer.Alive,
+                    request_deserializer=fuse__tier_dot_wire_dot_control__pb2.Empty.FromString,
+                    response_serializer=fuse__tier_dot_wire_dot_control__pb2.AliveReply.SerializeToString,
             ),
             'List': grpc.unary_unary_rpc_method_handler(
                     servicer.List,
@@ -1203,6 +1220,33 @@ class Node:
             '/fuse_tier.v1.Node/Status',
             fuse__tier_dot_wire_dot_control__pb2.Empty.SerializeToString,
             fuse__tier_dot_wire_dot_control__pb2.StatusReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Alive(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fuse_tier.v1.Node/Alive',
+            fuse__tier_dot_wire_dot_control__pb2.Empty.SerializeToString,
+            fuse__tier_dot_wire_dot_control__pb2.AliveReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -288,6 +288,8 @@ class NodeStub:
     Mount: _grpc.UnaryStreamMultiCallable[_control_pb2.MountRequest, _control_pb2.Step]
     Unmount: _grpc.UnaryUnaryMultiCallable[_control_pb2.UnmountRequest, _control_pb2.UnmountReply]
     Status: _grpc.UnaryUnaryMultiCallable[_control_pb2.Empty, _control_pb2.StatusReply]
+    Alive: _grpc.UnaryUnaryMultiCallable[_control_pb2.Empty, _control_pb2.AliveReply]
+    """at once, whatever the state of peers and bucket"""
     List: _grpc.UnaryUnaryMultiCallable[_control_pb2.ListRequest, _control_pb2.ListReply]
     Show: _grpc.UnaryUnaryMultiCallable[_control_pb2.ShowRequest, _control_pb2.ManifestText]
     Wait: _grpc.UnaryStreamMultiCallable[_control_pb2.WaitRequest, _control_pb2.Step]
@@ -303,6 +305,8 @@ class NodeAsyncStub(NodeStub):
     Mount: _aio.UnaryStreamMultiCallable[_control_pb2.MountRequest, _control_pb2.Step]  # type: ignore[assignment]
     Unmount: _aio.UnaryUnaryMultiCallable[_control_pb2.UnmountRequest, _control_pb2.UnmountReply]  # type: ignore[assignment]
     Status: _aio.UnaryUnaryMultiCallable[_control_pb2.Empty, _control_pb2.StatusReply]  # type: ignore[assignment]
+    Alive: _aio.UnaryUnaryMultiCallable[_control_pb2.Empty, _control_pb2.AliveReply]  # type: ignore[assignment]
+    """at once, whatever the state of peers and bucket"""
     List: _aio.UnaryUnaryMultiCallable[_control_pb2.ListRequest, _control_pb2.ListReply]  # type: ignore[assignment]
     Show: _aio.UnaryUnaryMultiCallable[_control_pb2.ShowRequest, _control_pb2.ManifestText]  # type: ignore[assignment]
     Wait: _aio.UnaryStreamMultiCallable[_control_pb2.WaitRequest, _control_pb2.Step]  # type: ignore[assignment]
@@ -333,6 +337,14 @@ class NodeServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.Empty,
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.StatusReply, _abc.Awaitable[_control_pb2.StatusReply]]: ...
+
+    @_abc_1.abstractmethod
+    def Alive(
+        self,
+        request: _control_pb2.Empty,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.AliveReply, _abc.Awaitable[_control_pb2.AliveReply]]:
+        """at once, whatever the state of peers and bucket"""
 
     @_abc_1.abstractmethod
     def List(

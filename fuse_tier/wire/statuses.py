@@ -18,6 +18,15 @@ _CLASS_KEY = "fuse-tier-error"
 _HIGHEST_KEY = "fuse-tier-highest"
 _MAX_DETAILS = 1900  # UTF-8 bytes: each may take three on the wire, and gRPC refuses more than 8 KiB of metadata
 
+
+class StatedError(FuseTierError):
+    """An error of a protocol that says itself which status each of its failures has."""
+
+    def __init__(self, status: grpc.StatusCode, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 _CODES: dict[type[FuseTierError], grpc.StatusCode] = {
     errors.ConfigError: grpc.StatusCode.INVALID_ARGUMENT,
     errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
@@ -54,6 +63,8 @@ _WORDS = (  # what gRPC's core writes, in its order of preference, and what it m
 
 def code_of(error: FuseTierError) -> grpc.StatusCode:
     """The status that strangers see."""
+    if isinstance(error, StatedError):
+        return error.status
     for kind in type(error).__mro__:
         if kind in _CODES:
             return _CODES[kind]

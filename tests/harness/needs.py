@@ -15,18 +15,25 @@ from functools import cache
 from pathlib import Path
 
 REQUIRE = "FUSE_TIER_REQUIRE"
-NEEDS = ("root", "fuse", "namespaces")
+NEEDS = ("root", "fuse", "namespaces", "csi_sanity")
+TOOLS = Path(__file__).parents[2] / ".tools"
 
 
 @cache
 def missing(need: str) -> str | None:
     """Why ``need`` (one of ``NEEDS``) is not met on this machine, or None if it is."""
-    return {"fuse": _missing_fuse, "root": _missing_root, "namespaces": _missing_namespaces}[need]()
+    looks = {
+        "fuse": _missing_fuse,
+        "root": _missing_root,
+        "namespaces": _missing_namespaces,
+        "csi_sanity": _missing_csi_sanity,
+    }
+    return looks[need]()
 
 
 def required(environment: Mapping[str, str]) -> frozenset[str]:
     """The needs that FUSE_TIER_REQUIRE names, separated by commas or blanks."""
-    return frozenset(environment.get(REQUIRE, "").replace(",", " ").split())
+    return frozenset(environment.get(REQUIRE, "").replace("-", "_").replace(",", " ").split())
 
 
 def _missing_root() -> str | None:
@@ -56,6 +63,15 @@ def _missing_namespaces() -> str | None:
         return f"needs veth pairs: {wired.stderr.strip()}" if wired.returncode else None
     finally:
         subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+def csi_sanity() -> str | None:
+    """The program, if it is on this machine."""
+    return shutil.which("csi-sanity", path=f"{TOOLS / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}")
+
+
+def _missing_csi_sanity() -> str | None:
+    return None if csi_sanity() else "needs csi-sanity (make test-tools, where Go is)"
 
 
 def _missing_fuse() -> str | None:

@@ -135,7 +135,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         body = bytearray(self.rfile.read(length))
         if fault.change_request:
-            body[-100] ^= 1  # within the content: the closing boundary is shorter
+            # Within the content: the head and the closing boundary are shorter; of a pack, in one of its files.
+            body[len(body) // 2 if len(body) > _PIECE else -100] ^= 1
         if fault.first is not None:
             fault.first()
         if self._is_stranger():
