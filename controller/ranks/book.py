@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from controller.ranks.assignment import Seat, assign
-from controller.ranks.objects import Name, Node, Place, Pod
+from controller.ranks.objects import Name, Node, Owner, Place, Pod
 from controller.ranks.shape import Shape
 from fuse_tier.errors import InvalidRequest, NotFound, TierRefused, TierUnavailable
 
@@ -95,7 +95,7 @@ class RankBook:
     def __init__(self) -> None:
         self._pods: dict[str, Pod] = {}
         self._jobs: dict[Name, _Job] = {}
-        self._workers: dict[Name, int] = {}
+        self._workers: dict[Owner, int] = {}
         self._nodes: dict[str, Node] = {}
 
     # ---- what the API server tells ----
@@ -131,7 +131,7 @@ class RankBook:
         if not job.known:
             del self._jobs[pod.place.job]
 
-    def see_workers(self, owner: Name, workers: int | None) -> None:
+    def see_workers(self, owner: Owner, workers: int | None) -> None:
         """How many workers a Job or a StatefulSet has; None: it is gone, or has no numbers."""
         if workers is None:
             self._workers.pop(owner, None)

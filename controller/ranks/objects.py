@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-DRIVER: Final = "multitier-checkpoint.csi.storage.gke.io"
 POOL_LABEL: Final = "cloud.google.com/gke-nodepool"
 
 _JOBSET: Final = "jobset.sigs.k8s.io/"
@@ -33,11 +32,22 @@ class Name:
 
 
 @dataclass(frozen=True, slots=True)
+class Owner:
+    """The object that says how many workers there are."""
+
+    kind: str  # Job or StatefulSet
+    name: Name
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
 class Place:
     """Where in its job a pod stands. ``slices``, ``slice`` and ``attempt`` are a JobSet's; else 1, 0 and 0."""
 
     job: Name
-    owner: Name  # of the object that says how many workers there are
+    owner: Owner
     slices: int
     slice: int
     worker: int
@@ -65,11 +75,11 @@ class Node:
     address: str
 
 
-def read_pod(found: Object) -> Pod | None:
-    """None for a pod that has no volume of ours."""
+def read_pod(found: Object, driver: str) -> Pod | None:
+    """None for a pod that has no volume of this CSI driver's."""
     spec, metadata, status = found.get("spec") or {}, found["metadata"], found.get("status") or {}
     volumes = spec.get("volumes") or []
-    if not any((volume.get("csi") or {}).get("driver") == DRIVER for volume in volumes):
+    if not any((volume.get("csi") or {}).get("driver") == driver for volume in volumes):
         return None
     name = Name(metadata["namespace"], metadata["name"])
     is_over = bool(metadata.get("deletionTimestamp")) or status.get("phase") in _OVER
@@ -100,14 +110,16 @@ def _place(name: Name, metadata: Object) -> Place | None:
     owners = {one.get("kind"): one for one in metadata.get("ownerReferences") or []}
     if (stateful_set := owners.get("StatefulSet")) is not None:
         ordinal = _number(told.get(_POD_INDEX, name.name.rpartition("-")[2]))
-        owner = Name(name.namespace, stateful_set.get("name") or "")
-        return None if ordinal is None else Place(owner, owner, 1, 0, ordinal, 0, stateful_set.get("uid") or "")
+        its_name = Name(name.namespace, stateful_set.get("name") or "")
+        owner = Owner("StatefulSet", its_name)
+        return None if ordinal is None else Place(its_name, owner, 1, 0, ordinal, 0, stateful_set.get("uid") or "")
     job, worker = owners.get("Job"), _number(told.get(_INDEX))
     if job is None or worker is None:
         return None
-    owner = Name(name.namespace, job.get("name") or "")
+    its_name = Name(name.namespace, job.get("name") or "")
+    owner = Owner("Job", its_name)
     if (jobset := told.get(f"{_JOBSET}jobset-name")) is None:
-        return Place(owner, owner, 1, 0, worker, 0, job.get("uid") or "")
+        return Place(its_name, owner, 1, 0, worker, 0, job.get("uid") or "")
     slices, number, attempt = (
         _number(told.get(f"{_JOBSET}{label}", default))
         for label, default in (("replicatedjob-replicas", "1"), ("job-index", "0"), ("restart-attempt", "0"))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from controller.ranks.objects import DRIVER, POOL_LABEL
+from controller.ranks.objects import POOL_LABEL
+from csi.services import DRIVER_NAME
 
 Object = dict[str, Any]
 
@@ -16,7 +17,7 @@ def pod(
     node: str = "",
     labels: dict[str, str] | None = None,
     owner: tuple[str, str] | None = None,
-    driver: str = DRIVER,
+    driver: str = DRIVER_NAME,
     phase: str = "Pending",
     created: str = "2026-01-01T00:00:00Z",
     deleted: bool = False,

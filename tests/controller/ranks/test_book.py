@@ -5,12 +5,17 @@ from typing import Any
 import pytest
 
 from controller.ranks.book import Answer, RankBook, Report
-from controller.ranks.objects import Name, read_node, read_pod
+from controller.ranks.objects import Name, Owner, read_node, read_pod
 from controller.ranks.shape import Shape
+from csi.services import DRIVER_NAME
 from fuse_tier.errors import InvalidRequest, NotFound, TierRefused, TierUnavailable
 from tests.controller.ranks.objects import jobset_pod, node, pod
 
 JOB = Name("ml", "llama")
+
+
+def workers_of(number: int) -> Owner:
+    return Owner("Job", Name("ml", f"llama-workers-{number}"))
 
 
 class Cluster:
@@ -21,11 +26,11 @@ class Cluster:
         self.slices, self.workers = slices, workers
         self.nodes: dict[str, str] = {}
         for number in range(slices):
-            self.book.see_workers(Name("ml", f"llama-workers-{number}"), workers)
+            self.book.see_workers(workers_of(number), workers)
 
     def see(self, found: dict[str, Any]) -> str:
         """Gives the pod's uid."""
-        read = read_pod(found)
+        read = read_pod(found, DRIVER_NAME)
         assert read is not None
         self.book.see_pod(read)
         self.nodes[read.uid] = read.node
@@ -161,7 +166,7 @@ def test_a_job_that_is_resized_begins_anew(cluster: Cluster) -> None:
     for uid in uids * 2:
         cluster.ask(uid)
     for number in range(2):
-        cluster.book.see_workers(Name("ml", f"llama-workers-{number}"), 3)
+        cluster.book.see_workers(workers_of(number), 3)
     assert cluster.ask(uids[0], 0, assigned=True).waits_for == "4 of 6 pods are there"
 
 
@@ -198,7 +203,7 @@ def test_a_pod_that_is_not_known_may_be_soon(cluster: Cluster) -> None:
 def test_a_pod_whose_job_is_not_known_may_be_soon() -> None:
     cluster = Cluster(slices=0)
     cluster.slices = 2
-    with pytest.raises(TierUnavailable, match="how many workers ml/llama-workers-0 has is not known"):
+    with pytest.raises(TierUnavailable, match="how many workers Job ml/llama-workers-0 has is not known"):
         cluster.ask(cluster.start(0, 0))
 
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from controller.ranks.book import RankBook, Report
-from controller.ranks.objects import Name, Node, Pod, read_pod
+from controller.ranks.objects import Name, Node, Owner, Pod, read_pod
 from controller.ranks.shape import Shape
+from csi.services import DRIVER_NAME
 from fuse_tier.errors import FuseTierError
 from tests.controller.ranks.objects import jobset_pod
 
@@ -47,7 +48,7 @@ class Ranks(RuleBasedStateMachine):
         for name, machine in self.machines.items():
             self.book.see_node(name, Node(f"pool-{machine.pool}", name))
         for number in range(self.shape.slices):
-            self.book.see_workers(Name("ml", f"llama-workers-{number}"), self.shape.workers)
+            self.book.see_workers(Owner("Job", Name("ml", f"llama-workers-{number}")), self.shape.workers)
         for pod in self.pods.values():
             self.book.see_pod(pod)
 
@@ -72,7 +73,7 @@ class Ranks(RuleBasedStateMachine):
             uid=f"pod-{self.created}",
             created=f"{self.created:06}",
         )
-        pod = read_pod(found)
+        pod = read_pod(found, DRIVER_NAME)
         assert pod is not None
         self.pods[pod.uid] = pod
         self.book.see_pod(pod)

@@ -2,36 +2,39 @@ from __future__ import annotations
 
 import pytest
 
-from controller.ranks.objects import Name, Node, Place, read_node, read_pod, read_workers
+from controller.ranks.objects import Name, Node, Owner, Place, read_node, read_pod, read_workers
+from csi.services import DRIVER_NAME
 from tests.controller.ranks.objects import jobset_pod, node, pod
 
 
 def place_of(found: dict[str, object]) -> Place | None:
-    read = read_pod(found)
+    read = read_pod(found, DRIVER_NAME)
     assert read is not None
     return read.place
 
 
 def test_a_pod_without_a_volume_of_ours_is_passed_over() -> None:
-    assert read_pod(pod("a", driver="other")) is None
-    assert read_pod({"metadata": {"name": "a", "namespace": "b", "uid": "c"}, "spec": {}}) is None
+    assert read_pod(pod("a", driver="other"), DRIVER_NAME) is None
+    assert read_pod({"metadata": {"name": "a", "namespace": "b", "uid": "c"}, "spec": {}}, DRIVER_NAME) is None
 
 
 def test_a_jobset_says_slice_worker_and_attempt() -> None:
     assert place_of(jobset_pod("llama", 3, 2, 1, attempt=4)) == Place(
-        Name("ml", "llama"), Name("ml", "llama-workers-2"), 3, 2, 1, 4, ""
+        Name("ml", "llama"), Owner("Job", Name("ml", "llama-workers-2")), 3, 2, 1, 4, ""
     )
 
 
 def test_an_indexed_job_is_one_slice() -> None:
     found = pod("a-3-x", owner=("Job", "a"), labels={"batch.kubernetes.io/job-completion-index": "3"})
-    assert place_of(found) == Place(Name("ml", "a"), Name("ml", "a"), 1, 0, 3, 0, "uid-of-a")
+    assert place_of(found) == Place(Name("ml", "a"), Owner("Job", Name("ml", "a")), 1, 0, 3, 0, "uid-of-a")
 
 
 @pytest.mark.parametrize("labels", [{}, {"apps.kubernetes.io/pod-index": "7"}])
 def test_a_stateful_set_has_ordinals(labels: dict[str, str]) -> None:
     found = pod("train-7", owner=("StatefulSet", "train"), labels=labels)
-    assert place_of(found) == Place(Name("ml", "train"), Name("ml", "train"), 1, 0, 7, 0, "uid-of-train")
+    assert place_of(found) == Place(
+        Name("ml", "train"), Owner("StatefulSet", Name("ml", "train")), 1, 0, 7, 0, "uid-of-train"
+    )
 
 
 @pytest.mark.parametrize(
@@ -60,7 +63,7 @@ def test_other_pods_are_of_no_job(found: dict[str, object]) -> None:
     ],
 )
 def test_a_pod_is_over_when_it_ended_or_is_being_deleted(found: dict[str, object], is_over: bool) -> None:
-    read = read_pod(found)
+    read = read_pod(found, DRIVER_NAME)
     assert read is not None
     assert read.is_over is is_over
 
