@@ -26,6 +26,7 @@ from fuse_tier.hashing import hash_bytes
 SMALL: Final = 256 << 10  # bytes: larger blobs are objects of their own
 PACK_FROM: Final = 64  # blobs: fewer are not worth an index
 _PACK_BYTES: Final = 4 << 20  # of content; a pack is held in memory while it is made
+_USUAL_BYTES: Final = 3 << 20  # of content between two blobs that end a pack
 _PACK_BLOBS: Final = 4096
 _GAP: Final = 64 << 10  # bytes between two wanted blobs that cost less than a request of their own
 INDEX_BYTES: Final = _PACK_BLOBS * 128 + 64  # an entry of the directory has 46 bytes and a name of up to 52
@@ -60,7 +61,11 @@ class Run:
 
 
 def divide(blobs: Iterable[Blob]) -> Iterator[tuple[Blob, ...]]:
-    """Small blobs in portions for a pack each. Equal sets are divided equally, whoever divides them."""
+    """Small blobs in portions for a pack each. Equal sets are divided equally, whoever divides them.
+
+    Of sets that are nearly equal, as those of a job's ranks are, most portions are equal: a portion ends where the
+    digest of a blob says so, and not where others before it make it full, but for few.
+    """
     portion: list[Blob] = []
     size = 0
     for blob in sorted(blobs):
@@ -69,8 +74,18 @@ def divide(blobs: Iterable[Blob]) -> Iterator[tuple[Blob, ...]]:
             portion, size = [], 0
         portion.append(blob)
         size += blob.size
+        if _ends_a_pack(blob):
+            yield tuple(portion)
+            portion, size = [], 0
     if portion:
         yield tuple(portion)
+
+
+def _ends_a_pack(blob: Blob) -> bool:
+    # The last bytes: sorted blobs of one pack have about the same first ones. No blob counts for less than its share
+    # of a full pack, for many tiny ones make a pack full by their number.
+    share = max(blob.size / _USUAL_BYTES, 4 / (3 * _PACK_BLOBS))
+    return int.from_bytes(blob.digest[8:], "big") < share * (1 << 64)
 
 
 def make_pack(blobs: Iterable[Blob], source: Source) -> bytes:

@@ -27,7 +27,7 @@ from fuse_tier.wire.bulk.sessions import Direction, Session, Sessions
 from fuse_tier.wire.grpc import Caller
 from fuse_tier.wire.members import PROTOCOL
 from tests.harness.logs import ExpectedLogs
-from tests.tiers.contract import holding, keep, manifest_of
+from tests.harness.snapshots import holding, keep, manifest_of
 
 SOMEBODY = Caller(None, "127.0.0.1:50000")
 OWN = Member("b", "b-1", "127.0.0.1:1", "127.0.0.1:2", True, 1000, 500)

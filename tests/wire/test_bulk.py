@@ -35,7 +35,7 @@ from fuse_tier.wire.bulk.streams import Stream, StreamBroken
 from fuse_tier.wire.bulk.transfer import Receipt
 from fuse_tier.wire.tls import TlsFiles, client_context
 from tests.harness.logs import ExpectedLogs
-from tests.tiers.contract import holding
+from tests.harness.snapshots import holding
 from tests.wire.certificates import Certificates, make_certificates
 
 SIZES = (0, 1, 4096, 65_535, 65_536, 65_537, 262_144, 1 << 20, (1 << 20) + 1, (9 << 20) + 7)
