@@ -30,6 +30,7 @@ class Deadline:
     ROOM: Final = 2.0  # a create that waits for others to give up room; then it goes on with what there is
     CONTROL_CONNECT: Final = 3.0  # TCP and TLS of a control connection
     CONTROL_CALL: Final = 5.0  # one unary control call, its connection included
+    API_CALL: Final = 10.0  # one answer of Kubernetes' API server
     CHANNEL_CALL: Final = 5.0  # one call between processes of a node, a hold included
     SUPERVISOR_CONNECT: Final = 10.0  # from a process's start until it has its channel
     BULK_CONNECT: Final = 3.0  # TCP, TLS and token of a bulk stream

@@ -35,6 +35,8 @@ _OUTWARD = (
     "csi/test_mending.py",
     "csi/test_sanity.py",
     "cli",
+    "controller/ranks/test_server.py",
+    "controller/test_watching.py",
     "coordinate/test_service.py",
     "doctor",
     "localcluster",

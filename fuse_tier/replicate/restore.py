@@ -26,7 +26,7 @@ from fuse_tier.replicate.gather import gather, nobody_else
 from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.record import read_record
 from fuse_tier.replicate.replacing import Trees
-from fuse_tier.replicate.staging import StagingDirectory, make_tree
+from fuse_tier.replicate.staging import StagingDirectory, lost_paths, make_tree
 from fuse_tier.replicate.tree import check_new_directory
 from fuse_tier.replicate.volume import Volume
 from fuse_tier.tiers.base import Fetched, Tier, TierName, no_progress
@@ -254,12 +254,18 @@ class Restorer:
     # ---- into a directory ----
 
     async def into_directory(
-        self, identity: Identity, chosen: Chosen, target: str, progress: Progress = no_progress
+        self,
+        identity: Identity,
+        chosen: Chosen,
+        target: str,
+        progress: Progress = no_progress,
+        *,
+        partial: bool = False,
     ) -> Restored:
         """Makes a plain tree at ``target``, which must be missing or empty, without using the RAM tier.
 
         Raises MountError (the target), NotFound, and TierError when content could not be had: nothing is left
-        at the target then.
+        at the target then. A ``partial`` tree lacks only what is damaged or gone on every tier.
         """
         manifest, started = chosen.manifest, trio.current_time()
         if manifest is None:
@@ -273,8 +279,8 @@ class Restorer:
             sources.update(given)
             return failed
 
-        await make_tree(manifest, target, fetch)
-        return _report(manifest, chosen, trio.current_time() - started, sources, ())
+        kept = await make_tree(manifest, target, fetch, partial=partial)
+        return _report(kept, chosen, trio.current_time() - started, sources, lost_paths(manifest, kept))
 
 
 def _report(

@@ -1385,11 +1385,13 @@ class RestoreRequest(_message.Message):
     TO_FIELD_NUMBER: _builtins.int
     RUN_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    PARTIAL_FIELD_NUMBER: _builtins.int
     identity: _builtins.str
     snapshot: _builtins.int
     to: _builtins.str
     run: _builtins.str
     version: _builtins.str
+    partial: _builtins.bool
     def __init__(
         self,
         *,
@@ -1398,10 +1400,11 @@ class RestoreRequest(_message.Message):
         to: _builtins.str = ...,
         run: _builtins.str = ...,
         version: _builtins.str = ...,
+        partial: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "run", b"run", "snapshot", b"snapshot", "to", b"to", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "partial", b"partial", "run", b"run", "snapshot", b"snapshot", "to", b"to", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
