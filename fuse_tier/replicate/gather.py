@@ -23,6 +23,7 @@ from fuse_tier.tiers.base import Fetched, Tier, TierName
 log = structlog.get_logger(__name__)
 
 _PART_BYTES = 64 << 20
+_PARTS = 16  # of much: each costs calls and a stream, however large it is
 _PART_BLOBS = 512
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5
 _PATIENCE_SECONDS = 15.0  # with somebody who is getting what we want, and of whom nothing comes
@@ -99,6 +100,7 @@ class _Heap:
         self._nursery = nursery
         self._insisted: set[Blob] = set()  # others had nothing after all
         self._free = [*reversed(list(wanted))]  # taken from the end
+        self._part_bytes = max(_PART_BYTES, sum(blob.size for blob in wanted) // _PARTS)
         self._asked: dict[str, set[Blob]] = {}  # by place
         self._failed: set[str] = set()
         self._under_way = 0
@@ -131,7 +133,7 @@ class _Heap:
                 continue
             part.append(blob)
             size += blob.size
-            if is_limited and (size >= _PART_BYTES or len(part) == _PART_BLOBS):
+            if is_limited and (size >= self._part_bytes or len(part) == _PART_BLOBS):
                 break
         self._free += reversed(left)
         asked.update(part)

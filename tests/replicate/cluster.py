@@ -45,6 +45,13 @@ class MemoryPeer(MemoryTier):
         await trio.lowlevel.checkpoint()
 
 
+class HangingPeer(MemoryPeer):
+    """A peer that takes for ever to say what it lacks."""
+
+    async def missing(self, blobs: Collection[Blob]) -> set[Blob]:
+        return await trio.sleep_forever()
+
+
 class StandingMembership(RosterMembership):
     """Knows what a test tells it, and asks the peers' tiers what they list."""
 
