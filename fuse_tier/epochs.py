@@ -20,6 +20,9 @@ SNAPSHOTS: Final = 10_000_000
 
 HIGHEST: Final = (1 << 63) // SNAPSHOTS - 1
 
+FARTHEST_AHEAD: Final = 10 * 365 * 24 * 3600
+"""Ten years: no clock is taken along by an epoch that is farther ahead. One node's nonsense is not everybody's."""
+
 _BEGIN: Final = 1_767_225_600  # 2026-01-01 UTC: numbers stay below 2**53, which is exact everywhere, until 2054
 
 
@@ -57,6 +60,6 @@ class EpochClock:
         return int(self._base + now)
 
     def hear(self, epoch: int, now: float) -> None:
-        """Somebody knows of an epoch: from now on this clock is above it."""
-        if epoch >= self.read(now):
+        """Somebody knows of an epoch: from now on this clock is above it, unless it is out of all reason."""
+        if self.read(now) <= epoch <= self.read(now) + FARTHEST_AHEAD:
             self._base = epoch + 1 - now

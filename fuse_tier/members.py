@@ -72,6 +72,9 @@ class Location:
 
     holders: tuple[tuple[Member, tuple[int, ...]], ...] = ()  # those alive first, most recent snapshot first
     bucket: tuple[int, ...] = ()  # ascending; the bucket may hold more than anybody remembers
+    copied: int = (
+        0  # the newest that a node was heard to have that had not mounted the volume: it was copied to there
+    )
     is_settled: bool = True  # False: who told this has just started, and may not have heard of all that nodes hold
 
 

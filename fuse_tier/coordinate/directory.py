@@ -71,6 +71,7 @@ class Directory:
         self._settled = now + lease_seconds
         self._owned = Ownerships(self._clock, self._settled, max(1.0, lease_seconds / 2), self._lives)
         self._conflicts: set[Conflict] = set()
+        self._copied: dict[Identity, int] = {}  # the newest that a node had which had not mounted the volume
         self._observed = self._now = now
 
     def report(self, report: Report, now: float) -> Accepted:
@@ -99,6 +100,9 @@ class Directory:
         known.announced_gone = report.leaving
         if report.leaving:
             change = Change.LEFT
+        for identity, numbers in report.facts.holdings.items():
+            if numbers and identity not in report.facts.mounted:
+                self._copied[identity] = max(numbers[-1], self._copied.get(identity, 0))
         self._owned.hear(report.clock, (report.facts.holdings, report.facts.bucket), now)
         return Accepted(change, self._take_claims(report, now))
 
@@ -181,7 +185,8 @@ class Directory:
             if numbers := known.report.facts.holdings.get(identity):
                 holders.append((self._member(known, now), numbers))
         holders.sort(key=lambda holder: (not holder[0].alive, -holder[1][-1], holder[0].node))
-        return Location(tuple(holders), tuple(sorted(bucket)), self.is_settled(now))
+        copied = self._copied.get(identity, 0)
+        return Location(tuple(holders), tuple(sorted(bucket)), copied, self.is_settled(now))
 
     def picture(self, now: float) -> Picture:
         """Everything, for people."""
@@ -208,7 +213,9 @@ class Directory:
                 del self._nodes[name]
                 forgotten = True
         if forgotten:
-            self._owned.forget_all_but({one for left in self._nodes.values() for one in left.report.facts.holdings})
+            held = {one for left in self._nodes.values() for one in left.report.facts.holdings}
+            self._owned.forget_all_but(held)
+            self._copied = {identity: number for identity, number in self._copied.items() if identity in held}
         self._owned.forget_gone()
         return tuple(sorted(gone))
 

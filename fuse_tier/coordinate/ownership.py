@@ -142,7 +142,7 @@ class Ownerships:
                 "continues with the files of there"
             )
         epoch = self._next(identity, max(above, goes_on or 0), now)
-        if epoch > self._clock.read(now) + self._lead:
+        if epoch == self._granted.get(identity, 0) + 1 and epoch > self._clock.read(now) + self._lead:
             raise TierUnavailable(f"{identity} has changed hands too often within a moment: try again in a second")
         self._keep(identity, Ownership(node, owned.since if owned else now, epoch))
         return epoch
@@ -177,8 +177,9 @@ class Ownerships:
         self._granted[identity] = max(owned.epoch, self._granted.get(identity, 0))
 
     def _next(self, identity: Identity, above: int, now: float) -> int:
-        self._clock.hear(max(above, self._listed.get(identity, 0)), now)
-        return max(self._clock.read(now), self._granted.get(identity, 0) + 1)
+        known = max(above, self._listed.get(identity, 0))
+        self._clock.hear(known, now)
+        return max(self._clock.read(now), known + 1, self._granted.get(identity, 0) + 1)
 
     def _has_settled(self, now: float) -> bool:
         if now >= self._settled_at and not self._begun:

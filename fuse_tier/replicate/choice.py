@@ -111,7 +111,7 @@ class Chooser:
         """What everybody has. Who has a newer copy than all others, and is away, is waited for a moment.
 
         A worker that starts again is away for seconds; what was acknowledged because of its copy must not be passed
-        over for that. What only an owner had that is gone is no copy: a job that goes on elsewhere waits for nothing.
+        over for that. What only an owner had that is gone was not copied: a job that goes on elsewhere does not wait.
         """
         patient_until = trio.current_time() + Deadline.RETURN
         is_told = False

@@ -41,7 +41,7 @@ class Holdings:
     highest: int  # snapshot number that was ever heard of, also from nodes that are gone: none is used twice
     unasked: int = 0  # the newest that nodes say they brought to who could not be asked
     forced: int = 0  # the snapshot that a version names, which is then the one to restore
-    awaited: int = 0  # the newest that a node held as a copy which is away, perhaps for a moment only
+    awaited: int = 0  # the newest that was copied, and that a node has which is away, perhaps for a moment only
 
 
 class PeerConnection(Tier, Protocol):
@@ -146,9 +146,11 @@ class Places:
                 unasked = max(location.bucket, default=0)
         highest = max([*gone, *location.bucket, *(number for _, numbers in places for number in numbers)], default=0)
         away = [
-            numbers[-1]
+            number
             for member, numbers in location.holders
-            if not member.alive and identity not in member.mounted  # else it may be of what it alone has
+            for number in numbers
+            # What only the owner had, and nobody was ever heard to have a copy of, is not waited for.
+            if not member.alive and (identity not in member.mounted or number <= location.copied)
         ]
         return Holdings(tuple(places), tuple(silent), highest, unasked, forced, max(away, default=0))
 

@@ -929,14 +929,18 @@ Global___LocateRequest: _TypeAlias = LocateRequest  # noqa: Y015
 
 @_typing.final
 class LocateReply(_message.Message):
-    """Unsettled: the coordinator has just started, and may not have heard of all that nodes hold."""
+    """Unsettled: the coordinator has just started, and may not have heard of all that nodes hold.
+    Copied: the newest that a node was heard to have that had not mounted the volume (minor 3).
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     HOLDERS_FIELD_NUMBER: _builtins.int
     BUCKET_FIELD_NUMBER: _builtins.int
     UNSETTLED_FIELD_NUMBER: _builtins.int
+    COPIED_FIELD_NUMBER: _builtins.int
     unsettled: _builtins.bool
+    copied: _builtins.int
     @_builtins.property
     def holders(self) -> _containers.RepeatedCompositeFieldContainer[Global___Holder]: ...
     @_builtins.property
@@ -947,10 +951,11 @@ class LocateReply(_message.Message):
         holders: _abc.Iterable[Global___Holder] | None = ...,
         bucket: _abc.Iterable[_builtins.int] | None = ...,
         unsettled: _builtins.bool = ...,
+        copied: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "holders", b"holders", "unsettled", b"unsettled"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "copied", b"copied", "holders", b"holders", "unsettled", b"unsettled"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -148,13 +148,17 @@ def hello_from_wire(message: pb.HelloReply, control: str, domain: Domain) -> Mem
 def location_to_wire(location: Location) -> pb.LocateReply:
     """The answer to Locate."""
     return pb.LocateReply(
-        holders=_holders_to_wire(location), bucket=location.bucket, unsettled=not location.is_settled
+        holders=_holders_to_wire(location),
+        bucket=location.bucket,
+        unsettled=not location.is_settled,
+        copied=location.copied,
     )
 
 
 def location_from_wire(message: pb.LocateReply) -> Location:
     """Raises InvalidRequest."""
-    return replace(_location(message.holders, message.bucket), is_settled=not message.unsettled)
+    location = _location(message.holders, message.bucket)
+    return replace(location, is_settled=not message.unsettled, copied=message.copied)
 
 
 def picture_to_wire(picture: Picture) -> pb.PictureReply:

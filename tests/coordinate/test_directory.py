@@ -300,6 +300,15 @@ def test_the_picture_has_every_volume_mounted_or_held() -> None:
     ]
 
 
+def test_what_was_copied_is_remembered_when_the_nodes_with_the_copies_have_lost_them() -> None:
+    directory = settled()
+    directory.report(report("a", mounted=frozenset({LLAMA}), holdings={LLAMA: (1, 2, 3)}), 10.0)
+    assert directory.locate(LLAMA, 10.0).copied == 0
+    directory.report(report("b", holdings={LLAMA: (2,)}), 10.0)
+    directory.report(report("b", instance="b2"), 11.0)
+    assert directory.locate(LLAMA, 11.0).copied == 2
+
+
 def test_a_coordinator_that_has_just_started_says_that_it_may_not_know_all_holders() -> None:
     directory = Directory(LEASE, now=0.0)
     directory.report(report("a", holdings={LLAMA: (1,)}), 1.0)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from fuse_tier.coordinate.ownership import Conflict, Ownerships
-from fuse_tier.epochs import SNAPSHOTS, EpochClock, epoch_of, number_after, number_before
+from fuse_tier.epochs import HIGHEST, SNAPSHOTS, EpochClock, epoch_of, number_after, number_before
 from fuse_tier.errors import IdentityBusy, TierUnavailable
 from fuse_tier.identity import Identity, SnapshotId
 
 LLAMA = Identity.parse("default/llama/0")
+GEMMA = Identity.parse("default/gemma/0")
 BEGUN = 1000  # what the clock says at time 0
 SETTLED_AT = 5.0
 
@@ -56,6 +57,13 @@ def test_epochs_do_not_run_ahead_of_the_time_further_than_a_restart_takes(cluste
 
 def test_an_epoch_is_above_what_the_node_has_seen_elsewhere(cluster: Cluster) -> None:
     assert cluster.owned.grant(LLAMA, "a", None, 5000, 6.0) == 5001
+
+
+def test_an_epoch_out_of_all_reason_takes_no_other_volume_along(cluster: Cluster) -> None:
+    far = HIGHEST - 5
+    cluster.lists(number_before(far) + 1, 1.0)
+    assert cluster.owned.grant(GEMMA, "a", None, 0, 6.0) < BEGUN + 10
+    assert cluster.owned.grant(LLAMA, "a", None, 0, 6.0) == far + 1
 
 
 def test_a_clock_that_was_set_back_goes_on_above_what_nodes_have_heard_of() -> None:

@@ -60,6 +60,7 @@ class StandingMembership(RosterMembership):
         super().__init__(OwnNode("a", "a1", "default", "a:1", "a:2", Domain(), lambda: facts, None))
         self._neighbourhood = neighbourhood
         self.successors: dict[Identity, str] = {}
+        self.copied = 0
         self.doubtful: set[Identity] = set()
 
     def report_soon(self) -> None:
@@ -101,7 +102,7 @@ class StandingMembership(RosterMembership):
             listed = await self._neighbourhood.peers[member.node].snapshots(identity)
             if listed:
                 holders.append((member, tuple(snapshot.number for snapshot in listed)))
-        return Location(tuple(holders))
+        return Location(tuple(holders), copied=self.copied)
 
     def update(self, members: Iterable[Member]) -> None:
         self._roster.update(members)

@@ -54,3 +54,13 @@ async def test_nobody_waits_for_what_an_owner_that_is_gone_had_alone(
     begun = trio.current_time()
     assert await chosen(around) == 1
     assert trio.current_time() == begun
+
+
+async def test_an_owner_is_waited_for_that_has_what_was_copied_and_is_nowhere_else_now(
+    around: Neighbourhood, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    around.change("c", mounted=frozenset({IDENTITY}))
+    around.membership.copied = 2
+    begun = trio.current_time()
+    assert await chosen(around) == 1
+    assert trio.current_time() > begun + Deadline.RETURN
