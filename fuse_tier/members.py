@@ -48,6 +48,7 @@ class LocalFacts:
     mounted: frozenset[Identity] = frozenset()
     holdings: Holdings = field(default_factory=dict)  # everything listed in its RAM tier, replicas included
     bucket: Holdings = field(default_factory=dict)  # what it has itself committed to the bucket
+    epochs: Mapping[Identity, int] = field(default_factory=dict)  # of what is mounted: see ``epochs.py``
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ class Report:
     bulk: str
     facts: LocalFacts
     domain: Domain = Domain()
+    clock: int = 0  # the highest epoch that it has heard of
     leaving: bool = False  # its last one: nothing is mounted there any more, and its lease ends now
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import structlog
 import trio
 
-from fuse_tier import metrics
+from fuse_tier import epochs, metrics
 from fuse_tier.config import CoordinatorConfig
 from fuse_tier.coordinate.directory import Directory
 from fuse_tier.coordinate.service import CoordinatorService
@@ -38,7 +38,7 @@ async def serve_coordinator(
 ) -> None:
     """Serves until cancelled; started when it listens. ``more`` services are reached at the same address."""
     tls = TlsFiles(config.tls.ca, config.tls.cert, config.tls.key) if config.tls else None
-    directory = Directory(config.lease, trio.current_time())
+    directory = Directory(config.lease, trio.current_time(), epochs.from_the_time())
     service = CoordinatorService(config.cluster, directory, authenticated=tls is not None)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(service.keep_leases)
@@ -46,5 +46,5 @@ async def serve_coordinator(
             await nursery.start(metrics.serve, config.metrics)
         services = [(add_CoordinatorServicer_to_server, service), *more]
         await nursery.start(serve, services, str(config.listen), tls)
-        log.info("coordinator.serving", address=str(config.listen), cluster=config.cluster, epoch=directory.epoch)
+        log.info("coordinator.serving", address=str(config.listen), cluster=config.cluster, life=directory.life)
         task_status.started()

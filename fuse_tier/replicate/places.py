@@ -43,6 +43,7 @@ class Holdings:
     highest: int  # snapshot number that was ever heard of, also from nodes that are gone: none is used twice
     unasked: int = 0  # the newest that nodes say they brought to who could not be asked
     forced: int = 0  # the snapshot that a version names, which is then the one to restore
+    awaited: int = 0  # the newest that a node held as a copy which is away, perhaps for a moment only
 
 
 class PeerConnection(Tier, Protocol):
@@ -149,7 +150,12 @@ class Places:
                 silent.append(f"{self.bucket.place} ({error})")
                 unasked = max(location.bucket, default=0)
         highest = max([*gone, *location.bucket, *(number for _, numbers in places for number in numbers)], default=0)
-        return Holdings(tuple(places), tuple(silent), highest, unasked, forced)
+        away = [
+            numbers[-1]
+            for member, numbers in location.holders
+            if not member.alive and identity not in member.mounted  # else it may be of what it alone has
+        ]
+        return Holdings(tuple(places), tuple(silent), highest, unasked, forced, max(away, default=0))
 
     async def _in_bucket(self, bucket: Tier, identity: Identity, version: str) -> InBucket:
         patience = Deadline.BUCKET_CALL + 2 * Deadline.STEWARD

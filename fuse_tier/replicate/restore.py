@@ -123,13 +123,21 @@ class Restorer:
         return newest is None or newest.id.number <= record.number
 
     async def into_volume(
-        self, volume: Volume, chosen: Chosen, lineage: Lineage, progress: Progress = no_progress
+        self,
+        volume: Volume,
+        chosen: Chosen,
+        lineage: Lineage,
+        progress: Progress = no_progress,
+        *,
+        epoch: int = 0,
+        anew: bool = False,
     ) -> Restored | None:
         """Makes the live tree of a volume anew: from the chosen snapshot, or empty when there is none.
 
-        What stood there gives way: it is in its snapshots. Raises TierUnavailable when content could not be
-        had now that may be had later; nothing has changed then. Content that is damaged or gone everywhere
-        leaves a placeholder, which gives EIO when it is opened.
+        What stood there gives way: it is in its snapshots. ``epoch`` and ``anew`` as in ``Volume.began``.
+        Raises TierUnavailable when content could not be had now that may be had later; nothing has changed
+        then. Content that is damaged or gone everywhere leaves a placeholder, which gives EIO when it is
+        opened.
         """
         manifest, started = chosen.manifest, trio.current_time()
         sources: dict[str, int] = {}
@@ -148,7 +156,15 @@ class Restorer:
         failpoints.reached("restore.fetched")
         await trio.to_thread.run_sync(self._trees.replace, volume, manifest, frozenset(failed), coming)
         failpoints.reached("restore.placed")
-        volume.began(lineage, manifest, chosen.highest, is_whole=not failed, coming=chosen if coming else None)
+        volume.began(
+            lineage,
+            manifest,
+            chosen.highest,
+            is_whole=not failed,
+            coming=chosen if coming else None,
+            epoch=epoch,
+            anew=anew,
+        )
         if manifest is None:
             return None
         unreadable = tuple(os.fsdecode(entry.path) for entry in manifest.entries if entry.blob in failed)
