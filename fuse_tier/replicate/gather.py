@@ -27,6 +27,7 @@ _PARTS = 16  # of much: each costs calls and a stream, however large it is
 _PART_BLOBS = 512
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5
 _PATIENCE_SECONDS = 15.0  # with somebody who is getting what we want, and of whom nothing comes
+_SLOWEST = 100 << 20  # bytes a second, at which it gets what is large: content is passed on when it is all there
 _PARTS_AT_ONCE = 2  # of one peer: while one ends the other begins
 
 FetchFrom = Callable[[Tier, Collection[Blob]], Awaitable[Fetched]]
@@ -160,14 +161,15 @@ class _Heap:
 
     async def _wait_for(self, place: Tier, blobs: set[Blob]) -> None:
         """A place that is getting content itself: what it has by now, again and again, while more comes."""
-        pause, patient_until = _FIRST_PAUSE, trio.current_time() + _PATIENCE_SECONDS
+        patience = _PATIENCE_SECONDS + max(blob.size for blob in blobs) / _SLOWEST
+        pause, patient_until = _FIRST_PAUSE, trio.current_time() + patience
         try:
             while blobs and trio.current_time() < patient_until:
                 fetched = await self._fetch(place, blobs)
                 if fetched.arrived:
                     self._arrived(place, fetched.arrived)
                     blobs -= fetched.arrived
-                    pause, patient_until = _FIRST_PAUSE, trio.current_time() + _PATIENCE_SECONDS
+                    pause, patient_until = _FIRST_PAUSE, trio.current_time() + patience
                 elif any(not isinstance(error, NotFound) for error in fetched.failed.values()):
                     break
                 else:

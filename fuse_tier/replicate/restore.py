@@ -245,7 +245,8 @@ class Restorer:
         ram = self._places.ram
         places = () if await ram.missing([blob]) else (ram,)
         sink = Refill(volume.layout, inode, ram.place)
-        _, failed = await self.fetch(f"inode {inode} of {volume.identity}", [blob], sink, Chosen(None, places))
+        what, chosen = f"inode {inode} of {volume.identity}", Chosen(None, places)
+        _, failed = await self.fetch(what, [blob], sink, chosen, stays=False)
         if failed and volume.is_remote(inode):  # else somebody else has brought it
             error = failed[blob]
             log.error("restore.content_lost", identity=str(volume.identity), blob=blob.name, reason=str(error))

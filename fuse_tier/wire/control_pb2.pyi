@@ -674,6 +674,32 @@ class BackupTurnRequest(_message.Message):
 Global___BackupTurnRequest: _TypeAlias = BackupTurnRequest  # noqa: Y015
 
 @_typing.final
+class ReadersRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOBS_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    place: _builtins.str
+    @_builtins.property
+    def blobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def __init__(
+        self,
+        *,
+        blobs: _abc.Iterable[_builtins.bytes] | None = ...,
+        node: _builtins.str = ...,
+        place: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blobs", b"blobs", "node", b"node", "place", b"place"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadersRequest: _TypeAlias = ReadersRequest  # noqa: Y015
+
+@_typing.final
 class BackupTurnReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
