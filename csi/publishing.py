@@ -27,7 +27,8 @@ from csi.records import Publication, Records
 from csi.refusals import busy, contradicted, failed, not_now, ran_out, unavailable
 from csi.targets import Target
 from fuse_tier.deadlines import Deadline
-from fuse_tier.errors import IdentityBusy, TierUnavailable
+from fuse_tier.errors import DeadlineExceeded, IdentityBusy, TierUnavailable
+from fuse_tier.node.vault import Vault
 
 log = structlog.get_logger(__name__)
 
@@ -51,8 +52,11 @@ class Order:
 class Publisher:
     """Publishes and unpublishes the volumes of one node."""
 
-    def __init__(self, driver: Driver, records: Records, assigner: Assigner, *, jax_init_info: bool) -> None:
+    def __init__(
+        self, driver: Driver, records: Records, assigner: Assigner, vault: Vault, *, jax_init_info: bool
+    ) -> None:
         self._driver = driver
+        self._vault = vault
         self._records = records
         self._assigner = assigner
         self._jax_init_info = jax_init_info
@@ -134,6 +138,10 @@ class Publisher:
         if reason:
             raise failed(f"{place.identity} was mounted at {path}, but a look through the mount shows: {reason}")
         await self._make_fit(order, place)
+        try:
+            await self._vault.hold(place.identity)
+        except DeadlineExceeded as error:
+            log.warning("volume.without_copy", pod=str(order.pod), identity=str(place.identity), reason=str(error))
         log.info(
             "volume.published",
             pod=str(order.pod),

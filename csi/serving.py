@@ -19,6 +19,11 @@ from csi.services import IdentityService, NodeService
 from fuse_tier import metrics
 from fuse_tier.config import Address, NodeConfig
 from fuse_tier.errors import ConfigError
+from fuse_tier.fs.syscalls import raise_descriptor_limit
+from fuse_tier.node.claims import refuse_taken_socket
+from fuse_tier.node.parts import in_turn, insist
+from fuse_tier.node.turns import Turn
+from fuse_tier.node.vault import Vault
 from fuse_tier.wire import grpc
 
 log = structlog.get_logger(__name__)
@@ -44,7 +49,8 @@ async def run_plugin(config: NodeConfig, settings: Settings) -> None:
     driver = Driver(config)
     records = Records(f"{config.socket}.published")
     assigner = Ranks(config) if config.coordinator else NoRanks()
-    publisher = Publisher(driver, records, assigner, jax_init_info=settings.jax_init_info)
+    vault = Vault(f"{config.socket}.mounts")
+    publisher = Publisher(driver, records, assigner, vault, jax_init_info=settings.jax_init_info)
     node = NodeService(
         driver,
         publisher,
@@ -57,21 +63,34 @@ async def run_plugin(config: NodeConfig, settings: Settings) -> None:
         (add_IdentityServicer_to_server, IdentityService(driver, settings.driver_name)),
         (add_NodeServicer_to_server, node),
     ]
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+
+    async def serve() -> None:
         async with trio.open_nursery() as nursery:
             if settings.metrics is not None:
                 await nursery.start(metrics.serve, settings.metrics)
-            nursery.start_soon(mend, settings.kubelet, driver, publisher, records)
+            # First of all: while nobody has copies, the end of the fuse container would end its mounts.
+            nursery.start_soon(vault.run)
 
-            async def serve(task_status: trio.TaskStatus[int]) -> None:
+            async def answer(task_status: trio.TaskStatus[int]) -> None:
                 await grpc.serve(services, f"unix:{settings.endpoint}", None, task_status=task_status)
 
-            await nursery.start(serve)
+            await nursery.start(answer)
+            nursery.start_soon(mend, settings.kubelet, driver, publisher, records)
             log.info("plugin.ready", node=config.node, socket=settings.endpoint)
-            async for _ in signals:
-                break
-            nursery.cancel_scope.cancel()
+
+    async def work() -> None:
+        await insist(lambda: _refuse_taken(settings.endpoint), "plugin.waits")
+        await serve()
+
+    raise_descriptor_limit()
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        await in_turn(Turn(config.socket), signals, work)
     log.info("plugin.ended", node=config.node)
+
+
+async def _refuse_taken(endpoint: str) -> None:
+    """The plugin of a pod that this one replaces ends its service when it finds that out."""
+    refuse_taken_socket(endpoint)
 
 
 def _check(settings: Settings) -> None:

@@ -11,7 +11,12 @@ from fuse_tier.cli.options import config_option, json_option
 
 @click.command(short_help="Run a node.")
 @config_option
-def node(config_path: str) -> None:
+@click.option(
+    "--part",
+    type=click.Choice(("supervisor", "worker")),
+    help="Run this alone, where the parts of a node are containers; mounts outlive it. [default: all of it]",
+)
+def node(config_path: str, part: str | None) -> None:
     """Runs a node: its RAM tier, replication, mounts. Ends in order on SIGTERM.
 
     \b
@@ -23,12 +28,18 @@ def node(config_path: str) -> None:
     from fuse_tier import logs
     from fuse_tier.config import load_node_config
     from fuse_tier.deadlines import check_order
+    from fuse_tier.node.parts import run_supervisor_part, run_worker_part
     from fuse_tier.node.supervisor import run_node
 
     check_order()
     config = load_node_config(config_path)
     logs.configure("supervisor", config.node)
-    trio.run(run_node, config, config_path)
+    if part == "supervisor":
+        trio.run(run_supervisor_part, config)
+    elif part == "worker":
+        trio.run(run_worker_part, config, config_path)
+    else:
+        trio.run(run_node, config, config_path)
 
 
 @click.command(short_help="Run the coordinator.")

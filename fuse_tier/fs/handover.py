@@ -52,6 +52,25 @@ class Estate:
 
 def give(estate: Estate, successor: socket.socket) -> bool:
     """Sends all to a successor; says whether it has taken the mount. Closes the connection. Blocks."""
+    safe = estate.safe
+    with successor:
+        successor.settimeout(Deadline.HAND_OVER)
+        try:
+            tell(estate, successor)
+            answer = successor.recv(LONGEST_MESSAGE)
+            if answer == _TAKEN:
+                successor.send(_YOURS)
+                log.info("mount.handed_over", deposits=len(safe.contents))
+                return True
+            reason = "it ended before it served"
+        except OSError as error:
+            reason = str(error)
+    log.warning("mount.not_handed_over", reason=f"{reason}: the old keeper goes on")
+    return False
+
+
+def tell(estate: Estate, receiver: socket.socket) -> None:
+    """Sends a copy of all to whom it concerns. Blocks as the connection does. Raises OSError."""
     made, safe, listener = estate.made, estate.safe, estate.listener
     if listener is None:
         raise ValueError("a keeper that nobody can visit has no successor")
@@ -66,24 +85,10 @@ def give(estate: Estate, successor: socket.socket) -> bool:
         "highest_backing": safe.highest_backing,
         "deposits": len(safe.contents),
     }
-    with successor:
-        successor.settimeout(Deadline.HAND_OVER)
-        try:
-            fds = [made.device.fd, estate.claim.fd, listener.fileno()]
-            socket.send_fds(successor, [json.dumps(said).encode()], fds)
-            depositor = Depositor(successor)
-            for deposit, fd in safe.contents.values():
-                depositor.leave(deposit, fd)
-            answer = successor.recv(LONGEST_MESSAGE)
-            if answer == _TAKEN:
-                successor.send(_YOURS)
-                log.info("mount.handed_over", deposits=len(safe.contents))
-                return True
-            reason = "it ended before it served"
-        except OSError as error:
-            reason = str(error)
-    log.warning("mount.not_handed_over", reason=f"{reason}: the old keeper goes on")
-    return False
+    socket.send_fds(receiver, [json.dumps(said).encode()], [made.device.fd, estate.claim.fd, listener.fileno()])
+    depositor = Depositor(receiver)
+    for deposit, fd in safe.contents.values():
+        depositor.leave(deposit, fd)
 
 
 def take(spec: MountSpec) -> tuple[Estate, socket.socket]:
@@ -129,10 +134,16 @@ def _check(state: dict[str, Any], spec: MountSpec) -> None:
 
 
 def _inherit(said: dict[str, Any], fds: list[int], connection: socket.socket) -> Estate:
+    estate = read_estate(said, fds)
+    estate.safe.take(connection, said["deposits"])
+    return estate
+
+
+def read_estate(said: dict[str, Any], fds: list[int]) -> Estate:
+    """The first of what ``tell`` sends; deposits follow. Raises LookupError, TypeError, ValueError."""
     device, claim, listener = fds
     safe = Safe()
     safe.highest_backing = said["highest_backing"]
-    safe.take(connection, said["deposits"])
     made = MadeMount(Device(device), Handshake(**said["handshake"]), said["number"], said["reason"])
     return Estate(
         made,

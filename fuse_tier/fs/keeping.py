@@ -16,12 +16,14 @@ from typing import Any
 
 from fuse_tier.errors import MountError
 from fuse_tier.fs import handover, mounting
+from fuse_tier.fs.copy import Copy
 from fuse_tier.fs.handover import Estate
 from fuse_tier.fs.mounting import MadeMount
 from fuse_tier.fs.reception import Reception, listen
 from fuse_tier.fs.spec import MountSpec
 from fuse_tier.fs.version import code_version
 from fuse_tier.mount.claim import Record, take_claim
+from fuse_tier.mount.container import container
 from fuse_tier.mount.deposits import Safe
 from fuse_tier.mount.keeper import Inheritance, Keeper, outlive_parent
 from fuse_tier.mount.mountpoint import check_mountpoint
@@ -51,7 +53,14 @@ class Keeping:
             commit=None if predecessor is None else self._commit,
         )
         self._reception = (
-            Reception(estate.listener, self._keeper, self._describe, self._keep, self._hand_over)
+            Reception(
+                estate.listener,
+                self._keeper,
+                self._describe,
+                self._keep,
+                self._hand_over,
+                partial(Copy, self._current),
+            )
             if estate.listener is not None
             else None
         )
@@ -76,7 +85,7 @@ class Keeping:
         outlive_parent()
         if not handover.commit(self._predecessor):
             return False
-        self._estate.claim.update(pid=os.getpid())
+        self._estate.claim.update(pid=os.getpid(), container=container())
         self._receive()
         return True
 
@@ -84,9 +93,14 @@ class Keeping:
         outlive_parent()
         self._estate.claim.update(kept=True)
 
+    def _current(self) -> Estate:
+        return replace(self._estate, generation=self._keeper.generation, told=tuple(self._keeper.told))
+
     def _hand_over(self, successor: socket.socket) -> bool:
-        generation, told = self._keeper.generation, tuple(self._keeper.told)
-        return handover.give(replace(self._estate, generation=generation, told=told), successor)
+        given = handover.give(self._current(), successor)
+        if given and self._reception is not None:
+            self._reception.end_copy()
+        return given
 
     def _leave(self) -> None:
         """The mount has ended, or is dead from now on: then word of that stays."""
@@ -100,6 +114,7 @@ class Keeping:
             claim.clear()
         if self._reception is not None:
             self._reception.announce()
+            self._reception.end_copy()
 
     def _describe(self) -> dict[str, Any]:
         keeper, spec, made = self._keeper, self._spec, self._estate.made
@@ -109,6 +124,7 @@ class Keeping:
             "device": made.number,
             "read_only": spec.read_only,
             "pid": os.getpid(),
+            "container": container(),
             "daemon": keeper.daemon,
             "generation": keeper.generation,
             "failures": keeper.failures,
@@ -129,7 +145,9 @@ def make(spec: MountSpec, serve: Serve) -> Keeping:
         raise MountError(f"volume {spec.identity} has no tree at {volume.tree}: it must be restored or made first")
     check_mountpoint(spec.mountpoint, spec.ram_root)  # first of all: this says what is there
     path = spec.keeper_socket or ""
-    claim = take_claim(layout, volume.keeper, Record(str(spec.identity), spec.mountpoint, os.getpid(), path))
+    claim = take_claim(
+        layout, volume.keeper, Record(str(spec.identity), spec.mountpoint, os.getpid(), path, container=container())
+    )
     listener = None
     try:
         listener = listen(path) if path else None

@@ -5,6 +5,7 @@ as one JSON object, and again whenever that changes, to the last: the keeper's e
 
     {"keep": true}      who asked for the mount knows of it: it stays if the supervisor dies
     {"hand_over": 1}    "I am your successor": fs/handover.py
+    {"copy": 1}         "I keep what you have, should you end": fs/copy.py
 
 A visitor that does not read what it is told is dropped, and so is the oldest of too many. Nothing that a visitor does
 stops the keeper.
@@ -23,6 +24,7 @@ from typing import Any, Final
 import structlog
 
 from fuse_tier.errors import MountError
+from fuse_tier.fs.copy import COPIED, Copy
 from fuse_tier.fs.handover import ASKED, FORM, LONGEST_MESSAGE
 from fuse_tier.mount.keeper import Keeper
 
@@ -61,12 +63,15 @@ class Reception:
         describe: Callable[[], dict[str, Any]],
         keep: Callable[[], None],
         hand_over: Callable[[socket.socket], bool],
+        copy_to: Callable[[Keeper, socket.socket], Copy],
     ) -> None:
         self._listener = listener
         self._keeper = keeper
         self._describe = describe
         self._keep = keep
         self._hand_over = hand_over
+        self._copy_to = copy_to
+        self._copy: Copy | None = None
         self._visitors: dict[socket.socket, None] = {}  # the longest here first
 
     def open(self) -> None:
@@ -83,6 +88,20 @@ class Reception:
                 visitor.send(message)
             except OSError:  # it has gone, or does not read
                 self._drop(visitor)
+        if self._copy is not None:
+            self._copy.renew()
+
+    def end_copy(self) -> None:
+        """Whoever has a copy of all is told that it is not needed any more."""
+        if self._copy is not None:
+            self._copy.end()
+            self._copy = None
+
+    def _make_copy(self, visitor: socket.socket) -> None:
+        if self._copy is not None:
+            self._copy.close()
+        self._leave_alone(visitor)
+        self._copy = self._copy_to(self._keeper, visitor)
 
     def _accept(self) -> None:
         try:
@@ -121,6 +140,8 @@ class Reception:
         elif said.get(ASKED) == FORM and self._keeper.handshake.resends:
             self._leave_alone(visitor)
             self._keeper.make_way(lambda: self._hand_over(visitor))
+        elif said.get(COPIED) == FORM and self._keeper.handshake.resends:
+            self._make_copy(visitor)
         else:
             # Another form of handover than ours; or a kernel that would not give out again what a daemon had read.
             self._drop(visitor)

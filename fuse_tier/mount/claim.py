@@ -42,6 +42,8 @@ class Record:
     """Whoever asked for the mount knows that it is there."""
     reason: str = ""
     """Why the mount has failed; empty while it has not, and after a death that left no time to say why."""
+    container: str = ""
+    """Where ``pid`` is that process's number."""
 
 
 class Claim:

@@ -83,17 +83,23 @@ class Depositor:
 
     def leave(self, deposit: Deposit, fd: int) -> None:
         """Gives the keeper a copy of a descriptor, in place of what it had under this key. Raises OSError."""
-        record = _RECORD.pack(
-            deposit.kind,
-            deposit.writes,
-            0,
-            deposit.backing,
-            deposit.key,
-            deposit.inode,
-            deposit.unique,
+        self.pass_on(
+            _RECORD.pack(
+                deposit.kind,
+                deposit.writes,
+                0,
+                deposit.backing,
+                deposit.key,
+                deposit.inode,
+                deposit.unique,
+            ),
+            fd,
         )
+
+    def pass_on(self, record: bytes, fd: int) -> None:
+        """One change as ``Safe.show`` told it. Raises OSError."""
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, fd.to_bytes(4, "little", signed=True))
-        self._connection.sendmsg([record], [rights])
+        self._connection.sendmsg([record], [rights] if fd >= 0 else [])
 
     def remove(self, key: int) -> None:
         """The keeper closes what it has under this key, if anything."""
@@ -126,6 +132,9 @@ class Safe:
         """Deposits and their descriptors, by key."""
         self.highest_backing = 0
         """Of the numbers that were ever left; they are given out in ascending order."""
+        self.show: Callable[[bytes, int], None] | None = None
+        """Is told of each change before it counts as received, with the descriptor or -1: should this process end in
+        between, another that was told has it all."""
 
     def put(self, deposit: Deposit, fd: int) -> None:
         """Takes a descriptor over."""
@@ -159,24 +168,39 @@ class Safe:
             raise OSError(errno.EMFILE, f"{len(self.contents)} of {count} deposits arrived: descriptors ran out")
 
     def _receive_one(self, connection: socket.socket, may_serve: Callable[[], bool]) -> bool:
-        record, ancillary, _, _ = connection.recvmsg(_RECORD.size, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+        if self.show is not None:
+            record, fd = _receive(connection, socket.MSG_PEEK)
+            if record and record[0] not in (_ACKNOWLEDGE, _READY):
+                self.show(record, fd)
+            if fd >= 0:
+                os.close(fd)
+        record, fd = _receive(connection, 0)
         if not record:
             return False
+        if record[0] in (_ACKNOWLEDGE, _READY):
+            with suppress(OSError):  # who asked may be gone
+                connection.send(_YES if record[0] == _ACKNOWLEDGE or may_serve() else _NO)
+        else:
+            self.apply(record, fd)
+        return True
+
+    def apply(self, record: bytes, fd: int) -> None:
+        """One change, as ``show`` tells it; takes the descriptor over."""
         kind, writes, _, backing, key, inode, unique = _RECORD.unpack(record)
         if kind == _REMOVE:
             self.remove(key)
-        elif kind in (_ACKNOWLEDGE, _READY):
-            with suppress(OSError):  # who asked may be gone
-                connection.send(_YES if kind == _ACKNOWLEDGE or may_serve() else _NO)
-        elif ancillary:
-            fds = array.array("i", ancillary[0][2])
-            self.put(Deposit(Kind(kind), key, inode, unique, backing, bool(writes)), fds[0])
-        return True
+        elif fd >= 0:
+            self.put(Deposit(Kind(kind), key, inode, unique, backing, bool(writes)), fd)
 
     def close(self) -> None:
         """Closes all."""
         for key in list(self.contents):
             self.remove(key)
+
+
+def _receive(connection: socket.socket, flags: int) -> tuple[bytes, int]:
+    record, ancillary, _, _ = connection.recvmsg(_RECORD.size, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC | flags)
+    return record, array.array("i", ancillary[0][2])[0] if ancillary else -1
 
 
 def connection_pair() -> tuple[socket.socket, socket.socket]:

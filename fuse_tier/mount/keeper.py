@@ -99,6 +99,8 @@ class Keeper:
         """Signals that its daemons are to end by, in their order."""
         self.daemon = 0
         """Its pid, or 0 between two."""
+        self.deposits: socket.socket | None = None
+        """Where that leaves what the next one shall have; None between two."""
         self.failures = 0
         """Daemons in a row that ended soon after their start."""
         self.reason = ""
@@ -211,7 +213,7 @@ class Keeper:
                         self._be_daemon(keeper, theirs, (wake, ours.fileno(), *self._visitors))
                 finally:
                     signal.pthread_sigmask(signal.SIG_UNBLOCK, TOLD)
-            self.daemon = pid
+            self.daemon, self.deposits = pid, ours
             self.changed()
             handle = os.pidfd_open(pid)
             try:
@@ -220,7 +222,7 @@ class Keeper:
                 return self._watch(pid, handle, ours)
             finally:
                 os.close(handle)
-                self.daemon, self._last = 0, pid
+                self.daemon, self.deposits, self._last = 0, None, pid
 
     def _be_daemon(self, keeper: int, deposits: socket.socket, not_ours: Iterable[int]) -> None:
         status = 1

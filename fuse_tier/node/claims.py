@@ -18,6 +18,11 @@ from typing import Final
 from fuse_tier.errors import ConfigError
 from fuse_tier.ram.layout import Layout
 
+
+class Taken(ConfigError):
+    """A living process has it."""
+
+
 _CREDENTIALS: Final = struct.Struct("3i")  # struct ucred, unix(7): pid, uid, gid
 
 
@@ -52,7 +57,7 @@ def _lock(lock: int, layout: Layout) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         owner = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
-        raise ConfigError(
+        raise Taken(
             f"ram.path: {layout.root} belongs to a node that runs already (pid {owner}): "
             "end that one, or give this node a RAM tier of its own"
         ) from None
@@ -73,13 +78,13 @@ def refuse_taken_socket(path: str) -> None:
         try:
             probe.connect(path)
         except BlockingIOError:
-            raise ConfigError(f"socket: {path} is in use by a process that is too busy to answer") from None
+            raise Taken(f"socket: {path} is in use by a process that is too busy to answer") from None
         except OSError as error:
             if error.errno in (errno.ECONNREFUSED, errno.ENOENT):
                 return
             raise ConfigError(f"socket: {path} cannot be used: {error.strerror}") from error
         credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     owner, _, _ = _CREDENTIALS.unpack(credentials)
-    raise ConfigError(
+    raise Taken(
         f"socket: {path} is in use by a process that runs already (pid {owner}): end that one, or choose another path"
     )

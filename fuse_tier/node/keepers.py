@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, Final
 
 import structlog
@@ -49,13 +49,16 @@ class KeeperState:
     kept: bool
     reason: str
     """Why the mount has failed; empty while it has not."""
+    container: str = ""
+    """Where ``pid`` is that process's number; a keeper of an older version says nothing, and runs where we do."""
 
     @classmethod
     def parse(cls, message: bytes) -> KeeperState:
         """Raises MountError when it is none. What a newer keeper says beyond it is passed over."""
         try:
             said = json.loads(message)
-            return cls(**{field.name: said[field.name] for field in fields(cls)})
+            named = {field.name: said[field.name] for field in fields(cls) if field.default is MISSING}
+            return cls(**named, container=said.get("container", ""))
         except (ValueError, TypeError, LookupError) as error:
             raise MountError(f"a keeper says {message[:200]!r}, which nobody understands") from error
 

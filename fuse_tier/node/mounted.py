@@ -23,16 +23,22 @@ from fuse_tier.errors import DeadlineExceeded, FuseTierError
 from fuse_tier.fs.version import code_version
 from fuse_tier.identity import Identity
 from fuse_tier.mount.claim import Record, forget_record, is_held, read_record
+from fuse_tier.mount.container import container
 from fuse_tier.mount.table import mount_at
 from fuse_tier.node import mounting
+from fuse_tier.node.distant import DistantKeeper
 from fuse_tier.node.keepers import KeeperLink, KeeperState, socket_of
 from fuse_tier.node.processes import Child, Process, describe, start_lasting
+from fuse_tier.node.vault import CONTAINER
 from fuse_tier.ram.layout import Layout
 
 log = structlog.get_logger(__name__)
 
 _DEAD = "every access answers ENOTCONN until it is unmounted"
 _LOOK_AGAIN_SECONDS = 0.05
+_DYING_SECONDS = 2.0
+"""What a daemon takes to die after its keeper, and a vault to stand in."""
+_TRIES = 20
 _WORKERS, _KEEPERS = ".volumes", ".mounts"
 
 
@@ -46,6 +52,8 @@ class DaemonSettings:
     fsync: str
     passthrough: str = "auto"
     expected_sizes: Sequence[tuple[str, int]] = ()
+    vaulted: bool = False
+    """A vault has copies of what keepers have, and keepers that are not of this container are replaced."""
 
     @property
     def place(self) -> str:
@@ -168,9 +176,13 @@ class MountedVolume:
 
     async def _find_keeper(self) -> Process | None:
         """None when there is none. One that is being taken over by another at this moment is found a moment later."""
+        give_up = trio.current_time() + _DYING_SECONDS
         while is_held(self._record):
             record = read_record(self._record)
             if record is not None:
+                here = record.container in ("", container())
+                if not here or (self._settings.vaulted and trio.current_time() > give_up):
+                    return DistantKeeper(self._record, record)
                 try:
                     return Process("keeper", record.pid)
                 except ProcessLookupError:
@@ -194,9 +206,15 @@ class MountedVolume:
                     return
                 status = await keeper.wait()
                 async with self._changing_hands:
-                    if self.keeper is keeper:
+                    if self.keeper is not keeper:
+                        keeper.close()
+                        continue
+                    left = await self._find_in_vault()
+                    if left is None:
                         break
+                    self.keeper = left
                     keeper.close()
+                self._nursery.start_soon(self.upgrade_at_last)
         finally:
             self._listening.cancel()
             if self.keeper is not None:
@@ -205,6 +223,27 @@ class MountedVolume:
             self._note_end(status)
         except OSError:
             log.exception("volume.unclear", **self._about)
+
+    async def _find_in_vault(self) -> Process | None:
+        """Who has the mount after its keeper's death, where somebody may: the lock is held on then."""
+        if not self._settings.vaulted or not self.mounted():
+            return None
+        with trio.move_on_after(_DYING_SECONDS):
+            while is_held(self._record):
+                state = self._link.state
+                if state is not None and state.container == CONTAINER:
+                    record = read_record(self._record)
+                    return DistantKeeper(self._record, record) if record is not None else None
+                await trio.sleep(_LOOK_AGAIN_SECONDS)
+        return None
+
+    async def upgrade_at_last(self) -> None:
+        """Takes over from a keeper that is not of this container, however often that has to be tried."""
+        for _ in range(_TRIES):
+            await self.upgrade()
+            if self.ended.is_set() or not isinstance(self.keeper, DistantKeeper):
+                return
+            await trio.sleep(_LOOK_AGAIN_SECONDS)
 
     def _note_end(self, status: int | None) -> None:
         if self.mounted():
@@ -227,7 +266,11 @@ class MountedVolume:
     def is_outdated(self) -> bool:
         """Whether it is kept by other code than this, or with other settings."""
         state = self._link.state
-        if state is None or self.ended.is_set():
+        if self.ended.is_set():
+            return False
+        if isinstance(self.keeper, DistantKeeper):
+            return self._settings.vaulted
+        if state is None:
             return False
         return (state.version, state.settings) != (code_version(), self._settings.changeable())
 

@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -56,19 +57,36 @@ async def run_node(config: NodeConfig, config_path: str, programs: Programs = Pr
     """
     with trio.open_signal_receiver(*_signals_to_obey()) as signals:
         check_starter()
-        # Before anything is changed: the RAM tier may be another node's, of another size.
-        refuse_taken_ram_tier(Layout(config.ram.path))
-        for path in (config.socket, _supervisor_socket(config), _volumes_socket(config)):
-            refuse_taken_socket(path)
-        prepare = partial(prepare_ram, config.ram.path, config.ram.size, config.node, config.cluster)
-        setup = await trio.to_thread.run_sync(prepare)
-        try:
-            with ram_tier_claimed(setup.layout):
-                _make_place(config.socket)
-                await _Node(config, config_path, programs).run(signals)
-        except FuseTierError:
-            await trio.to_thread.run_sync(take_back, setup)
-            raise
+        refuse_taken_socket(config.socket)
+        refuse_taken_socket(_volumes_socket(config))
+        async with _claimed(config):
+            worker = Worker([*programs.worker, "--config", config_path])
+            await _Node(config, programs, worker).run(signals)
+
+
+async def run_supervisor(config: NodeConfig, programs: Programs = Programs()) -> None:
+    """Runs a node's supervisor alone, until it is cancelled; the worker is another's to run, and mounts go on.
+
+    In the main thread. Raises ConfigError, Taken among them, when the RAM tier or the socket can't be had.
+    """
+    async with _claimed(config):
+        await _Node(config, programs, None).supervise()
+
+
+@asynccontextmanager
+async def _claimed(config: NodeConfig) -> AsyncIterator[None]:
+    # Before anything is changed: the RAM tier may be another node's, of another size.
+    refuse_taken_ram_tier(Layout(config.ram.path))
+    refuse_taken_socket(_supervisor_socket(config))
+    prepare = partial(prepare_ram, config.ram.path, config.ram.size, config.node, config.cluster)
+    setup = await trio.to_thread.run_sync(prepare)
+    try:
+        with ram_tier_claimed(setup.layout):
+            _make_place(config.socket)
+            yield
+    except FuseTierError:
+        await trio.to_thread.run_sync(take_back, setup)
+        raise
 
 
 def _signals_to_obey() -> tuple[signal.Signals, ...]:
@@ -96,9 +114,11 @@ def _volumes_socket(config: NodeConfig) -> str:
 
 
 class _Node:
-    def __init__(self, config: NodeConfig, config_path: str, programs: Programs) -> None:
+    """``worker`` is None where that is run by somebody else, in a container of its own."""
+
+    def __init__(self, config: NodeConfig, programs: Programs, worker: Worker | None) -> None:
         self._config = config
-        self._worker = Worker([*programs.worker, "--config", config_path])
+        self._worker = worker
         self._daemons = DaemonSettings(
             programs.daemon,
             config.ram.path,
@@ -106,35 +126,49 @@ class _Node:
             config.fsync,
             config.passthrough,
             tuple(config.ram.expected_sizes.items()),
+            vaulted=worker is None,
         )
         self._told_to_end = trio.Event()
         self._leaves_mounts = False
         self._hurry = trio.Event()
 
+    async def supervise(self) -> None:
+        """Until it is cancelled."""
+        async with trio.open_nursery() as nursery:
+            volumes = Volumes(self._daemons, nursery)
+            await volumes.adopt()
+            await nursery.start(self._serve_calls, volumes)
+            self._say_ready(f"supervisor of node {self._config.node} is ready: socket {self._config.socket}")
+            await trio.sleep_forever()
+
     async def run(self, signals: AsyncIterator[int]) -> None:
+        """Until a signal, with its worker."""
+        worker = self._worker
+        if worker is None:
+            raise ValueError("a node without its worker is only supervised")
         async with trio.open_nursery() as nursery:
             volumes = Volumes(self._daemons, nursery)
             # Before anybody asks what is mounted: first of all the worker, which keeps what is.
             await volumes.adopt()
             calls = await nursery.start(self._serve_calls, volumes)
             nursery.start_soon(self._obey, signals)
-            nursery.start_soon(self._announce)
-            nursery.start_soon(self._end_when_refused)
-            nursery.start_soon(self._worker.run)
+            nursery.start_soon(self._announce, worker)
+            nursery.start_soon(self._end_when_refused, worker)
+            nursery.start_soon(worker.run)
             await self._told_to_end.wait()
-            await self._end(volumes, calls)
+            await self._end(volumes, calls, worker)
             nursery.cancel_scope.cancel()
-        if self._worker.refused.is_set():
-            raise _refusal(self._worker.status)
+        if worker.refused.is_set():
+            raise refusal_of(worker.status)
 
-    async def _end(self, volumes: Volumes, calls: trio.CancelScope) -> None:
+    async def _end(self, volumes: Volumes, calls: trio.CancelScope, worker: Worker) -> None:
         # First of all no more calls: a mount that is being made is taken back.
         calls.cancel()
         if self._leaves_mounts:
-            await self._worker.kill()
+            await worker.kill()
         else:
             await volumes.end_all(self._hurry)
-            await self._worker.end(self._config.drain, self._hurry)
+            await worker.end(self._config.drain, self._hurry)
         log.info("node.ended", node=self._config.node)
 
     async def _obey(self, signals: AsyncIterator[int]) -> None:
@@ -148,18 +182,21 @@ class _Node:
                 log.info("node.ending", node=self._config.node, signal=name, leaves_mounts=self._leaves_mounts)
                 self._told_to_end.set()
 
-    async def _end_when_refused(self) -> None:
-        await self._worker.refused.wait()
+    async def _end_when_refused(self, worker: Worker) -> None:
+        await worker.refused.wait()
         self._leaves_mounts = True  # of a node before this one: there are no others yet
         self._told_to_end.set()
 
-    async def _announce(self) -> None:
-        await self._worker.ready.wait()
+    async def _announce(self, worker: Worker) -> None:
+        await worker.ready.wait()
         config = self._config
-        lines = [
+        self._say_ready(
             f"node {config.node} is ready: socket {config.socket}, control {config.listen.control}, "
             f"metrics {config.metrics or 'off'}"
-        ]
+        )
+
+    def _say_ready(self, line: str) -> None:
+        config, lines = self._config, [line]
         if os.geteuid() != 0:
             lines.insert(0, "running without root: mounts by fusermount3, RAM tier under /dev/shm, no passthrough")
         log.info("node.ready", node=config.node, pid=os.getpid())
@@ -186,7 +223,8 @@ class _Node:
                 os.unlink(path)
 
 
-def _refusal(status: int) -> FuseTierError:
+def refusal_of(status: int) -> FuseTierError:
+    """What a worker ended with that refused to start."""
     kind = ConfigError if status == ConfigError.exit_status else FuseTierError
     return kind("the node could not start: its replication worker ended; the message above says why")
 

@@ -79,7 +79,7 @@ class Volumes:
     async def _upgrade(self, volume: MountedVolume) -> None:
         async with self._turn(volume.mountpoint):
             try:
-                await volume.upgrade()
+                await volume.upgrade_at_last()
             except (FuseTierError, OSError):
                 log.exception("volume.unclear", identity=str(volume.identity), mountpoint=volume.mountpoint)
 

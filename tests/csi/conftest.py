@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from csi.local.kubelet import Kubelet
 from fuse_tier.localcluster import LocalCluster, LocalNode
 from fuse_tier.localcluster.processes import Family
-from tests.csi.kubelet import Kubelet
 from tests.harness.logs import ExpectedLogs
 from tests.harness.waiting import until
 

@@ -13,9 +13,9 @@ import trio
 
 from csi import csi_pb2 as pb
 from csi.csi_pb2_grpc import IdentityStub, NodeStub
+from csi.local.kubelet import KEY, Kubelet, Refused, begun, container, told_by
 from fuse_tier.mount.table import mount_at
 from tests.csi.conftest import Plugin
-from tests.csi.kubelet import KEY, Kubelet, Refused, begun, container, told_by
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
 

@@ -15,7 +15,7 @@ from fuse_tier.hashing import hash_bytes
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Entry, Kind, Lineage, Manifest
 from fuse_tier.tiers.bucket import BucketTier
-from tests.tiers.contract import holding
+from tests.harness.snapshots import holding
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "restore_from_bucket.py"
 TIME = 1_700_000_000_123_456_789

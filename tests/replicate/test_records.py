@@ -29,7 +29,7 @@ from fuse_tier.replicate.steps import Report
 from fuse_tier.tiers import bucket_layout as layout
 from fuse_tier.tiers.bucket import BucketTier
 from tests.cli.conftest import run, running
-from tests.tiers.contract import keep
+from tests.harness.snapshots import keep
 
 BUCKET = "checkpoints"
 URL = f"gs://{BUCKET}/team"

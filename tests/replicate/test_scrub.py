@@ -20,7 +20,7 @@ from fuse_tier.replicate.scrub import Scrubber
 from fuse_tier.tiers.memory import MemoryBlobs
 from fuse_tier.tiers.ram import RamTier
 from tests.harness.logs import ExpectedLogs
-from tests.tiers.contract import check_producible, holding, keep
+from tests.harness.snapshots import check_producible, holding, keep
 
 FAST = 1e12
 

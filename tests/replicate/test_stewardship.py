@@ -20,8 +20,8 @@ from fuse_tier.replicate.steps import Report
 from fuse_tier.replicate.stewardship import Stewardship
 from fuse_tier.tiers.bucket import BucketTier
 from tests.harness.logs import ExpectedLogs
+from tests.harness.snapshots import holding, manifest_of
 from tests.harness.waiting import until
-from tests.tiers.contract import holding, manifest_of
 from tests.tiers.faulty_http import Fault, Proxy, faulty
 
 BUCKET = "checkpoints"

@@ -32,7 +32,8 @@ from fuse_tier.tiers.bucket import SAFE_GRACE_SECONDS, BucketTier
 from fuse_tier.tiers.bucket_objects import Objects
 from fuse_tier.tiers.memory import MemoryBlobs
 from tests.harness.logs import ExpectedLogs
-from tests.tiers.contract import GEMMA, TierContract, check_producible, holding, keep, manifest_of
+from tests.harness.snapshots import GEMMA, check_producible, holding, keep, manifest_of
+from tests.tiers.contract import TierContract
 
 BUCKET = "checkpoints"
 PREFIX = "team/run 7/größe/"

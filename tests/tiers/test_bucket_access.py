@@ -21,7 +21,7 @@ from fuse_tier.errors import TierRefused, TierUnavailable
 from fuse_tier.hashing import hash_bytes
 from fuse_tier.tiers.bucket import BucketTier
 from fuse_tier.tiers.memory import MemoryBlobs
-from tests.tiers.contract import check_producible, holding, keep
+from tests.harness.snapshots import check_producible, holding, keep
 from tests.tiers.faulty_http import Fault, Proxy
 
 ACCOUNT = "node@project.iam.gserviceaccount.com"

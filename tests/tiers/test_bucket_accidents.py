@@ -23,8 +23,8 @@ from fuse_tier.tiers.bucket import SAFE_GRACE_SECONDS
 from fuse_tier.tiers.bucket_content import MemoryContent
 from fuse_tier.tiers.bucket_task import Task
 from fuse_tier.tiers.memory import MemoryBlobs
+from tests.harness.snapshots import check_producible, holding, keep, manifest_of
 from tests.tiers.conftest import Open
-from tests.tiers.contract import check_producible, holding, keep, manifest_of
 from tests.tiers.faulty_http import Fault, Proxy
 
 BACKUP = """
@@ -32,7 +32,7 @@ import random, sys
 import trio
 from fuse_tier.tiers import bucket_parts
 from fuse_tier.tiers.bucket import BucketTier
-from tests.tiers.contract import keep
+from tests.harness.snapshots import keep
 bucket_parts.PART, bucket_parts.SPLIT_FROM = 64 << 10, 256 << 10
 rng = random.Random(sys.argv[2])
 files = {"large": rng.randbytes(600_000)} | {f"{number}": rng.randbytes(2_000) for number in range(100)}

@@ -18,15 +18,15 @@ from fuse_tier.tiers import bucket_claims
 from fuse_tier.tiers.bucket import BucketTier
 from fuse_tier.tiers.bucket_layout import blob_object
 from tests.harness.logs import ExpectedLogs
+from tests.harness.snapshots import check_producible, holding, keep, manifest_of
 from tests.tiers.conftest import Open
-from tests.tiers.contract import check_producible, holding, keep, manifest_of
 from tests.tiers.faulty_http import Fault, Proxy
 
 BACKUP = """
 import random, sys
 import trio
 from fuse_tier.tiers.bucket import BucketTier
-from tests.tiers.contract import keep
+from tests.harness.snapshots import keep
 from tests.tiers.test_bucket_checks import files_of
 trio.run(keep, BucketTier("gs://checkpoints/a", sys.argv[1]), files_of(sys.argv[2], int(sys.argv[3])))
 """

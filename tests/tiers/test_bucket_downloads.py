@@ -23,7 +23,7 @@ from fuse_tier.tiers.bucket import BucketTier
 from fuse_tier.tiers.bucket_checksums import combined, crc32c_in, crc32c_text
 from fuse_tier.tiers.bucket_content import MemoryContent
 from fuse_tier.tiers.memory import MemoryBlobs
-from tests.tiers.contract import cancel_after, holding, keep
+from tests.harness.snapshots import cancel_after, holding, keep
 from tests.tiers.faulty_http import Fault, Proxy
 
 KIB = 1 << 10

@@ -14,7 +14,7 @@ from fuse_tier.tiers import bucket_download, bucket_fetch, bucket_parts, bucket_
 from fuse_tier.tiers.bucket import BucketTier
 from fuse_tier.tiers.memory import MemoryBlobs
 from tests.harness.logs import ExpectedLogs
-from tests.tiers.contract import check_producible, holding, keep
+from tests.harness.snapshots import check_producible, holding, keep
 from tests.tiers.faulty_http import Fault, Proxy
 
 SEVERAL_PIECES = 5 << 20

@@ -22,8 +22,8 @@ from fuse_tier.tiers.bucket_content import MappedContent, MemoryContent
 from fuse_tier.tiers.bucket_pace import Pace
 from fuse_tier.tiers.bucket_parts import PART, SPLIT_FROM, Piece, levels, to_split
 from fuse_tier.tiers.memory import MemoryBlobs
+from tests.harness.snapshots import cancel_after, check_producible, holding, keep
 from tests.tiers.conftest import Open
-from tests.tiers.contract import cancel_after, check_producible, holding, keep
 from tests.tiers.faulty_http import Fault, Proxy
 
 MIB = 1 << 20

@@ -8,7 +8,8 @@ from fuse_tier.hashing import hash_bytes
 from fuse_tier.identity import SnapshotId
 from fuse_tier.tiers.base import Tier, TierName
 from fuse_tier.tiers.memory import MemoryTier
-from tests.tiers.contract import TierContract, holding
+from tests.harness.snapshots import holding
+from tests.tiers.contract import TierContract
 
 
 class TestMemoryTier(TierContract):

@@ -33,7 +33,8 @@ from fuse_tier.wire.control_pb2_grpc import add_PeerServicer_to_server
 from fuse_tier.wire.grpc import Caller
 from fuse_tier.wire.members import PROTOCOL
 from tests.harness.logs import ExpectedLogs
-from tests.tiers.contract import LLAMA, TierContract, check_producible, holding, keep
+from tests.harness.snapshots import LLAMA, check_producible, holding, keep
+from tests.tiers.contract import TierContract
 from tests.wire.certificates import Certificates, make_certificates
 from tests.wire.peers import CLUSTER, OWN, Peer, running_peer
 

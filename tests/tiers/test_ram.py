@@ -18,7 +18,8 @@ from fuse_tier.tiers.base import Tier
 from fuse_tier.tiers.memory import MemoryBlobs
 from fuse_tier.tiers.ram import RamTier
 from tests.harness.logs import ExpectedLogs
-from tests.tiers.contract import GEMMA, LLAMA, TierContract, check_producible, holding, keep, manifest_of
+from tests.harness.snapshots import GEMMA, LLAMA, check_producible, holding, keep, manifest_of
+from tests.tiers.contract import TierContract
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from fuse_tier.tiers.memory import MemoryBlobs
 from fuse_tier.wire.renewal import Renewing, current_client_context
 from fuse_tier.wire.tls import TlsFiles, check, make_authority, make_certificate
 from tests.harness.logs import ExpectedLogs
-from tests.tiers.contract import check_producible, holding, keep
+from tests.harness.snapshots import check_producible, holding, keep
 from tests.wire.peers import running_peer
 
 

@@ -20,7 +20,7 @@ from fuse_tier.ram.tmpfs import create_directories
 from fuse_tier.tiers.memory import MemoryBlobs
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.partials import partials_from_wire, partials_to_wire
-from tests.tiers.contract import holding
+from tests.harness.snapshots import holding
 from tests.wire.certificates import Certificates, make_certificates
 from tests.wire.peers import running_peer
 from tests.wire.proxies import cutting

@@ -32,8 +32,8 @@ from fuse_tier.wire.members import PROTOCOL
 from fuse_tier.wire.rejections import Rejections
 from fuse_tier.wire.tls import TlsFiles
 from tests.harness.logs import ExpectedLogs
+from tests.harness.snapshots import check_producible, keep, manifest_of
 from tests.harness.waiting import until
-from tests.tiers.contract import check_producible, keep, manifest_of
 from tests.wire.certificates import Certificates, make_certificates
 from tests.wire.peers import CLUSTER, Peer, running_peer
 

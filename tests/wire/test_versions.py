@@ -28,7 +28,7 @@ from fuse_tier.wire.bulk.sessions import Sessions
 from fuse_tier.wire.control_pb2_grpc import PeerStub, add_PeerServicer_to_server
 from fuse_tier.wire.grpc import Caller, Client, serve
 from fuse_tier.wire.members import MINOR, PROTOCOL
-from tests.tiers.contract import check_producible, holding, keep
+from tests.harness.snapshots import check_producible, holding, keep
 from tests.wire.peers import CLUSTER, OWN, running_peer
 from tests.wire.proxies import cutting
 

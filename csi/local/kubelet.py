@@ -22,6 +22,7 @@ import trio
 
 from csi import csi_pb2 as pb
 from csi.csi_pb2_grpc import IdentityStub, NodeStub
+from fuse_tier.errors import FuseTierError
 from fuse_tier.localcluster.processes import detach_mounts
 
 DEADLINE_SECONDS = 120.0
@@ -42,10 +43,12 @@ class PodVolume:
 
     @property
     def volume_id(self) -> str:
+        """As kubelet makes one."""
         return f"csi-{self.uid}"
 
     @property
     def target(self) -> Path:
+        """Where the volume is to be."""
         return self.directory / "volumes" / "kubernetes.io~csi" / "ckpt" / "mount"
 
     def request(self, **changes: Any) -> pb.NodePublishVolumeRequest:
@@ -134,7 +137,6 @@ class Kubelet:
                     if refusal.code not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED):
                         raise
                 await trio.sleep(0.2)
-        assert not pod.target.exists()
         self.forget(pod)
 
     def forget(self, pod: PodVolume) -> None:
@@ -222,12 +224,17 @@ print(json.dumps({"steps": steps, "errors": errors, "longest": longest}), flush=
 
 async def told_by(process: subprocess.Popen[str]) -> dict[str, Any]:
     """Has the writer come to its end; gives what it says then."""
-    assert process.stdin and process.stdout
-    process.stdin.close()
-    return dict(json.loads(await trio.to_thread.run_sync(process.stdout.readline)))
+    if process.stdin is not None:
+        process.stdin.close()
+    return dict(json.loads(await _line(process)))
 
 
 async def begun(process: subprocess.Popen[str]) -> None:
-    """Returns when the writer writes."""
-    assert process.stdout
-    assert await trio.to_thread.run_sync(process.stdout.readline) == "ready\n"
+    """Returns when the writer writes. Raises FuseTierError when it cannot."""
+    if await _line(process) != "ready\n":
+        raise FuseTierError("the job could not be started: see above")
+
+
+async def _line(process: subprocess.Popen[str]) -> str:
+    stream = process.stdout
+    return "" if stream is None else await trio.to_thread.run_sync(stream.readline)

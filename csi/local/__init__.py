@@ -1,0 +1,1 @@
+"""The plugin on this machine, without Kubernetes: for tests and benchmarks."""
