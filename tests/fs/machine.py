@@ -349,7 +349,9 @@ class Machine(RuleBasedStateMachine):
         """The tier is full but for a few pages, for the time of a few things."""
         assert self.tiers
         number %= self.opened
-        if not stat.S_ISREG(os.fstat(self.sides[1].files[number]).st_mode):
+        files = [os.fstat(self.sides[1].files[one]) for one in (0, number)]
+        # How many pages a mapping of a hole has made is not ours to say.
+        if not all(stat.S_ISREG(found.st_mode) and found.st_ino not in self.mapped for found in files):
             return
         with self.tiers[0].filled_up(0):
             self._have_all_closed()
