@@ -11,7 +11,6 @@ from fuse_tier.fs.attributes import Attributes
 from fuse_tier.fs.backing import Backings
 from fuse_tier.fs.changes import Changes
 from fuse_tier.fs.content import Content
-from fuse_tier.fs.growth import Growth
 from fuse_tier.fs.handles import Handles
 from fuse_tier.fs.link import Link
 from fuse_tier.fs.nodes import Nodes
@@ -39,7 +38,6 @@ class Parts:
     attributes: Attributes
     link: Link
     reservations: Reservations
-    growth: Growth
     fsync: str
     """What an fsync waits for: ram, peer or bucket."""
 
@@ -56,7 +54,6 @@ class Shared:
         self._attributes = parts.attributes
         self._link = parts.link
         self._reservations = parts.reservations
-        self._growth = parts.growth
         self._fsync = parts.fsync
         self._chowns = os.geteuid() == 0
         self._ours = (os.geteuid(), os.getegid())

@@ -31,7 +31,6 @@ from fuse_tier.fs.base import Parts
 from fuse_tier.fs.changes import Changes
 from fuse_tier.fs.content import Content
 from fuse_tier.fs.dispatch import dispatch, opened_handle
-from fuse_tier.fs.growth import Growth
 from fuse_tier.fs.handles import Handles
 from fuse_tier.fs.link import Link
 from fuse_tier.fs.mounting import MadeMount
@@ -72,7 +71,6 @@ class Daemon:
         self._content = Content(volume, Pins(layout, volume), self._link)
         self._nodes = Nodes(volume.tree, depositor, inherits=inheritance.generation > 0)
         self._reservations = Reservations(spec, self._nodes, self._link, depositor)
-        self._growth = Growth()
         self._content.make_room = self._reservations.make_room
         attributes = Attributes(spec, self._nodes, self._handles, self._content, self._link)
         self._operations = Operations(
@@ -85,7 +83,6 @@ class Daemon:
                 attributes=attributes,
                 link=self._link,
                 reservations=self._reservations,
-                growth=self._growth,
                 fsync=spec.fsync,
             )
         )
@@ -116,8 +113,6 @@ class Daemon:
         self._nodes.adopt(deposits)
         for file in self._handles.files.values():
             self._backings.adopt(file.inode, file.backing)
-            if file.backing and file.writing is not None:
-                self._growth.opened(file)
         probe = os.memfd_create("probe", os.MFD_CLOEXEC)
         try:
             self._backings.close_lost(safe.highest_backing, probe)
@@ -143,7 +138,6 @@ class Daemon:
             nursery.start_soon(self._tell_when_serving)
             nursery.start_soon(self._end_when_told, signals, serving)
             nursery.start_soon(self._link.run)
-            nursery.start_soon(self._growth.run)
             with serving:
                 await self._answer_requests()
             # Whoever reads the tree then finds no file open that the job has closed.

@@ -150,8 +150,6 @@ class FileOperations(Shared):
             file.backing = self._backings.open(file.inode, file.fd, allowed=not mode & _PRIVILEGES)
             counted = True
             handle = self._handles.add_file(file, request.unique)
-            if file.backing and file.writing is not None:
-                self._growth.opened(file)
         except BaseException:
             if counted:
                 self._backings.close(file.inode)
@@ -207,7 +205,6 @@ class FileOperations(Shared):
 
     def close(self, file: OpenFile) -> None:
         """Closes a file whose handle is gone."""
-        self._growth.closing(file)
         if file.writing is not None and file.writing.count == 1:
             allocated = self._reservations.closing(file.inode, file.fd)
             if self._backings.enabled:  # else all pages are touched by us
