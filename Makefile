@@ -1,7 +1,7 @@
 # Each target sets up what it needs (tools/setup): Debian's packages and .venv. A second call only looks.
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast chaos test-tools csi-sanity lint bench proto clean setup-runtime setup-bench setup-test setup-lint setup-chaos setup-sanity
+.PHONY: help demo test test-fast chaos test-tools csi-sanity kube lint bench proto clean setup-runtime setup-bench setup-test setup-lint setup-chaos setup-sanity setup-kube
 
 PYTHON ?=
 ONLY ?=
@@ -25,6 +25,8 @@ chaos: setup-chaos ## hundreds of random examples, faults and public suites; ARG
 
 test-tools: setup-chaos ## the public suites that tests run, from Debian, crates.io and Go modules, into .tools
 
+kube: setup-kube ## etcd and an API server, which make test runs where they are: minutes to build, once
+
 csi-sanity: setup-sanity ## of these only the CSI community's, which make test runs where it is
 
 lint: setup-lint ## style, types, import layers, generated code
@@ -44,5 +46,5 @@ clean: ## remove everything that make made
 	@rm -rf .venv .venv.lock .tools bench.json dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-setup-runtime setup-bench setup-test setup-lint setup-chaos setup-sanity: setup-%:
+setup-runtime setup-bench setup-test setup-lint setup-chaos setup-sanity setup-kube: setup-%:
 	@tools/setup $*

@@ -83,12 +83,15 @@ class UpdateResponse(_message.Message):
     CONTROLLER_IP_FIELD_NUMBER: _builtins.int
     JOBSET_FIELD_NUMBER: _builtins.int
     JOBSET_SHAPE_FIELD_NUMBER: _builtins.int
+    WAITS_FOR_FIELD_NUMBER: _builtins.int
     new_state: Global___Lifecycle.ValueType
     rank: _builtins.int
     controller_ip: _builtins.str
     """of rank 0"""
     jobset: _builtins.str
     jobset_shape: _builtins.str
+    waits_for: _builtins.str
+    """while PENDING: for whom, for people"""
     def __init__(
         self,
         *,
@@ -97,10 +100,11 @@ class UpdateResponse(_message.Message):
         controller_ip: _builtins.str = ...,
         jobset: _builtins.str = ...,
         jobset_shape: _builtins.str = ...,
+        waits_for: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["controller_ip", b"controller_ip", "jobset", b"jobset", "jobset_shape", b"jobset_shape", "new_state", b"new_state", "rank", b"rank"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["controller_ip", b"controller_ip", "jobset", b"jobset", "jobset_shape", b"jobset_shape", "new_state", b"new_state", "rank", b"rank", "waits_for", b"waits_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

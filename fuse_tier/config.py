@@ -179,6 +179,9 @@ class NodeConfig(_Section):
         default=(), description="The other nodes' control addresses, where there is no coordinator."
     )
     replicas: Count = Field(default=1, description="Copies in peers' RAM besides our own.")
+    reserve: AnySize = Field(
+        default=0, description="Room of the RAM tier that is kept for peers' copies; see [memory](memory.md)."
+    )
     bucket: BucketConfig | None = Field(default=None)
     tls: TlsConfig | None = Field(default=None)
     encrypt_peer_traffic: bool = Field(
@@ -230,6 +233,8 @@ class NodeConfig(_Section):
         for index, peer in enumerate(self.peers):
             if peer == self.listen.control:
                 yield f"peers[{index}]", f"{peer} is this node itself: name the others"
+        if self.reserve >= self.ram.size:
+            yield "reserve", "it leaves nothing of ram.size for this node's own volumes: give less"
         if self.backup.every is not None and self.backup.steps is not None:
             yield "backup.steps", "'every' says when already: give one of the two"
         if self.fsync == "peer" and not (self.replicas and (self.coordinator or self.peers)):

@@ -30,6 +30,7 @@ class Deadline:
     ROOM: Final = 2.0  # a create that waits for others to give up room; then it goes on with what there is
     CONTROL_CONNECT: Final = 3.0  # TCP and TLS of a control connection
     CONTROL_CALL: Final = 5.0  # one unary control call, its connection included
+    API_CALL: Final = 10.0  # one answer of Kubernetes' API server
     CHANNEL_CALL: Final = 5.0  # one call between processes of a node, a hold included
     SUPERVISOR_CONNECT: Final = 10.0  # from a process's start until it has its channel
     BULK_CONNECT: Final = 3.0  # TCP, TLS and token of a bulk stream
@@ -46,6 +47,7 @@ class Deadline:
     KERNEL_UNMOUNT: Final = 8.0  # the kernel takes a mount away, or says that it is in use
     DAEMON_STOP: Final = 15.0  # a daemon whose mount has gone ends
     CLAIM_BUSY: Final = 3.0  # an identity that another node may just be giving up
+    RETURN: Final = 10.0  # a node comes back that has a newer copy than all others; then an older one is restored
     MOUNT: Final = 60.0  # the supervisor's answer to a mount
     DETACH_TRY: Final = 2.0  # one of three tries to end a mount that may not be waited for: in order, aside, by force
     DETACH: Final = 7.0  # the supervisor's answer to a detach, whatever hangs
@@ -94,7 +96,7 @@ def table() -> tuple[Wait, ...]:
         "DETACH": ("DETACH_TRY", "DETACH_TRY", "DETACH_TRY"),
         "PROBE": ("CHANNEL_CALL",),
         "UNPUBLISH": ("DETACH", "DETACH_TRY"),
-        "PUBLISH": ("MOUNT", "SUPERVISOR_CONNECT", "CHANNEL_CALL"),
+        "PUBLISH": ("RETURN", "MOUNT", "SUPERVISOR_CONNECT", "CHANNEL_CALL"),
         "UNMOUNT": ("KERNEL_UNMOUNT", "DAEMON_STOP", "CHANNEL_CALL"),
         "MATERIALIZE": ("BUCKET_TOTAL", "BULK_STALL"),
         "SYNC": ("BUCKET_TOTAL", "MANIFEST_TRANSFER", "CHANNEL_CALL"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from fuse_tier.epochs import epoch_of
 from fuse_tier.errors import ConfigError
 
 _NUMBER = re.compile(r"[1-9][0-9]{0,18}")
@@ -54,7 +55,10 @@ class Identity:
 
 @dataclass(frozen=True, slots=True, order=True)
 class SnapshotId:
-    """One snapshot of one volume: ``default/llama/slice-0-3@12``. Numbers begin at 1 and only grow."""
+    """One snapshot of one volume: ``default/llama/slice-0-3@12``.
+
+    Numbers begin at 1 and only grow; their upper part is the epoch of who owned the volume (``epochs.py``).
+    """
 
     identity: Identity
     number: int
@@ -62,6 +66,11 @@ class SnapshotId:
     def __post_init__(self) -> None:
         if not 1 <= self.number < 1 << 63:
             raise ConfigError(f"snapshot number {self.number} is out of range: numbers begin at 1")
+
+    @property
+    def epoch(self) -> int:
+        """Under which ownership of the volume it was taken."""
+        return epoch_of(self.number)
 
     @classmethod
     def parse(cls, text: str) -> SnapshotId:

@@ -48,6 +48,7 @@ class LocalFacts:
     mounted: frozenset[Identity] = frozenset()
     holdings: Holdings = field(default_factory=dict)  # everything listed in its RAM tier, replicas included
     bucket: Holdings = field(default_factory=dict)  # what it has itself committed to the bucket
+    epochs: Mapping[Identity, int] = field(default_factory=dict)  # of what is mounted: see ``epochs.py``
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ class Report:
     bulk: str
     facts: LocalFacts
     domain: Domain = Domain()
+    clock: int = 0  # the highest epoch that it has heard of
     leaving: bool = False  # its last one: nothing is mounted there any more, and its lease ends now
 
 
@@ -70,6 +72,9 @@ class Location:
 
     holders: tuple[tuple[Member, tuple[int, ...]], ...] = ()  # those alive first, most recent snapshot first
     bucket: tuple[int, ...] = ()  # ascending; the bucket may hold more than anybody remembers
+    copied: int = (
+        0  # the newest that a node was heard to have that had not mounted the volume: it was copied to there
+    )
     is_settled: bool = True  # False: who told this has just started, and may not have heard of all that nodes hold
 
 

@@ -200,6 +200,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         ({"peers": ["127.0.0.1:7460"]}, "peers[0]: 127.0.0.1:7460 is this node itself"),
         ({"metrics": "127.0.0.1:7461"}, "metrics: 127.0.0.1:7461 is taken by listen.bulk"),
         ({"fsync": "peer"}, "fsync: 'peer' would wait for ever"),
+        ({"reserve": "1TiB"}, "reserve: it leaves nothing of ram.size"),
         ({"fsync": "peer", "peers": ["127.0.0.1:1"], "replicas": 0}, "fsync: 'peer' would wait for ever"),
         ({"fsync": "bucket"}, "fsync: 'bucket' would wait for ever"),
         ({"socket": "/" + "x" * 89}, "is too long for a unix socket"),

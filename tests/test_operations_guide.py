@@ -28,7 +28,7 @@ def test_every_event_that_is_a_warning_or_worse_has_its_row() -> None:
     known = {name for cell in cells for name in re.findall(r"`([a-z_.]+)`", cell)}
     logged = {
         event
-        for place in ("fuse_tier", "csi")
+        for place in ("fuse_tier", "csi", "controller")
         for module in (ROOT / place).rglob("*.py")
         for event in loud_events(module)
     }

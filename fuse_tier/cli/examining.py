@@ -16,7 +16,8 @@ from fuse_tier.cli.options import endpoint_option, json_option, print_json
 @json_option
 def doctor(config_path: str | None, bucket: str | None, endpoint: str | None, as_json: bool) -> int:
     """Looks at this machine (/dev/fuse, the kernel's passthrough, the clock), and at what a node's configuration
-    names: certificates, the coordinator, peers, and the bucket, in which an object is written, read and deleted.
+    names: certificates, the coordinator, peers, and the bucket, in which an object is written, read, marked and
+    deleted.
 
     The exit status is 1 when something does not work.
 

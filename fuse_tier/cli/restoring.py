@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from fuse_tier.cli.options import (
     print_json,
 )
 from fuse_tier.cli.reporting import say_error
-from fuse_tier.cli.volumes import run_option, snapshot_option, tell_losses, version_option
+from fuse_tier.cli.volumes import run_option, snapshot_option, tell_passed_over, version_option
 from fuse_tier.deadlines import Deadline
 from fuse_tier.quantities import format_count, format_duration, format_rate, format_size
 
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
 @version_option
 @click.option("--step", type=click.IntRange(min=0), help="With --bucket: the complete checkpoint of this step.")
 @run_option
+@click.option("--partial", is_flag=True, help="Leave out files whose content is damaged or gone, and name them.")
 @click.option("--to", "directory", required=True, metavar="DIR", type=click.Path(), help="Where to.")
 @json_option
 def restore(
@@ -46,12 +46,14 @@ def restore(
     version: str | None,
     step: int | None,
     run: str,
+    partial: bool,
     directory: str,
     as_json: bool,
-) -> None:
+) -> int:
     """Writes the files of a volume's snapshot into a directory, without a mount, from any tier.
 
-    Every byte is verified. Nothing is left in DIR when it fails. With --bucket no node is asked: a bucket's name
+    Every byte is verified. Nothing is left in DIR when it fails; with --partial all that is intact is restored, and
+    the exit status is 1 when that is not everything. With --bucket no node is asked: a bucket's name
     and an identity are enough, in any cluster or on any machine. Then the newest complete checkpoint is restored.
 
     \b
@@ -64,42 +66,43 @@ def restore(
     if bucket:
         if socket or run:
             raise click.UsageError("--bucket asks no node and takes no --run: leave --node and --run out")
-        _restore_from_bucket(bucket, endpoint, identity, snapshot, version, step, os.path.abspath(directory), as_json)
-        return
+        facts = _from_bucket(
+            bucket, endpoint, identity, snapshot, version, step, os.path.abspath(directory), partial=partial
+        )
+        return _tell(identity, facts, as_json=as_json)
     if endpoint or step is not None:
         raise click.UsageError("--endpoint and --step go with --bucket")
-    _restore_by_node(socket, identity, snapshot, version, run, os.path.abspath(directory), as_json)
+    facts = _by_node(socket, identity, snapshot, version, run, os.path.abspath(directory), partial=partial)
+    return _tell(identity, facts, as_json=as_json)
 
 
-def _restore_by_node(
+def _by_node(
     socket: str | None,
     identity: str,
     snapshot: int | None,
     version: str | None,
     run: str,
     directory: str,
-    as_json: bool,
-) -> None:
+    *,
+    partial: bool,
+) -> dict[str, Any]:
     from fuse_tier.cli.node_client import connected, facts_of
     from fuse_tier.cli.progress import watch
     from fuse_tier.wire import control_pb2 as pb
 
     request = pb.RestoreRequest(
-        identity=identity, snapshot=snapshot or 0, to=directory, run=run, version=version or ""
+        identity=identity,
+        snapshot=snapshot or 0,
+        to=directory,
+        run=run,
+        version=version or "",
+        partial=partial,
     )
-    started = time.monotonic()
     with connected(socket) as node:
-        facts = facts_of(watch(node.steps("Restore", request, Deadline.RESTORE)))
-    if as_json:
-        print_json(facts)
-        return
-    _tell(identity, facts, time.monotonic() - started)
-    for place, moved in facts.get("sources", {}).items():
-        click.echo(f"  {format_size(moved)} from {place}")
-    tell_losses(facts)
+        return facts_of(watch(node.steps("Restore", request, Deadline.RESTORE)))
 
 
-def _restore_from_bucket(
+def _from_bucket(
     bucket: str,
     endpoint: str | None,
     identity: str,
@@ -107,8 +110,9 @@ def _restore_from_bucket(
     version: str | None,
     step: int | None,
     directory: str,
-    as_json: bool,
-) -> None:
+    *,
+    partial: bool,
+) -> dict[str, Any]:
     import trio
 
     from fuse_tier import logs
@@ -117,7 +121,7 @@ def _restore_from_bucket(
 
     logs.configure("restore", "")
     wanted = Wanted(Identity.parse(identity), snapshot or 0, version or "", step)
-    restored = trio.run(_restore, bucket, endpoint, wanted, directory)
+    restored = trio.run(_restore, bucket, endpoint, wanted, directory, partial)
     facts = asdict(restored)
     facts |= {
         "snapshot": str(restored.snapshot),
@@ -125,34 +129,44 @@ def _restore_from_bucket(
         "bytes": facts.pop("size"),
         "sources": {bucket: restored.size},
     }
-    if as_json:
-        print_json(facts)
-        return
-    _tell(identity, facts, restored.seconds)
-    if restored.checkpoint:
-        named = "" if restored.step is None else f", step {restored.step}"
-        click.echo(f"  checkpoint {restored.checkpoint}{named}, from {bucket}")
-    if restored.newer and not (snapshot or version or step is not None):
-        newest = max(restored.newer)
-        say_error(f"snapshot {newest} is newer, but part of no complete checkpoint: --snapshot {newest} restores it")
+    if snapshot or version or step is not None:
+        facts["newer"] = ()
+    return facts
 
 
-async def _restore(bucket: str, endpoint: str | None, wanted: Wanted, directory: str) -> RestoredFrom:
+async def _restore(bucket: str, endpoint: str | None, wanted: Wanted, directory: str, partial: bool) -> RestoredFrom:
     from fuse_tier.cli.progress import working
     from fuse_tier.replicate.offline import restore_from_bucket
     from fuse_tier.tiers.bucket import BucketTier
 
     tier = BucketTier(bucket, endpoint)
     try:
-        return await working(lambda report: restore_from_bucket(tier, wanted, directory, report))
+        return await working(lambda report: restore_from_bucket(tier, wanted, directory, report, partial=partial))
     finally:
         await tier.aclose()
 
 
-def _tell(identity: str, facts: dict[str, Any], seconds: float) -> None:
-    files, size = format_count(facts["files"], "file"), facts["bytes"]
+def _tell(identity: str, facts: dict[str, Any], *, as_json: bool) -> int:
+    """Gives the exit status."""
+    lost = facts.get("unreadable", ())
+    if as_json:
+        print_json(facts)
+        return 1 if lost else 0
+    files, size, seconds = format_count(facts["files"], "file"), facts["bytes"], facts["seconds"]
     number = facts["snapshot"].rpartition("@")[2]
     click.echo(
         f"{identity}: snapshot {number} restored to {facts['to']}: {files}, {format_size(size)} "
         f"in {format_duration(seconds)} ({format_rate(size / max(seconds, 1e-3))})"
     )
+    if checkpoint := facts.get("checkpoint"):
+        named = "" if facts["step"] is None else f", step {facts['step']}"
+        click.echo(f"  checkpoint {checkpoint}{named}")
+    for place, moved in facts.get("sources", {}).items():
+        click.echo(f"  {format_size(moved)} from {place}")
+    if newer := facts.get("newer"):
+        newest = max(newer)
+        say_error(f"snapshot {newest} is newer, but part of no complete checkpoint: --snapshot {newest} restores it")
+    tell_passed_over(facts)
+    for path in lost:
+        say_error(f"{path}: left out, because its content is damaged or gone wherever it was")
+    return 1 if lost else 0

@@ -95,12 +95,17 @@ def _restored(restored: dict[str, Any] | None) -> str:
 
 def tell_losses(restored: dict[str, Any]) -> None:
     """What could not be restored, on stderr."""
+    tell_passed_over(restored)
+    for path in restored.get("unreadable", ()):
+        say_error(f"{path}: no tier has its content intact: reading it gives an I/O error")
+
+
+def tell_passed_over(restored: dict[str, Any]) -> None:
+    """Which newer snapshots could not be restored, on stderr."""
     for number in restored.get("passed_over", ()):
         say_error(
             f"snapshot {number} is newer, but damaged wherever it is, or gone with its node: it was passed over"
         )
-    for path in restored.get("unreadable", ()):
-        say_error(f"{path}: no tier has its content intact: reading it gives an I/O error")
 
 
 def _number(snapshot: str) -> str:

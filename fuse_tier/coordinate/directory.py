@@ -7,7 +7,8 @@ identity is granted to no node while another that may have it mounted holds a le
 A node holds a lease for ``lease_seconds`` after each report. Its claims are what its newest report calls
 mounted, and what it was granted since. Each instance of a node numbers its calls; one that was overtaken is
 refused, so that a claim or a report that was stuck on the way cannot undo a later one. (Calls of an instance
-that nobody here knew cannot be told from those of a later one: they end with its connections.)
+that nobody here knew cannot be told from those of a later one: they end with its connections.) Whose claim counts,
+and under which epoch, is decided in ``ownership.py``.
 """
 
 from __future__ import annotations
@@ -18,20 +19,13 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
+from fuse_tier.coordinate.ownership import Conflict, Ownership, Ownerships
+from fuse_tier.epochs import EpochClock
 from fuse_tier.errors import IdentityBusy, TierRefused, TierUnavailable
 from fuse_tier.identity import Identity
 from fuse_tier.members import Location, Member, Picture, Report, VolumePicture
 
 FORGET_SECONDS = 3600.0  # how long a node that is gone is still shown
-
-
-@dataclass(frozen=True, slots=True)
-class Conflict:
-    """An identity that a node says it has mounted, while it belongs to another one that is alive."""
-
-    identity: Identity
-    holder: str
-    other: str
 
 
 class Change(enum.StrEnum):
@@ -52,12 +46,6 @@ class Accepted:
     conflicts: tuple[Conflict, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Claim:
-    node: str
-    since: float
-
-
 @dataclass(slots=True)
 class _Node:
     report: Report
@@ -70,18 +58,21 @@ class _Node:
 class Directory:
     """One cluster's picture. ``now`` is monotonic seconds, never less than in the call before.
 
-    ``expire`` is to be called several times in a lease: time in which nobody called anything is time in
-    which reports may have been waiting unread, and counts against no node.
+    ``epoch`` is what the clock says at the start, for the epochs of ownerships. ``expire`` is to be called several
+    times in a lease: time in which nobody called anything is time in which reports may have been waiting unread, and
+    counts against no node.
     """
 
-    def __init__(self, lease_seconds: float, now: float) -> None:
+    def __init__(self, lease_seconds: float, now: float, epoch: int = 1) -> None:
         self.lease_seconds = lease_seconds
-        self.epoch = secrets.token_hex(8)
+        self.life = secrets.token_hex(8)
         self._nodes: dict[str, _Node] = {}
-        self._claims: dict[Identity, _Claim] = {}
-        self._conflicts: set[Conflict] = set()
+        self._clock = EpochClock(epoch, now)
         self._settled = now + lease_seconds
-        self._observed = now
+        self._owned = Ownerships(self._clock, self._settled, max(1.0, lease_seconds / 2), self._lives)
+        self._conflicts: set[Conflict] = set()
+        self._copied: dict[Identity, int] = {}  # the newest that a node had which had not mounted the volume
+        self._observed = self._now = now
 
     def report(self, report: Report, now: float) -> Accepted:
         """Takes a node's report in and renews its lease.
@@ -109,13 +100,28 @@ class Directory:
         known.announced_gone = report.leaving
         if report.leaving:
             change = Change.LEFT
+        for identity, numbers in report.facts.holdings.items():
+            if numbers and identity not in report.facts.mounted:
+                self._copied[identity] = max(numbers[-1], self._copied.get(identity, 0))
+        self._owned.hear(report.clock, (report.facts.holdings, report.facts.bucket), now)
         return Accepted(change, self._take_claims(report, now))
 
-    def claim(self, identity: Identity, node: str, instance: str, sequence: int, now: float) -> None:
+    def claim(
+        self,
+        identity: Identity,
+        node: str,
+        instance: str,
+        sequence: int,
+        now: float,
+        *,
+        goes_on: int | None = None,
+        above: int = 0,
+    ) -> int:
         """Grants an identity to a node, until it releases it, reports without it, or loses its lease.
 
-        Raises IdentityBusy when another node that is alive has it, TierUnavailable when nobody can tell yet,
-        TierRefused for a caller that is not who it was.
+        Gives the epoch of that, see ``Ownerships.grant``. Raises IdentityBusy when another node that is alive has it,
+        or has had it and saved since, TierUnavailable when nobody can tell yet, TierRefused for a caller that is not
+        who it was.
 
         Nobody can tell in the first lease after a start: a node that has the identity mounted may not have
         reported yet. One that is alive and reaches us reports several times in a lease; one that doesn't
@@ -124,19 +130,27 @@ class Directory:
         """
         self._observe(now)
         caller = self._caller(node, instance, sequence, now)
-        claim = self._claim_of(identity, now)
-        if claim is not None and claim.node != node:
+        owned = self._owner_of(identity, now)
+        if owned is not None and owned.node != node:
             raise IdentityBusy(
-                f"{identity} is mounted on node {claim.node} ({self._nodes[claim.node].report.control}), seen there "
-                f"for {now - claim.since:.0f} s: unmount it there, or stop that node, or mount another identity"
+                f"{identity} is mounted on node {owned.node} ({self._nodes[owned.node].report.control}), seen there "
+                f"for {now - owned.since:.0f} s: unmount it there, or stop that node, or mount another identity"
             )
-        if claim is None and now < self._settled:
-            raise TierUnavailable(
-                f"the coordinator has just started and hears first who has {identity} mounted: "
-                f"try again in {self._settled - now:.1f} s"
-            )
+        epoch = self._owned.grant(identity, node, goes_on, above, now)
         caller.sequence = sequence
-        self._claims[identity] = _Claim(node, claim.since if claim else now)
+        return epoch
+
+    def granted(self, node: str, now: float) -> dict[Identity, int]:
+        """What belongs to a node that has just reported, with the epochs."""
+        return self._owned.by(node, now)
+
+    def is_settled(self, now: float) -> bool:
+        """Whether all that are alive must have reported."""
+        return now >= self._settled
+
+    def clock(self, now: float) -> int:
+        """The epoch of this moment."""
+        return self._clock.read(now)
 
     def release(self, identity: Identity, node: str, instance: str, sequence: int, now: float) -> None:
         """Gives an identity back. One that the node doesn't have is no error. Raises as ``claim`` does."""
@@ -145,16 +159,14 @@ class Directory:
         caller.sequence = sequence
         facts = caller.report.facts  # else what it has would be passed over for whoever claims next: see locate
         caller.report = replace(caller.report, facts=replace(facts, mounted=facts.mounted - {identity}))
-        claim = self._claims.get(identity)
-        if claim is not None and claim.node == node:
-            del self._claims[identity]
+        self._owned.release(identity, node)
 
     def holder(self, identity: Identity, now: float) -> tuple[Member, float] | None:
         """The live node that has the identity, and for how many seconds its lease still runs."""
-        claim = self._claim_of(identity, now)
-        if claim is None:
+        owned = self._owner_of(identity, now)
+        if owned is None:
             return None
-        known = self._nodes[claim.node]
+        known = self._nodes[owned.node]
         return self._member(known, now), known.expires - now
 
     def members(self, now: float) -> tuple[Member, ...]:
@@ -163,33 +175,34 @@ class Directory:
 
     def locate(self, identity: Identity, now: float) -> Location:
         """Who lists which snapshots of a volume; not those that have it mounted though it is another node's."""
-        claim = self._claim_of(identity, now)
+        owned = self._owner_of(identity, now)
         holders: list[tuple[Member, tuple[int, ...]]] = []
         bucket: set[int] = set()
         for known in self._nodes.values():
             bucket.update(known.report.facts.bucket.get(identity, ()))
-            if identity in known.report.facts.mounted and claim is not None and claim.node != known.report.node:
+            if identity in known.report.facts.mounted and owned is not None and owned.node != known.report.node:
                 continue  # it goes on with files that are another node's by now: what it has is not the volume's
             if numbers := known.report.facts.holdings.get(identity):
                 holders.append((self._member(known, now), numbers))
         holders.sort(key=lambda holder: (not holder[0].alive, -holder[1][-1], holder[0].node))
-        return Location(tuple(holders), tuple(sorted(bucket)), now >= self._settled)
+        copied = self._copied.get(identity, 0)
+        return Location(tuple(holders), tuple(sorted(bucket)), copied, self.is_settled(now))
 
     def picture(self, now: float) -> Picture:
         """Everything, for people."""
-        identities = set(self._claims)
+        identities = self._owned.identities()
         for known in self._nodes.values():
             identities.update(known.report.facts.holdings, known.report.facts.bucket)
         volumes = []
         for identity in sorted(identities):
-            claim = self._claim_of(identity, now)
-            volumes.append(VolumePicture(identity, claim.node if claim else "", self.locate(identity, now)))
-        return Picture(self.epoch, self.members(now), tuple(volumes))
+            owned = self._owner_of(identity, now)
+            volumes.append(VolumePicture(identity, owned.node if owned else "", self.locate(identity, now)))
+        return Picture(self.life, self.members(now), tuple(volumes))
 
     def expire(self, now: float) -> tuple[str, ...]:
         """Drops the claims of nodes whose lease has ended, forgets old ones; gives the names of those newly gone."""
         self._observe(now)
-        gone = []
+        gone, forgotten = [], False
         for name, known in list(self._nodes.items()):
             if now < known.expires:
                 continue
@@ -198,9 +211,12 @@ class Directory:
                 gone.append(name)
             if now >= known.expires + FORGET_SECONDS:
                 del self._nodes[name]
-        for identity, claim in list(self._claims.items()):
-            if not self._is_alive(claim.node, now):
-                del self._claims[identity]
+                forgotten = True
+        if forgotten:
+            held = {one for left in self._nodes.values() for one in left.report.facts.holdings}
+            self._owned.forget_all_but(held)
+            self._copied = {identity: number for identity, number in self._copied.items() if identity in held}
+        self._owned.forget_gone()
         return tuple(sorted(gone))
 
     def _observe(self, now: float) -> None:
@@ -213,7 +229,7 @@ class Directory:
             for known in self._nodes.values():
                 if known.expires > self._observed:
                     known.expires = max(known.expires, now + self.lease_seconds)
-        self._observed = now
+        self._observed = self._now = now
 
     def _check_name(self, known: _Node, report: Report, now: float) -> None:
         if known.report.control == report.control:
@@ -232,20 +248,9 @@ class Directory:
 
     def _take_claims(self, report: Report, now: float) -> tuple[Conflict, ...]:
         mounted = frozenset() if report.leaving else report.facts.mounted
-        given_back = [
-            identity
-            for identity, claim in self._claims.items()
-            if claim.node == report.node and identity not in mounted
-        ]
-        for identity in given_back:
-            del self._claims[identity]
-        conflicts = set()
-        for identity in mounted:
-            held = self._claim_of(identity, now)
-            if held is None:
-                self._claims[identity] = _Claim(report.node, now)
-            elif held.node != report.node:
-                conflicts.add(Conflict(identity, held.node, report.node))
+        conflicts = self._owned.take(
+            report.node, {identity: report.facts.epochs.get(identity, 0) for identity in mounted}, now
+        )
         new = conflicts - self._conflicts
         # Told once each, and again if they come back after they were over.
         self._conflicts = {known for known in self._conflicts if known.other != report.node} | conflicts
@@ -263,13 +268,13 @@ class Directory:
         _check_sequence(known, node, sequence)
         return known
 
-    def _claim_of(self, identity: Identity, now: float) -> _Claim | None:
-        claim = self._claims.get(identity)
-        return claim if claim is not None and self._is_alive(claim.node, now) else None
+    def _owner_of(self, identity: Identity, now: float) -> Ownership | None:
+        self._now = now
+        return self._owned.of(identity)
 
-    def _is_alive(self, node: str, now: float) -> bool:
+    def _lives(self, node: str) -> bool:
         known = self._nodes.get(node)
-        return known is not None and now < known.expires
+        return known is not None and self._now < known.expires
 
     def _member(self, known: _Node, now: float) -> Member:
         report = known.report

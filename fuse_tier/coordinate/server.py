@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 
 import structlog
 import trio
 
-from fuse_tier import metrics
+from fuse_tier import epochs, metrics
 from fuse_tier.config import CoordinatorConfig
 from fuse_tier.coordinate.directory import Directory
 from fuse_tier.coordinate.service import CoordinatorService
 from fuse_tier.wire.control_pb2_grpc import add_CoordinatorServicer_to_server
-from fuse_tier.wire.grpc import serve
+from fuse_tier.wire.grpc import Service, serve
 from fuse_tier.wire.tls import TlsFiles
 
 log = structlog.get_logger(__name__)
@@ -30,16 +31,20 @@ async def run_coordinator(config: CoordinatorConfig) -> None:
 
 
 async def serve_coordinator(
-    config: CoordinatorConfig, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    config: CoordinatorConfig,
+    more: Sequence[Service] = (),
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serves until cancelled; started when it listens."""
+    """Serves until cancelled; started when it listens. ``more`` services are reached at the same address."""
     tls = TlsFiles(config.tls.ca, config.tls.cert, config.tls.key) if config.tls else None
-    directory = Directory(config.lease, trio.current_time())
+    directory = Directory(config.lease, trio.current_time(), epochs.from_the_time())
     service = CoordinatorService(config.cluster, directory, authenticated=tls is not None)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(service.keep_leases)
         if config.metrics:
             await nursery.start(metrics.serve, config.metrics)
-        await nursery.start(serve, [(add_CoordinatorServicer_to_server, service)], str(config.listen), tls)
-        log.info("coordinator.serving", address=str(config.listen), cluster=config.cluster, epoch=directory.epoch)
+        services = [(add_CoordinatorServicer_to_server, service), *more]
+        await nursery.start(serve, services, str(config.listen), tls)
+        log.info("coordinator.serving", address=str(config.listen), cluster=config.cluster, life=directory.life)
         task_status.started()

@@ -19,6 +19,8 @@ from fuse_tier.wire.grpc import Caller
 from fuse_tier.wire.members import (
     location_to_wire,
     member_to_wire,
+    ownerships_to_wire,
+    parse_epoch,
     parse_identity,
     picture_to_wire,
     report_from_wire,
@@ -56,22 +58,29 @@ class CoordinatorService:
             raise
         counts.report_accepted()
         return pb.ReportReply(
-            epoch=self._directory.epoch,
+            epoch=self._directory.life,
             members=map(member_to_wire, self._directory.members(now)),
             lease_seconds=self._directory.lease_seconds,
+            owned=ownerships_to_wire(self._directory.granted(report.node, now)),
+            clock=self._directory.clock(now),
         )
 
     async def Claim(self, request: pb.ClaimRequest, caller: Caller) -> pb.ClaimReply:  # noqa: N802 - its wire name
         """Grants an identity. TierUnavailable says that asking again will help; IdentityBusy that it won't."""
         self._check_caller(request.node, caller)
-        identity = parse_identity(request.identity)
+        identity, above = parse_identity(request.identity), parse_epoch(request.above)
+        goes_on = parse_epoch(request.goes_on) if request.HasField("goes_on") else None
+        now = trio.current_time()
         try:
-            self._directory.claim(identity, request.node, request.instance, request.sequence, trio.current_time())
+            granted = self._directory.claim(
+                identity, request.node, request.instance, request.sequence, now, goes_on=goes_on, above=above
+            )
         except IdentityBusy:
-            await self._see_that_holder_answers(identity)
+            if goes_on is None or self._directory.holder(identity, now) is not None:
+                await self._see_that_holder_answers(identity)
             raise
-        log.info("coordinator.claim_granted", identity=str(identity), holder=request.node)
-        return pb.ClaimReply(epoch=self._directory.epoch)
+        log.info("coordinator.claim_granted", identity=str(identity), holder=request.node, epoch=granted)
+        return pb.ClaimReply(epoch=self._directory.life, granted=granted)
 
     async def Release(self, request: pb.ReleaseRequest, caller: Caller) -> pb.Empty:  # noqa: N802 - its wire name
         """Takes an identity back."""

@@ -12,11 +12,11 @@ from fuse_tier.tiers.bucket import BucketTier
 
 _FOLDER = "doctor"
 _PATIENCE_SECONDS = 3.0
-_CHECKS = ("bucket.exists", "bucket.create", "bucket.read", "bucket.delete")
+_CHECKS = ("bucket.exists", "bucket.create", "bucket.read", "bucket.update", "bucket.delete")
 
 
 async def examine(config: BucketConfig, ahead: list[float]) -> list[Finding]:
-    """Writes an object, reads it and deletes it. Adds to ``ahead`` the seconds that the bucket's clock is ahead."""
+    """Writes an object, reads, marks and deletes it. Adds to ``ahead`` how many seconds its clock is ahead."""
     bucket = BucketTier(config.url, config.endpoint, patience=_PATIENCE_SECONDS, key_file=config.credentials)
     found: list[Finding] = []
     try:
@@ -41,6 +41,8 @@ async def _examine(bucket: BucketTier, found: list[Finding]) -> None:
     if await documents.read(name) != text:
         raise NotFound(f"checkpoints/{name} in {bucket.place} is not what was written")
     found.append(Finding.ok("bucket.read", "it can be read back"))
+    await documents.renew(name)
+    found.append(Finding.ok("bucket.update", "its metadata can be changed"))
     removal = await documents.remove([name])
     if removal.kept:
         detail = f"what is written stays for a time: {removal.kept[0].reason}"

@@ -11,8 +11,10 @@ from fuse_tier.replicate.backup import BackupPolicy
 from fuse_tier.replicate.backups import Backups
 from fuse_tier.replicate.membership import Membership
 from fuse_tier.replicate.places import Places
+from fuse_tier.replicate.readers import Readers
 from fuse_tier.replicate.records import JobRecords
 from fuse_tier.replicate.retention import Keep
+from fuse_tier.replicate.sharing import Sharing
 from fuse_tier.replicate.steward import Steward, mounted_replicas, stewards
 from fuse_tier.replicate.steward_service import StewardService
 from fuse_tier.replicate.stewardship import Stewardship
@@ -43,13 +45,17 @@ class BucketDuties:
         policy = BackupPolicy(config.backup.every, config.backup.steps)
         self.backups = Backups(policy, ram, self.steward.turn, self.steward.backed_up)
         self.records = JobRecords(bucket)
+        self.readers = Readers(bucket.place, membership, Sharing(), tls)
         self._place = bucket.place
 
     def extend(self, places: Places) -> None:
-        """Has others ask the steward before a restore, and say in the bucket what is restored from there."""
+        """Has others ask the steward before a restore, say in the bucket what is restored from there, and read each
+        content there once.
+        """
         places.ask_bucket = self.steward.in_bucket
         places.use_in_bucket = self.records.while_using
+        places.readers_of_bucket = self.readers.refer
 
     def services(self) -> list[Any]:
         """What is served to other nodes beside ``Peer``."""
-        return [(add_StewardServicer_to_server, StewardService(self.stewardship, self._place))]
+        return [(add_StewardServicer_to_server, StewardService(self.stewardship, self.readers, self._place))]

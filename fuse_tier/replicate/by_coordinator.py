@@ -9,14 +9,14 @@ and in none before.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import Any
 
 import structlog
 import trio
 
-from fuse_tier import metrics
+from fuse_tier import epochs, metrics
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import DeadlineExceeded, FuseTierError, IdentityBusy, TierRefused, TierUnavailable
 from fuse_tier.identity import Identity
@@ -26,7 +26,13 @@ from fuse_tier.replicate.roster import Holders, RosterMembership, ask_holders
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.control_pb2_grpc import CoordinatorStub, PeerStub
 from fuse_tier.wire.grpc import Client
-from fuse_tier.wire.members import location_from_wire, member_from_wire, report_to_wire
+from fuse_tier.wire.members import (
+    location_from_wire,
+    member_from_wire,
+    ownerships_from_wire,
+    parse_epoch,
+    report_to_wire,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -46,7 +52,9 @@ class CoordinatorMembership(RosterMembership):
         self._turn = trio.Lock()
         self._wanted = trio.Event()
         self._lease_seconds = _FIRST_LEASE_SECONDS
-        self._epoch = ""
+        self._life = ""  # of the coordinator
+        self._clock = 0  # the highest epoch heard of
+        self._doubtful: frozenset[Identity] = frozenset()
         self._trouble = ""
         self._left = False
 
@@ -71,7 +79,11 @@ class CoordinatorMembership(RosterMembership):
                 with trio.move_on_after(self._lease_seconds / 5):
                     await self._wanted.wait()
 
-    async def claim(self, identity: Identity) -> None:
+    def is_doubtful(self, identity: Identity) -> bool:
+        """See Membership."""
+        return identity in self._doubtful
+
+    async def claim(self, identity: Identity, above: int = 0) -> int:
         """See Membership."""
         # Long enough for the lease of a node that is gone, and for a coordinator that has just started.
         patience_seconds = 2 * self._lease_seconds + 1
@@ -79,12 +91,12 @@ class CoordinatorMembership(RosterMembership):
         with trio.move_on_after(patience_seconds):
             while True:
                 try:
-                    await self._change("Claim", pb.ClaimRequest, identity)
+                    await self._change("Claim", pb.ClaimRequest(above=above), identity)
                 except (TierUnavailable, DeadlineExceeded) as error:
                     reason = error
                 else:
                     self.report_soon()
-                    return
+                    return self.epoch(identity)
                 self.report_soon()
                 await trio.sleep(_CLAIM_PAUSE_SECONDS)
         raise TierUnavailable(
@@ -92,16 +104,18 @@ class CoordinatorMembership(RosterMembership):
             f"mounted on another node: {reason}"
         ) from reason
 
-    async def confirm(self, identity: Identity) -> bool:
+    async def confirm(self, identity: Identity, above: int = 0) -> bool:
         """See Membership."""
+        goes_on = max(self.epoch(identity), self._own.facts().epochs.get(identity, 0))
         try:
-            await self._change("Claim", pb.ClaimRequest, identity)
+            await self._change("Claim", pb.ClaimRequest(goes_on=goes_on, above=above), identity)
         except IdentityBusy:
             return False
         except (TierRefused, DeadlineExceeded) as error:
             raise TierUnavailable(
                 f"{identity}: the coordinator did not confirm that it is this node's: {error}"
             ) from error
+        self._doubtful -= {identity}
         return True
 
     async def release(self, identity: Identity) -> None:
@@ -111,7 +125,8 @@ class CoordinatorMembership(RosterMembership):
                 await self._report()
             finally:
                 self._claimed.discard(identity)
-            await self._change("Release", pb.ReleaseRequest, identity)
+                self._epochs.pop(identity, None)
+            await self._change("Release", pb.ReleaseRequest(), identity)
         except FuseTierError as error:
             log.debug("membership.release_left_to_next_report", identity=str(identity), reason=str(error))
             self.report_soon()
@@ -149,18 +164,32 @@ class CoordinatorMembership(RosterMembership):
         async with self._turn:
             if self._left and not leaving:
                 return
-            report = self._own.report(self._claimed, next(self._sequence), leaving=leaving)
+            report = self._own.report(self._claimed, self._epochs, self._clock, next(self._sequence), leaving=leaving)
             request = report_to_wire(report, self._own.cluster)
             reply: pb.ReportReply = await self._client.call("Report", request, self._report_deadline())
-        members = tuple(map(member_from_wire, reply.members))
+            members = tuple(map(member_from_wire, reply.members))
+            self._take_ownerships(report.facts.mounted, reply)
         if self._trouble:
             log.info("membership.coordinator_back", address=self._address)
-        elif self._epoch and reply.epoch != self._epoch:
-            log.info("membership.coordinator_restarted", address=self._address, epoch=reply.epoch)
+        elif self._life and reply.epoch != self._life:
+            log.info("membership.coordinator_restarted", address=self._address, life=reply.epoch)
         self._trouble = ""
-        self._epoch = reply.epoch
+        self._life = reply.epoch
         self._lease_seconds = reply.lease_seconds or _FIRST_LEASE_SECONDS
         self._roster.update(member for member in members if member.node != self._own.node)
+
+    def _take_ownerships(self, mounted: Collection[Identity], reply: pb.ReportReply) -> None:
+        """What the coordinator says that this node owns of what it has mounted."""
+        if not reply.clock:
+            return  # one of an earlier minor version, which knows of no epochs
+        self._clock = max(self._clock, parse_epoch(reply.clock))
+        owned = ownerships_from_wire(reply.owned)
+        grown = {one: epoch for one, epoch in owned.items() if one in mounted and epoch > self.epoch(one)}
+        doubtful = frozenset(mounted) - owned.keys()
+        if grown or doubtful != self._doubtful:
+            self._epochs |= grown
+            self._doubtful = doubtful
+            self._roster.tell()
 
     def _report_deadline(self) -> float:
         """A report that hangs must leave time for another one within the lease."""
@@ -169,7 +198,7 @@ class CoordinatorMembership(RosterMembership):
     def _tell_trouble(self, error: FuseTierError) -> None:
         """Logs an outage or a refusal once; raises a refusal of one that was never accepted."""
         passing = isinstance(error, TierUnavailable | DeadlineExceeded)
-        if not passing and not self._epoch:
+        if not passing and not self._life:
             raise error
         trouble = "unavailable" if passing else "refused"
         if self._trouble == trouble:
@@ -186,24 +215,25 @@ class CoordinatorMembership(RosterMembership):
         else:
             log.error("membership.refused", address=self._address, reason=str(error))
 
-    async def _change(self, name: str, request: Any, identity: Identity) -> None:
+    async def _change(self, name: str, request: pb.ClaimRequest | pb.ReleaseRequest, identity: Identity) -> None:
         async with self._turn:
-            message = request(
-                identity=str(identity),
-                node=self._own.node,
-                instance=self._own.instance,
-                sequence=next(self._sequence),
-            )
-            await self._client.call(name, message, Deadline.CONTROL_CALL)
-            if name == "Claim":
+            request.identity, request.node, request.instance = str(identity), self._own.node, self._own.instance
+            request.sequence = next(self._sequence)
+            reply = await self._client.call(name, request, Deadline.CONTROL_CALL)
+            if isinstance(request, pb.ClaimRequest):
                 # Before the turn ends, lest a report without it takes it back.
                 self._claimed.add(identity)
+                # A coordinator of an earlier minor version grants none.
+                unknown = max(epochs.from_the_time(), request.above + 1)
+                self._epochs[identity] = max(self.epoch(identity), parse_epoch(reply.granted) or unknown)
 
     async def _ask_peers(self, identity: Identity) -> Holders:
         async with AsyncExitStack() as stack:
             live = [member for member in self._roster.members if member.alive]
             clients = {
-                member: await stack.enter_async_context(Client(member.control, PeerStub, self._own.tls))
+                member: await stack.enter_async_context(
+                    Client(member.control, PeerStub, self._own.tls, cluster=self._own.cluster)
+                )
                 for member in live
             }
             return await ask_holders(live, identity, clients.__getitem__)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import structlog
 import trio
 
-from fuse_tier import metrics
+from fuse_tier import epochs, metrics
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import FuseTierError, IdentityBusy, TierRefused
 from fuse_tier.identity import Identity
@@ -43,7 +43,10 @@ class PeerMembership(RosterMembership):
 
     def __init__(self, own: OwnNode, peers: tuple[tuple[str, Domain], ...]) -> None:
         super().__init__(own)
-        self._peers = [_Peer(address, domain, Client(address, PeerStub, own.tls)) for address, domain in peers]
+        self._peers = [
+            _Peer(address, domain, Client(address, PeerStub, own.tls, cluster=own.cluster))
+            for address, domain in peers
+        ]
         self._asking = trio.Lock()
 
     def report_soon(self) -> None:
@@ -63,8 +66,8 @@ class PeerMembership(RosterMembership):
                 for peer in self._peers:
                     await peer.client.aclose()
 
-    async def claim(self, identity: Identity) -> None:
-        """See Membership."""
+    async def claim(self, identity: Identity, above: int = 0) -> int:
+        """See Membership. The epoch is above those of which this node knows; nobody sees to more."""
         was_claimed = identity in self._claimed
         self._claimed.add(identity)
         granted = False
@@ -77,18 +80,27 @@ class PeerMembership(RosterMembership):
                         "there, or stop that node, or mount another identity"
                     )
             granted = True
+            return self._begin_epoch(identity, above)
         finally:
             if not granted and not was_claimed:
                 self._claimed.discard(identity)
 
-    async def confirm(self, identity: Identity) -> bool:
+    async def confirm(self, identity: Identity, above: int = 0) -> bool:
         """See Membership. Without a coordinator nobody decides between two that have it: both go on."""
         await trio.lowlevel.checkpoint()
+        if self.epoch(identity) <= above:
+            self._begin_epoch(identity, above)
         return True
+
+    def _begin_epoch(self, identity: Identity, above: int) -> int:
+        epoch = max(epochs.from_the_time(), self.epoch(identity), above + 1)
+        self._epochs[identity] = epoch
+        return epoch
 
     async def release(self, identity: Identity) -> None:
         """See Membership."""
         self._claimed.discard(identity)
+        self._epochs.pop(identity, None)
         await trio.lowlevel.checkpoint()
 
     async def leave(self) -> None:

@@ -11,8 +11,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import structlog
+import trio
 
 from fuse_tier import metrics
+from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import Damaged, NotFound, RunMismatch, TierError, TierUnavailable
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Lineage, Manifest
@@ -20,6 +22,8 @@ from fuse_tier.replicate.places import Holdings, Places
 from fuse_tier.tiers.base import Tier
 
 log = structlog.get_logger(__name__)
+
+_LOOK_SECONDS = 0.2  # whether somebody who is waited for has come back
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,7 @@ class Chooser:
         had now never is. Raises NotFound (no such number), RunMismatch, TierUnavailable (there is, or may be, a
         newer one, and who has it could not be asked).
         """
-        holdings = await self._places.holdings(identity, version)
+        holdings = await self._look(identity, version, is_patient=lineage is not None and not number)
         is_forced = bool(holdings.forced) and not number and (lineage is not None or bool(version))
         if is_forced:
             number = holdings.forced
@@ -102,6 +106,24 @@ class Chooser:
                 "beginning empty could lose what is there; try again when it answers"
             )
         return Chosen(None, (), holdings.highest, other_runs=tuple(sorted(other_runs)))
+
+    async def _look(self, identity: Identity, version: str, *, is_patient: bool) -> Holdings:
+        """What everybody has. Who has a newer copy than all others, and is away, is waited for a moment.
+
+        A worker that starts again is away for seconds; what was acknowledged because of its copy must not be passed
+        over for that. What only an owner had that is gone was not copied: a job that goes on elsewhere does not wait.
+        """
+        patient_until = trio.current_time() + Deadline.RETURN
+        is_told = False
+        while True:
+            holdings = await self._places.holdings(identity, version)
+            newest = max((numbers[-1] for _, numbers in holdings.places if numbers), default=0)
+            if holdings.awaited <= newest or not is_patient or trio.current_time() > patient_until:
+                return holdings
+            if not is_told:
+                is_told = True
+                log.info("restore.holder_awaited", snapshot=f"{identity}@{holdings.awaited}", seconds=Deadline.RETURN)
+            await trio.sleep(_LOOK_SECONDS)
 
     async def _read_manifest(self, snapshot: SnapshotId, places: Collection[Tier]) -> Manifest | None:
         """None if all places have lost it, or have it damaged. Raises TierUnavailable if it may be had later."""

@@ -39,7 +39,8 @@ def find_complete(job: Job, listed: Collection[Saved], expected: Collection[str]
     """
     if not listed:
         return ()
-    newest = max(listed, key=lambda one: (one.created_ns, one.id))
+    # By the owner first: one that was counted out may go on saving, and later than the next.
+    newest = max(listed, key=lambda one: (one.id.epoch, one.created_ns, one.id))
     of_run = [one for one in listed if _shape(one.lineage) == _shape(newest.lineage)]
     by_replica: dict[str, list[Saved]] = {}
     for one in of_run:

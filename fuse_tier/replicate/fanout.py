@@ -8,18 +8,19 @@ node has mounted is that node's to keep.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import structlog
 import trio
 
 from fuse_tier.blobs import Progress
-from fuse_tier.errors import FuseTierError, SnapshotConflict
+from fuse_tier.errors import SnapshotConflict
 from fuse_tier.manifest import Manifest
 from fuse_tier.members import Member
 from fuse_tier.replicate.backups import Backups
 from fuse_tier.replicate.copying import Copier, Troubles
+from fuse_tier.replicate.ownership import Ownership
 from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.targets import Targets
 from fuse_tier.replicate.volume import Volume
@@ -43,13 +44,11 @@ class _Copying:
 class Fanout:
     """Keeps the copies of one node's volumes."""
 
-    def __init__(
-        self, places: Places, copier: Copier, targets: Targets, supersede: Callable[[Volume, str], Awaitable[None]]
-    ) -> None:
+    def __init__(self, places: Places, copier: Copier, targets: Targets, ownership: Ownership) -> None:
         self._places = places
         self._copier = copier
         self._targets = targets
-        self._supersede = supersede
+        self._ownership = ownership
 
     async def keep_peers(self, volume: Volume) -> None:
         """Keeps the configured number of copies of a volume's newest snapshot in peers' RAM."""
@@ -77,33 +76,15 @@ class Fanout:
                 await volume.news.wait_beyond(news)
 
     async def is_ours(self, volume: Volume) -> bool:
-        """Whether this node is to keep the volume's copies now: it has all of it, and nobody else has it mounted.
-
-        A node that was counted out and is back may find that another was granted what it still has mounted.
-        """
-        if volume.superseded or volume.coming is not None:
-            return False
-        membership = self._places.membership
-        others = [one.node for one in membership.members() if one.alive and volume.identity in one.mounted]
-        if not others:
-            return True
-        if volume.identity not in membership.mounted():
-            return False
-        try:
-            confirmed = await membership.confirm(volume.identity)
-        except FuseTierError as error:
-            log.info("volume.not_confirmed", identity=str(volume.identity), reason=str(error))
-            return False
-        if not confirmed:
-            await self._supersede(volume, others[0])
-        return confirmed
+        """Whether this node is to keep the volume's copies now."""
+        return await self._ownership.is_ours(volume)
 
     async def _conflicts(self, volume: Volume, conflict: SnapshotConflict) -> None:
         """Somebody has another snapshot of our number: who has the volume mounted takes a number above it."""
         mounted = volume.identity in self._places.membership.mounted()
         if not mounted:
             # A tree that was left behind, and another node has gone on since.
-            await self._supersede(volume, "another node")
+            await self._ownership.succeeded(volume, "another node")
         elif await self.is_ours(volume):
             volume.exists_elsewhere(conflict.highest)
 

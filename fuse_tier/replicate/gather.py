@@ -23,9 +23,11 @@ from fuse_tier.tiers.base import Fetched, Tier, TierName
 log = structlog.get_logger(__name__)
 
 _PART_BYTES = 64 << 20
+_PARTS = 16  # of much: each costs calls and a stream, however large it is
 _PART_BLOBS = 512
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5
 _PATIENCE_SECONDS = 15.0  # with somebody who is getting what we want, and of whom nothing comes
+_SLOWEST = 100 << 20  # bytes a second, at which it gets what is large: content is passed on when it is all there
 _PARTS_AT_ONCE = 2  # of one peer: while one ends the other begins
 
 FetchFrom = Callable[[Tier, Collection[Blob]], Awaitable[Fetched]]
@@ -99,6 +101,7 @@ class _Heap:
         self._nursery = nursery
         self._insisted: set[Blob] = set()  # others had nothing after all
         self._free = [*reversed(list(wanted))]  # taken from the end
+        self._part_bytes = max(_PART_BYTES, sum(blob.size for blob in wanted) // _PARTS)
         self._asked: dict[str, set[Blob]] = {}  # by place
         self._failed: set[str] = set()
         self._under_way = 0
@@ -131,7 +134,7 @@ class _Heap:
                 continue
             part.append(blob)
             size += blob.size
-            if is_limited and (size >= _PART_BYTES or len(part) == _PART_BLOBS):
+            if is_limited and (size >= self._part_bytes or len(part) == _PART_BLOBS):
                 break
         self._free += reversed(left)
         asked.update(part)
@@ -158,14 +161,15 @@ class _Heap:
 
     async def _wait_for(self, place: Tier, blobs: set[Blob]) -> None:
         """A place that is getting content itself: what it has by now, again and again, while more comes."""
-        pause, patient_until = _FIRST_PAUSE, trio.current_time() + _PATIENCE_SECONDS
+        patience = _PATIENCE_SECONDS + max(blob.size for blob in blobs) / _SLOWEST
+        pause, patient_until = _FIRST_PAUSE, trio.current_time() + patience
         try:
             while blobs and trio.current_time() < patient_until:
                 fetched = await self._fetch(place, blobs)
                 if fetched.arrived:
                     self._arrived(place, fetched.arrived)
                     blobs -= fetched.arrived
-                    pause, patient_until = _FIRST_PAUSE, trio.current_time() + _PATIENCE_SECONDS
+                    pause, patient_until = _FIRST_PAUSE, trio.current_time() + patience
                 elif any(not isinstance(error, NotFound) for error in fetched.failed.values()):
                     break
                 else:

@@ -167,6 +167,7 @@ class Inventory:
             "failed": failed.get("reason", ""),
             "restarts": max((mount["restarts"] for mount in ours), default=0),
             "run": volume.lineage.run,
+            "epoch": volume.numbering.epoch,
             "newest": {
                 "number": newest.id.number,
                 "created_ns": newest.created_ns,

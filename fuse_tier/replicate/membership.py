@@ -48,19 +48,29 @@ class Membership(Protocol):
         """Others shall learn of changed facts now rather than at the next turn. Never waits; calls are merged."""
         ...
 
-    async def claim(self, identity: Identity) -> None:
+    def epoch(self, identity: Identity) -> int:
+        """Under which epoch (``epochs.py``) an identity is this node's, as last heard; 0: not known."""
+        ...
+
+    def is_doubtful(self, identity: Identity) -> bool:
+        """Whether it is not certain at present that an identity that is mounted here is still this node's."""
+        ...
+
+    async def claim(self, identity: Identity, above: int = 0) -> int:
         """Before a mount: sees that nobody else has the identity mounted, and makes it this node's.
 
-        Waits for some seconds when a node that had it seems gone, or the coordinator is starting. Raises
-        IdentityBusy naming who has it, TierUnavailable when nobody can tell, TierRefused. Claiming what this
-        node has already is no error.
+        Gives the epoch of that, which is above ``above`` and above that of every owner before. Waits for some
+        seconds when a node that had it seems gone, or the coordinator is starting. Raises IdentityBusy naming
+        who has it, TierUnavailable when nobody can tell, TierRefused. Claiming what this node has already is
+        no error.
         """
         ...
 
-    async def confirm(self, identity: Identity) -> bool:
-        """Whether an identity that was claimed is still this node's; False once another has been granted it.
+    async def confirm(self, identity: Identity, above: int = 0) -> bool:
+        """Whether an identity that is mounted here is still this node's; False once another one's work counts.
 
-        A node that was counted out for a while may have lost it. Raises TierUnavailable when nobody can tell now.
+        A node that was counted out for a while may have lost it. If it has not, ``epoch`` may be another afterwards,
+        and is above ``above``. Raises TierUnavailable when nobody can tell now.
         """
         ...
 

@@ -8,7 +8,7 @@ before the identity is given up, so that whoever mounts it next finds everything
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import structlog
@@ -16,6 +16,7 @@ import trio
 
 from fuse_tier import metrics
 from fuse_tier.deadlines import Deadline
+from fuse_tier.epochs import epoch_of
 from fuse_tier.errors import FuseTierError, IdentityBusy, MountError, TierUnavailable
 from fuse_tier.identity import Identity
 from fuse_tier.manifest import Lineage
@@ -25,7 +26,7 @@ from fuse_tier.replicate.membership import Membership
 from fuse_tier.replicate.restore import Restored, Restorer
 from fuse_tier.replicate.settling import final_snapshot
 from fuse_tier.replicate.steps import Report
-from fuse_tier.replicate.succession import first_number
+from fuse_tier.replicate.succession import was_left
 from fuse_tier.replicate.supervisor import Supervisor
 from fuse_tier.replicate.volume import Volume
 from fuse_tier.replicate.volumes import Volumes
@@ -75,9 +76,9 @@ class Mounting:
             # An end that is under way gives the claim back at last: after that, not in the middle of this.
             async with volume.ending:
                 report.begin("claiming the identity")
-                await self._claim(order.identity)
+                epoch = await self._claim(order.identity, epoch_of(volume.numbering.highest))
                 try:
-                    restored = await self._prepare(volume, order, report)
+                    restored = await self._prepare(volume, order, report, epoch)
                     report.begin("mounting")
                     volume.gate = None
                     await self._supervisor.mount(order.identity, order.mountpoint, read_only=order.read_only)
@@ -101,19 +102,19 @@ class Mounting:
             return
         raise MountError(f"{volume.identity} was mounted at {volume.mountpoint}, and that is still ending: try again")
 
-    async def _claim(self, identity: Identity) -> None:
-        """An unmount elsewhere may have ended a moment ago, and its last snapshot be under way."""
+    async def _claim(self, identity: Identity, above: int) -> int:
+        """The epoch. An unmount elsewhere may have ended a moment ago, and its last snapshot be under way."""
         give_up = trio.current_time() + Deadline.CLAIM_BUSY
         while True:
             try:
-                await self._membership.claim(identity)
+                epoch = await self._membership.claim(identity, above)
             except IdentityBusy:
                 if trio.current_time() > give_up:
                     raise
                 await trio.sleep(_CLAIM_PAUSE_SECONDS)
             else:
                 self.claimed.add(identity)
-                return
+                return epoch
 
     async def _undo(self, volume: Volume, mountpoint: str) -> None:
         """After a mount that failed, or that nobody waits for any more."""
@@ -127,17 +128,22 @@ class Mounting:
         leave_quiescent(volume)
         await self.give_up(volume)
 
-    async def _prepare(self, volume: Volume, order: MountOrder, report: Report) -> Restored | None:
+    async def _prepare(self, volume: Volume, order: MountOrder, report: Report, epoch: int) -> Restored | None:
         report.begin("looking for snapshots")
         if volume.has_tree and volume.is_dirty:
             await final_snapshot(volume)
         chosen = await self._chooser.choose(
             order.identity, order.lineage, order.snapshot, order.version, known=volume.newest
         )
+        highest = epoch_of(max(chosen.highest, volume.numbering.highest))
+        if highest >= epoch:  # of a bucket that another cluster uses, whose clock is ahead
+            epoch = await self._claim(order.identity, highest)
+        membership = self._membership
+        left = was_left(order.identity, chosen.manifest, membership.own(), membership.members())
         if not order.snapshot and not chosen.is_forced and self._restorer.is_current(volume, order.lineage, chosen):
-            volume.resume(order.lineage, chosen.highest)
+            volume.resume(order.lineage, chosen.highest, epoch, anew=left)
             self._note_bucket(volume, chosen)
-            log.info("volume.resumed", identity=str(order.identity), snapshot=volume.highest)
+            log.info("volume.resumed", identity=str(order.identity), snapshot=volume.numbering.highest)
             return None
         if volume.superseded:
             log.warning("volume.fork_replaced", identity=str(order.identity), by=volume.superseded)
@@ -148,12 +154,9 @@ class Mounting:
             )
         if chosen.manifest is not None:
             report.begin(f"restoring {chosen.manifest.id} from {chosen.places[0].place}", chosen.manifest.size)
-        membership = self._membership
-        highest = first_number(
-            order.identity, chosen.manifest, chosen.highest, membership.own(), membership.members()
+        restored = await self._restorer.into_volume(
+            volume, chosen, order.lineage, report.moved, epoch=epoch, anew=left
         )
-        chosen = replace(chosen, highest=highest)
-        restored = await self._restorer.into_volume(volume, chosen, order.lineage, report.moved)
         self._note_bucket(volume, chosen)
         return restored
 

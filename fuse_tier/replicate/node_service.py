@@ -141,22 +141,22 @@ class NodeService:
 
     async def Restore(self, request: pb.RestoreRequest, caller: Caller) -> AsyncIterator[pb.Step]:  # noqa: N802
         """Makes a plain tree of a snapshot, without a mount."""
-        identity, target = Identity.parse(request.identity), _absolute(request.to)
-        lineage = Lineage(request.run) if request.run else None
-        number, version = _one_state(request.snapshot, request.version), request.version
-        async for step in steps(
-            self._nursery, lambda report: self._restore(identity, lineage, number, version, target, report)
-        ):
+        identity, number = Identity.parse(request.identity), _one_state(request.snapshot, request.version)
+        _absolute(request.to)
+        async for step in steps(self._nursery, lambda report: self._restore(identity, number, request, report)):
             yield step
 
     async def _restore(
-        self, identity: Identity, lineage: Lineage | None, number: int, version: str, target: str, report: Report
+        self, identity: Identity, number: int, request: pb.RestoreRequest, report: Report
     ) -> dict[str, Any]:
+        target, lineage = _absolute(request.to), Lineage(request.run) if request.run else None
         report.begin("looking for snapshots")
-        chosen = await self._chooser.choose(identity, lineage, number, version)
+        chosen = await self._chooser.choose(identity, lineage, number, request.version)
         if chosen.manifest is not None:
             report.begin(f"restoring {chosen.manifest.id}", chosen.manifest.size)
-        restored = await self._restorer.into_directory(identity, chosen, target, report.moved)
+        restored = await self._restorer.into_directory(
+            identity, chosen, target, report.moved, partial=request.partial
+        )
         facts = asdict(restored)
         return facts | {"snapshot": str(restored.snapshot), "to": target, "bytes": facts.pop("size")}
 

@@ -17,7 +17,7 @@ from fuse_tier.errors import MalformedManifest, NotFound, TierError
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Manifest
 from fuse_tier.replicate.records import JobListing, JobRecords
-from fuse_tier.replicate.staging import StagingDirectory, make_tree
+from fuse_tier.replicate.staging import StagingDirectory, lost_paths, make_tree
 from fuse_tier.replicate.steps import Report
 from fuse_tier.replicate.tree import check_new_directory
 from fuse_tier.tiers.bucket import BucketTier
@@ -57,13 +57,16 @@ class RestoredFrom:
     size: int
     seconds: float
     newer: tuple[int, ...]
+    unreadable: tuple[str, ...]  # what the tree lacks, because its content is damaged or gone
 
 
-async def restore_from_bucket(bucket: BucketTier, wanted: Wanted, target: str, report: Report) -> RestoredFrom:
+async def restore_from_bucket(
+    bucket: BucketTier, wanted: Wanted, target: str, report: Report, *, partial: bool = False
+) -> RestoredFrom:
     """Makes a plain tree at ``target``, which must be missing or empty.
 
     Raises MountError (the target), NotFound (no such snapshot, checkpoint or step), Damaged, TierError; nothing is
-    left at the target then.
+    left at the target then. A ``partial`` tree lacks only what is damaged or gone.
     """
     started = trio.current_time()
     await trio.to_thread.run_sync(check_new_directory, target)
@@ -73,16 +76,18 @@ async def restore_from_bucket(bucket: BucketTier, wanted: Wanted, target: str, r
     async def fetch(manifest: Manifest, staging: StagingDirectory) -> dict[Blob, TierError]:
         return (await bucket.fetch(manifest.blobs, staging, report.moved)).failed
 
-    async def bring() -> Manifest:
+    async def bring() -> tuple[Manifest, Manifest]:
         manifest = await bucket.manifest(found.snapshot)
         report.begin(f"restoring {manifest.id}", sum(blob.size for blob in manifest.blobs))
-        await make_tree(manifest, target, lambda staging: fetch(manifest, staging))
-        return manifest
+        return manifest, await make_tree(manifest, target, lambda staging: fetch(manifest, staging), partial=partial)
 
-    manifest = await JobRecords(bucket).while_using(found.snapshot, bring)
+    whole, manifest = await JobRecords(bucket).while_using(found.snapshot, bring)
     files = sum(1 for entry in manifest.entries if entry.blob is not None)
     seconds = trio.current_time() - started
-    return RestoredFrom(manifest.id, found.checkpoint, step_of(manifest), files, manifest.size, seconds, found.newer)
+    lost = lost_paths(whole, manifest)
+    return RestoredFrom(
+        manifest.id, found.checkpoint, step_of(whole), files, manifest.size, seconds, found.newer, lost
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 
 from fuse_tier.identity import Identity
@@ -38,9 +38,13 @@ class OwnNode:
             mounted=facts.mounted | claimed,
         )
 
-    def report(self, claimed: Set[Identity], sequence: int, *, leaving: bool = False) -> Report:
+    def report(
+        self, claimed: Set[Identity], epochs: Mapping[Identity, int], clock: int, sequence: int, *, leaving: bool
+    ) -> Report:
         """Everything that the coordinator wants to know."""
         facts = self.facts()
+        mounted = facts.mounted | claimed
+        known = {one: max(epochs.get(one, 0), facts.epochs.get(one, 0)) for one in mounted}
         return Report(
             node=self.node,
             instance=self.instance,
@@ -48,6 +52,7 @@ class OwnNode:
             leaving=leaving,
             control=self.control,
             bulk=self.bulk,
-            facts=replace(facts, mounted=facts.mounted | claimed),
+            facts=replace(facts, mounted=mounted, epochs=known),
+            clock=max(clock, *known.values()) if known else clock,
             domain=self.domain,
         )

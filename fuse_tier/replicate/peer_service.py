@@ -18,6 +18,7 @@ from fuse_tier.errors import (
     InvalidRequest,
     MalformedManifest,
     NotAuthorized,
+    SnapshotConflict,
     TierFull,
     TierRefused,
 )
@@ -198,6 +199,13 @@ class PeerService:
             raise TierRefused(
                 f"{manifest.id} of {caller.node} is refused: {' and '.join(sorted(mounted_on))} has the volume "
                 "mounted by now, and what it saves counts"
+            )
+        listed = await self._ram.snapshots(manifest.id.identity)
+        if listed and listed[-1].epoch > manifest.id.epoch:
+            raise SnapshotConflict(
+                f"{manifest.id} is of epoch {manifest.id.epoch} and is refused: the {self._ram.place} has "
+                f"{listed[-1]}, of epoch {listed[-1].epoch}, so another node has owned the volume since",
+                listed[-1].number,
             )
         await self._ram.commit(manifest)
         return pb.Empty()

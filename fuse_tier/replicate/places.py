@@ -28,6 +28,8 @@ log = structlog.get_logger(__name__)
 
 UseInBucket = Callable[[SnapshotId, Callable[[], Awaitable[Fetched]]], Awaitable[Fetched]]
 """Does work during which a snapshot in the bucket is not dropped by anybody."""
+ReadersOfBucket = Callable[[Sequence[Blob]], Awaitable[dict[Blob, str]]]
+"""Which nodes are reading which of these there, so that others need not."""
 AskBucket = Callable[[Identity, str], Awaitable[InBucket]]
 """What the bucket lists of a volume, and the snapshot that a version, or the bucket itself, says to restore."""
 
@@ -41,6 +43,7 @@ class Holdings:
     highest: int  # snapshot number that was ever heard of, also from nodes that are gone: none is used twice
     unasked: int = 0  # the newest that nodes say they brought to who could not be asked
     forced: int = 0  # the snapshot that a version names, which is then the one to restore
+    awaited: int = 0  # the newest that was copied, and that a node has which is away, perhaps for a moment only
 
 
 class PeerConnection(Tier, Protocol):
@@ -71,6 +74,7 @@ class Places:
         self.bucket = bucket
         self.ask_bucket = ask_bucket
         self.use_in_bucket: UseInBucket | None = None
+        self.readers_of_bucket: ReadersOfBucket | None = None
         self._connect = connect
         self._peers: dict[str, tuple[str, PeerConnection]] = {}
         self._replaced: list[PeerConnection] = []  # to instances that are gone; closed at the next chance
@@ -94,12 +98,14 @@ class Places:
         return await place.fetch(blobs, sink, progress)
 
     async def refer(self, place: Tier, blobs: Sequence[Blob]) -> dict[Blob, Tier]:
-        """Who else is getting content that a peer has: those are asked instead."""
-        peer = next((tier for _, tier in self._peers.values() if tier is place), None)
-        if peer is None:
+        """Who else is getting content that a peer or the bucket has: those are asked instead."""
+        refer: ReadersOfBucket | None = self.readers_of_bucket
+        if place is not self.bucket:
+            refer = next((tier.refer for _, tier in self._peers.values() if tier is place), None)
+        if refer is None:
             return {}
+        referred = await refer(blobs)
         alive = {member.node: member for member in self.membership.members() if member.alive}
-        referred = await peer.refer(blobs)
         return {blob: self.peer(alive[node]) for blob, node in referred.items() if node in alive}
 
     async def aclose(self) -> None:
@@ -144,7 +150,14 @@ class Places:
                 silent.append(f"{self.bucket.place} ({error})")
                 unasked = max(location.bucket, default=0)
         highest = max([*gone, *location.bucket, *(number for _, numbers in places for number in numbers)], default=0)
-        return Holdings(tuple(places), tuple(silent), highest, unasked, forced)
+        away = [
+            number
+            for member, numbers in location.holders
+            for number in numbers
+            # What only the owner had, and nobody was ever heard to have a copy of, is not waited for.
+            if not member.alive and (identity not in member.mounted or number <= location.copied)
+        ]
+        return Holdings(tuple(places), tuple(silent), highest, unasked, forced, max(away, default=0))
 
     async def _in_bucket(self, bucket: Tier, identity: Identity, version: str) -> InBucket:
         patience = Deadline.BUCKET_CALL + 2 * Deadline.STEWARD

@@ -23,12 +23,14 @@ log = structlog.get_logger(__name__)
 class TreeRecord:
     """The lineage of a live tree, and the highest snapshot number that it was made from or that was taken of it.
 
-    ``superseded`` names who went on with the volume meanwhile; empty: nobody.
+    ``superseded`` names who went on with the volume meanwhile; empty: nobody. ``epoch`` is that under which this node
+    last owned the volume.
     """
 
     lineage: Lineage
     number: int
     superseded: str = ""
+    epoch: int = 0
 
 
 def read_record(volume: VolumeLayout) -> TreeRecord | None:
@@ -37,7 +39,9 @@ def read_record(volume: VolumeLayout) -> TreeRecord | None:
         with open(volume.record, encoding="ascii") as file:
             fields = json.load(file)
         lineage = Lineage(fields["run"], fields["owner_uid"], fields["world_size"], fields["topology"])
-        return TreeRecord(lineage, int(fields["number"]), str(fields.get("superseded", "")))
+        return TreeRecord(
+            lineage, int(fields["number"]), str(fields.get("superseded", "")), int(fields.get("epoch", 0))
+        )
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, ConfigError) as error:
@@ -58,6 +62,7 @@ def write_record(volume: VolumeLayout, record: TreeRecord) -> None:
                 "topology": lineage.topology,
                 "number": record.number,
                 "superseded": record.superseded,
+                "epoch": record.epoch,
             },
             file,
         )

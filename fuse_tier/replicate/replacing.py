@@ -34,7 +34,7 @@ class Trees:
 
         Of content that failed or is still coming only placeholders stand there; all else the RAM tier must have.
         """
-        self._clear(volume)
+        self.clear(volume)
         failpoints.reached("restore.cleared")
         fresh = f"{volume.layout.tree}.new"
         remove_tree(fresh)
@@ -46,8 +46,8 @@ class Trees:
         failpoints.reached("restore.built")
         os.rename(fresh, volume.layout.tree)
 
-    def _clear(self, volume: Volume) -> None:
-        """The old tree goes first: its inodes are those of the blobs that the new one wants to link."""
+    def clear(self, volume: Volume) -> None:
+        """Takes the tree away. Before another is made: its inodes are those of the blobs that that one links."""
         if os.path.exists(volume.layout.record):
             os.unlink(volume.layout.record)
         if os.path.exists(volume.layout.tree):

@@ -26,7 +26,7 @@ from fuse_tier.replicate.gather import gather, nobody_else
 from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.record import read_record
 from fuse_tier.replicate.replacing import Trees
-from fuse_tier.replicate.staging import StagingDirectory, make_tree
+from fuse_tier.replicate.staging import StagingDirectory, lost_paths, make_tree
 from fuse_tier.replicate.tree import check_new_directory
 from fuse_tier.replicate.volume import Volume
 from fuse_tier.tiers.base import Fetched, Tier, TierName, no_progress
@@ -123,13 +123,21 @@ class Restorer:
         return newest is None or newest.id.number <= record.number
 
     async def into_volume(
-        self, volume: Volume, chosen: Chosen, lineage: Lineage, progress: Progress = no_progress
+        self,
+        volume: Volume,
+        chosen: Chosen,
+        lineage: Lineage,
+        progress: Progress = no_progress,
+        *,
+        epoch: int = 0,
+        anew: bool = False,
     ) -> Restored | None:
         """Makes the live tree of a volume anew: from the chosen snapshot, or empty when there is none.
 
-        What stood there gives way: it is in its snapshots. Raises TierUnavailable when content could not be
-        had now that may be had later; nothing has changed then. Content that is damaged or gone everywhere
-        leaves a placeholder, which gives EIO when it is opened.
+        What stood there gives way: it is in its snapshots. ``epoch`` and ``anew`` as in ``Volume.began``.
+        Raises TierUnavailable when content could not be had now that may be had later; nothing has changed
+        then. Content that is damaged or gone everywhere leaves a placeholder, which gives EIO when it is
+        opened.
         """
         manifest, started = chosen.manifest, trio.current_time()
         sources: dict[str, int] = {}
@@ -148,7 +156,15 @@ class Restorer:
         failpoints.reached("restore.fetched")
         await trio.to_thread.run_sync(self._trees.replace, volume, manifest, frozenset(failed), coming)
         failpoints.reached("restore.placed")
-        volume.began(lineage, manifest, chosen.highest, is_whole=not failed, coming=chosen if coming else None)
+        volume.began(
+            lineage,
+            manifest,
+            chosen.highest,
+            is_whole=not failed,
+            coming=chosen if coming else None,
+            epoch=epoch,
+            anew=anew,
+        )
         if manifest is None:
             return None
         unreadable = tuple(os.fsdecode(entry.path) for entry in manifest.entries if entry.blob in failed)
@@ -229,7 +245,8 @@ class Restorer:
         ram = self._places.ram
         places = () if await ram.missing([blob]) else (ram,)
         sink = Refill(volume.layout, inode, ram.place)
-        _, failed = await self.fetch(f"inode {inode} of {volume.identity}", [blob], sink, Chosen(None, places))
+        what, chosen = f"inode {inode} of {volume.identity}", Chosen(None, places)
+        _, failed = await self.fetch(what, [blob], sink, chosen, stays=False)
         if failed and volume.is_remote(inode):  # else somebody else has brought it
             error = failed[blob]
             log.error("restore.content_lost", identity=str(volume.identity), blob=blob.name, reason=str(error))
@@ -238,12 +255,18 @@ class Restorer:
     # ---- into a directory ----
 
     async def into_directory(
-        self, identity: Identity, chosen: Chosen, target: str, progress: Progress = no_progress
+        self,
+        identity: Identity,
+        chosen: Chosen,
+        target: str,
+        progress: Progress = no_progress,
+        *,
+        partial: bool = False,
     ) -> Restored:
         """Makes a plain tree at ``target``, which must be missing or empty, without using the RAM tier.
 
         Raises MountError (the target), NotFound, and TierError when content could not be had: nothing is left
-        at the target then.
+        at the target then. A ``partial`` tree lacks only what is damaged or gone on every tier.
         """
         manifest, started = chosen.manifest, trio.current_time()
         if manifest is None:
@@ -257,8 +280,8 @@ class Restorer:
             sources.update(given)
             return failed
 
-        await make_tree(manifest, target, fetch)
-        return _report(manifest, chosen, trio.current_time() - started, sources, ())
+        kept = await make_tree(manifest, target, fetch, partial=partial)
+        return _report(kept, chosen, trio.current_time() - started, sources, lost_paths(manifest, kept))
 
 
 def _report(

@@ -103,11 +103,21 @@ def plan_retention(
         stay.add(numbers[0])
         if index == 0:
             of_run = [saved for number in numbers if (saved := listed[number]) is not None]
-            kept = choose_kept({saved.id.number: saved.created_ns for saved in last_of_saves(of_run)}, keep)
+            kept = choose_kept(_moments(last_of_saves(of_run)), keep)
             stay |= kept
     if durable_elsewhere:
         stay.add(max(durable_elsewhere))
     return tuple(number for number in sorted(listed) if number not in stay)
+
+
+def _moments(newest_first: Iterable[Saved]) -> dict[int, int]:
+    """When snapshots were taken, in the order of their numbers, whatever the clocks of their nodes say."""
+    moments: dict[int, int] = {}
+    latest = 0
+    for saved in reversed(list(newest_first)):
+        latest = max(latest, saved.created_ns)
+        moments[saved.id.number] = latest
+    return dict(reversed(moments.items()))
 
 
 def _by_run(listed: Mapping[int, Saved | None]) -> list[tuple[str, list[int]]]:

@@ -2,7 +2,8 @@
 
 It looks twice a second while the tier is well filled, and after each commit, because the kernel writes for a job
 without asking us; and it is asked before a file is made for which there is no room. Ahead of need only what is
-superseded goes; content of live files goes when hardly anything is left, or when somebody waits.
+superseded goes; content of live files goes when hardly anything is left, when somebody waits, or for the part of the
+room that is reserved for peers' copies.
 """
 
 from __future__ import annotations
@@ -40,11 +41,14 @@ _SMALLEST_FILE_BYTES = 64 << 10  # content of smaller files is not worth fetchin
 class RoomKeeper:
     """Keeps room on one node."""
 
-    def __init__(self, layout: Layout, ram: RamTier, volumes: Volumes, wake: Broadcast) -> None:
+    def __init__(
+        self, layout: Layout, ram: RamTier, volumes: Volumes, wake: Broadcast, reserved_bytes: int = 0
+    ) -> None:
         self._layout = layout
         self._ram = ram
         self._volumes = volumes
         self._wake = wake
+        self._reserved = reserved_bytes
         self._reserve = Reserve(layout)
         self._turn = trio.Lock()
         self._known: dict[SnapshotId, frozenset[Blob]] = {}
@@ -62,6 +66,8 @@ class RoomKeeper:
                     wanted = int((1 - _FILLED) * room.capacity)
                     scarce = room.used > _HARDLY_ANY * room.capacity
                     await self._free(wanted if not scarce else wanted // 2, live=scarce, at_any_price=False)
+                if self._reserved:
+                    await self._free(await self._still_reserved(), live=True, at_any_price=False)
                 await trio.to_thread.run_sync(self._reserve.refill)
             except (FuseTierError, OSError) as error:
                 metrics.error("room")
@@ -71,12 +77,20 @@ class RoomKeeper:
     async def make(self, wanted: int, *, for_replica: bool = False) -> int:
         """Gives up things until so many bytes are free, or all is done; gives the bytes that are."""
         with trio.move_on_after(Deadline.ROOM * 0.75):
-            await self._free(wanted, live=not for_replica, at_any_price=not for_replica)
+            live = not for_replica or wanted <= await self._still_reserved()
+            await self._free(wanted, live=live, at_any_price=not for_replica)
         free = room_of(self._layout.root).free
         if free < wanted and not for_replica:
             metrics.error("no_room")
             log.info("room.short", wanted=wanted, free=free)
         return free
+
+    async def _still_reserved(self) -> int:
+        """Bytes of the room reserved for peers' copies that they have not taken yet."""
+        if not self._reserved:
+            return 0
+        copies = {blob for one in await self._listed() if not one.own for blob in one.blobs}
+        return max(0, self._reserved - sum(blob.size for blob in copies))
 
     async def release(self, volume: Volume, inode: int) -> None:
         """A file is about to be written whose content we keep: lets go of it if it is verified elsewhere."""

@@ -36,9 +36,13 @@ class Roster:
         if [replace(member, free_bytes=0) for member in previous] != [
             replace(member, free_bytes=0) for member in self.members
         ]:
-            self.version += 1
-            self._changed.set()
-            self._changed = trio.Event()
+            self.tell()
+
+    def tell(self) -> None:
+        """Something else has changed that those want to know who watch the members."""
+        self.version += 1
+        self._changed.set()
+        self._changed = trio.Event()
 
     async def wait_changed(self, version: int) -> int:
         """Returns the version as soon as it is another one than ``version``."""
@@ -54,6 +58,7 @@ class RosterMembership:
         self._own = own
         self._roster = Roster()
         self._claimed: set[Identity] = set()
+        self._epochs: dict[Identity, int] = {}  # of what is this node's
 
     @property
     def version(self) -> int:
@@ -67,6 +72,14 @@ class RosterMembership:
     def mounted(self) -> frozenset[Identity]:
         """See Membership."""
         return self.own().mounted
+
+    def epoch(self, identity: Identity) -> int:
+        """See Membership."""
+        return self._epochs.get(identity, 0)
+
+    def is_doubtful(self, identity: Identity) -> bool:
+        """See Membership."""
+        return False
 
     def members(self) -> tuple[Member, ...]:
         """See Membership."""

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -17,7 +18,7 @@ from fuse_tier.blobs import Blob
 from fuse_tier.errors import Damaged, NotFound, TierError, TierFull
 from fuse_tier.files import write_new
 from fuse_tier.hashing import hash_bytes, hash_descriptor
-from fuse_tier.manifest import Manifest
+from fuse_tier.manifest import Kind, Manifest
 from fuse_tier.replicate.tree import build_tree, copy_into, remove_tree
 
 
@@ -45,8 +46,10 @@ class _Landing:
 class StagingDirectory:
     """A Sink and a Source beside the place where a tree shall stand, so that files get there by rename."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, uses: Mapping[Blob, int] | None = None) -> None:
+        """``uses``: how many files of the tree have each content."""
         self.root = root
+        self._left = Counter(uses or {})
 
     def make(self) -> None:
         """Raises FileExistsError when it is there already."""
@@ -72,12 +75,13 @@ class StagingDirectory:
             raise Damaged(f"expected {blob}, received {found}")
         path = self._path(blob)
         try:
-            write_new(f"{path}.part", content)
+            write_new(path, content)
+        except FileExistsError:
+            return
         except OSError as error:
             with suppress(FileNotFoundError):
-                os.unlink(f"{path}.part")
+                os.unlink(path)
             raise TierFull(f"no room for {blob.size} bytes in {self.root}: {error.strerror}") from error
-        os.rename(f"{path}.part", path)
 
     def open(self, blob: Blob) -> int:
         """A descriptor of content that is here. Raises NotFound."""
@@ -87,8 +91,12 @@ class StagingDirectory:
             raise NotFound(f"{blob} was not fetched") from error
 
     def place(self, blob: Blob, path: str) -> None:
-        """Makes a file of the tree. Equal files share nothing afterwards."""
-        copy_into(self, blob, path)
+        """Makes a file of the tree. Equal files share nothing afterwards: the last of them is what was fetched."""
+        self._left[blob] -= 1
+        if self._left[blob]:
+            copy_into(self, blob, path)
+        else:
+            os.rename(self._path(blob), path)
 
     def _path(self, blob: Blob) -> str:
         return os.path.join(self.root, blob.name)
@@ -98,24 +106,51 @@ Fetch = Callable[[StagingDirectory], Awaitable[Mapping[Blob, TierError]]]
 """Brings the content of a snapshot into a staging directory; gives what could not be had, with the reason."""
 
 
-async def make_tree(manifest: Manifest, target: str, fetch: Fetch) -> None:
-    """Makes the tree of a snapshot at ``target``, which ``check_new_directory`` has seen.
+async def make_tree(manifest: Manifest, target: str, fetch: Fetch, *, partial: bool = False) -> Manifest:
+    """Makes the tree of a snapshot at ``target``, which ``check_new_directory`` has seen; gives what stands there.
 
-    Raises what ``fetch`` does, TierError when some content could not be had, OSError.
+    Raises what ``fetch`` does, TierError when some content could not be had, OSError. A ``partial`` tree lacks the
+    files whose content is damaged or gone; what could be had later is an error all the same.
     """
-    staging = StagingDirectory(f"{target}.restoring-{secrets.token_hex(4)}")
+    uses = Counter(entry.blob for entry in manifest.entries if entry.blob is not None)
+    staging = StagingDirectory(f"{target}.restoring-{secrets.token_hex(4)}", uses)
     tree = os.path.join(staging.root, "tree")
     try:
         staging.make()
         failed = await fetch(staging)
-        if failed:
-            blob, error = min(failed.items(), key=lambda item: item[0])
-            raise type(error)(
-                f"{manifest.id}: {len(failed)} of {len(manifest.blobs)} contents could not be had intact "
-                f"({blob}: {error}): nothing was restored; another snapshot may be whole"
-            )
+        if failed and not (partial and all(_is_final(error) for error in failed.values())):
+            raise _lacking(manifest, failed)
+        manifest = without(manifest, failed)
         await trio.to_thread.run_sync(build_tree, manifest, tree, staging.place)
         await trio.to_thread.run_sync(os.rename, tree, target)
     finally:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(remove_tree, staging.root)
+    return manifest
+
+
+def without(manifest: Manifest, lost: Collection[Blob]) -> Manifest:
+    """A snapshot less the files that have some content, under all of their names."""
+    gone = {entry.path for entry in manifest.entries if entry.blob in lost}
+    gone |= {entry.path for entry in manifest.entries if entry.kind is Kind.HARDLINK and entry.target in gone}
+    return replace(manifest, entries=tuple(entry for entry in manifest.entries if entry.path not in gone))
+
+
+def lost_paths(whole: Manifest, kept: Manifest) -> tuple[str, ...]:
+    """What the tree lacks."""
+    there = {entry.path for entry in kept.entries}
+    return tuple(os.fsdecode(entry.path) for entry in whole.entries if entry.path not in there)
+
+
+def _lacking(manifest: Manifest, failed: Mapping[Blob, TierError]) -> TierError:
+    first, *others = lost_paths(manifest, without(manifest, failed))
+    files = f"{first!r} and {len(others)} more" if others else repr(first)
+    # What may pass is told first: then it pays to try again.
+    blob, error = min(failed.items(), key=lambda item: (_is_final(item[1]), item[0]))
+    final = "nothing was restored; another snapshot may be whole, and --partial restores what is"
+    advice = final if _is_final(error) else "nothing was restored: try again later"
+    return type(error)(f"{manifest.id}: the content of {files} could not be had intact ({blob}: {error}): {advice}")
+
+
+def _is_final(error: TierError) -> bool:
+    return isinstance(error, Damaged | NotFound)

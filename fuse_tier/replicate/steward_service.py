@@ -7,6 +7,8 @@ import math
 from fuse_tier.checkpoints import Job
 from fuse_tier.errors import InvalidRequest, TierRefused, TierUnavailable
 from fuse_tier.identity import is_name
+from fuse_tier.replicate.peer_service import decode_blobs
+from fuse_tier.replicate.readers import BLOBS_A_CALL, Readers
 from fuse_tier.replicate.stewardship import Stewardship
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.grpc import Caller
@@ -16,8 +18,9 @@ from fuse_tier.wire.members import parse_identity
 class StewardService:
     """Of a node with a bucket; ``place`` is what it calls it."""
 
-    def __init__(self, stewardship: Stewardship, place: str) -> None:
+    def __init__(self, stewardship: Stewardship, readers: Readers, place: str) -> None:
         self._stewardship = stewardship
+        self._readers = readers
         self._place = place
 
     async def InBucket(self, request: pb.InBucketRequest, caller: Caller) -> pb.InBucketReply:  # noqa: N802
@@ -47,6 +50,18 @@ class StewardService:
             raise InvalidRequest(f"run {request.run!r}, every {request.every_seconds} s: no backup can be timed so")
         turn = self._stewardship.turn(Job.of(identity), request.run, request.step, request.every_seconds)
         return pb.BackupTurnReply(has_step=turn.step is not None, step=turn.step or 0, wait_seconds=turn.wait_seconds)
+
+    async def Readers(self, request: pb.ReadersRequest, caller: Caller) -> pb.ReferReply:  # noqa: N802
+        """From whom the caller should take what others are reading out of the bucket."""
+        blobs = decode_blobs(request.blobs, BLOBS_A_CALL)
+        self._check_place(request.place)
+        if not is_name(request.node) or caller.node not in (None, request.node):
+            raise InvalidRequest(f"{request.node!r} is not the name of the node that calls")
+        referred = self._readers.give_turns(blobs, request.node)
+        indices = {blob: index for index, blob in enumerate(blobs)}
+        return pb.ReferReply(
+            referrals=[pb.Referral(index=indices[blob], node=node) for blob, node in referred.items()]
+        )
 
     def _check_place(self, place: str) -> None:
         if place != self._place:

@@ -23,22 +23,17 @@ from fuse_tier.tiers.ram import RamTier
 
 log = structlog.get_logger(__name__)
 
-_LEAP = 1000  # more snapshots than a job takes that nobody hears of
 
+def was_left(identity: Identity, restored: Manifest | None, own: Member, others: Collection[Member]) -> bool:
+    """Whether a node that had a volume is gone without having given it back.
 
-def first_number(
-    identity: Identity, restored: Manifest | None, highest: int, own: Member, others: Collection[Member]
-) -> int:
-    """The number above which a node takes its snapshots that goes on with a volume; ``highest`` if all is in order.
-
-    A node that is gone without having given the volume back may still run, cut off, and take snapshots of which
-    nobody has heard. Its numbers must stay below those that come from now on, whenever it returns.
+    It may still run, cut off, and take snapshots of which nobody has heard. What was restored here has to count as
+    newer than these from now on, not from the first change on.
     """
     alive = {own.node, *(member.node for member in others if member.alive)}
-    was_left = any(not member.alive and identity in member.mounted for member in others)
-    if was_left or (restored is not None and restored.node not in alive):
-        return (highest // _LEAP + 1) * _LEAP
-    return highest
+    return any(not member.alive and identity in member.mounted for member in others) or (
+        restored is not None and restored.node not in alive
+    )
 
 
 async def supersede(volume: Volume, ram: RamTier, by: str) -> None:
@@ -50,7 +45,7 @@ async def supersede(volume: Volume, ram: RamTier, by: str) -> None:
     if volume.superseded or not volume.has_tree:
         return
     volume.superseded = by
-    record = TreeRecord(volume.lineage, volume.highest, superseded=by)
+    record = TreeRecord(volume.lineage, volume.numbering.highest, superseded=by, epoch=volume.numbering.epoch)
     await trio.to_thread.run_sync(write_record, volume.layout, record)
     given_up = await _taken_here(volume, ram) if volume.copies.verified and volume.mountpoint else []
     for snapshot in given_up:

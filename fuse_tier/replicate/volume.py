@@ -29,6 +29,7 @@ from fuse_tier.replicate.broadcast import Broadcast
 from fuse_tier.replicate.choice import Chosen
 from fuse_tier.replicate.copies import Copies
 from fuse_tier.replicate.listing import is_worth_a_number, list_in_ram
+from fuse_tier.replicate.numbering import Numbering
 from fuse_tier.replicate.record import TreeRecord, read_record, write_record
 from fuse_tier.replicate.snapshot import Gate, Quiescent, Snapshotter
 from fuse_tier.tiers.base import TierName
@@ -73,7 +74,7 @@ class Volume:
         self._ram = ram
         self.options = options
         self._lineage: Lineage | None = None
-        self._highest = 0
+        self.numbering = Numbering()
         self._snapshotting = trio.Lock()
         self._snapshotter = Snapshotter(layout, self.layout, options.node, hashing, self.evicting)
         self._seen = -1
@@ -113,11 +114,6 @@ class Volume:
         """The version of the changes that the newest snapshot has."""
         return self._seen
 
-    @property
-    def highest(self) -> int:
-        """The highest snapshot number known to exist anywhere: the next one is above it."""
-        return self._highest
-
     def is_remote(self, inode: int) -> bool:
         """Whether a file's content is not here yet."""
         return os.path.lexists(os.path.join(self.layout.remote, str(inode)))
@@ -136,11 +132,12 @@ class Volume:
         """Reads what the RAM tier has of this volume."""
         record = await trio.to_thread.run_sync(self._recover)
         numbers = [snapshot.number for snapshot in await self._ram.snapshots(self.identity)]
-        self._highest = max([self._highest, *numbers])
+        self.numbering.heard_of(0, *numbers)
         self._lineage = record.lineage if record else None
         if record:
             self.coming = Chosen(None) if await trio.to_thread.run_sync(coming_files, self.layout) else None
-            self._highest = max(self._highest, record.number)
+            self.numbering.heard_of(record.number)
+            self.numbering.own(record.epoch)
             self.superseded = record.superseded
             own = [number for number in numbers if number <= record.number]
             newest = await self._load_newest(own)
@@ -164,9 +161,12 @@ class Volume:
         *,
         is_whole: bool = True,
         coming: Chosen | None = None,
+        epoch: int = 0,
+        anew: bool = False,
     ) -> None:
-        """The live tree has been made anew: from a snapshot, or empty.
+        """The live tree has been made anew: from a snapshot, or empty; it is owned under ``epoch`` from now on.
 
+        ``anew``: what was restored has to count as newer than what others may have, at once.
         One that could not be restored whole is not given up: its lost files stand in no later one.
         """
         self.in_use.clear()
@@ -176,24 +176,52 @@ class Volume:
         if restored is not None and not is_whole:
             self.in_use[restored.id.number] += 1
         self._lineage = lineage
-        self._highest = max(self._highest, highest, restored.id.number if restored else 0)
+        self.numbering.heard_of(highest, restored.id.number if restored else 0)
         # Going back to an older state is a new state: it has to be the newest wherever it is looked for.
-        self._renumber = restored is not None and restored.id.number < self._highest
-        write_record(self.layout, TreeRecord(lineage, restored.id.number if restored else 0))
+        self._renumber = restored is not None and (anew or restored.id.number < self.numbering.highest)
+        self._own(epoch)
         self.changes.announce()
         self.news.announce()
 
-    def resume(self, lineage: Lineage, highest: int) -> None:
-        """The live tree goes on as it is, under the lineage of who mounts it now."""
-        self._highest = max(self._highest, highest)
-        if lineage != self._lineage:
+    def forget_tree(self) -> None:
+        """There is no live tree any more."""
+        self._lineage, self.superseded, self.coming = None, "", None
+        self.copies.begin_again(None, is_listed=True)
+        self.news.announce()
+
+    def resume(self, lineage: Lineage, highest: int, epoch: int, *, anew: bool) -> None:
+        """The live tree goes on as it is, under the lineage of who mounts it now. See ``began``."""
+        self.numbering.heard_of(highest)
+        if lineage != self._lineage or anew:
             self._lineage = lineage
-            write_record(self.layout, TreeRecord(lineage, self.newest.id.number if self.newest else 0))
+            self._renumber = self._renumber or anew
             self.changes.announce()
+        self._own(epoch)
+
+    async def renew(self, epoch: int) -> None:
+        """This node goes on with a volume that it has mounted, under another epoch if that is a later one."""
+        if epoch > self.numbering.epoch and self.has_tree:
+            self._renumber = self._renumber or self.newest is not None
+            await trio.to_thread.run_sync(self._own, epoch)
+            self.changes.announce()
+
+    def _own(self, epoch: int) -> None:
+        self.numbering.own(epoch)
+        number = self.newest.id.number if self.newest else 0
+        write_record(self.layout, TreeRecord(self.lineage, number, self.superseded, self.numbering.epoch))
+
+    def _next_id(self) -> SnapshotId:
+        try:
+            return SnapshotId(self.identity, self.numbering.next())
+        except FuseTierError:
+            if self.mountpoint is None:  # nobody asks whose it is: somebody else has gone on with it
+                self.superseded = "another node"
+            self.news.announce()
+            raise
 
     def exists_elsewhere(self, number: int) -> None:
         """Somebody has a snapshot of this number: ours must have another."""
-        self._highest = max(self._highest, number)
+        self.numbering.heard_of(number)
         if self.newest is not None and number >= self.newest.id.number:
             self._renumber = True
             self.changes.announce()
@@ -234,7 +262,7 @@ class Volume:
 
     async def _take_snapshot(self, gate: Gate) -> Manifest | None:
         version, previous, started = self.changes.version, self.newest, trio.current_time()
-        snapshot = SnapshotId(self.identity, self._highest + 1)
+        snapshot = self._next_id()
         manifest = await self._snapshotter.take(snapshot, self.lineage, gate, previous)
         is_other = previous is not None and self._renumber
         if is_other or await trio.to_thread.run_sync(is_worth_a_number, self.layout, previous, manifest):
@@ -260,13 +288,14 @@ class Volume:
                 self.superseded = "another node"
                 raise
             log.info("snapshot.renumbered", snapshot=str(manifest.id), reason=str(conflict))
-            manifest = replace(manifest, id=SnapshotId(self.identity, conflict.highest + 1))
+            self.numbering.heard_of(conflict.highest)
+            manifest = replace(manifest, id=self._next_id())
             self.copies.is_listed = await list_in_ram(self._ram, self.layout, manifest)
         number = manifest.id.number
         failpoints.reached("snapshot.committed")
-        await trio.to_thread.run_sync(write_record, self.layout, TreeRecord(manifest.lineage, number))
+        await trio.to_thread.run_sync(self._record, manifest.lineage, number)
         failpoints.reached("snapshot.recorded")
-        self._highest = max(self._highest, number)
+        self.numbering.heard_of(number)
         self._renumber = False
         self.copies.follow(manifest)
         self.news.announce()
@@ -282,6 +311,9 @@ class Volume:
             seconds=round(seconds, 3),
         )
         return manifest
+
+    def _record(self, lineage: Lineage, number: int) -> None:
+        write_record(self.layout, TreeRecord(lineage, number, epoch=self.numbering.epoch))
 
     async def list_newest(self) -> None:
         """What a restore was bringing is all here: the newest snapshot is as good as any in RAM."""

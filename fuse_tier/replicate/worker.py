@@ -30,13 +30,16 @@ from fuse_tier.replicate.daemons import DaemonSession
 from fuse_tier.replicate.fanout import Fanout
 from fuse_tier.replicate.filling import Filling
 from fuse_tier.replicate.inventory import Inventory
+from fuse_tier.replicate.leftovers import Leftovers
 from fuse_tier.replicate.membership import Membership, build_membership
 from fuse_tier.replicate.mounting import Mounting
 from fuse_tier.replicate.node_service import NodeService
 from fuse_tier.replicate.orphans import Orphans
+from fuse_tier.replicate.ownership import Ownership
 from fuse_tier.replicate.peer_service import PeerService
 from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.preemption import Preemption
+from fuse_tier.replicate.replacing import Trees
 from fuse_tier.replicate.restore import Restorer
 from fuse_tier.replicate.room import RoomKeeper
 from fuse_tier.replicate.scrub import Scrubber
@@ -88,10 +91,11 @@ class Worker:
         self._volumes = Volumes(layout, self._ram, options, hashing, nursery, has_bucket=bucket is not None)
         copier = Copier(self._ram)
         targets = Targets(self._membership, config.replicas)
-        self._fanout = Fanout(self._places, copier, targets, self._supersede)
+        ownership = Ownership(self._membership, self._supersede)
+        self._fanout = Fanout(self._places, copier, targets, ownership)
         self._orphans = Orphans(self._places, copier, targets, self._volumes.find, config.replicas)
         self._upkeep = Upkeep(self._places, self._volumes.find, config.keep.ram)
-        self._room = RoomKeeper(layout, self._ram, self._volumes, self._upkeep.wake)
+        self._room = RoomKeeper(layout, self._ram, self._volumes, self._upkeep.wake, config.reserve)
         self._chooser = Chooser(self._places)
         self._restorer = Restorer(layout, self._places, config.node, hashing, config.restore_at_once)
         self._filling = Filling(layout, self._ram, self._restorer, self._room.make)
@@ -106,10 +110,12 @@ class Worker:
         self._preemption = Preemption(self._volumes, self._mounting, self._membership.report_soon, config.drain)
         surplus = Surplus(self._fanout)
         self._volumes.tasks = [
+            ownership.keep,
             self._fanout.keep_peers,
             self._keep_bucket,
             self._pass_news_on,
             surplus.keep_down,
+            Leftovers(Trees(layout, self._ram), self._membership).keep_down,
             self._filling.keep_filled,
         ]
 
@@ -137,6 +143,7 @@ class Worker:
             mounted=frozenset(self._mounting.claimed),
             holdings=self._holdings,
             bucket={volume.identity: (number,) for volume in self._volumes if (number := volume.copies.in_bucket())},
+            epochs={volume.identity: volume.numbering.epoch for volume in self._volumes if volume.numbering.epoch},
         )
 
     # ---- tasks ----
@@ -191,7 +198,10 @@ class Worker:
         services: list[Any] = [(add_PeerServicer_to_server, service)]
         if self._duties is not None:
             services += self._duties.services()
-        await grpc.serve(services, str(self._config.listen.control), self._tls, task_status=task_status)
+        config = self._config
+        await grpc.serve(
+            services, str(config.listen.control), self._tls, cluster=config.cluster, task_status=task_status
+        )
 
     async def _serve_operator(self, task_status: trio.TaskStatus[int]) -> None:
         config = self._config

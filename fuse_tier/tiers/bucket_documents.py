@@ -13,7 +13,7 @@ from typing import Final
 from fuse_tier.errors import Damaged, NotFound
 from fuse_tier.tiers import bucket_layout as layout
 from fuse_tier.tiers.bucket_content import MemoryContent
-from fuse_tier.tiers.bucket_many import Removable, Removal, remove
+from fuse_tier.tiers.bucket_many import Removable, Removal, heads, mark_used, remove
 from fuse_tier.tiers.bucket_objects import Objects
 from fuse_tier.tiers.bucket_task import Task
 from fuse_tier.tiers.bucket_transfer import read_whole
@@ -61,6 +61,17 @@ class Documents:
         await self._check(False)
         place = layout.document_object(name)
         return await self._work.run(lambda task: read_whole(self._objects, place, _LONGEST, task))
+
+    async def renew(self, name: str) -> None:
+        """Says of a document that somebody relies on it. Raises NotFound."""
+        await self._check(False)
+        place = layout.document_object(name)
+
+        def mark(task: Task) -> bool:
+            return mark_used(self._objects, list(heads(self._objects, [place], task).values()), task) == [True]
+
+        if not await self._work.run(mark):
+            raise NotFound(f"{place} is not there")
 
     async def listed(self, folder: str = "") -> tuple[Document, ...]:
         """All whose names begin so, in order of their names."""

@@ -80,7 +80,7 @@ class PeerTier:
         self._own = own
         self._tls = tls
         self._encrypt = encrypt
-        self._client = Client(control, PeerStub, tls)
+        self._client = Client(control, PeerStub, tls, cluster=own.cluster)
         self._bulk = ""  # learned by hello; empty: hello is due
         self._minor = 0
         self._link = link or Link()

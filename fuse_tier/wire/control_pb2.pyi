@@ -674,6 +674,32 @@ class BackupTurnRequest(_message.Message):
 Global___BackupTurnRequest: _TypeAlias = BackupTurnRequest  # noqa: Y015
 
 @_typing.final
+class ReadersRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOBS_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    place: _builtins.str
+    @_builtins.property
+    def blobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def __init__(
+        self,
+        *,
+        blobs: _abc.Iterable[_builtins.bytes] | None = ...,
+        node: _builtins.str = ...,
+        place: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blobs", b"blobs", "node", b"node", "place", b"place"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadersRequest: _TypeAlias = ReadersRequest  # noqa: Y015
+
+@_typing.final
 class BackupTurnReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -722,6 +748,30 @@ class Holding(_message.Message):
 Global___Holding: _TypeAlias = Holding  # noqa: Y015
 
 @_typing.final
+class Ownership(_message.Message):
+    """Under which epoch a volume is a node's: the upper part of the numbers of the snapshots that it takes (minor 3)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    identity: _builtins.str
+    epoch: _builtins.int
+    def __init__(
+        self,
+        *,
+        identity: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "identity", b"identity"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Ownership: _TypeAlias = Ownership  # noqa: Y015
+
+@_typing.final
 class ReportRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -739,6 +789,8 @@ class ReportRequest(_message.Message):
     BUCKET_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     LEAVING_FIELD_NUMBER: _builtins.int
+    OWNED_FIELD_NUMBER: _builtins.int
+    CLOCK_FIELD_NUMBER: _builtins.int
     cluster: _builtins.str
     node: _builtins.str
     instance: _builtins.str
@@ -751,6 +803,8 @@ class ReportRequest(_message.Message):
     """counts an instance's reports, claims and releases: overtaken ones are refused"""
     leaving: _builtins.bool
     """its last one: nothing is mounted there any more, and its lease ends now"""
+    clock: _builtins.int
+    """the highest epoch that it has heard of (minor 3)"""
     @_builtins.property
     def addresses(self) -> Global___Addresses: ...
     @_builtins.property
@@ -762,6 +816,10 @@ class ReportRequest(_message.Message):
     @_builtins.property
     def bucket(self) -> _containers.RepeatedCompositeFieldContainer[Global___Holding]:
         """what it has itself committed to the bucket"""
+
+    @_builtins.property
+    def owned(self) -> _containers.RepeatedCompositeFieldContainer[Global___Ownership]:
+        """of what is mounted (minor 3)"""
 
     def __init__(
         self,
@@ -780,10 +838,12 @@ class ReportRequest(_message.Message):
         bucket: _abc.Iterable[Global___Holding] | None = ...,
         sequence: _builtins.int = ...,
         leaving: _builtins.bool = ...,
+        owned: _abc.Iterable[Global___Ownership] | None = ...,
+        clock: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "bucket", b"bucket", "capacity_bytes", b"capacity_bytes", "cluster", b"cluster", "free_bytes", b"free_bytes", "holdings", b"holdings", "host", b"host", "instance", b"instance", "leaving", b"leaving", "mounted", b"mounted", "node", b"node", "pool", b"pool", "sequence", b"sequence", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "bucket", b"bucket", "capacity_bytes", b"capacity_bytes", "clock", b"clock", "cluster", b"cluster", "free_bytes", b"free_bytes", "holdings", b"holdings", "host", b"host", "instance", b"instance", "leaving", b"leaving", "mounted", b"mounted", "node", b"node", "owned", b"owned", "pool", b"pool", "sequence", b"sequence", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -844,20 +904,31 @@ class ReportReply(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
     LEASE_SECONDS_FIELD_NUMBER: _builtins.int
+    OWNED_FIELD_NUMBER: _builtins.int
+    CLOCK_FIELD_NUMBER: _builtins.int
     epoch: _builtins.str
+    """of the coordinator's own life"""
     lease_seconds: _builtins.float
+    clock: _builtins.int
+    """the epoch of this moment; 0: the coordinator knows of none (minor 3)"""
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___Member]: ...
+    @_builtins.property
+    def owned(self) -> _containers.RepeatedCompositeFieldContainer[Global___Ownership]:
+        """by the caller; it has to claim again what is not among them (minor 3)"""
+
     def __init__(
         self,
         *,
         epoch: _builtins.str = ...,
         members: _abc.Iterable[Global___Member] | None = ...,
         lease_seconds: _builtins.float = ...,
+        owned: _abc.Iterable[Global___Ownership] | None = ...,
+        clock: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "lease_seconds", b"lease_seconds", "members", b"members"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock", b"clock", "epoch", b"epoch", "lease_seconds", b"lease_seconds", "members", b"members", "owned", b"owned"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -884,14 +955,18 @@ Global___LocateRequest: _TypeAlias = LocateRequest  # noqa: Y015
 
 @_typing.final
 class LocateReply(_message.Message):
-    """Unsettled: the coordinator has just started, and may not have heard of all that nodes hold."""
+    """Unsettled: the coordinator has just started, and may not have heard of all that nodes hold.
+    Copied: the newest that a node was heard to have that had not mounted the volume (minor 3).
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     HOLDERS_FIELD_NUMBER: _builtins.int
     BUCKET_FIELD_NUMBER: _builtins.int
     UNSETTLED_FIELD_NUMBER: _builtins.int
+    COPIED_FIELD_NUMBER: _builtins.int
     unsettled: _builtins.bool
+    copied: _builtins.int
     @_builtins.property
     def holders(self) -> _containers.RepeatedCompositeFieldContainer[Global___Holder]: ...
     @_builtins.property
@@ -902,10 +977,11 @@ class LocateReply(_message.Message):
         holders: _abc.Iterable[Global___Holder] | None = ...,
         bucket: _abc.Iterable[_builtins.int] | None = ...,
         unsettled: _builtins.bool = ...,
+        copied: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "holders", b"holders", "unsettled", b"unsettled"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "copied", b"copied", "holders", b"holders", "unsettled", b"unsettled"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -943,10 +1019,16 @@ class ClaimRequest(_message.Message):
     NODE_FIELD_NUMBER: _builtins.int
     INSTANCE_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
+    GOES_ON_FIELD_NUMBER: _builtins.int
+    ABOVE_FIELD_NUMBER: _builtins.int
     identity: _builtins.str
     node: _builtins.str
     instance: _builtins.str
     sequence: _builtins.int
+    goes_on: _builtins.int
+    """the epoch under which it is mounted there already (minor 3)"""
+    above: _builtins.int
+    """the epoch that is granted has to be above this one (minor 3)"""
     def __init__(
         self,
         *,
@@ -954,29 +1036,40 @@ class ClaimRequest(_message.Message):
         node: _builtins.str = ...,
         instance: _builtins.str = ...,
         sequence: _builtins.int = ...,
+        goes_on: _builtins.int | None = ...,
+        above: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_goes_on", b"_goes_on", "goes_on", b"goes_on"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "instance", b"instance", "node", b"node", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_goes_on", b"_goes_on", "above", b"above", "goes_on", b"goes_on", "identity", b"identity", "instance", b"instance", "node", b"node", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__goes_on: _TypeAlias = _typing.Literal["goes_on"]  # noqa: Y015
+    _WhichOneofArgType__goes_on: _TypeAlias = _typing.Literal["_goes_on", b"_goes_on"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__goes_on) -> _WhichOneofReturnType__goes_on | None: ...
 
 Global___ClaimRequest: _TypeAlias = ClaimRequest  # noqa: Y015
 
 @_typing.final
 class ClaimReply(_message.Message):
+    """refused with FAILED_PRECONDITION, naming the holder"""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     EPOCH_FIELD_NUMBER: _builtins.int
+    GRANTED_FIELD_NUMBER: _builtins.int
     epoch: _builtins.str
+    """of the coordinator's own life"""
+    granted: _builtins.int
+    """of the ownership (minor 3)"""
     def __init__(
         self,
         *,
         epoch: _builtins.str = ...,
+        granted: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "granted", b"granted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1323,11 +1416,13 @@ class RestoreRequest(_message.Message):
     TO_FIELD_NUMBER: _builtins.int
     RUN_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    PARTIAL_FIELD_NUMBER: _builtins.int
     identity: _builtins.str
     snapshot: _builtins.int
     to: _builtins.str
     run: _builtins.str
     version: _builtins.str
+    partial: _builtins.bool
     def __init__(
         self,
         *,
@@ -1336,10 +1431,11 @@ class RestoreRequest(_message.Message):
         to: _builtins.str = ...,
         run: _builtins.str = ...,
         version: _builtins.str = ...,
+        partial: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "run", b"run", "snapshot", b"snapshot", "to", b"to", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "partial", b"partial", "run", b"run", "snapshot", b"snapshot", "to", b"to", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -564,6 +564,11 @@ class StewardStub:
                 request_serializer=fuse__tier_dot_wire_dot_control__pb2.BackupTurnRequest.SerializeToString,
                 response_deserializer=fuse__tier_dot_wire_dot_control__pb2.BackupTurnReply.FromString,
                 _registered_method=True)
+        self.Readers = channel.unary_unary(
+                '/fuse_tier.v1.Steward/Readers',
+                request_serializer=fuse__tier_dot_wire_dot_control__pb2.ReadersRequest.SerializeToString,
+                response_deserializer=fuse__tier_dot_wire_dot_control__pb2.ReferReply.FromString,
+                _registered_method=True)
 
 
 class StewardServicer:
@@ -591,6 +596,13 @@ class StewardServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Readers(self, request, context):
+        """who reads content there: the first that asks, and the others from it
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_StewardServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -608,6 +620,11 @@ def add_StewardServicer_to_server(servicer, server):
                     servicer.BackupTurn,
                     request_deserializer=fuse__tier_dot_wire_dot_control__pb2.BackupTurnRequest.FromString,
                     response_serializer=fuse__tier_dot_wire_dot_control__pb2.BackupTurnReply.SerializeToString,
+            ),
+            'Readers': grpc.unary_unary_rpc_method_handler(
+                    servicer.Readers,
+                    request_deserializer=fuse__tier_dot_wire_dot_control__pb2.ReadersRequest.FromString,
+                    response_serializer=fuse__tier_dot_wire_dot_control__pb2.ReferReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -693,6 +710,33 @@ class Steward:
             '/fuse_tier.v1.Steward/BackupTurn',
             fuse__tier_dot_wire_dot_control__pb2.BackupTurnRequest.SerializeToString,
             fuse__tier_dot_wire_dot_control__pb2.BackupTurnReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Readers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fuse_tier.v1.Steward/Readers',
+            fuse__tier_dot_wire_dot_control__pb2.ReadersRequest.SerializeToString,
+            fuse__tier_dot_wire_dot_control__pb2.ReferReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -174,6 +174,8 @@ class StewardStub:
     BackedUp: _grpc.UnaryUnaryMultiCallable[_control_pb2.BackedUpRequest, _control_pb2.Empty]
     """a snapshot was committed there"""
     BackupTurn: _grpc.UnaryUnaryMultiCallable[_control_pb2.BackupTurnRequest, _control_pb2.BackupTurnReply]
+    Readers: _grpc.UnaryUnaryMultiCallable[_control_pb2.ReadersRequest, _control_pb2.ReferReply]
+    """who reads content there: the first that asks, and the others from it"""
 
 @_typing.type_check_only
 class StewardAsyncStub(StewardStub):
@@ -185,6 +187,8 @@ class StewardAsyncStub(StewardStub):
     BackedUp: _aio.UnaryUnaryMultiCallable[_control_pb2.BackedUpRequest, _control_pb2.Empty]  # type: ignore[assignment]
     """a snapshot was committed there"""
     BackupTurn: _aio.UnaryUnaryMultiCallable[_control_pb2.BackupTurnRequest, _control_pb2.BackupTurnReply]  # type: ignore[assignment]
+    Readers: _aio.UnaryUnaryMultiCallable[_control_pb2.ReadersRequest, _control_pb2.ReferReply]  # type: ignore[assignment]
+    """who reads content there: the first that asks, and the others from it"""
 
 class StewardServicer(metaclass=_abc_1.ABCMeta):
     """---- of the node that looks after the bucket for all: who is alive says which one that is ----"""
@@ -211,6 +215,14 @@ class StewardServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.BackupTurnRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.BackupTurnReply, _abc.Awaitable[_control_pb2.BackupTurnReply]]: ...
+
+    @_abc_1.abstractmethod
+    def Readers(
+        self,
+        request: _control_pb2.ReadersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.ReferReply, _abc.Awaitable[_control_pb2.ReferReply]]:
+        """who reads content there: the first that asks, and the others from it"""
 
 def add_StewardServicer_to_server(servicer: StewardServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

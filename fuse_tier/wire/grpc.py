@@ -26,7 +26,7 @@ from fuse_tier.threads import run_interruptible
 from fuse_tier.wire import statuses
 from fuse_tier.wire.door import MOST_CONNECTIONS, Door
 from fuse_tier.wire.door import Caller as Caller
-from fuse_tier.wire.handlers import Adapter, Bridge
+from fuse_tier.wire.handlers import CLUSTER_KEY, Adapter, Bridge
 from fuse_tier.wire.listening import UNIX, bind_unix, listen_tcp, unbind_unix
 from fuse_tier.wire.renewal import Renewing
 from fuse_tier.wire.tls import SERVER_NAME, TlsFiles, grpc_client_credentials
@@ -70,6 +70,7 @@ async def serve(
     address: str,
     tls: TlsFiles | None,
     *,
+    cluster: str = "",
     most_connections: int = MOST_CONNECTIONS,
     task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -77,8 +78,8 @@ async def serve(
 
     ``services`` are pairs of a generated ``add_XServicer_to_server`` and an object with ``async def
     Name(self, request, caller: Caller)`` for each call, an async generator where the answer is a stream.
-    ``address`` is HOST:PORT, or unix:/path, which is the owner's alone and has no TLS. Raises ConfigError when
-    it can not be listened on.
+    ``address`` is HOST:PORT, or unix:/path, which is the owner's alone and has no TLS. Callers of another ``cluster``
+    are refused. Raises ConfigError when it can not be listened on.
     """
     pool = ThreadPoolExecutor(_HANDLER_THREADS, thread_name_prefix="grpc-handler")
     server = grpc.server(pool, options=_SERVER_OPTIONS, maximum_concurrent_rpcs=_MAX_CONCURRENT_CALLS)
@@ -87,7 +88,7 @@ async def serve(
             path = address.removeprefix(UNIX)
             bind_unix(server, path)
             try:
-                await _handle(services, server, pool, None, 0, task_status)
+                await _handle(services, server, pool, None, 0, task_status, "")
             finally:
                 unbind_unix(path)
             return
@@ -105,7 +106,7 @@ async def serve(
 
                 nursery.start_soon(keep_open)
                 try:
-                    await _handle(services, server, pool, door.callers, port, task_status)
+                    await _handle(services, server, pool, door.callers, port, task_status, cluster)
                 finally:
                     open_door.cancel()
     finally:
@@ -119,8 +120,9 @@ async def _handle(
     callers: Mapping[str, Caller] | None,
     port: int,
     task_status: trio.TaskStatus[int],
+    cluster: str,
 ) -> None:
-    bridge = Bridge(trio.lowlevel.current_trio_token(), callers)
+    bridge = Bridge(trio.lowlevel.current_trio_token(), callers, cluster)
     for register, servicer in services:
         register(Adapter(servicer, bridge), server)
     try:
@@ -147,15 +149,22 @@ class Client:
     """Calls one server. Connects when needed and again after a failure, never waiting for a server to come.
 
     ``stub`` is a generated stub class. Calls raise what their handler raised, or TierUnavailable when there is
-    no connection, or DeadlineExceeded.
+    no connection, or DeadlineExceeded. ``cluster`` is told with each call.
     """
 
     def __init__(
-        self, address: str, stub: Callable[[grpc.Channel], Any], tls: TlsFiles | None, server_name: str | None = None
+        self,
+        address: str,
+        stub: Callable[[grpc.Channel], Any],
+        tls: TlsFiles | None,
+        server_name: str | None = None,
+        *,
+        cluster: str = "",
     ) -> None:
         self._address = address.removeprefix(UNIX)
         self._target = address
         self._make_stub = stub
+        self._metadata = ((CLUSTER_KEY, cluster),) if cluster else ()
         self._options = (*_CLIENT_OPTIONS, ("grpc.ssl_target_name_override", server_name or SERVER_NAME))
         is_plain = tls is None or address.startswith(UNIX)
         self._credentials = None if is_plain or tls is None else Renewing(tls, grpc_client_credentials)
@@ -240,7 +249,9 @@ class Client:
     def _start(self, name: str, kind: str, request: Any, deadline_seconds: float | None) -> Any:
         self._renew()
         try:
-            return getattr(getattr(self._stub, name), kind)(request, timeout=deadline_seconds)
+            return getattr(getattr(self._stub, name), kind)(
+                request, timeout=deadline_seconds, metadata=self._metadata
+            )
         except ValueError as error:  # a closed channel
             raise self._closed() from error
 

@@ -18,12 +18,14 @@ import grpc
 import structlog
 import trio
 
-from fuse_tier.errors import FuseTierError, InvalidRequest
+from fuse_tier.errors import FuseTierError, InvalidRequest, TierRefused
 from fuse_tier.wire import statuses
 from fuse_tier.wire.door import Caller
 from fuse_tier.wire.rejections import Rejections
 
 log = structlog.get_logger(__name__)
+
+CLUSTER_KEY = "fuse-tier-cluster"  # of a call's metadata: the cluster that the caller belongs to
 
 
 class Adapter:
@@ -49,18 +51,25 @@ def _unimplemented(name: str, request: object, context: grpc.ServicerContext) ->
 class Bridge:
     """From the pool's threads into the nursery and back. ``nursery`` is None while nothing is served.
 
-    ``callers`` are known by their connection's name; None where every caller is a process of this machine.
+    ``callers`` are known by their connection's name; None where every caller is a process of this machine. With a
+    ``cluster``, who says that it is of another one is refused; versions before say nothing, but at hello.
     """
 
-    def __init__(self, token: trio.lowlevel.TrioToken, callers: Mapping[str, Caller] | None) -> None:
+    def __init__(
+        self, token: trio.lowlevel.TrioToken, callers: Mapping[str, Caller] | None, cluster: str = ""
+    ) -> None:
         self._token = token
         self._callers = callers
+        self._cluster = cluster
         self._refused = Rejections("control.request_refused")
+        self._of_others = Rejections("peer.refused")
         self.nursery: trio.Nursery | None = None
 
     def unary(self, method: Callable[..., Any], request: object, context: grpc.ServicerContext) -> Any:
         """Runs in a thread of the pool."""
         caller = self._caller(context)
+        if method.__name__ != "Hello":  # which tells more
+            self._check_cluster(caller, context)
 
         async def work() -> Any:
             return await method(request, caller)
@@ -96,6 +105,16 @@ class Bridge:
         if caller is None:  # it found the inner socket, or its connection has ended
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "calls come in by the control port only")
         return caller
+
+    def _check_cluster(self, caller: Caller, context: grpc.ServicerContext) -> None:
+        said = dict(context.invocation_metadata()).get(CLUSTER_KEY, self._cluster)
+        if self._cluster and said != self._cluster:
+            error = TierRefused(
+                f"this node belongs to cluster {self._cluster!r}, and the caller to {said!r}: correct the cluster or "
+                "the addresses in node.yaml"
+            )
+            self._of_others.note("cluster", caller.address, str(error))
+            self._abort(error, context)
 
     def _start(self, name: str, work: Callable[[], Any], context: grpc.ServicerContext) -> Future[Any]:
         outcome: Future[Any] = Future()
@@ -135,11 +154,14 @@ class Bridge:
         except FuseTierError as error:
             if isinstance(error, InvalidRequest) and self._callers is not None:
                 self._refused.note("request", self._caller(context).address, f"{name}: {error}")
-            context.set_trailing_metadata(statuses.metadata_of(error))
-            context.abort(statuses.code_of(error), statuses.details_of(error))
+            self._abort(error, context)
         except Exception:
             log.exception("grpc.handler_failed", call=name)
             context.abort(grpc.StatusCode.INTERNAL, "an unexpected error")
+
+    def _abort(self, error: FuseTierError, context: grpc.ServicerContext) -> None:
+        context.set_trailing_metadata(statuses.metadata_of(error))
+        context.abort(statuses.code_of(error), statuses.details_of(error))
 
 
 def _sole_cause(error: Exception) -> Exception:

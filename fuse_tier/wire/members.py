@@ -6,9 +6,10 @@ with InvalidRequest, whole, and everything behind this module can trust its valu
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from fuse_tier import epochs
 from fuse_tier.errors import ConfigError, InvalidRequest
 from fuse_tier.identity import Identity, SnapshotId, is_name
 from fuse_tier.members import (
@@ -24,7 +25,7 @@ from fuse_tier.members import (
 from fuse_tier.wire import control_pb2 as pb
 
 PROTOCOL = 1  # major version of control.proto: one of another is refused at Hello
-MINOR = 2  # grows when something is added, which is then used only with those who know it
+MINOR = 3  # grows when something is added, which is then used only with those who know it
 _LONGEST_LABEL = 253
 
 
@@ -54,6 +55,8 @@ def report_to_wire(report: Report, cluster: str) -> pb.ReportRequest:
         pool=report.domain.pool,
         host=report.domain.host,
         leaving=report.leaving,
+        owned=ownerships_to_wire(facts.epochs),
+        clock=report.clock,
     )
 
 
@@ -71,10 +74,29 @@ def report_from_wire(message: pb.ReportRequest) -> Report:
             mounted=frozenset(map(parse_identity, message.mounted)),
             holdings=_holdings_from_wire(message.holdings),
             bucket=_holdings_from_wire(message.bucket),
+            epochs=ownerships_from_wire(message.owned),
         ),
         domain=_domain(message.zone, message.pool, message.host),
+        clock=parse_epoch(message.clock),
         leaving=message.leaving,
     )
+
+
+def ownerships_to_wire(owned: Mapping[Identity, int]) -> list[pb.Ownership]:
+    """Volumes with the epochs under which they are a node's."""
+    return [pb.Ownership(identity=str(identity), epoch=epoch) for identity, epoch in owned.items()]
+
+
+def ownerships_from_wire(messages: Iterable[pb.Ownership]) -> dict[Identity, int]:
+    """Raises InvalidRequest."""
+    return {parse_identity(message.identity): parse_epoch(message.epoch) for message in messages}
+
+
+def parse_epoch(epoch: int) -> int:
+    """An epoch from a peer. Raises InvalidRequest."""
+    if epoch > epochs.HIGHEST:
+        raise InvalidRequest(f"epoch {epoch} is out of range: the highest is {epochs.HIGHEST}")
+    return epoch
 
 
 def member_to_wire(member: Member) -> pb.Member:
@@ -126,13 +148,17 @@ def hello_from_wire(message: pb.HelloReply, control: str, domain: Domain) -> Mem
 def location_to_wire(location: Location) -> pb.LocateReply:
     """The answer to Locate."""
     return pb.LocateReply(
-        holders=_holders_to_wire(location), bucket=location.bucket, unsettled=not location.is_settled
+        holders=_holders_to_wire(location),
+        bucket=location.bucket,
+        unsettled=not location.is_settled,
+        copied=location.copied,
     )
 
 
 def location_from_wire(message: pb.LocateReply) -> Location:
     """Raises InvalidRequest."""
-    return replace(_location(message.holders, message.bucket), is_settled=not message.unsettled)
+    location = _location(message.holders, message.bucket)
+    return replace(location, is_settled=not message.unsettled, copied=message.copied)
 
 
 def picture_to_wire(picture: Picture) -> pb.PictureReply:

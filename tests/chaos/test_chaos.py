@@ -58,6 +58,7 @@ async def _survive(
             await _play(world, faults)
             await _verify(world, tmp_path)
         except BaseException:
+            world.note(f"at the end: {world.picture()}")
             (tmp_path / "events.txt").write_text("\n".join(world.events))
             sys.stdout.write("\n".join(world.events[-400:]) + "\n")
             raise

@@ -243,6 +243,7 @@ async def test_a_restore_says_what_came_from_where(node: AskedNode, tmp_path: Pa
         "to": str(tmp_path),
         "files": 8,
         "bytes": 3 << 20,
+        "seconds": 0.5,
         "sources": {"ram of a": 1 << 20, "peer b": 2 << 20},
     }
     done = await run("restore", "--identity", "default/llama/0", "--to", str(tmp_path), "--node", node.socket)

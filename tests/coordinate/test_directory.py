@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from fuse_tier.coordinate.directory import FORGET_SECONDS, Change, Conflict, Directory
+from fuse_tier.coordinate.directory import FORGET_SECONDS, Change, Directory
+from fuse_tier.coordinate.ownership import Conflict
 from fuse_tier.errors import IdentityBusy, TierRefused, TierUnavailable
 from fuse_tier.identity import Identity
 from fuse_tier.members import LocalFacts, Report
@@ -211,17 +212,19 @@ def test_a_worker_that_starts_again_keeps_what_it_reports_and_loses_the_rest() -
     claim(directory, GEMMA, "b", 10.6)
 
 
-def test_after_a_start_nothing_is_granted_for_one_lease_but_what_its_claimer_reports() -> None:
+def test_after_a_start_nothing_is_granted_for_one_lease_and_what_is_reported_is_kept_from_others() -> None:
     directory = Directory(LEASE, now=0.0)
     directory.report(report("a"), 1.0)
     with pytest.raises(TierUnavailable, match=r"4\.0 s"):
         claim(directory, LLAMA, "a", 1.0)
     directory.report(report("b", mounted=frozenset({GEMMA})), 2.0)
-    claim(directory, GEMMA, "b", 2.0)
+    with pytest.raises(TierUnavailable, match=r"3\.0 s"):
+        claim(directory, GEMMA, "b", 2.0)
     with pytest.raises(IdentityBusy):
         claim(directory, GEMMA, "a", 2.5)
     directory.report(report("a"), 4.0)
     claim(directory, LLAMA, "a", 5.0)
+    claim(directory, GEMMA, "b", 5.0)
 
 
 def test_a_node_must_have_reported_before_it_claims() -> None:
@@ -250,6 +253,8 @@ def test_of_two_nodes_that_have_one_identity_mounted_the_first_keeps_it_and_it_i
     assert directory.report(report("b", mounted=both), 11.6).conflicts == ()
     directory.report(report("a"), 11.7)
     directory.report(report("b", mounted=both), 11.8)
+    assert directory.granted("b", 11.8) == {}
+    directory.claim(LLAMA, "b", "b1", next(_calls), 11.8, goes_on=0)
     with pytest.raises(IdentityBusy, match="node b"):
         claim(directory, LLAMA, "a", 11.9)
 
@@ -293,6 +298,15 @@ def test_the_picture_has_every_volume_mounted_or_held() -> None:
         ("default/gemma/0", ""),
         ("default/llama/0", "a"),
     ]
+
+
+def test_what_was_copied_is_remembered_when_the_nodes_with_the_copies_have_lost_them() -> None:
+    directory = settled()
+    directory.report(report("a", mounted=frozenset({LLAMA}), holdings={LLAMA: (1, 2, 3)}), 10.0)
+    assert directory.locate(LLAMA, 10.0).copied == 0
+    directory.report(report("b", holdings={LLAMA: (2,)}), 10.0)
+    directory.report(report("b", instance="b2"), 11.0)
+    assert directory.locate(LLAMA, 11.0).copied == 2
 
 
 def test_a_coordinator_that_has_just_started_says_that_it_may_not_know_all_holders() -> None:

@@ -171,6 +171,9 @@ async def test_a_node_of_another_cluster_is_refused_and_told_which(expected_logs
         {"control": "127.0.0.1:99999"},
         {"zone": "a\nb"},
         {"host": "x" * 1000},
+        {"owned": [pb.Ownership(identity="default/llama", epoch=1)]},
+        {"owned": [pb.Ownership(identity=IDENTITY, epoch=1 << 60)]},
+        {"clock": 1 << 60},
     ],
 )
 async def test_a_malformed_report_is_refused_whole(wrong: dict[str, Any], expected_logs: ExpectedLogs) -> None:

@@ -134,7 +134,7 @@ async def test_in_a_bucket_that_is_well_all_is_tried_and_nothing_stays(emulator:
 
 async def test_a_bucket_that_is_not_there_is_told_and_the_rest_is_not_tried(emulator: Emulator) -> None:
     found, _ = await found_in("gs://elsewhere/team", emulator.endpoint)
-    assert [finding.state for finding in found.values()] == [State.FAILED, *[State.SKIPPED] * 3]
+    assert [finding.state for finding in found.values()] == [State.FAILED, *[State.SKIPPED] * 4]
     assert "create it, or correct `bucket.url`" in found["bucket.exists"].detail
 
 
@@ -159,6 +159,22 @@ async def test_a_permission_that_is_missing_is_told_with_the_command_that_grants
     assert finding.state is State.FAILED, found
     assert f"storage.objects.{permission}" in finding.detail
     assert "roles/storage.objectUser" in finding.detail
+
+
+@pytest.mark.parametrize(("method", "permission"), [("PATCH", "update"), ("DELETE", "delete")])
+async def test_a_permission_that_is_missing_in_a_batch_is_told_likewise(
+    emulator: Emulator, method: str, permission: str
+) -> None:
+    with faulty(emulator.endpoint) as proxy:
+        said = f"ckpt@project.iam.gserviceaccount.com does not have storage.objects.{permission} access"
+        body = json.dumps({"error": {"code": 403, "message": said}})
+        proxy.faults += [
+            Fault("POST", "/batch/", status=404, times=100),  # then each call is a request
+            Fault(method, "/o/", status=403, says=body, times=100),
+        ]
+        found, _ = await found_in("gs://checkpoints/team", proxy.endpoint)
+    assert found[f"bucket.{permission}"].state is State.FAILED, found
+    assert f"storage.objects.{permission} on gs://checkpoints" in found[f"bucket.{permission}"].detail
 
 
 async def test_a_bucket_that_lets_nothing_go_is_told(emulator: Emulator) -> None:

@@ -53,7 +53,7 @@ async def test_a_stop_does_not_wait_for_peers_that_are_gone_longer_than_it_was_t
     (mount / "file").write_bytes(b"x")
     cluster["b"].family.freeze()
     assert await cluster["a"].stop() == 0
-    assert _newest(cluster["a"]) == 1
+    assert _newest(cluster["a"]) > 0
     cluster["b"].family.thaw()
 
 

@@ -15,7 +15,8 @@ from functools import cache
 from pathlib import Path
 
 REQUIRE = "FUSE_TIER_REQUIRE"
-NEEDS = ("root", "fuse", "namespaces", "csi_sanity")
+NEEDS = ("root", "fuse", "namespaces", "csi_sanity", "kube")
+_KUBE = ("etcd", "kube-apiserver")
 TOOLS = Path(__file__).parents[2] / ".tools"
 
 
@@ -27,6 +28,7 @@ def missing(need: str) -> str | None:
         "root": _missing_root,
         "namespaces": _missing_namespaces,
         "csi_sanity": _missing_csi_sanity,
+        "kube": _missing_kube,
     }
     return looks[need]()
 
@@ -72,6 +74,18 @@ def csi_sanity() -> str | None:
 
 def _missing_csi_sanity() -> str | None:
     return None if csi_sanity() else "needs csi-sanity (make test-tools, where Go is)"
+
+
+def kube() -> dict[str, str]:
+    """The programs of an API server that are on this machine: KUBEBUILDER_ASSETS says where to look first."""
+    places = [os.environ.get("KUBEBUILDER_ASSETS", ""), str(TOOLS / "bin"), os.environ.get("PATH", "")]
+    found = {name: shutil.which(name, path=os.pathsep.join(filter(None, places))) for name in _KUBE}
+    return {name: path for name, path in found.items() if path}
+
+
+def _missing_kube() -> str | None:
+    lacking = sorted(set(_KUBE) - kube().keys())
+    return f"needs {' and '.join(lacking)} (make kube, where Go is)" if lacking else None
 
 
 def _missing_fuse() -> str | None:

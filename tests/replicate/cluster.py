@@ -14,6 +14,7 @@ from fuse_tier.members import Domain, LocalFacts, Location, Member
 from fuse_tier.replicate.copying import Copier
 from fuse_tier.replicate.fanout import Fanout
 from fuse_tier.replicate.own import OwnNode
+from fuse_tier.replicate.ownership import Ownership
 from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.roster import RosterMembership
 from fuse_tier.replicate.targets import Targets
@@ -44,6 +45,13 @@ class MemoryPeer(MemoryTier):
         await trio.lowlevel.checkpoint()
 
 
+class HangingPeer(MemoryPeer):
+    """A peer that takes for ever to say what it lacks."""
+
+    async def missing(self, blobs: Collection[Blob]) -> set[Blob]:
+        return await trio.sleep_forever()
+
+
 class StandingMembership(RosterMembership):
     """Knows what a test tells it, and asks the peers' tiers what they list."""
 
@@ -52,17 +60,30 @@ class StandingMembership(RosterMembership):
         super().__init__(OwnNode("a", "a1", "default", "a:1", "a:2", Domain(), lambda: facts, None))
         self._neighbourhood = neighbourhood
         self.successors: dict[Identity, str] = {}
+        self.copied = 0
+        self.doubtful: set[Identity] = set()
 
     def report_soon(self) -> None:
         """Nobody is told."""
 
-    async def claim(self, identity: Identity) -> None:
+    async def claim(self, identity: Identity, above: int = 0) -> int:
         await trio.lowlevel.checkpoint()
         self._claimed.add(identity)
+        self._epochs[identity] = max(self.epoch(identity), above + 1 if above else 0)
+        return self.epoch(identity)
 
-    async def confirm(self, identity: Identity) -> bool:
-        await trio.lowlevel.checkpoint()
+    async def confirm(self, identity: Identity, above: int = 0) -> bool:
+        if identity not in self.successors:
+            await self.claim(identity, above)
+            self.doubtful.discard(identity)
         return identity not in self.successors
+
+    def is_doubtful(self, identity: Identity) -> bool:
+        return identity in self.doubtful
+
+    def grant(self, identity: Identity, epoch: int) -> None:
+        """The coordinator's answer to a report has another epoch."""
+        self._epochs[identity] = epoch
 
     async def release(self, identity: Identity) -> None:
         await trio.lowlevel.checkpoint()
@@ -81,7 +102,7 @@ class StandingMembership(RosterMembership):
             listed = await self._neighbourhood.peers[member.node].snapshots(identity)
             if listed:
                 holders.append((member, tuple(snapshot.number for snapshot in listed)))
-        return Location(tuple(holders))
+        return Location(tuple(holders), copied=self.copied)
 
     def update(self, members: Iterable[Member]) -> None:
         self._roster.update(members)
@@ -99,7 +120,8 @@ class Neighbourhood:
         self.targets = Targets(self.membership, replicas)
         self.copier = Copier(bench.ram)
         self.superseded: list[str] = []
-        self.fanout = Fanout(self.places, self.copier, self.targets, self._supersede)
+        self.ownership = Ownership(self.membership, self._supersede)
+        self.fanout = Fanout(self.places, self.copier, self.targets, self.ownership)
         self._tell()
 
     async def _supersede(self, volume: Volume, by: str) -> None:

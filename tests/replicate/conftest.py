@@ -18,6 +18,7 @@ from fuse_tier.ram.tmpfs import create_directories
 from fuse_tier.replicate.snapshot import Gate, Quiescent, Snapshotter
 from fuse_tier.replicate.volume import Volume, VolumeOptions
 from fuse_tier.tiers.ram import RamTier
+from tests.replicate.members import cluster as cluster
 
 IDENTITY = Identity("default", "llama", "0")
 LINEAGE = Lineage("llama")

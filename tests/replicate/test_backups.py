@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+import trio
+
+from fuse_tier.blobs import Blob, Progress, Source
 from fuse_tier.identity import Identity
 from fuse_tier.manifest import Manifest
 from fuse_tier.replicate.backup import WHEN_THERE_IS_MORE, BackupPolicy, Turn
 from fuse_tier.replicate.backups import Backups
-from fuse_tier.tiers.base import TierName
+from fuse_tier.tiers.base import TierName, no_progress
+from fuse_tier.tiers.memory import MemoryTier
+from tests.replicate.cluster import Neighbourhood
 from tests.replicate.conftest import Bench
 
 PLACE = "gs://checkpoints"
@@ -107,3 +114,40 @@ async def test_a_copy_that_failed_is_chosen_again_or_what_is_newer_then(bench: B
     assert await backups.choose(bench.volume) == (first, 0.0)
     second = await save(bench, 200)
     assert await backups.choose(bench.volume) == (second, 0.0)
+
+
+class SlowBucket(MemoryTier):
+    """A bucket that takes content in when the test says so, and tells who sends it at the same time."""
+
+    def __init__(self) -> None:
+        super().__init__(TierName.BUCKET, PLACE)
+        self.open_at = trio.Event()
+        self.begun = trio.Event()
+        self.at_once = self.most_at_once = 0
+
+    async def store(self, blobs: Collection[Blob], source: Source, progress: Progress = no_progress) -> None:
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        self.begun.set()
+        await self.open_at.wait()
+        await super().store(blobs, source, progress)
+        self.at_once -= 1
+
+
+async def test_never_two_of_one_volume_are_under_way_and_what_was_superseded_is_skipped(
+    bench: Bench, nursery: trio.Nursery
+) -> None:
+    around, bucket = Neighbourhood(bench, "bc", 1), SlowBucket()
+    around.places.bucket = bucket
+    backups = backups_of(bench, Cluster(), BackupPolicy())
+    nursery.start_soon(around.fanout.keep_bucket, bench.volume, backups)
+    first = await save(bench, 100)
+    await bucket.begun.wait()
+    for step in (200, 300):
+        await save(bench, step)
+    newest = await save(bench, 400)
+    bucket.open_at.set()
+    with trio.fail_after(10):
+        await bench.volume.wait_until_on(TierName.BUCKET, newest.id.number, 1)
+    assert list(await bucket.snapshots()) == [first.id, newest.id]
+    assert bucket.most_at_once == 1

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fuse_tier.checkpoints import Checkpoint, Job, Saved
+from fuse_tier.epochs import number_before
 from fuse_tier.identity import SnapshotId
 from fuse_tier.manifest import Lineage
 from fuse_tier.replicate.completeness import find_complete, newest_complete
@@ -52,6 +53,12 @@ def test_another_run_or_shape_of_the_job_is_another_job() -> None:
     assert steps(find_complete(JOB, [*before, *now])) == [10]
     smaller = [saved("0", 9, 20, replace(RUN, world_size=1))]
     assert [found.snapshots for found in find_complete(JOB, [*now, *smaller])] == [{"0": 9}]
+
+
+def test_what_a_node_saves_that_was_counted_out_makes_no_other_job_of_it_however_late() -> None:
+    now = [saved("0", number_before(8) + 1, 10), saved("1", number_before(8) + 1, 10)]
+    late = replace(saved("0", number_before(7) + 99, 20, Lineage("old")), created_ns=2 * 10**18)
+    assert steps(find_complete(JOB, [*now, late])) == [10]
 
 
 def test_without_steps_only_a_job_of_one_volume_has_checkpoints() -> None:

@@ -11,7 +11,7 @@ from fuse_tier.manifest import Entry, Kind, Manifest
 from fuse_tier.replicate.surplus import Surplus
 from fuse_tier.tiers.base import TierName
 from tests.harness.logs import ExpectedLogs
-from tests.replicate.cluster import MemoryPeer, Neighbourhood
+from tests.replicate.cluster import HangingPeer, Neighbourhood
 from tests.replicate.conftest import IDENTITY, LINEAGE, Bench
 
 ROOT = (Entry(b"", Kind.DIRECTORY, 0o755, 0, 0, 0),)
@@ -54,14 +54,10 @@ async def test_a_peer_that_has_no_room_is_passed_over_and_that_is_no_warning(
 async def test_a_copy_to_a_peer_that_is_gone_is_not_waited_for(
     around: Neighbourhood, bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
-    class Hanging(MemoryPeer):
-        async def missing(self, blobs: object) -> set[object]:  # type: ignore[override]
-            return await trio.sleep_forever()
-
     await _save(bench, "x")
     chosen = await around.targets.of(IDENTITY, around.membership.own())
     for name in chosen:
-        around.peers[name] = Hanging()
+        around.peers[name] = HangingPeer()
     nursery.start_soon(around.fanout.keep_peers, bench.volume)
     await trio.sleep(1)
     for name in chosen:
@@ -74,13 +70,9 @@ async def test_a_copy_to_a_peer_that_is_gone_is_not_waited_for(
 async def test_while_a_peer_takes_for_ever_another_is_asked(
     around: Neighbourhood, bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
-    class Slow(MemoryPeer):
-        async def missing(self, blobs: object) -> set[object]:  # type: ignore[override]
-            return await trio.sleep_forever()
-
     await _save(bench, "x")
     slow = (await around.targets.of(IDENTITY, around.membership.own()))[0]
-    around.peers[slow] = Slow()
+    around.peers[slow] = HangingPeer()
     nursery.start_soon(around.fanout.keep_peers, bench.volume)
     assert slow not in await around.until_held(1, 2)
 
@@ -159,7 +151,7 @@ async def test_a_tree_that_was_left_behind_never_takes_a_number_above_those_that
     await _save(bench, "x")
     await trio.sleep(60)
     assert around.superseded
-    assert bench.volume.highest == 1
+    assert bench.volume.numbering.highest == 1
 
 
 async def test_nothing_is_surplus_while_somebody_lists_something_newer(
@@ -174,4 +166,4 @@ async def test_nothing_is_surplus_while_somebody_lists_something_newer(
     await around.peers[other].commit(Manifest(SnapshotId(IDENTITY, 20), LINEAGE, "z", 0, ROOT))
     await trio.sleep(120)
     assert await around.holders(20) == {other}
-    assert bench.volume.highest == 1
+    assert bench.volume.numbering.highest == 1

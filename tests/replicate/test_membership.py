@@ -1,154 +1,18 @@
-"""What a worker learns of the others, and what it may mount: with a real coordinator, and with real peers."""
+"""What a worker learns of the others, and what it may mount: with a real coordinator."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import trio
 
-from fuse_tier.config import CoordinatorConfig, NodeConfig
-from fuse_tier.coordinate.server import serve_coordinator
-from fuse_tier.errors import FuseTierError, IdentityBusy, TierRefused, TierUnavailable
-from fuse_tier.identity import Identity
-from fuse_tier.localcluster.ports import free_ports
-from fuse_tier.members import LocalFacts, Member
-from fuse_tier.replicate.membership import Membership, build_membership
-from fuse_tier.wire import control_pb2 as pb
-from fuse_tier.wire.control_pb2_grpc import add_PeerServicer_to_server
-from fuse_tier.wire.grpc import Caller, serve
-from fuse_tier.wire.members import PROTOCOL
+from fuse_tier.epochs import number_before
+from fuse_tier.errors import IdentityBusy, TierRefused, TierUnavailable
+from fuse_tier.members import LocalFacts
+from fuse_tier.replicate.membership import build_membership
 from tests.harness.logs import ExpectedLogs
-
-LEASE = 2.0
-NOTHING = LocalFacts(1000, 500)
-LLAMA = Identity.parse("default/llama/0")
-GEMMA = Identity.parse("default/gemma/0")
-
-
-@dataclass
-class Node:
-    """A membership, the facts that it reports, and a control port that answers as a worker's would."""
-
-    config: NodeConfig
-    membership: Membership
-    facts: LocalFacts
-    scope: trio.CancelScope
-    ended: trio.Event = field(default_factory=trio.Event)
-
-    async def Hello(self, request: pb.HelloRequest, caller: Caller) -> pb.HelloReply:  # noqa: N802 - its wire name
-        return pb.HelloReply(
-            protocol=PROTOCOL,
-            cluster=self.config.cluster,
-            node=self.config.node,
-            instance=self.membership.own().instance,
-            bulk=str(self.config.listen.bulk),
-            mounted=sorted(map(str, self.membership.mounted())),
-            capacity_bytes=1000,
-        )
-
-    async def Snapshots(self, request: pb.SnapshotsRequest, caller: Caller) -> pb.SnapshotsReply:  # noqa: N802
-        return pb.SnapshotsReply(
-            ids=[
-                f"{identity}@{number}"
-                for identity, numbers in self.facts.holdings.items()
-                if request.identity in ("", str(identity))
-                for number in numbers
-            ]
-        )
-
-    async def die(self) -> None:
-        """Returns when its port takes no connections any more."""
-        self.scope.cancel()
-        await self.ended.wait()
-
-
-class Cluster:
-    """Nodes and a coordinator in this process, on real sockets."""
-
-    def __init__(self, nursery: trio.Nursery) -> None:
-        self._nursery = nursery
-        self._instances = 0
-        self.coordinator = f"127.0.0.1:{free_ports(1)[0]}"
-        self._coordinator_scope = trio.CancelScope()
-        self._coordinator_ended = trio.Event()
-
-    async def start_coordinator(self, **more: Any) -> None:
-        config = CoordinatorConfig.model_validate({"listen": self.coordinator, "lease": LEASE, **more})
-        self._coordinator_scope, self._coordinator_ended = trio.CancelScope(), trio.Event()
-
-        async def run(task_status: trio.TaskStatus[None]) -> None:
-            with self._coordinator_scope:
-                await serve_coordinator(config, task_status=task_status)
-            self._coordinator_ended.set()
-
-        await self._nursery.start(run)
-
-    async def stop_coordinator(self) -> None:
-        self._coordinator_scope.cancel()
-        await self._coordinator_ended.wait()
-
-    async def start(
-        self, name: str, *, config: NodeConfig | None = None, facts: LocalFacts = NOTHING, **more: Any
-    ) -> Node:
-        config = config or self.configure(name, **more)
-        self._instances += 1
-        membership = build_membership(config, f"{name}{self._instances}", lambda: node.facts)
-        node = Node(config, membership, facts, trio.CancelScope())
-
-        async def run(task_status: trio.TaskStatus[None]) -> None:
-            with node.scope:
-                async with trio.open_nursery() as nursery:
-                    await nursery.start(serve, [(add_PeerServicer_to_server, node)], str(config.listen.control), None)
-                    await nursery.start(node.membership.run)
-                    task_status.started()
-            node.ended.set()
-
-        await self._nursery.start(run)
-        return node
-
-    def configure(self, name: str, **more: Any) -> NodeConfig:
-        control, bulk = free_ports(2)
-        return NodeConfig.model_validate(
-            {
-                "node": name,
-                "ram": {"path": "/nowhere", "size": "1MiB"},
-                "socket": "/nowhere/node.sock",
-                "listen": {"control": f"127.0.0.1:{control}", "bulk": f"127.0.0.1:{bulk}"},
-                **({} if "peers" in more else {"coordinator": self.coordinator}),
-                **more,
-            }
-        )
-
-
-@pytest.fixture
-async def cluster() -> AsyncIterator[Cluster]:
-    async with trio.open_nursery() as nursery:
-        yield Cluster(nursery)
-        nursery.cancel_scope.cancel()
-
-
-@asynccontextmanager
-async def raising(kind: type[FuseTierError], match: str) -> AsyncIterator[None]:
-    """For what comes out of nurseries, in groups."""
-    with pytest.raises(BaseExceptionGroup) as failed:
-        yield
-    assert failed.group_contains(kind, match=match)
-
-
-async def until(membership: Membership, holds: Callable[[tuple[Member, ...]], bool]) -> tuple[Member, ...]:
-    """Waits for a fact about the members."""
-    version = -1
-    while True:
-        version = await membership.wait_changed(version)
-        if holds(membership.members()):
-            return membership.members()
-
-
-# ---- with a coordinator ----
+from tests.replicate.members import GEMMA, LLAMA, NOTHING, Cluster, raising, until
 
 
 async def test_nodes_learn_of_each_other_and_not_of_themselves(cluster: Cluster) -> None:
@@ -324,108 +188,6 @@ async def test_without_the_coordinator_the_peers_are_asked_what_they_hold(
     assert [(member.node, numbers) for member, numbers in location.holders] == [("b", (3,))]
 
 
-# ---- with peers only ----
-
-
-async def start_peers(cluster: Cluster, *names: str) -> list[Node]:
-    controls = dict(zip(names, free_ports(len(names)), strict=True))
-    nodes = []
-    for name in names:
-        (bulk,) = free_ports(1)
-        config = cluster.configure(
-            name,
-            listen={"control": f"127.0.0.1:{controls[name]}", "bulk": f"127.0.0.1:{bulk}"},
-            peers=[f"127.0.0.1:{port}" for other, port in controls.items() if other != name],
-        )
-        nodes.append(await cluster.start(name, config=config))
-    return nodes
-
-
-async def test_peers_learn_of_each_other(cluster: Cluster, expected_logs: ExpectedLogs) -> None:
-    expected_logs.allow("membership.peer_unavailable")
-    a, b = await start_peers(cluster, "a", "b")
-    (seen,) = await until(a.membership, lambda members: bool(members) and members[0].alive)
-    assert (seen.node, seen.control) == ("b", str(b.config.listen.control))
-    await b.die()
-    await until(a.membership, lambda members: not members[0].alive)
-
-
-async def test_peers_refuse_each_other_what_is_mounted(cluster: Cluster, expected_logs: ExpectedLogs) -> None:
-    expected_logs.allow("membership.peer_unavailable")
-    a, b = await start_peers(cluster, "a", "b")
-    await a.membership.claim(LLAMA)
-    with pytest.raises(IdentityBusy, match="mounted on node a"):
-        await b.membership.claim(LLAMA)
-    await a.membership.release(LLAMA)
-    await b.membership.claim(LLAMA)
-
-
-async def test_of_two_peers_that_claim_at_once_at_most_one_succeeds(
-    cluster: Cluster, expected_logs: ExpectedLogs
-) -> None:
-    expected_logs.allow("membership.peer_unavailable")
-    a, b = await start_peers(cluster, "a", "b")
-    granted = []
-
-    async def claim(node: Node) -> None:
-        try:
-            await node.membership.claim(LLAMA)
-        except IdentityBusy:
-            return
-        granted.append(node.config.node)
-
-    for _ in range(10):
-        granted.clear()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(claim, a)
-            nursery.start_soon(claim, b)
-        assert len(granted) <= 1
-        for node in (a, b):
-            if node.config.node in granted:
-                await node.membership.release(LLAMA)
-        assert not a.membership.mounted() | b.membership.mounted()
-
-
-async def test_a_peer_that_is_gone_holds_nothing_back(cluster: Cluster, expected_logs: ExpectedLogs) -> None:
-    expected_logs.allow("membership.peer_unavailable")
-    a, b = await start_peers(cluster, "a", "b")
-    await a.membership.claim(LLAMA)
-    await a.die()
-    await b.membership.claim(LLAMA)
-
-
-async def test_peers_are_asked_what_they_hold(cluster: Cluster, expected_logs: ExpectedLogs) -> None:
-    expected_logs.allow("membership.peer_unavailable")
-    _, b, c = await start_peers(cluster, "a", "b", "c")
-    b.facts = replace(b.facts, holdings={LLAMA: (1, 3)})
-    location = await c.membership.locate(LLAMA)
-    assert [(member.node, numbers) for member, numbers in location.holders] == [("b", (1, 3))]
-
-
-async def test_a_peer_of_the_own_name_ends_this_node(cluster: Cluster) -> None:
-    first = await cluster.start("a", peers=[])
-    second = cluster.configure("a", peers=[str(first.config.listen.control)])
-    async with raising(TierRefused, "two nodes are called 'a'"), trio.open_nursery() as nursery:
-        await nursery.start(build_membership(second, "other", lambda: LocalFacts(1, 1)).run)
-
-
-async def test_a_peer_of_another_cluster_is_none(cluster: Cluster, expected_logs: ExpectedLogs) -> None:
-    first = await cluster.start("a", peers=[], cluster="blue")
-    second = await cluster.start("b", peers=[str(first.config.listen.control)], cluster="green")
-    assert second.membership.members() == ()
-    (line,) = expected_logs.unannounced()
-    assert line.event == "membership.peer_unavailable"
-    assert "of cluster 'blue', this node of 'green'" in line.text
-    expected_logs.allow("membership.peer_unavailable")
-
-
-async def test_a_node_without_coordinator_and_peers_is_alone_and_mounts_what_it_wants(cluster: Cluster) -> None:
-    alone = await cluster.start("a", peers=[])
-    await alone.membership.claim(LLAMA)
-    assert alone.membership.members() == ()
-    assert (await alone.membership.locate(LLAMA)).holders == ()
-
-
 async def test_what_a_node_saved_last_is_known_when_it_has_given_the_volume_back(cluster: Cluster) -> None:
     await cluster.start_coordinator()
     a, b = await cluster.start("a"), await cluster.start("b")
@@ -434,3 +196,49 @@ async def test_what_a_node_saved_last_is_known_when_it_has_given_the_volume_back
     await a.membership.release(LLAMA)
     await b.membership.claim(LLAMA)
     assert [numbers for _, numbers in (await b.membership.locate(LLAMA)).holders] == [(1,)]
+
+
+async def test_each_owner_has_a_later_epoch_than_the_one_before(cluster: Cluster) -> None:
+    await cluster.start_coordinator()
+    a, b = await cluster.start("a"), await cluster.start("b")
+    first = await a.membership.claim(LLAMA)
+    assert await a.membership.claim(LLAMA) == first == a.membership.epoch(LLAMA)
+    await a.membership.release(LLAMA)
+    assert await b.membership.claim(LLAMA, above=first + 1000) > first + 1000
+
+
+async def test_after_a_restart_of_the_coordinator_what_is_mounted_is_in_doubt_until_it_has_another_epoch(
+    cluster: Cluster, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.allow("membership.coordinator_unavailable")
+    await cluster.start_coordinator()
+    a = await cluster.start("a")
+    first = await a.membership.claim(LLAMA)
+    await cluster.stop_coordinator()
+    await cluster.start_coordinator()
+    seen, version = [a.membership.is_doubtful(LLAMA)], -1
+    with trio.fail_after(20):
+        while a.membership.epoch(LLAMA) == first:
+            version = await a.membership.wait_changed(version)
+            seen.append(a.membership.is_doubtful(LLAMA))
+    assert seen[-1] is False
+    assert True in seen
+    assert a.membership.epoch(LLAMA) > first
+    assert await a.membership.confirm(LLAMA)
+
+
+async def test_who_was_counted_out_and_succeeded_is_told_so(cluster: Cluster, expected_logs: ExpectedLogs) -> None:
+    expected_logs.allow("coordinator.node_gone")
+    await cluster.start_coordinator()
+    a = await cluster.start("a")
+    epoch = await a.membership.claim(LLAMA)
+    await a.die()
+    b = await cluster.start("b")
+    b.facts = replace(NOTHING, holdings={LLAMA: (number_before(await b.membership.claim(LLAMA)) + 1,)})
+    await b.membership.release(LLAMA)
+    again = await cluster.start("a", facts=replace(NOTHING, mounted=frozenset({LLAMA}), epochs={LLAMA: epoch}))
+    version = -1
+    with trio.fail_after(20):
+        while not again.membership.is_doubtful(LLAMA):
+            version = await again.membership.wait_changed(version)
+    assert not await again.membership.confirm(LLAMA)

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fuse_tier.blobs import MAX_BLOB_SIZE, Blob
+from fuse_tier.epochs import number_before
 from fuse_tier.errors import InvalidRequest, NotAuthorized, SnapshotConflict, TierFull, TierRefused
 from fuse_tier.hashing import hash_bytes
 from fuse_tier.manifest import encode
@@ -189,6 +190,17 @@ async def test_another_snapshot_of_a_number_is_a_conflict_that_tells_the_highest
     with pytest.raises(SnapshotConflict) as caught:
         await service.Commit(pb.ManifestText(text=encode(other)), SOMEBODY)
     assert caught.value.highest == 4
+
+
+async def test_what_an_owner_before_the_one_that_is_listed_saved_is_refused(
+    service: PeerService, ram: RamTier
+) -> None:
+    await keep(ram, {"weights": b"0123"}, number_before(8) + 1)
+    earlier = manifest_of({"weights": b"0123"}, number_before(7) + 4001)
+    with pytest.raises(SnapshotConflict, match="of epoch 7 and is refused") as caught:
+        await service.Commit(pb.ManifestText(text=encode(earlier)), SOMEBODY)
+    assert caught.value.highest == number_before(8) + 1
+    await keep(ram, {"weights": b"4567"}, number_before(9) + 1)
 
 
 @pytest.mark.parametrize("grace", [0.0, -1.0, math.nan, -math.inf])

@@ -368,6 +368,7 @@ async def test_a_plain_directory_is_restored_whole_or_not_at_all(
     target = tmp_path / "out"
     restored = await node.restorer.into_directory(IDENTITY, chosen, str(target))
     assert describe(target) == describe(bench.tree)
+    assert not os.path.samefile(target / "d/a", target / "d/b")
     assert restored.files == 2
     assert os.listdir(tmp_path) == ["out"]
     with pytest.raises(MountError, match="not empty"):

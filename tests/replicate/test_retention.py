@@ -58,6 +58,11 @@ def test_what_is_durable_elsewhere_stays_until_something_newer_is() -> None:
     assert plan([2, 4, 5], 2, durable_elsewhere={2, 4}) == (2,)
 
 
+def test_the_newest_are_those_with_the_highest_numbers_whatever_the_clocks_say() -> None:
+    listed: dict[int, Saved | None] = {1: saved(1), 2: saved(2, at=AT + 99 * HOUR_NS), 3: saved(3), 4: saved(4)}
+    assert plan_retention(listed, Keep(2)) == (1, 2)
+
+
 def test_what_is_being_copied_stays() -> None:
     assert plan([1, 2, 3, 4], 1, in_use={2}) == (1, 3)
 

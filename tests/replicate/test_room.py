@@ -12,7 +12,11 @@ from fuse_tier.manifest import Manifest
 from fuse_tier.ram.content import RamContent
 from fuse_tier.ram.remote import Refill, give_up, mark, remote_files
 from fuse_tier.ram.room import Reserve, room_of
+from fuse_tier.replicate.broadcast import Broadcast
+from fuse_tier.replicate.room import RoomKeeper
 from fuse_tier.replicate.volume import Volume
+from fuse_tier.replicate.volumes import Volumes
+from fuse_tier.tiers.base import TierName
 from tests.replicate.conftest import Bench
 
 
@@ -106,6 +110,28 @@ async def test_a_restart_knows_what_was_given_up(bench: Bench) -> None:
     taken = await again.take_snapshot()
     assert taken is not None
     assert taken.blobs == first.blobs
+
+
+async def test_for_room_that_is_reserved_for_peers_what_is_superseded_and_elsewhere_goes(
+    bench: Bench, nursery: trio.Nursery
+) -> None:
+    volumes = Volumes(
+        bench.layout, bench.ram, bench.volume.options, trio.CapacityLimiter(2), nursery, has_bucket=False
+    )
+    volume = await volumes.open(bench.volume.identity)
+    for content in (b"x" * 100_000, b"y" * 100_000):
+        (bench.tree / "file").unlink(missing_ok=True)
+        (bench.tree / "file").write_bytes(content)
+        await volume.take_snapshot()
+    nothing, more_than_there_is = Broadcast(), room_of(bench.layout.root).capacity
+    nursery.start_soon(RoomKeeper(bench.layout, bench.ram, volumes, nothing, more_than_there_is).run)
+    await trio.sleep(0.2)
+    assert len(await bench.ram.snapshots()) == 2  # the older one is nowhere else
+    volume.copies.stored(TierName.PEER, "b", 2)
+    with trio.fail_after(10):
+        while len(await bench.ram.snapshots()) > 1:  # noqa: ASYNC110 - looked at twice a second
+            await trio.sleep(0.05)
+    assert [snapshot.number for snapshot in await bench.ram.snapshots()] == [2]
 
 
 def test_a_reserve_is_spent_and_filled_again(bench: Bench) -> None:

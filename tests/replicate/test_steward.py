@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -9,6 +10,7 @@ from typing import Any, cast
 import pytest
 import trio
 
+from fuse_tier.blobs import Blob
 from fuse_tier.checkpoints import Job
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import NotFound, TierRefused, TierUnavailable
@@ -18,7 +20,9 @@ from fuse_tier.members import Member
 from fuse_tier.replicate.backup import Turn, Turns
 from fuse_tier.replicate.election import rank
 from fuse_tier.replicate.membership import Membership
+from fuse_tier.replicate.readers import Readers
 from fuse_tier.replicate.records import InBucket
+from fuse_tier.replicate.sharing import Sharing
 from fuse_tier.replicate.steward import Steward, mounted_replicas
 from fuse_tier.replicate.steward_service import StewardService
 from fuse_tier.replicate.stewardship import Stewardship
@@ -78,10 +82,19 @@ class Cluster:
     members: Members
     steward: Steward
     nursery: trio.Nursery
+    lists: dict[str, Sharing] = field(default_factory=lambda: defaultdict(Sharing))  # that each node keeps of readers
+
+    def readers(self, node: str) -> Readers:
+        """As that node has them."""
+        own = Members((*(name for name in self.members.names if name != node), node), self.members.addresses)
+        return Readers(PLACE, cast(Membership, own), self.lists[node], None)
 
     async def start(self, index: int, place: str = PLACE) -> None:
-        service = StewardService(cast(Stewardship, self.works[index]), place)
-        address = self.members.addresses[self.members.names[index]]
+        node = self.members.names[index]
+        own = Members((*(name for name in self.members.names if name != node), node), self.members.addresses)
+        readers = Readers(place, cast(Membership, own), self.lists[node], None)
+        service = StewardService(cast(Stewardship, self.works[index]), readers, place)
+        address = self.members.addresses[node]
 
         async def run(task_status: trio.TaskStatus[int]) -> None:
             services: list[Any] = [(add_StewardServicer_to_server, service)]
@@ -170,3 +183,41 @@ def test_replicas_that_are_mounted_on_any_live_node_are_known() -> None:
         Member("d", "1", "", "", alive=True, mounted=frozenset({Identity.parse("default/gemma/3")})),
     )
     assert mounted_replicas(Job("default", "llama"), own, others) == {"0", "1"}
+
+
+BLOBS = [Blob(bytes([number]) * 16, number) for number in range(64)]
+
+
+async def test_the_first_that_asks_reads_the_bucket_and_the_others_take_it_from_there(cluster: Cluster) -> None:
+    for index in range(3):
+        await cluster.start(index)
+    first, second, third = cluster.members.names
+    assert await cluster.readers(second).refer(BLOBS[:40]) == {}
+    assert await cluster.readers(first).refer(BLOBS) == dict.fromkeys(BLOBS[:40], second)
+    assert await cluster.readers(third).refer(BLOBS) == dict.fromkeys(BLOBS[:40], second) | dict.fromkeys(
+        BLOBS[40:], first
+    )
+    kept = {name: len(sharing._trees) for name, sharing in cluster.lists.items()}
+    assert sum(kept.values()) == len(BLOBS)
+    assert len([count for count in kept.values() if count]) >= 2, kept
+
+
+async def test_who_comes_back_and_who_cannot_ask_reads_for_itself(cluster: Cluster) -> None:
+    first, second, _ = cluster.members.names
+    await cluster.start(0)
+    await cluster.start(1)
+    await cluster.readers(second).refer(BLOBS)
+    referred = await cluster.readers(first).refer(BLOBS)
+    assert 0 < len(referred) < len(BLOBS)  # the third node, which is not there, keeps some of the lists
+    assert await cluster.readers(first).refer(BLOBS) == {}
+
+
+async def test_a_node_of_another_bucket_is_told_nothing(cluster: Cluster, expected_logs: ExpectedLogs) -> None:
+    expected_logs.allow(r"control\.request_refused")
+    first, second, third = cluster.members.names
+    for index in range(3):
+        await cluster.start(index, place="gs://another")
+    await cluster.readers(second).refer(BLOBS)
+    own = {blob for blob in BLOBS if blob in cluster.lists[second]._trees}
+    assert (await cluster.readers(first).refer(BLOBS)).keys() <= set(BLOBS) - own
+    assert await cluster.readers(third).refer(sorted(own)) == {}

@@ -13,7 +13,7 @@ from fuse_tier.identity import SnapshotId
 from fuse_tier.manifest import Entry, Kind, Manifest
 from fuse_tier.members import Member
 from fuse_tier.replicate.record import read_record
-from fuse_tier.replicate.succession import find_successor, first_number, supersede
+from fuse_tier.replicate.succession import find_successor, supersede, was_left
 from fuse_tier.replicate.volume import Volume
 from fuse_tier.tiers.base import TierName
 from tests.harness.logs import ExpectedLogs
@@ -33,17 +33,16 @@ def again(bench: Bench) -> Volume:
 
 
 @pytest.mark.parametrize("node", ["before", "own"])
-def test_numbers_go_on_when_all_is_in_order(node: str) -> None:
-    assert first_number(IDENTITY, taken_by(node, 57), 58, OWN, [BEFORE]) == 58
+def test_a_volume_that_was_given_back_was_not_left(node: str) -> None:
+    assert not was_left(IDENTITY, taken_by(node, 57), OWN, [BEFORE])
 
 
 @pytest.mark.parametrize(
     "others",
     [[], [replace(BEFORE, alive=False)], [BEFORE, Member("x", "x", "x:1", "x:2", False, mounted={IDENTITY})]],  # type: ignore[arg-type]
 )
-def test_numbers_leap_above_any_that_a_node_may_have_taken_that_is_cut_off(others: list[Member]) -> None:
-    assert first_number(IDENTITY, taken_by("before", 57), 58, OWN, others) == 1000
-    assert first_number(IDENTITY, taken_by("before", 1000), 1000, OWN, others) == 2000
+def test_a_volume_whose_node_is_gone_was_left(others: list[Member]) -> None:
+    assert was_left(IDENTITY, taken_by("before", 57), OWN, others)
 
 
 async def test_no_snapshot_is_taken_of_a_tree_that_another_node_has_gone_on_with(

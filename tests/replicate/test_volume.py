@@ -7,6 +7,7 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
+from fuse_tier.epochs import number_before
 from fuse_tier.errors import FuseTierError, SnapshotConflict
 from fuse_tier.hashing import hash_bytes
 from fuse_tier.identity import SnapshotId
@@ -78,6 +79,33 @@ async def test_numbers_grow_beyond_any_that_exists_elsewhere(bench: Bench) -> No
     assert second.entries == first.entries
 
 
+async def test_snapshots_are_numbered_within_the_epoch_of_their_owner(bench: Bench) -> None:
+    (bench.tree / "a").write_bytes(b"a")
+    first = await bench.volume.take_snapshot()
+    bench.volume.mountpoint = "/mnt"
+    await bench.volume.renew(7)
+    second = await bench.volume.take_snapshot()
+    assert first is not None
+    assert second is not None
+    assert second.id.number == number_before(7) + 1
+    assert second.entries == first.entries  # it counts as newer than what an owner in between may have saved
+    again = Volume(IDENTITY, bench.ram, bench.layout, bench.volume.options, trio.CapacityLimiter(1))
+    await again.load()
+    assert (again.numbering.epoch, again.newest) == (7, second)
+
+
+@pytest.mark.parametrize("mountpoint", ["/mnt", None])
+async def test_no_number_is_taken_that_is_of_a_later_owner(bench: Bench, mountpoint: str | None) -> None:
+    (bench.tree / "a").write_bytes(b"a")
+    await bench.volume.take_snapshot()
+    bench.volume.mountpoint = mountpoint
+    bench.volume.exists_elsewhere(number_before(7) + 1)
+    with pytest.raises(FuseTierError, match="before it is clear whose the volume is"):
+        await bench.volume.take_snapshot()
+    assert bench.volume.numbering.is_exhausted
+    assert bool(bench.volume.superseded) is (mountpoint is None)  # nobody will ask for what is not mounted
+
+
 async def test_a_file_that_cannot_be_kept_fails_the_snapshot_with_its_own_error(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,7 +140,7 @@ async def test_a_restarted_worker_knows_the_volume_from_the_ram_tier_alone(bench
     await again.load()
     assert again.newest == taken
     assert again.lineage == LINEAGE
-    assert again.highest == 1
+    assert again.numbering.highest == 1
     assert again.is_dirty  # until it has looked
     assert await again.take_snapshot() is again.newest
 

@@ -67,6 +67,7 @@ class Proxy:
     accounts: set[str] | None = None  # tokens that count; without, nobody is asked for one
     clock_ahead: float = 0.0  # seconds, of what answers say that time it is
     sent: int = 0  # bytes of requests' bodies
+    received: int = 0  # bytes of answers'
     closing: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -156,6 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
         upstream.request(self.command, self.path, bytes(body), headers)
         answer = upstream.getresponse()
         content = bytearray(answer.read())
+        self.proxy.received += len(content)
         upstream.close()
         if fault.lose_answer:
             self._reset()

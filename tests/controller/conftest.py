@@ -1,0 +1,17 @@
+"""One API server for all tests below: it takes seconds to start."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness.kube import ApiServer, running_api_server
+
+
+@pytest.fixture
+async def api_server(tmp_path: Path) -> AsyncIterator[ApiServer]:
+    """A real one, empty."""
+    async with running_api_server(tmp_path / "kube") as server:
+        yield server

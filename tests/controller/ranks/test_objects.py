@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import pytest
+
+from controller.ranks.objects import Name, Node, Owner, Place, read_node, read_pod, read_workers
+from csi.services import DRIVER_NAME
+from tests.controller.ranks.objects import jobset_pod, node, pod
+
+
+def place_of(found: dict[str, object]) -> Place | None:
+    read = read_pod(found, DRIVER_NAME)
+    assert read is not None
+    return read.place
+
+
+def test_a_pod_without_a_volume_of_ours_is_passed_over() -> None:
+    assert read_pod(pod("a", driver="other"), DRIVER_NAME) is None
+    assert read_pod({"metadata": {"name": "a", "namespace": "b", "uid": "c"}, "spec": {}}, DRIVER_NAME) is None
+
+
+def test_a_jobset_says_slice_worker_and_attempt() -> None:
+    assert place_of(jobset_pod("llama", 3, 2, 1, attempt=4)) == Place(
+        Name("ml", "llama"), Owner("Job", Name("ml", "llama-workers-2")), 3, 2, 1, 4, ""
+    )
+
+
+def test_an_indexed_job_is_one_slice() -> None:
+    found = pod("a-3-x", owner=("Job", "a"), labels={"batch.kubernetes.io/job-completion-index": "3"})
+    assert place_of(found) == Place(Name("ml", "a"), Owner("Job", Name("ml", "a")), 1, 0, 3, 0, "uid-of-a")
+
+
+@pytest.mark.parametrize("labels", [{}, {"apps.kubernetes.io/pod-index": "7"}])
+def test_a_stateful_set_has_ordinals(labels: dict[str, str]) -> None:
+    found = pod("train-7", owner=("StatefulSet", "train"), labels=labels)
+    assert place_of(found) == Place(
+        Name("ml", "train"), Owner("StatefulSet", Name("ml", "train")), 1, 0, 7, 0, "uid-of-train"
+    )
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        pod("alone"),
+        pod("a-x", owner=("Job", "a")),
+        pod("a-x", owner=("ReplicaSet", "a")),
+        pod("a", owner=("StatefulSet", "a")),
+        pod("a-x", owner=("Job", "a"), labels={"batch.kubernetes.io/job-completion-index": "-1"}),
+        pod("a-x", owner=("Job", "a"), labels={"batch.kubernetes.io/job-completion-index": "1e3"}),
+        jobset_pod("a", 0, 0, 0) | {"metadata": {"namespace": "ml", "name": "a", "uid": "a", "labels": None}},
+    ],
+)
+def test_other_pods_are_of_no_job(found: dict[str, object]) -> None:
+    assert place_of(found) is None
+
+
+@pytest.mark.parametrize(
+    ("found", "is_over"),
+    [
+        (pod("a", phase="Running"), False),
+        (pod("a", phase="Succeeded"), True),
+        (pod("a", phase="Failed"), True),
+        (pod("a", phase="Running", deleted=True), True),
+    ],
+)
+def test_a_pod_is_over_when_it_ended_or_is_being_deleted(found: dict[str, object], is_over: bool) -> None:
+    read = read_pod(found, DRIVER_NAME)
+    assert read is not None
+    assert read.is_over is is_over
+
+
+@pytest.mark.parametrize(
+    ("spec", "workers"),
+    [
+        ({"completionMode": "Indexed", "completions": 512, "parallelism": 512}, 512),
+        ({"completions": 3}, None),
+        ({"completionMode": "Indexed"}, None),
+        ({"replicas": 4, "serviceName": "train"}, 4),
+        ({"serviceName": "train"}, 1),
+        ({"replicas": 0}, 0),
+    ],
+)
+def test_workers_are_counted_by_who_makes_them(spec: dict[str, object], workers: int | None) -> None:
+    assert read_workers({"spec": spec}) == workers
+
+
+def test_a_node_is_reached_inside_the_cluster() -> None:
+    assert read_node(node("10.0.0.7", "pool-a")) == Node("pool-a", "10.0.0.7")
+    assert read_node({"metadata": {}}) == Node("", "")
