@@ -5,8 +5,8 @@ and what was loaded is in memory once for all mounts of a node. It has one threa
 kernel's.
 
 It is asked over its standard input, a socket of whole messages: the parameters of a mount as fs/spec.py has them,
-with the descriptor that becomes the keeper's standard output. It answers ``{"started": PID}`` with a descriptor of that
-process (pidfd), and says ``{"ended": PID, "status": N}`` of each that ends while this lives. Until it is told
+with the descriptor that becomes the keeper's standard output. It answers ``{"started": PID}`` with a descriptor of it
+(pidfd), and says ``{"ended": PID, "status": N}`` of each that ends while this lives. Until it is told
 that its mount stays, a keeper dies with this process.
 """
 
