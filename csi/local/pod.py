@@ -7,7 +7,7 @@ directory with the others, as host paths with propagation are shared. Needs root
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -18,6 +18,7 @@ from fuse_tier.localcluster.processes import Family, detach_mounts
 from fuse_tier.node.turns import VARIABLE
 
 CONTAINERS: Final = ("csi", "fuse", "replication-worker")
+_WORKER: Final = "fuse_tier.replicate"
 _PATIENCE_SECONDS: Final = 30.0
 _POLL_SECONDS: Final = 0.01
 _THROUGH: Final = (
@@ -38,22 +39,27 @@ def shared_directory(directory: Path) -> Iterator[Path]:
 
 
 class DriverPod:
-    """The containers of one pod of the driver; ``uid`` tells it from the one that it replaces."""
+    """The containers of one pod of the driver; ``uid`` tells it from the one that it replaces.
+
+    Not ``contained``, they are processes among this machine's: one's end is that of its worker, not of its mounts.
+    """
 
     def __init__(
-        self, uid: str, config: Path, endpoint: str, kubelet: Path, logs: Path, arguments: Sequence[str] = ()
+        self, uid: str, config: Path, endpoint: str, kubelet: Path, logs: Path, *, contained: bool = True
     ) -> None:
+        self._contained = contained
         self.uid = uid
         node = ["-m", "fuse_tier.cli", "node", "--config", str(config), "--part"]
         plugin = ["-m", "csi.cli", "--config", str(config), "--endpoint", f"unix://{endpoint}"]
+        through = _THROUGH if contained else ()
         commands = {
-            "csi": [*plugin, "--kubelet", str(kubelet), *arguments],
+            "csi": [*plugin, "--kubelet", str(kubelet)],
             "fuse": [*node, "supervisor"],
             "replication-worker": [*node, "worker"],
         }
         self.families: dict[str, Family] = {}
         for name, command in commands.items():
-            family = self.families[name] = Family(name, command, logs / f"{uid}-{name}.log", _THROUGH)
+            family = self.families[name] = Family(name, command, logs / f"{uid}-{name}.log", through)
             family.environment = {VARIABLE: uid}
 
     def start(self, *names: str) -> None:
@@ -64,6 +70,11 @@ class DriverPod:
     async def kill(self, *names: str) -> None:
         """Ends containers at once, with all that runs in them; all at the same time, where none is named."""
         killed = [self.families[name] for name in names or CONTAINERS]
+        if not self._contained:
+            async with trio.open_nursery() as nursery:
+                for family in killed:
+                    nursery.start_soon(family.behead, _WORKER)
+            return
         members = {family.name: family.members() for family in killed}
         for family in killed:
             await family.behead()

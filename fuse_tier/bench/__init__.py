@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import trio
@@ -15,6 +16,15 @@ from fuse_tier.bench.rows import ROWS as JOB_ROWS
 from fuse_tier.localcluster import in_directory
 
 __all__ = ["ROWS", "run_bench"]
+
+_GROUP = "fuse_tier.bench"
+
+
+def _rows_of_others() -> tuple[Row, ...]:
+    """Of packages that are built on this one, and say so (entry points)."""
+    found = sorted(entry_points(group=_GROUP), key=lambda entry: entry.name)
+    return tuple(row for entry in found for row in entry.load())
+
 
 ROWS = (
     *JOB_ROWS,
@@ -35,8 +45,9 @@ def run_bench(names: Sequence[str] = (), json_path: Path | None = None) -> None:
     Raises FuseTierError.
     """
     console = Console()
-    chosen = choose(ROWS, names, as_root=os.geteuid() == 0)
-    for row in ROWS if not names else ():
+    rows = (*ROWS, *_rows_of_others())
+    chosen = choose(rows, names, as_root=os.geteuid() == 0)
+    for row in rows if not names else ():
         if row not in chosen:
             console.print(
                 f"{row.name}: left out, because it has to be run as root: {row.needs_root}", highlight=False

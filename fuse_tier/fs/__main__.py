@@ -27,7 +27,7 @@ from fuse_tier.mount.keeper import FINAL_STATUS, Inheritance
 log = structlog.get_logger(__name__)
 
 
-class _Lasting:
+class Lasting:
     """Standard error that may go away: whoever reads our log may end, and the job's mount must not."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -54,9 +54,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m fuse_tier.fs", description="The keeper of one mount.")
     parser.add_argument("--spec", help="its parameters, a JSON object; read from standard input without it")
     given: str | None = parser.parse_args().spec
-    logs.configure("fs", "", _Lasting(sys.stderr))  # type: ignore[arg-type]
+    logs.configure("fs", "", Lasting(sys.stderr))  # type: ignore[arg-type]
+    return keep(sys.stdin.read() if given is None else given)
+
+
+def keep(given: str) -> int:
+    """Keeps the mount of these parameters to its end, in a process of its own; gives the exit status."""
     try:
-        spec = MountSpec.parse(sys.stdin.read() if given is None else given)
+        spec = MountSpec.parse(given)
         structlog.contextvars.bind_contextvars(identity=str(spec.identity))
         raise_descriptor_limit()
         keeping = take_over(spec, _serve) if spec.take_over else make(spec, _serve)

@@ -284,6 +284,11 @@ class Keeper:
                 os.kill(self.daemon, number)
 
 
+def die_with_parent() -> None:
+    """Has the kernel kill this process when the one that forked it ends."""
+    _die_with_parent(signal.SIGKILL)
+
+
 def outlive_parent() -> None:
     """Takes back what made this process die with the one that started it (``setpriv --pdeathsig``)."""
     _die_with_parent(0)

@@ -27,8 +27,9 @@ from fuse_tier.mount.container import container
 from fuse_tier.mount.table import mount_at
 from fuse_tier.node import mounting
 from fuse_tier.node.distant import DistantKeeper
+from fuse_tier.node.forge import Forge
 from fuse_tier.node.keepers import KeeperLink, KeeperState, socket_of
-from fuse_tier.node.processes import Child, Process, describe, start_lasting
+from fuse_tier.node.processes import Child, Process, describe
 from fuse_tier.node.vault import CONTAINER
 from fuse_tier.ram.layout import Layout
 
@@ -47,11 +48,14 @@ class DaemonSettings:
     """What every mount of a node is kept with."""
 
     command: Sequence[str]
+    """Of a keeper that is a program of its own."""
     ram_root: str
     worker_socket: str
     fsync: str
     passthrough: str = "auto"
     expected_sizes: Sequence[tuple[str, int]] = ()
+    many: Sequence[str] | None = None
+    """Of the process that keepers are forked from; None to start them by ``command``."""
     vaulted: bool = False
     """A vault has copies of what keepers have, and keepers that are not of this container are replaced."""
 
@@ -73,7 +77,14 @@ class MountedVolume:
     """A volume that is being mounted, is mounted, or whose mount is dead. ``nursery`` owns the link to its keeper."""
 
     def __init__(
-        self, identity: Identity, mountpoint: str, settings: DaemonSettings, nursery: trio.Nursery, *, read_only: bool
+        self,
+        identity: Identity,
+        mountpoint: str,
+        settings: DaemonSettings,
+        forge: Forge,
+        nursery: trio.Nursery,
+        *,
+        read_only: bool,
     ) -> None:
         self.identity = identity
         self.mountpoint = mountpoint
@@ -88,6 +99,7 @@ class MountedVolume:
         self.device = 0
         """Of its mount, as in ``st_dev``; 0 before it is made."""
         self._settings = settings
+        self._forge = forge
         self._nursery = nursery
         self._passthrough = False
         self._plain_reason = ""
@@ -120,7 +132,7 @@ class MountedVolume:
     async def start(self, task_status: trio.TaskStatus[None]) -> None:
         """Mounts it and keeps it to its end. Errors up to ``started`` are the caller's, then they are its own."""
         started = trio.current_time()
-        child = start_lasting(self._settings.command, "keeper", told=self._told())
+        child = await self._forge.start(self._told())
         self.keeper = child
         try:
             serving = await mounting.begin_serving(self.mountpoint, child)
@@ -280,7 +292,7 @@ class MountedVolume:
             if self.ended.is_set():
                 return
             started = trio.current_time()
-            child = start_lasting(self._settings.command, "keeper", told=self._told(take_over=self._link.path))
+            child = await self._forge.start(self._told(take_over=self._link.path))
             try:
                 failure = await self._await_takeover(child)
             except BaseException:

@@ -201,8 +201,6 @@ def start_lasting(command: Sequence[str], name: str, *, told: str = "") -> Child
 
 
 def _start(command: Sequence[str], name: str, told: str) -> Child:
-    if threading.current_thread() is not threading.main_thread():
-        raise RuntimeError("a child would die with this thread: start it in the main thread")
     with ExitStack() as stack:
         # Not a pipe: that could fill before the child reads.
         standard_input = os.memfd_create("standard-input")
@@ -211,18 +209,25 @@ def _start(command: Sequence[str], name: str, told: str) -> Child:
         os.lseek(standard_input, 0, os.SEEK_SET)
         ours, theirs = os.pipe()
         stack.callback(os.close, theirs)
-        # Milliseconds, for which the supervisor's loop can stand still: it carries no data.
         try:
-            process = subprocess.Popen(
-                [*_DIE_WITH_PARENT, *command],
-                stdin=standard_input,
-                stdout=theirs,
-                start_new_session=True,
-            )
+            process = begin(command, stdin=standard_input, stdout=theirs)
         except BaseException:
             os.close(ours)
             raise
     return Child(name, process, trio.lowlevel.FdStream(ours))
+
+
+def begin(command: Sequence[str], *, stdin: int, stdout: int) -> subprocess.Popen[bytes]:
+    """Starts a process, in a session of its own, that dies with this one unless it decides otherwise."""
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("a child would die with this thread: start it in the main thread")
+    # Milliseconds, for which the supervisor's loop can stand still: it carries no data.
+    return subprocess.Popen(
+        [*_DIE_WITH_PARENT, *command],
+        stdin=stdin,
+        stdout=stdout,
+        start_new_session=True,
+    )
 
 
 def describe(status: int | None) -> str:

@@ -113,6 +113,9 @@ def _volumes_socket(config: NodeConfig) -> str:
     return f"{config.socket}.volumes"
 
 
+_MANY: Final = (*_PYTHON, "fuse_tier.fs.many")
+
+
 class _Node:
     """``worker`` is None where that is run by somebody else, in a container of its own."""
 
@@ -126,6 +129,7 @@ class _Node:
             config.fsync,
             config.passthrough,
             tuple(config.ram.expected_sizes.items()),
+            many=_MANY if programs.daemon == Programs().daemon else None,
             vaulted=worker is None,
         )
         self._told_to_end = trio.Event()

@@ -27,6 +27,7 @@ from fuse_tier.mount.claim import Record, find_records, is_held
 from fuse_tier.mount.mountpoint import MountpointBusy
 from fuse_tier.mount.table import mount_at
 from fuse_tier.node import mounting
+from fuse_tier.node.forge import Forge
 from fuse_tier.node.keepers import prepare_place
 from fuse_tier.node.mounted import DaemonSettings, MountedVolume
 from fuse_tier.ram.layout import Layout
@@ -40,6 +41,7 @@ class Volumes:
     def __init__(self, settings: DaemonSettings, nursery: trio.Nursery) -> None:
         self._settings = settings
         self._nursery = nursery
+        self._forge = Forge(settings.command, settings.many, nursery)
         self._volumes: dict[str, MountedVolume] = {}
         self._turns: WeakValueDictionary[str, trio.Lock] = WeakValueDictionary()
 
@@ -84,7 +86,7 @@ class Volumes:
                 log.exception("volume.unclear", identity=str(volume.identity), mountpoint=volume.mountpoint)
 
     def _new_volume(self, identity: Identity, path: str, *, read_only: bool) -> MountedVolume:
-        return MountedVolume(identity, path, self._settings, self._nursery, read_only=read_only)
+        return MountedVolume(identity, path, self._settings, self._forge, self._nursery, read_only=read_only)
 
     async def check(self, identity: Identity, mountpoint: str) -> str:
         """Whether ``mount`` could succeed, before anything is prepared for it; gives the canonical mountpoint.
