@@ -79,7 +79,7 @@ class Forge:
     def _begin(self, many: Sequence[str]) -> trio.socket.SocketType:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self._process = begin(many, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, lasting=True)
+            self._process = begin(many, stdin=theirs.fileno(), stdout=subprocess.DEVNULL)
         log.info("forge.started", pid=self._process.pid)
         ours.setblocking(False)
         return trio.socket.from_stdlib_socket(ours)
