@@ -32,9 +32,9 @@ async def test_a_tree_that_was_left_behind_goes_when_a_newer_snapshot_is_elsewhe
     await trio.sleep(120)
     assert (bench.tree / "a").exists()
     await around.peers["b"].commit(taken_by("b", 2))
-    await trio.sleep(120)
-    assert not bench.tree.exists()
-    assert not bench.volume.has_tree
+    while bench.volume.has_tree or bench.tree.exists():  # a thread is at it, for which this clock does not wait
+        await trio.to_thread.run_sync(int)
+        await trio.sleep(1)
     assert os.listdir(Path(bench.volume.layout.pins)) == []
 
 
