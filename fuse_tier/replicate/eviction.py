@@ -58,7 +58,7 @@ def plan_eviction(
     """As little as frees ``needed`` bytes, in the order above; as much as can be had if that is less.
 
     ``in_tree`` are blobs that live files share: dropping a snapshot frees nothing of them. ``at_any_price`` says
-    that a job waits: only then are own superseded snapshots given up that are nowhere else.
+    that a job waits or is about to: only then are own superseded snapshots given up that are nowhere else.
     """
     plan = _Plan(listed, frozenset(in_tree), needed)
     newest = {identity: max(_numbers(listed, identity)) for identity in {one.snapshot.identity for one in listed}}

@@ -2,8 +2,8 @@
 
 It looks twice a second while the tier is well filled, and after each commit, because the kernel writes for a job
 without asking us; and it is asked before a file is made for which there is no room. Ahead of need only what is
-superseded goes; content of live files goes when hardly anything is left, when somebody waits, or for the part of the
-room that is reserved for peers' copies.
+superseded and elsewhere goes; content of live files, and what is superseded and only here, goes when hardly anything
+is left or somebody waits; content of live files also for the part of the room that is reserved for peers' copies.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class RoomKeeper:
                 if room.used > _FILLED * room.capacity:
                     wanted = int((1 - _FILLED) * room.capacity)
                     scarce = room.used > _HARDLY_ANY * room.capacity
-                    await self._free(wanted if not scarce else wanted // 2, live=scarce, at_any_price=False)
+                    # The kernel writes for a job without asking: with hardly any room left, the next write may fail.
+                    await self._free(wanted if not scarce else wanted // 2, live=scarce, at_any_price=scarce)
                 if self._reserved:
                     await self._free(await self._still_reserved(), live=True, at_any_price=False)
                 await trio.to_thread.run_sync(self._reserve.refill)
