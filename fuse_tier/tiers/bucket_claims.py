@@ -41,6 +41,11 @@ class Claims:
         self._work = work
         self._ours = MemoryContent(secrets.token_hex(16).encode())
         self._held: set[str] = set()
+        self._stuck: set[str] = set()
+
+    def is_claimable(self, content: Blob) -> bool:
+        """False where nobody can claim content any more: a claim was left behind, and the bucket keeps it."""
+        return claim_object(content) not in self._stuck
 
     async def take(self, content: Blob) -> Stored | None:
         """Claims content; None if it is claimed."""
@@ -80,7 +85,8 @@ class Claims:
         found = heads(self._objects, names, task)
         oldest = self._objects.now() - STALE_SECONDS
         ended = [claim for claim in found.values() if claim.used < oldest or self._was_ours(claim)]
-        remove(self._objects, [Removable(one.name, one.size, one.generation) for one in ended], task)
+        removal = remove(self._objects, [Removable(one.name, one.size, one.generation) for one in ended], task)
+        self._stuck |= {kept.name for kept in removal.kept}
         gone = {one.name for one in ended}
         return [content for name, content in names.items() if name not in found or name in gone]
 

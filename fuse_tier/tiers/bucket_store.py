@@ -126,7 +126,8 @@ class Storing:
 
     async def _claimed(self, content: Blob, item: Item, send: Send) -> None:
         """Uploads content, unless somebody else does, which is noted."""
-        if content.size < (CLAIM_FROM if isinstance(item, Blob) else SMALL):  # packs are few
+        is_brief = content.size < (CLAIM_FROM if isinstance(item, Blob) else SMALL)  # packs are few
+        if is_brief or not self._claims.is_claimable(content):
             await send()
             return
         claim = await self._claims.take(content)
