@@ -112,6 +112,8 @@ class BucketErrors:
                 return TierRefused(f"{self._at} refused a request for {name}: {said}")
         if code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             return self._lacking(message, permission, said)
+        if code == HTTPStatus.TOO_MANY_REQUESTS:
+            return Busy(f"{self._at} cannot serve {name} now: {said}")
         if code in _PASSING or "crc32c" in message.lower():  # what it got was not what we sent
             return TierUnavailable(f"{self._at} cannot serve {name} now: {said}")
         return TierRefused(f"{self._at} refused a request for {name}: {said}")
@@ -128,6 +130,10 @@ class BucketErrors:
             f"add-iam-policy-binding {bucket} --member={_member(account)} --role=roles/storage.objectUser` "
             f"({_MANUAL}); {self._at} said: {said}"
         )
+
+
+class Busy(TierUnavailable):
+    """Too many requests came at once, such as changes of one object: the service takes about one a second."""
 
 
 class Protected(TierRefused):

@@ -179,13 +179,16 @@ class Objects:
             found = self._session.bucket().get_blob(self._place.prefix + name, timeout=_CALL, retry=None)
             return None if found is None else self._stored(found._properties)
 
-    def listed(self, folder: str, stop: Event, at_most: int | None = None) -> Iterator[Stored]:
-        """All objects whose names begin so, in order. Raises TierRefused if there is no such bucket."""
+    def listed(self, folder: str, stop: Event, at_most: int | None = None, first: str = "") -> Iterator[Stored]:
+        """All objects whose names begin so, in order, or so many, beginning with the name ``first``. Raises
+        TierRefused if there is no such bucket.
+        """
         try:
             with self.errors.told("list", folder):
                 for found in self._session.bucket().list_blobs(
                     prefix=self._place.prefix + folder,
                     max_results=at_most,
+                    start_offset=self._place.prefix + first if first else None,
                     page_size=_PAGE,
                     fields=_OF_MANY,
                     timeout=_CALL,
