@@ -72,7 +72,12 @@ _SEED = pytest.StashKey[int]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--seed", type=int, default=None, help="seed of the fixture `rng` (default: $FUSE_TIER_SEED, or drawn; printed)")
+    parser.addoption(
+        "--seed",
+        type=int,
+        default=None,
+        help="seed of the fixture `rng` (default: $FUSE_TIER_SEED, or drawn; printed)",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
