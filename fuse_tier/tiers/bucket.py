@@ -54,6 +54,7 @@ from fuse_tier.tiers.bucket_parts import PartsUpload
 from fuse_tier.tiers.bucket_presence import RELIANCE_SECONDS, Presence
 from fuse_tier.tiers.bucket_receive import Destination, IntoNothing, IntoSink
 from fuse_tier.tiers.bucket_session import Session
+from fuse_tier.tiers.bucket_soft_delete import soft_delete_seconds
 from fuse_tier.tiers.bucket_store import Storing
 from fuse_tier.tiers.bucket_task import Task
 from fuse_tier.tiers.bucket_work import Work
@@ -143,6 +144,10 @@ class BucketTier:
     def now(self) -> float:
         """Seconds since 1970 by the service's clock, of which its last answer told."""
         return self._objects.now()
+
+    async def soft_delete_seconds(self) -> float | None:
+        """How long the bucket keeps what was deleted, unseen and paid for; None where we may not know."""
+        return await self._work.run(lambda task: soft_delete_seconds(self._session, task))
 
     async def snapshots(self, identity: Identity | None = None) -> Sequence[SnapshotId]:
         """Everything listed, of one volume or of all, in order. Reads no manifest."""

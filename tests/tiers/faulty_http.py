@@ -64,6 +64,7 @@ class Proxy:
     faults: list[Fault] = field(default_factory=list)
     befell: Counter[str] = field(default_factory=Counter)
     protected: dict[str, str] = field(default_factory=dict)  # a part of an object's name -> what is said of it
+    soft_delete_seconds: int = 0  # which the bucket says to have; emulators know no soft delete
     accounts: set[str] | None = None  # tokens that count; without, nobody is asked for one
     clock_ahead: float = 0.0  # seconds, of what answers say that time it is
     sent: int = 0  # bytes of requests' bodies
@@ -164,6 +165,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if fault.change_answer and content:
             content[len(content) // 2] ^= 1
+        if self.proxy.soft_delete_seconds and self.command == "GET" and "/o" not in self.path:
+            policy = {"retentionDurationSeconds": str(self.proxy.soft_delete_seconds)}
+            content = bytearray(json.dumps(json.loads(content) | {"softDeletePolicy": policy}).encode())
         kept = {name: value for name, value in answer.getheaders() if name.lower() not in _HOP_BY_HOP}
         for number, said in refused.items():
             content[:0] = _refusal(kept["Content-Type"].partition("boundary=")[2], number, said)
