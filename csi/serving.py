@@ -21,7 +21,9 @@ from fuse_tier.config import Address, NodeConfig
 from fuse_tier.errors import ConfigError
 from fuse_tier.fs.syscalls import raise_descriptor_limit
 from fuse_tier.node.claims import refuse_taken_socket
+from fuse_tier.node.keepers import place_of
 from fuse_tier.node.parts import in_turn, insist
+from fuse_tier.node.priority import KEEPING, protect
 from fuse_tier.node.turns import Turn
 from fuse_tier.node.vault import Vault
 from fuse_tier.wire import grpc
@@ -49,7 +51,7 @@ async def run_plugin(config: NodeConfig, settings: Settings) -> None:
     driver = Driver(config)
     records = Records(f"{config.socket}.published")
     assigner = Ranks(config) if config.coordinator else NoRanks()
-    vault = Vault(f"{config.socket}.mounts")
+    vault = Vault(place_of(config.socket))
     publisher = Publisher(driver, records, assigner, vault, jax_init_info=settings.jax_init_info)
     node = NodeService(
         driver,
@@ -83,6 +85,7 @@ async def run_plugin(config: NodeConfig, settings: Settings) -> None:
         await serve()
 
     raise_descriptor_limit()
+    protect(KEEPING)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         await in_turn(Turn(config.socket), signals, work)
     log.info("plugin.ended", node=config.node)

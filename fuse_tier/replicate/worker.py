@@ -162,6 +162,7 @@ class Worker:
         await nursery.start(partial(channel.serve, f"{config.socket}.volumes", self._serve_daemon))
         if config.metrics is not None:
             await nursery.start(metrics.serve, config.metrics)
+        nursery.start_soon(self._mounting.follow_found)
         nursery.start_soon(self._upkeep.run)
         nursery.start_soon(self._orphans.run)
         if config.preemption is not None:

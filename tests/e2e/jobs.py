@@ -26,6 +26,7 @@ A_NODE_DIED = (
     "list.manifest_unreadable",
     "restore.manifest_unreadable",
     "restore.place_failed",
+    "restore.newest_gone",
 )
 _GONE_SECONDS = 30
 

@@ -237,6 +237,28 @@ async def test_the_coordinators_absence_stops_no_job(cluster: LocalCluster, expe
     await until(known_again)
 
 
+async def test_a_restore_says_who_could_not_be_asked_and_not_that_there_is_nothing(
+    make_cluster: Clusters, expected_logs: ExpectedLogs
+) -> None:
+    cluster = await make_cluster("a", "b", bucket=False, replicas=0)
+    await cluster["a"].mount(JOB, cluster.mountpoint("a"))
+    save(checkpoint_of(1), cluster.mountpoint("a"))
+    await cluster["a"].wait(JOB, "ram", 60)
+    expected_logs.allow(*A_NODE_DIED)
+    assert cluster.coordinator
+    await cluster.coordinator.kill()
+    await cluster["a"].kill()
+    target = cluster.directory / "restored"
+    for more in ((), ("--snapshot", "1")):
+        done = await cluster["b"].cli("restore", "--identity", JOB, "--to", str(target), *more)
+        assert done.returncode == 1
+        assert "node a (" in done.stderr
+        assert "could not be asked" in done.stderr
+        assert not target.exists()
+    await cluster.coordinator.start()
+    await cluster["a"].start()
+
+
 async def test_a_mountpoint_that_cannot_be_one_is_refused_in_one_line(cluster: LocalCluster) -> None:
     missing, a_file, mounted = (cluster.directory / name for name in ("missing", "a-file", "mounted"))
     a_file.write_bytes(b"")

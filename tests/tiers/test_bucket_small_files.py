@@ -57,8 +57,12 @@ async def test_a_pack_is_kept_while_anything_in_it_is_named(
     files = small_files(rng, 300)
     first = await keep(tier, files, 1)
     second = await keep(tier, {"last": files["step-299"]}, 2)
+    before = tier.names("packs/")
     await tier.drop(first.id)
-    assert await opened().collect(0) == 0
+    await opened().collect(0)
+    (pack,) = tier.names("packs/")
+    assert pack in before
+    assert files["step-299"] in tier.bucket.blob(PREFIX + pack).download_as_bytes()
     await check_producible(opened())
     await tier.drop(second.id)
     assert await opened().collect(0) > 0
