@@ -4,7 +4,7 @@ Writers are counted, and the count is visible to the worker, before anything is 
 made safe to write. ``flush`` is not here: no handle of ours has one, which saves a round trip for each close.
 
 A request that is sent again, because a daemon died before it answered, may have been done: then its outcome is
-there, and is the answer. A handle that it opened is found by the request's number.
+there, and is the answer. It has opened no handle: one whose answer was owed is answered before (handles.py).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fuse_tier.fs.base import Shared
 from fuse_tier.fs.handles import OpenFile, Writing
 from fuse_tier.fs.requests import Entry, NewAttributes, Opened, Request
 from fuse_tier.fs.syscalls import drop_privileges
-from fuse_tier.mount.messages import OPEN_DIRECT, OPEN_KEEP_CACHE, OPEN_NO_FLUSH, OPEN_PASSTHROUGH, RESENT
+from fuse_tier.mount.messages import OPEN_DIRECT, OPEN_KEEP_CACHE, OPEN_NO_FLUSH, OPEN_PASSTHROUGH
 
 _CREATE: Final = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _PRIVILEGES: Final = stat.S_ISUID | stat.S_ISGID
@@ -32,11 +32,6 @@ class FileOperations(Shared):
         self, parent_inode: int, name: bytes, mode: int, flags: int, request: Request
     ) -> tuple[Opened, Entry]:
         """Makes a file and opens it."""
-        if request.resent and (again := self._answered(request, flags)) is not None:
-            handle = self._handles.files[again.handle]
-            found = os.fstat(handle.fd)
-            self._nodes.seen(found, parent_inode, name)
-            return again, self._entry(found)
         room = self._reservations.expected(parent_inode, name)
         if not self._reservations.is_ready(room):
             room = await self._reservations.prepare(parent_inode, name)
@@ -81,8 +76,6 @@ class FileOperations(Shared):
 
     async def tmpfile(self, parent_inode: int, mode: int, flags: int, request: Request) -> tuple[Opened, Entry]:
         """Makes a file without a name and opens it."""
-        if request.resent and (again := self._answered(request, flags)) is not None:
-            return again, self._entry(os.fstat(self._handles.files[again.handle].fd))
         path = b"/proc/self/fd/%d" % self._nodes.directory(parent_inode)
         wanted = flags & (os.O_ACCMODE | os.O_EXCL)
         fd = os.open(path, wanted | os.O_TMPFILE | os.O_CLOEXEC, stat.S_IMODE(mode))
@@ -113,8 +106,6 @@ class FileOperations(Shared):
 
     async def open(self, inode: int, flags: int, request: Request) -> Opened:
         """Opens a file."""
-        if request.resent and (again := self._answered(request, flags)) is not None:
-            return again
         access = flags & os.O_ACCMODE
         if access not in (os.O_WRONLY, os.O_RDWR):  # Linux has a fourth, for neither reading nor writing
             if flags & os.O_TRUNC:
@@ -156,7 +147,7 @@ class FileOperations(Shared):
             # Where the kernel writes by itself, it leaves these bits as they are.
             file.backing = self._backings.open(file.inode, file.fd, allowed=not (seen or mode & _PRIVILEGES))
             counted = True
-            handle = self._handles.add_file(file, request.unique)
+            return self._handles.add_file(file, _answer_flags(file, flags), request)
         except BaseException:
             if counted:
                 self._backings.close(file.inode)
@@ -164,13 +155,10 @@ class FileOperations(Shared):
             if file.writing is not None:
                 self._end_writing(file.inode)
             raise
-        return _answer(handle, file, flags)
 
-    def _answered(self, request: Request, flags: int) -> Opened | None:
-        """What the daemon before this one was about to answer."""
-        handle = self._handles.opened_by(request.unique & ~RESENT)
-        file = None if handle is None else self._handles.files.get(handle)
-        return None if handle is None or file is None else _answer(handle, file, flags)
+    def entry_of(self, handle: int) -> Entry:
+        """The attributes of a file that is open."""
+        return self._entry(os.fstat(self._handles.files[handle].fd))
 
     def _begin_writing(self, inode: int, *, synced: bool) -> Writing:
         writing = self._handles.begin_writing(inode, synced=synced)
@@ -285,11 +273,11 @@ class FileOperations(Shared):
             self._end_writing(inode)
 
 
-def _answer(handle: int, file: OpenFile, flags: int) -> Opened:
+def _answer_flags(file: OpenFile, flags: int) -> int:
     if file.backing:
-        return Opened(handle, OPEN_PASSTHROUGH | OPEN_NO_FLUSH, file.backing)
+        return OPEN_PASSTHROUGH | OPEN_NO_FLUSH
     # Who only writes needs no pages in the kernel's cache: without them content is copied once less.
     if flags & os.O_ACCMODE == os.O_WRONLY or flags & os.O_DIRECT:
-        return Opened(handle, OPEN_DIRECT | OPEN_NO_FLUSH)
+        return OPEN_DIRECT | OPEN_NO_FLUSH
     # Cached pages stay right from one open to the next: nobody else writes.
-    return Opened(handle, OPEN_KEEP_CACHE | OPEN_NO_FLUSH)
+    return OPEN_KEEP_CACHE | OPEN_NO_FLUSH

@@ -24,7 +24,7 @@ from typing import Final
 
 from fuse_tier.deadlines import Deadline
 
-_RECORD: Final = Struct("=BBHiQQQ")  # kind, flags, nothing, backing id, key, inode, unique
+_RECORD: Final = Struct("=BBHiQQQ")  # kind, writes, answer, backing id, key, inode, unique
 _REMOVE: Final = 0
 _ACKNOWLEDGE: Final = 255
 _READY: Final = 254
@@ -58,10 +58,12 @@ class Deposit:
     key: int
     inode: int = 0
     unique: int = 0
-    """The request that was answered with it: one that comes again was not answered, and this is its answer."""
+    """The request that it was opened for."""
     backing: int = 0
     """For a file that the kernel reads and writes by itself: its number there."""
     writes: bool = False
+    answer: int = 0
+    """What tells the kernel of a file, but for what else stands here (fs/handles.py); 0 where nobody knows."""
 
     @classmethod
     def of_orphan(cls, inode: int) -> Deposit:
@@ -88,7 +90,7 @@ class Depositor:
             _RECORD.pack(
                 deposit.kind,
                 deposit.writes,
-                0,
+                deposit.answer,
                 deposit.backing,
                 deposit.key,
                 deposit.inode,
@@ -202,11 +204,11 @@ class Safe:
 
     def apply(self, record: bytes, fd: int) -> None:
         """One change, as those in ``shown`` are told it; takes the descriptor over."""
-        kind, writes, _, backing, key, inode, unique = _RECORD.unpack(record)
+        kind, writes, answer, backing, key, inode, unique = _RECORD.unpack(record)
         if kind == _REMOVE:
             self.remove(key)
         elif fd >= 0:
-            self.put(Deposit(Kind(kind), key, inode, unique, backing, bool(writes)), fd)
+            self.put(Deposit(Kind(kind), key, inode, unique, backing, bool(writes), answer), fd)
 
     def close(self) -> None:
         """Closes all."""
