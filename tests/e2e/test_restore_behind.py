@@ -58,7 +58,8 @@ async def test_a_large_restore_is_mounted_at_once_and_all_comes_behind_it(
     (mount / "new").write_bytes(b"while it comes")
     (mount / "new").unlink()
     assert await trio.to_thread.run_sync(tree_of, mount) == saved
-    await until(partial(_lists_it, node))
+    await node.wait(JOB, "ram", 60)
+    assert await _lists_it(node)
     await node.wait(JOB, "peer", 60)
     assert await trio.to_thread.run_sync(tree_of, mount) == saved
 
