@@ -163,17 +163,21 @@ async def find(bucket: BucketTier, wanted: Wanted) -> Found:
         )
     if wanted.version or wanted.step is not None:
         return await _find_checkpoint(bucket, records, wanted, listing)
-    if listing.forced is not None:
-        checkpoint = await records.forced_checkpoint(job, listing.forced)
-        return replace(_part(checkpoint, listing.forced, identity, numbers), newer=(), is_forced=True)
+    forced = listing.forced
     for name in reversed(listing.checkpoints):
         try:
             checkpoint = await records.checkpoint(job, name)
         except MalformedManifest as error:
             log.warning("restore.record_unreadable", checkpoint=name, job=str(job), reason=str(error))
             continue
+        if forced is not None and not listing.ends_forced(checkpoint):
+            break
+        forced = None
         if checkpoint.number_of(identity) in numbers:
             return _part(checkpoint, name, identity, numbers)
+    if forced is not None:
+        part = _part(await records.forced_checkpoint(job, forced), forced, identity, numbers)
+        return replace(part, newer=(), is_forced=True)
     return Found(SnapshotId(identity, numbers[-1]))
 
 

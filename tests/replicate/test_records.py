@@ -158,7 +158,7 @@ async def test_a_person_names_the_checkpoint_to_restore_in_a_text_file(tier: Buc
     await complete(tier, 1, 100)
     beside.blob("team/checkpoints/default/llama/restore.version").upload_from_string(b"2023-11-14_22-13\n")
     assert (await JobRecords(tier).listing(JOB)).forced == "2023-11-14_22-13"
-    await JobRecords(tier).end_forced(JOB)
+    assert await JobRecords(tier).end_forced(await JobRecords(tier).listing(JOB))
     assert (await JobRecords(tier).listing(JOB)).forced is None
     beside.blob("team/checkpoints/default/llama/restore.version").upload_from_string(b"the good one")
     said = (await JobRecords(tier).listing(JOB)).forced
