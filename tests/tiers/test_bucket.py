@@ -237,6 +237,10 @@ async def test_verify_names_what_is_damaged_and_what_is_lacking(tier: OpenedTier
     tier.put(layout.manifest_object(cut.id), encode(cut)[:-1])
     report = await opened().verify()
     assert (report.snapshots, report.blobs, report.bytes) == (4, 3, 12)
+    assert [line.split(": ")[:2] for line in report.damaged[:2]] == [
+        ["default/llama/slice-0-3@1", "b"],
+        ["default/llama/slice-0-3@1", "c"],
+    ]
     assert len(report.damaged) == 3
     for line in (hash_bytes(b"4567").name, hash_bytes(b"89ab").name, f"{cut.id}"):
         assert any(line in damaged for damaged in report.damaged)
