@@ -23,7 +23,7 @@ from typing import Any, Final
 import trio
 
 from fuse_tier.bench.frame import Figure, Row, alternating
-from fuse_tier.bench.nodes import in_thread, mounted, settled, until_room
+from fuse_tier.bench.nodes import at_rest, in_thread, mounted, settled, until_room
 from fuse_tier.bench.places import (
     BLOCK_BYTES,
     GIB,
@@ -153,6 +153,7 @@ async def _read(directory: Path, *, mapped: bool) -> Figure:
         for place in (mount, plain):
             await in_thread(write_file, place / "file", GIB, os.urandom(BLOCK_BYTES))
         await settled(node, "ram")
+        await at_rest(node)
 
         async def read(place: Path) -> float:
             seconds = await in_thread(read_once, place / "file")
