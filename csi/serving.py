@@ -11,6 +11,7 @@ import trio
 
 from csi.csi_pb2_grpc import add_IdentityServicer_to_server, add_NodeServicer_to_server
 from csi.driver import Driver
+from csi.health import Health
 from csi.mending import mend
 from csi.places import NoRanks, Ranks
 from csi.publishing import Publisher
@@ -52,11 +53,13 @@ async def run_plugin(config: NodeConfig, settings: Settings) -> None:
     records = Records(f"{config.socket}.published")
     assigner = Ranks(config) if config.coordinator else NoRanks()
     vault = Vault(place_of(config.socket))
-    publisher = Publisher(driver, records, assigner, vault, jax_init_info=settings.jax_init_info)
+    health = Health(driver, records)
+    publisher = Publisher(driver, records, assigner, vault, health, jax_init_info=settings.jax_init_info)
     node = NodeService(
         driver,
         publisher,
         records,
+        health,
         kubelet=settings.kubelet,
         domain=config.domain,
         volume_limit=settings.volume_limit,
@@ -77,6 +80,7 @@ async def run_plugin(config: NodeConfig, settings: Settings) -> None:
                 await grpc.serve(services, f"unix:{settings.endpoint}", None, task_status=task_status)
 
             await nursery.start(answer)
+            nursery.start_soon(health.run)
             nursery.start_soon(mend, settings.kubelet, driver, publisher, records)
             log.info("plugin.ready", node=config.node, socket=settings.endpoint)
 

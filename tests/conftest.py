@@ -38,6 +38,7 @@ _OUTWARD = (
     "controller/ranks/test_server.py",
     "controller/test_watching.py",
     "coordinate/test_service.py",
+    "crd",
     "doctor",
     "localcluster",
     "node",

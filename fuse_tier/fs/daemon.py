@@ -39,6 +39,7 @@ from fuse_tier.fs.operations import Operations
 from fuse_tier.fs.requests import Request
 from fuse_tier.fs.reserve import Reservations
 from fuse_tier.fs.session import Answer, Session
+from fuse_tier.fs.share import Share
 from fuse_tier.fs.spec import MountSpec
 from fuse_tier.fs.syscalls import raise_descriptor_limit
 from fuse_tier.mount.deposits import Depositor
@@ -83,6 +84,7 @@ class Daemon:
                 attributes=attributes,
                 link=self._link,
                 reservations=self._reservations,
+                share=Share(spec.share, volume.tree, self._changes),
                 fsync=spec.fsync,
             )
         )

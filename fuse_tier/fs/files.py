@@ -18,6 +18,7 @@ from fuse_tier.fs.attributes import wait_until_durable
 from fuse_tier.fs.base import Shared
 from fuse_tier.fs.handles import OpenFile, Writing
 from fuse_tier.fs.requests import Entry, NewAttributes, Opened, Request
+from fuse_tier.fs.syscalls import drop_privileges
 from fuse_tier.mount.messages import OPEN_DIRECT, OPEN_KEEP_CACHE, OPEN_NO_FLUSH, OPEN_PASSTHROUGH
 
 _CREATE: Final = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -34,6 +35,9 @@ class FileOperations(Shared):
         room = self._reservations.expected(parent_inode, name)
         if not self._reservations.is_ready(room):
             room = await self._reservations.prepare(parent_inode, name)
+        if self._share.limit:
+            await self._share.look()
+            room = 0 if self._share.is_used_up else room
         if self._changes.held:
             await self._changes.passed()
         access = flags & os.O_ACCMODE
@@ -65,7 +69,10 @@ class FileOperations(Shared):
             if room:
                 await self._reservations.reserve(fd, room)
                 writing.allocated = os.fstat(fd).st_blocks * 512
-        return self._opened(OpenFile(found.st_ino, fd, writing), found.st_mode, flags, request), entry
+        opened = self._opened(
+            OpenFile(found.st_ino, fd, writing), found.st_mode, flags, request, seen=self._share.is_used_up
+        )
+        return opened, entry
 
     async def tmpfile(self, parent_inode: int, mode: int, flags: int, request: Request) -> tuple[Opened, Entry]:
         """Makes a file without a name and opens it."""
@@ -123,7 +130,7 @@ class FileOperations(Shared):
                 os.ftruncate(fd, 0)
                 writing.synced = False
                 if request.kills_privileges:
-                    _drop_privileges(fd)
+                    drop_privileges(fd)
             found = os.fstat(fd)
             if writing.count == 1:
                 writing.allocated = found.st_blocks * 512
@@ -133,12 +140,12 @@ class FileOperations(Shared):
             raise
         return self._opened(OpenFile(inode, fd, writing), found.st_mode, flags, request)
 
-    def _opened(self, file: OpenFile, mode: int, flags: int, request: Request) -> Opened:
-        """Answers with a file that is open; it is closed if that fails."""
+    def _opened(self, file: OpenFile, mode: int, flags: int, request: Request, *, seen: bool = False) -> Opened:
+        """Answers with an open file, written through us if it is to be ``seen``; closes it if that fails."""
         counted = False
         try:
             # Where the kernel writes by itself, it leaves these bits as they are.
-            file.backing = self._backings.open(file.inode, file.fd, allowed=not mode & _PRIVILEGES)
+            file.backing = self._backings.open(file.inode, file.fd, allowed=not (seen or mode & _PRIVILEGES))
             counted = True
             return self._handles.add_file(file, _answer_flags(file, flags), request)
         except BaseException:
@@ -170,9 +177,11 @@ class FileOperations(Shared):
         """Writes; what there was no room for is not counted."""
         file = self._handles.files[handle]
         if request.kills_privileges:
-            _drop_privileges(file.fd)
+            drop_privileges(file.fd)
         if file.writing is not None:
             file.writing.synced = False
+        if self._share.limit and not self._share.admits(file.fd, offset + len(content)):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return os.pwrite(file.fd, content, offset)
 
     async def fsync(self, handle: int, data_only: bool) -> None:
@@ -195,6 +204,8 @@ class FileOperations(Shared):
         """Closes a file whose handle is gone."""
         if file.writing is not None and file.writing.count == 1:
             allocated = self._reservations.closing(file.inode, file.fd)
+            if file.backing:
+                self._share.grew(allocated - file.writing.allocated)
             if self._backings.enabled:  # else all pages are touched by us
                 self._handles.unreserved += max(0, allocated - file.writing.allocated)
         self._backings.close(file.inode)
@@ -218,7 +229,7 @@ class FileOperations(Shared):
                 file.writing.synced = False
                 os.ftruncate(file.fd, wanted.size)
                 if request.kills_privileges:
-                    _drop_privileges(file.fd)
+                    drop_privileges(file.fd)
         if wanted.size is None or wanted.has_more_than_a_size:
             self._set_attributes(inode, wanted)
             self._changes.record()
@@ -257,7 +268,7 @@ class FileOperations(Shared):
                     os.truncate(path, size)  # unlike ftruncate it leaves the times alone when the size stays
             if request.kills_privileges:
                 with self._nodes.path(inode) as path:
-                    _drop_privileges(path)
+                    drop_privileges(path)
         finally:
             self._end_writing(inode)
 
@@ -270,13 +281,3 @@ def _answer_flags(file: OpenFile, flags: int) -> int:
         return OPEN_DIRECT | OPEN_NO_FLUSH
     # Cached pages stay right from one open to the next: nobody else writes.
     return OPEN_KEEP_CACHE | OPEN_NO_FLUSH
-
-
-def _drop_privileges(file: int | bytes) -> None:
-    """What write(2) and truncate(2) do for a caller without CAP_FSETID; to us, who have it, the tmpfs doesn't."""
-    mode = stat.S_IMODE(os.stat(file).st_mode)
-    kept = mode & ~stat.S_ISUID
-    if mode & stat.S_IXGRP:
-        kept &= ~stat.S_ISGID
-    if kept != mode:
-        os.chmod(file, kept)

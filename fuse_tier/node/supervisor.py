@@ -132,6 +132,7 @@ class _Node:
             config.fsync,
             config.passthrough,
             tuple(config.ram.expected_sizes.items()),
+            share=config.ram.share or 0,
             many=_MANY if programs.daemon == Programs().daemon else None,
             vaulted=worker is None,
         )
