@@ -31,12 +31,12 @@ def huge_page_bytes() -> int:
 def bring_together(path: str, offset: int, size: int) -> bool:
     """Has a part of a file brought into huge pages, as far as that goes; False if this kernel will not hear of it.
 
-    ``offset`` is a multiple of a huge page. Holes stay holes: a file that has some is left alone, as is one that is
-    gone. Blocks.
+    ``offset`` is a multiple of a huge page. Holes stay holes: a file that has some is left alone, as is one that cannot
+    be opened, because it is gone by now. Blocks.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except OSError:
         return True
     try:
         found = os.fstat(fd)
