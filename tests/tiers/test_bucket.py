@@ -21,7 +21,7 @@ from fuse_tier.errors import (
     TierUnavailable,
 )
 from fuse_tier.hashing import hash_bytes
-from fuse_tier.identity import SnapshotId
+from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import encode
 from fuse_tier.tiers import bucket_layout as layout
 from fuse_tier.tiers.base import Tier
@@ -127,6 +127,15 @@ async def test_a_bucket_that_does_not_exist_is_refused_by_name(emulator: Emulato
     ):
         with pytest.raises(TierRefused, match=r"gs://nowhere does not exist .*`bucket.url`"):
             await attempt()
+    await tier.aclose()
+
+
+async def test_names_that_the_service_would_not_take_are_refused_with_what_to_do(emulator: Emulator) -> None:
+    tier = BucketTier(f"gs://{BUCKET}/{'ü' * 250}", emulator.endpoint)
+    long = Identity("n" * 63, "w" * 250, "r" * 250)
+    with pytest.raises(TierRefused, match=r"longer than the 1024 bytes .*: choose a shorter prefix in `bucket\.url`"):
+        await keep(tier, {"weights": b"0123"}, identity=long)
+    await keep(tier, {"weights": b"0123"})
     await tier.aclose()
 
 
