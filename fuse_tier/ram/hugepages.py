@@ -31,8 +31,8 @@ def huge_page_bytes() -> int:
 def bring_together(path: str, offset: int, size: int) -> bool:
     """Has a part of a file brought into huge pages, as far as that goes; False if this kernel will not hear of it.
 
-    ``offset`` is a multiple of a huge page. Holes stay holes: a file that has some is left alone, as is one that cannot
-    be opened, because it is gone by now. Blocks.
+    ``offset`` is a multiple of a huge page. Holes stay holes: a file that has some is left alone, and so is one that
+    cannot be opened, because it is gone by now. Blocks.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
