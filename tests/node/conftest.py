@@ -55,9 +55,12 @@ class Node:
         return [int(event.split()[1]) for event in self.events if event.startswith("started")]
 
     def line(self) -> str:
-        """The next line that it prints."""
+        """The next line that it prints, but for what it says first when it runs as an ordinary user."""
         assert self.process.stdout is not None
-        return self.process.stdout.readline().rstrip()
+        line = self.process.stdout.readline()
+        while line.startswith("running without root"):
+            line = self.process.stdout.readline()
+        return line.rstrip()
 
     def tell(self, number: signal.Signals) -> None:
         """Sends it a signal."""
