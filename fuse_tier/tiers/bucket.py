@@ -36,7 +36,7 @@ from fuse_tier.errors import (
     TierUnavailable,
 )
 from fuse_tier.identity import Identity, SnapshotId
-from fuse_tier.manifest import Manifest
+from fuse_tier.manifest import Manifest, quote
 from fuse_tier.tiers import bucket_collection
 from fuse_tier.tiers import bucket_layout as layout
 from fuse_tier.tiers import bucket_transfer as transfer
@@ -220,21 +220,21 @@ class BucketTier:
         checked: dict[Blob, TierError | None] = {}
         for snapshot in snapshots:
             try:
-                blobs = (await self.manifest(snapshot)).blobs
+                manifest = await self.manifest(snapshot)
             except NotFound:  # dropped since it was listed
                 continue
             except MalformedManifest as error:
                 damaged.append(str(error))
                 continue
             fetching = self._fetching(IntoNothing(), progress, in_ranges=False)
-            fetched = await fetching.bring(set(blobs - checked.keys()))
+            fetched = await fetching.bring(set(manifest.blobs - checked.keys()))
             checked |= dict.fromkeys(fetched.arrived) | fetched.failed
-            for blob in sorted(blobs):
-                failed = checked[blob]
+            for entry in manifest.entries:
+                failed = None if entry.blob is None else checked[entry.blob]
                 if isinstance(failed, TierUnavailable):
                     raise failed
                 if failed is not None:
-                    damaged.append(f"{snapshot} in {self.place}: {failed}")
+                    damaged.append(f"{snapshot}: {quote(entry.path)}: {failed}")
         return VerifyReport(len(snapshots), len(checked), sum(blob.size for blob in checked), tuple(damaged))
 
     def _fetching(self, destination: Destination, progress: Progress, *, in_ranges: bool) -> Fetching:
