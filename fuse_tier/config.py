@@ -23,6 +23,7 @@ from fuse_tier.config_fields import (
     AnySize,
     Count,
     Name,
+    Passthrough,
     PositiveSeconds,
     Seconds,
     SocketPath,
@@ -90,7 +91,7 @@ class NodeConfig(Section):
     fsync: Literal["ram", "peer", "bucket"] = Field(
         default="ram", description="What an fsync waits for: `ram`, `peer` or `bucket`."
     )
-    passthrough: Literal["auto", "on", "off"] = Field(
+    passthrough: Passthrough = Field(
         default="auto",
         description="Whether the kernel reads and writes file content by itself: where it can, always (a mount "
         "fails without), or never.",

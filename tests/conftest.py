@@ -35,6 +35,7 @@ _OUTWARD = (
     "csi/test_mending.py",
     "csi/test_sanity.py",
     "cli",
+    "controller/driver/test_admission.py",
     "controller/ranks/test_server.py",
     "controller/test_watching.py",
     "coordinate/test_service.py",
