@@ -16,6 +16,7 @@ import trio
 
 from fuse_tier.blobs import Blob
 from fuse_tier.identity import SnapshotId
+from fuse_tier.ram.cgroups import memory_left
 from fuse_tier.ram.hugepages import bring_together, huge_page_bytes
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.tmpfs import huge_page_mode
@@ -25,6 +26,7 @@ log = structlog.get_logger(__name__)
 
 _LOOK_EVERY_SECONDS: Final = 1.0
 _AT_ONCE_BYTES: Final = 32 << 20  # 16 ms
+_SPARED_BYTES: Final = 256 << 20  # of our own memory limit, for all else that we do
 
 
 class Resting:
@@ -69,7 +71,7 @@ class Resting:
         return sorted(large - self._done)
 
     def _is_at_rest(self) -> bool:
-        return not self._is_busy() and not any(volume.is_dirty for volume in self._volumes)
+        return not self._is_busy() and not any(volume.is_dirty for volume in self._volumes) and _may_take_memory()
 
     async def _go_through(self) -> bool:
         """Says whether nothing came in between."""
@@ -89,3 +91,8 @@ class Resting:
                     return False
             self._done.add(blob)
         return True
+
+
+def _may_take_memory() -> bool:
+    left = memory_left()
+    return left is None or left >= _SPARED_BYTES + _AT_ONCE_BYTES
