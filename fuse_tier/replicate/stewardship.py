@@ -263,6 +263,7 @@ class Stewardship:
         report.begin("collecting what no snapshot names")
         removal = await self._bucket.collect_garbage(SAFE_GRACE_SECONDS, dry_run=dry_run)
         kept += removal.kept
+        settings = await self._bucket.settings()
         return {
             "place": self._bucket.place,
             "dry_run": dry_run,
@@ -271,7 +272,7 @@ class Stewardship:
             "freed_bytes": removal.freed,
             "freed_later_bytes": later,
             "grace_seconds": SAFE_GRACE_SECONDS,
-            "soft_delete_seconds": await self._bucket.soft_delete_seconds(),
+            "soft_delete_seconds": settings.soft_delete_seconds if settings else None,
             "protected": [{"object": one.name, "reason": one.reason} for one in kept[:_TOLD_AT_MOST]],
             "protected_objects": len(kept),
         }

@@ -184,6 +184,11 @@ async def test_what_the_plugin_says_of_itself(kubelet: Kubelet, plugin: Plugin) 
     node = await kubelet.call(NodeStub, "NodeGetInfo", pb.NodeGetInfoRequest())
     assert (node.node_id, node.max_volumes_per_node) == ("a", 100)
     assert stat.S_IMODE(os.stat(kubelet.socket).st_mode) == 0o600
+    pod = await kubelet.start("llama-0")
     await plugin.node.stop()
     assert not await kubelet.is_ready()
+    with pytest.raises(Refused) as refusal:
+        await kubelet.unpublish(pod)
+    assert refusal.value.code is grpc.StatusCode.UNAVAILABLE
+    assert "fuse container is not running" in refusal.value.message
     assert json.loads(Path(plugin.family.log).read_text().splitlines()[0])["role"] == "csi"

@@ -152,7 +152,7 @@ async def test_who_prunes_is_told_of_soft_delete_and_of_nothing_where_that_may_n
     await save_all(bucket, 1, 100)
     told = []
     for seconds in (0, 604_800):
-        proxy.soft_delete_seconds = seconds
+        proxy.settings = {"softDeletePolicy": {"retentionDurationSeconds": str(seconds)}}
         told.append((await steward(bucket).prune(Report(), dry_run=True))["soft_delete_seconds"])
     proxy.faults.append(Fault("GET", "/b/checkpoints?", status=403, says="no storage.buckets.get"))
     told.append((await steward(bucket).prune(Report(), dry_run=True))["soft_delete_seconds"])
