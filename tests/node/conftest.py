@@ -55,9 +55,12 @@ class Node:
         return [int(event.split()[1]) for event in self.events if event.startswith("started")]
 
     def line(self) -> str:
-        """The next line that it prints."""
+        """The next line that it prints, but for what it says first when it runs as an ordinary user."""
         assert self.process.stdout is not None
-        return self.process.stdout.readline().rstrip()
+        line = self.process.stdout.readline()
+        while line.startswith("running without root"):
+            line = self.process.stdout.readline()
+        return line.rstrip()
 
     def tell(self, number: signal.Signals) -> None:
         """Sends it a signal."""
@@ -94,7 +97,7 @@ def start_node(place: Path, memory_path: Path, tmp_path: Path, expected_logs: Ex
     """Starts a node; given a worker's mode and, where the usual ones won't do, a RAM tier and a socket.
 
     ``sizes`` are those that files are expected to have, ``keeper`` is a program to be run for each keeper, ``code`` a
-    directory with the package to be run.
+    directory with the package to be run, ``more`` are further lines of the configuration.
     """
     with ExitStack() as stack:
 
@@ -106,6 +109,7 @@ def start_node(place: Path, memory_path: Path, tmp_path: Path, expected_logs: Ex
             sizes: str = "{}",
             keeper: str = "",
             code: Path | None = None,
+            more: str = "",
         ) -> Node:
             number = len(list(place.glob("*.yaml")))
             config = place / f"node{number}.yaml"
@@ -113,7 +117,7 @@ def start_node(place: Path, memory_path: Path, tmp_path: Path, expected_logs: Ex
             socket = socket or str(place / f"{number}.sock")
             config.write_text(
                 f"node: {name}\nram: {{path: {ram}, size: 64MiB, expectedSizes: {sizes}}}\nsocket: {socket}\n"
-                f"listen: {{control: 127.0.0.1:7460, bulk: 127.0.0.1:7461}}\n"
+                f"listen: {{control: 127.0.0.1:7460, bulk: 127.0.0.1:7461}}\n{more}"
             )
             # Judged after the place has gone.
             log = tmp_path / f"node{number}.log"
