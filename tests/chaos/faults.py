@@ -62,13 +62,16 @@ async def replace_the_node(world: World, node: LocalNode) -> None:
     await _before_ram_is_lost(world)
     await node.lose_ram()
     listen = {key: _next_port(address) for key, address in node.config["listen"].items()}
-    with trio.fail_after(_LEASE_ENDS_SECONDS):
-        while not node.family.runs:
-            try:
-                await node.start(listen=listen)
-            except NotStarted as refused:  # while the first of that name is still counted as alive
-                world.note(str(refused).splitlines()[0])
-                await node.kill()
+
+    async def starts() -> bool:
+        try:
+            await node.start(listen=listen)
+        except NotStarted as refused:  # while the first of that name is still counted as alive
+            world.note(str(refused).splitlines()[0])
+            await node.kill()
+        return node.family.runs
+
+    await until(starts, _LEASE_ENDS_SECONDS)
 
 
 async def restart_the_node(world: World, node: LocalNode) -> None:
