@@ -28,6 +28,7 @@ from fuse_tier.wire.control_pb2_grpc import (
 from fuse_tier.wire.grpc import Caller, Client, serve
 from fuse_tier.wire.tls import TlsFiles
 from tests.harness.logs import ExpectedLogs
+from tests.harness.waiting import until
 from tests.wire.certificates import make_certificates
 
 
@@ -212,19 +213,17 @@ async def test_a_client_finds_a_server_that_was_started_again(peer: PeerServicer
                 await client.call("Hello", pb.HelloRequest(), 5)
             async with trio.open_nursery() as nursery:
                 await nursery.start(partial(serve, [(add_PeerServicer_to_server, peer)], address, None))
-                await until_answered(client)
+                await until(partial(_answers, client))
                 nursery.cancel_scope.cancel()
 
 
-async def until_answered(client: Client) -> None:
-    """Tries until the backoff after a failed connection is over."""
-    while True:
-        try:
-            await client.call("Hello", pb.HelloRequest(), 5)
-        except TierUnavailable:
-            await trio.sleep(0.02)
-        else:
-            return
+async def _answers(client: Client) -> bool:
+    """Not before the backoff after a failed connection is over."""
+    try:
+        await client.call("Hello", pb.HelloRequest(), 5)
+    except TierUnavailable:
+        return False
+    return True
 
 
 @pytest.fixture
