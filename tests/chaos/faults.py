@@ -169,17 +169,19 @@ async def fail_at_a_point(world: World, node: LocalNode) -> None:
 async def kill_the_coordinator(world: World, node: LocalNode) -> None:
     """It comes back knowing nothing."""
     assert world.cluster.coordinator
-    await world.cluster.coordinator.kill()
-    await _a_moment(world)
-    await world.cluster.coordinator.start()
+    async with world.coordinators_turn:
+        await world.cluster.coordinator.kill()
+        await _a_moment(world)
+        await world.cluster.coordinator.start()
 
 
 async def freeze_the_coordinator(world: World, node: LocalNode) -> None:
     """It comes back thinking that no time has passed."""
     assert world.cluster.coordinator
-    world.cluster.coordinator.family.freeze()
-    await _a_moment(world)
-    world.cluster.coordinator.family.thaw()
+    async with world.coordinators_turn:
+        world.cluster.coordinator.family.freeze()
+        await _a_moment(world)
+        world.cluster.coordinator.family.thaw()
 
 
 FAULTS: tuple[Fault, ...] = (

@@ -32,6 +32,7 @@ class World:
     rng: random.Random
     jobs: list[Job]
     sick: set[str] = field(default_factory=set)  # nodes that a fault has just now
+    coordinators_turn: trio.Lock = field(default_factory=trio.Lock)  # there is one: it has one fault at a time
     ram_lost: int = 0  # nodes that lost their RAM since all was well
     leftovers: list[tuple[LocalNode, Path]] = field(default_factory=list)  # mounts that nobody wants any more
     begun: float = field(default_factory=trio.current_time)
