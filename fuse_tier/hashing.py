@@ -9,7 +9,6 @@ from __future__ import annotations
 import mmap
 import os
 import threading
-from queue import SimpleQueue
 
 import xxhash
 
@@ -17,7 +16,6 @@ from fuse_tier.blobs import Blob, Progress
 
 _STEP = 1 << 20  # large enough for os.preadv and xxhash to give the interpreter lock back, small enough for L2
 _READ_AT_MOST = 64 << 10  # a mapping costs more than a read of so little
-_FOLLOWED_FROM = 32 << 20  # a thread costs more than it brings for less
 _WINDOW = 4 << 20  # of a file under RunningHash: what is mapped counts as the process's memory; whole huge pages
 
 
@@ -117,57 +115,3 @@ class RunningHash:
             self._window = mmap.mmap(self._fd, length, mmap.MAP_SHARED, mmap.PROT_READ, offset=start)
             self._window_start = start
         return self._window
-
-
-class FollowingHash:
-    """Hashes a file that is received as ``RunningHash`` does when mapped; a large one in a thread of its own.
-
-    That follows who writes, through the cache that processors share: so the stream goes on meanwhile. One thread
-    uses it; the other ends with ``digest`` or ``close``, which wait for it.
-    """
-
-    def __init__(self, fd: int, size: int) -> None:
-        self._hash = RunningHash(fd, size, mapped=True)
-        self._is_followed = size >= _FOLLOWED_FROM
-        self._written: SimpleQueue[int | None] = SimpleQueue()
-        self._follower: threading.Thread | None = None
-        self._failure: Exception | None = None
-        self.done = 0  # bytes of which it was told that they are written
-
-    def advance(self, to: int) -> None:
-        """What stands before offset ``to`` has been written."""
-        if to <= self.done:
-            return
-        self.done = to
-        if not self._is_followed:
-            self._hash.advance(to)
-            return
-        if self._follower is None:
-            self._follower = threading.Thread(target=self._follow, name="hash", daemon=True)
-            self._follower.start()
-        self._written.put(to)
-
-    def digest(self) -> bytes:
-        """Of what was written so far. Raises what hashing it raised."""
-        self._settle()
-        if self._failure is not None:
-            raise self._failure
-        return self._hash.digest()
-
-    def close(self) -> None:
-        """Gives all back; ``digest`` still answers."""
-        self._settle()
-        self._hash.close()
-
-    def _settle(self) -> None:
-        if self._follower is not None:
-            self._written.put(None)
-            self._follower.join()
-            self._follower = None
-
-    def _follow(self) -> None:
-        try:
-            while (to := self._written.get()) is not None:
-                self._hash.advance(to)
-        except Exception as error:  # noqa: BLE001 - raised where the digest is asked for
-            self._failure = error

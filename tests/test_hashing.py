@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import random
 import tempfile
-import threading
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fuse_tier.blobs import Blob
-from fuse_tier.hashing import FollowingHash, RunningHash, hash_bytes, hash_descriptor
+from fuse_tier.hashing import RunningHash, hash_bytes, hash_descriptor
 
 
 def test_the_hash_is_the_one_of_the_published_algorithm() -> None:
@@ -69,29 +68,3 @@ def test_a_file_that_was_cut_is_hashed_as_far_as_it_goes(tmp_path: Path) -> None
         running = RunningHash(file.fileno(), 1 << 20)
         running.advance(1 << 20)
         assert (running.done, running.digest()) == (4, hash_bytes(b"0123").digest)
-
-
-@pytest.mark.parametrize("size", [0, 100_000, (33 << 20) + 7])
-def test_a_file_that_is_received_is_hashed_beside_who_writes(tmp_path: Path, rng: random.Random, size: int) -> None:
-    content = rng.randbytes(size)
-    with open(tmp_path / "file", "wb+", buffering=0) as file:
-        file.truncate(size)
-        following = FollowingHash(file.fileno(), size)
-        for to in [*range(0, size, 5 << 20), size]:
-            before = following.done
-            os.pwrite(file.fileno(), content[before:to], before)
-            following.advance(to)
-            if to % 3 == 0:  # a transfer that broke here would say so much of itself
-                assert Blob(following.digest(), following.done) == hash_bytes(content[:to])
-        assert following.digest() == hash_bytes(content).digest
-        following.close()
-    assert "hash" not in {thread.name for thread in threading.enumerate()}
-
-
-def test_what_cannot_be_hashed_is_told_where_the_digest_is_asked_for(tmp_path: Path) -> None:
-    with open(tmp_path / "file", "wb+", buffering=0) as file:
-        following = FollowingHash(file.fileno(), 64 << 20)  # and nothing of that is allocated
-        following.advance(8 << 20)
-        with pytest.raises(ValueError, match="mmap"):
-            following.digest()
-        following.close()

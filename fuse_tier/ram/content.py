@@ -20,7 +20,7 @@ from fuse_tier import failpoints
 from fuse_tier.blobs import Blob, Partial, ResumableIncoming
 from fuse_tier.errors import Damaged, NotFound, TierFull, TierRefused
 from fuse_tier.files import write_new
-from fuse_tier.hashing import FollowingHash, hash_bytes
+from fuse_tier.hashing import RunningHash, hash_bytes
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.partials import SMALLEST_KEPT, Partials
 
@@ -196,7 +196,7 @@ class _Landing:
                     os.close(self.fd)
                     os.unlink(self._path)
                     raise
-        self._hash = FollowingHash(self.fd, blob.size)
+        self._hash = RunningHash(self.fd, blob.size, mapped=True)
         if partial is not None:
             self._hash.advance(partial.size)  # memory may have changed since
             if self._hash.digest() != partial.digest:
@@ -208,7 +208,7 @@ class _Landing:
 
     def restart(self) -> None:
         self._hash.close()
-        self._hash = FollowingHash(self.fd, self._blob.size)
+        self._hash = RunningHash(self.fd, self._blob.size, mapped=True)
 
     def landed(self, offset: int) -> None:
         self._hash.advance(offset)
