@@ -28,6 +28,7 @@ MOUNTED: dict[str, Any] = {
         "seconds": 0.8,
         "sources": {"peer b": 1 << 30},
         "unreadable": [],
+        "coming": 0,
     },
 }
 
@@ -167,6 +168,12 @@ async def test_a_mount_says_what_it_restored_and_from_where(node: AskedNode, tmp
             read_only=True,
         )
     ]
+    node.facts = MOUNTED | {"restored": MOUNTED["restored"] | {"coming": 3 << 28}}
+    at_once = await run("mount", "--node", node.socket, "--identity", "default/llama/0", "/ckpt")
+    assert at_once.stdout == (
+        "default/llama/0 is mounted at /ckpt: snapshot 12, 8 files, of which 768 MiB are coming from peer b, what is "
+        "opened first\n"
+    )
     node.facts = MOUNTED | {"restored": None}
     plain = await run("mount", "--node", node.socket, "--identity", "default/llama/0", "/ckpt")
     assert plain.stdout == "default/llama/0 is mounted at /ckpt: nothing had to be restored\n"

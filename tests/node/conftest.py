@@ -20,6 +20,7 @@ from fuse_tier.identity import Identity
 from fuse_tier.ram.layout import Layout
 from fuse_tier.wire.channel import connected
 from tests.harness.logs import ExpectedLogs
+from tests.harness.processes import is_running as is_running
 from tests.harness.waiting import until
 from tests.mount.conftest import mountpoint, place
 
@@ -31,14 +32,6 @@ def make_volume(ram_root: str, identity: Identity) -> None:
     volume = Layout(ram_root).volume(identity)
     for directory in (volume.tree, volume.pins, volume.remote):
         os.makedirs(directory)
-
-
-def is_running(pid: int) -> bool:
-    """Whether there is such a process; a zombie is none."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):  # gone before it was opened, or before it was read
-        return False
 
 
 @dataclass
@@ -62,9 +55,12 @@ class Node:
         return [int(event.split()[1]) for event in self.events if event.startswith("started")]
 
     def line(self) -> str:
-        """The next line that it prints."""
+        """The next line that it prints, but for what it says first when it runs as an ordinary user."""
         assert self.process.stdout is not None
-        return self.process.stdout.readline().rstrip()
+        line = self.process.stdout.readline()
+        while line.startswith("running without root"):
+            line = self.process.stdout.readline()
+        return line.rstrip()
 
     def tell(self, number: signal.Signals) -> None:
         """Sends it a signal."""
@@ -101,7 +97,7 @@ def start_node(place: Path, memory_path: Path, tmp_path: Path, expected_logs: Ex
     """Starts a node; given a worker's mode and, where the usual ones won't do, a RAM tier and a socket.
 
     ``sizes`` are those that files are expected to have, ``keeper`` is a program to be run for each keeper, ``code`` a
-    directory with the package to be run.
+    directory with the package to be run, ``more`` are further lines of the configuration.
     """
     with ExitStack() as stack:
 
@@ -113,6 +109,7 @@ def start_node(place: Path, memory_path: Path, tmp_path: Path, expected_logs: Ex
             sizes: str = "{}",
             keeper: str = "",
             code: Path | None = None,
+            more: str = "",
         ) -> Node:
             number = len(list(place.glob("*.yaml")))
             config = place / f"node{number}.yaml"
@@ -120,7 +117,7 @@ def start_node(place: Path, memory_path: Path, tmp_path: Path, expected_logs: Ex
             socket = socket or str(place / f"{number}.sock")
             config.write_text(
                 f"node: {name}\nram: {{path: {ram}, size: 64MiB, expectedSizes: {sizes}}}\nsocket: {socket}\n"
-                f"listen: {{control: 127.0.0.1:7460, bulk: 127.0.0.1:7461}}\n"
+                f"listen: {{control: 127.0.0.1:7460, bulk: 127.0.0.1:7461}}\n{more}"
             )
             # Judged after the place has gone.
             log = tmp_path / f"node{number}.log"

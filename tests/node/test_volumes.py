@@ -17,7 +17,7 @@ from fuse_tier.errors import ConfigError, FuseTierError, IdentityBusy, MountErro
 from fuse_tier.fs.version import code_version
 from fuse_tier.identity import Identity
 from fuse_tier.mount.table import is_inside, mount_at, read_mounts
-from fuse_tier.node.mounted import DaemonSettings
+from fuse_tier.node.settings import DaemonSettings
 from fuse_tier.node.supervisor import Programs
 from fuse_tier.node.volumes import Volumes
 from tests.harness.logs import ExpectedLogs
@@ -343,6 +343,7 @@ async def test_a_volume_that_was_taken_out_of_sight_is_busy_until_its_last_user_
     assert (other_mountpoint / "file").read_text() == "still written"
 
 
+@pytest.mark.root
 async def test_what_is_not_ours_is_not_unmounted(volumes: Volumes, mountpoint: Path) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "stranger", str(mountpoint)], check=True)  # noqa: ASYNC221 - moments
     with pytest.raises(MountError) as caught:

@@ -21,7 +21,7 @@ from fuse_tier.errors import (
     TierUnavailable,
 )
 from fuse_tier.hashing import hash_bytes
-from fuse_tier.identity import SnapshotId
+from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import encode
 from fuse_tier.tiers import bucket_layout as layout
 from fuse_tier.tiers.base import Tier
@@ -130,6 +130,15 @@ async def test_a_bucket_that_does_not_exist_is_refused_by_name(emulator: Emulato
     await tier.aclose()
 
 
+async def test_names_that_the_service_would_not_take_are_refused_with_what_to_do(emulator: Emulator) -> None:
+    tier = BucketTier(f"gs://{BUCKET}/{'ü' * 250}", emulator.endpoint)
+    long = Identity("n" * 63, "w" * 250, "r" * 250)
+    with pytest.raises(TierRefused, match=r"longer than the 1024 bytes .*: choose a shorter prefix in `bucket\.url`"):
+        await keep(tier, {"weights": b"0123"}, identity=long)
+    await keep(tier, {"weights": b"0123"})
+    await tier.aclose()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [(b'{"fuse_tier_bucket": 2}', "newer version"), (b"{}", "none of ours"), (b"\xff", "none of ours")],
@@ -228,6 +237,10 @@ async def test_verify_names_what_is_damaged_and_what_is_lacking(tier: OpenedTier
     tier.put(layout.manifest_object(cut.id), encode(cut)[:-1])
     report = await opened().verify()
     assert (report.snapshots, report.blobs, report.bytes) == (4, 3, 12)
+    assert [line.split(": ")[:2] for line in report.damaged[:2]] == [
+        ["default/llama/slice-0-3@1", "b"],
+        ["default/llama/slice-0-3@1", "c"],
+    ]
     assert len(report.damaged) == 3
     for line in (hash_bytes(b"4567").name, hash_bytes(b"89ab").name, f"{cut.id}"):
         assert any(line in damaged for damaged in report.damaged)
@@ -239,7 +252,7 @@ async def test_nothing_is_collected_while_a_manifest_cannot_be_read(tier: Opened
     second = await keep(tier, {"a": b"4567"}, 2)
     await tier.drop(first.id)
     tier.put(layout.manifest_object(second.id), encode(second)[:100])
-    with pytest.raises(MalformedManifest, match=r"nothing is collected.*drop that snapshot"):
+    with pytest.raises(MalformedManifest, match=r"nothing is collected.*delete the object"):
         await opened().collect(0)
     assert len(tier.names("blobs/")) == 2
     await tier.drop(second.id)
