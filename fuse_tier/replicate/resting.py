@@ -30,14 +30,22 @@ _SPARED_BYTES: Final = 256 << 20  # of our own memory limit, for all else that w
 
 
 class Resting:
-    """Of one node. ``is_busy`` says whether copies are still to be made."""
+    """Of one node. ``is_busy`` says whether copies are still to be made, ``bring`` does it (ram/hugepages.py)."""
 
-    def __init__(self, layout: Layout, volumes: Iterable[Volume], is_busy: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        volumes: Iterable[Volume],
+        is_busy: Callable[[], bool],
+        huge_bytes: int,
+        bring: Callable[[str, int, int], bool] = bring_together,
+    ) -> None:
         self._layout = layout
         self._volumes = volumes
         self._is_busy = is_busy
         self._thread = trio.CapacityLimiter(1)
-        self._huge = huge_page_bytes() if huge_page_mode(layout.root) != "never" else 0
+        self._huge = huge_bytes
+        self._bring = bring
         self._works = False
         self._done: set[Blob] = set()
         self._gone_through: set[SnapshotId] = set()
@@ -79,7 +87,7 @@ class Resting:
             for offset in range(0, blob.size - self._huge + 1, _AT_ONCE_BYTES):
                 begun = time.monotonic()
                 known = await trio.to_thread.run_sync(
-                    bring_together, self._layout.blob(blob), offset, _AT_ONCE_BYTES, limiter=self._thread
+                    self._bring, self._layout.blob(blob), offset, _AT_ONCE_BYTES, limiter=self._thread
                 )
                 self._works |= known
                 if not self._works:
@@ -91,6 +99,11 @@ class Resting:
                     return False
             self._done.add(blob)
         return True
+
+
+def huge_bytes_of(layout: Layout) -> int:
+    """The size of the huge pages that files of a RAM tier may have; 0 where they have none."""
+    return huge_page_bytes() if huge_page_mode(layout.root) != "never" else 0
 
 
 def _may_take_memory() -> bool:
