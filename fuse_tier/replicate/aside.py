@@ -1,0 +1,48 @@
+"""What was set aside: snapshots beyond the step that a job has gone back to. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from fuse_tier.checkpoints import Saved
+from fuse_tier.restarts import Resumption
+
+_NOTHING = -1  # in place of a step: no files
+
+
+def set_aside(listed: Iterable[Saved], resumption: Resumption | None = None) -> dict[int, int]:
+    """Of one volume's snapshots those that count for nothing any more, with the step that the job went back to.
+
+    A snapshot of a lower step that was taken later in the same run says so, and so does what the volume's tree went
+    on from (-1: from no files).
+    """
+    aside: dict[int, int] = {}
+    lowest: dict[str, int] = {}
+    for one in sorted(listed, key=lambda one: -one.id.number):
+        if one.step is None:
+            continue
+        run = one.lineage.run
+        back = lowest.get(run, one.step)
+        if resumption is not None and resumption.run == run and one.id.epoch < resumption.epoch:
+            back = min(back, _NOTHING if resumption.step is None else resumption.step)
+        if back < one.step:
+            aside[one.id.number] = back
+        lowest[run] = min(one.step, lowest.get(run, one.step))
+    return aside
+
+
+def kept_aside(
+    listed: Collection[Saved], complete: Collection[int], resumption: Resumption | None = None
+) -> frozenset[int]:
+    """What of that stays, because no checkpoint has been completed since beyond what the job went back to.
+
+    ``complete`` are the volume's parts of the newest complete checkpoints. Of jobs of one rank nothing is kept.
+    """
+    of_job = [one for one in listed if one.lineage.world_size > 1]
+    steps = {one.id.number: one.step for one in of_job}
+    newer = [(number, step) for number in complete if (step := steps.get(number)) is not None]
+    return frozenset(
+        aside
+        for aside, back in set_aside(of_job, resumption).items()
+        if not any(number > aside and step > back for number, step in newer)
+    )
