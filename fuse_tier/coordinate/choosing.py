@@ -26,11 +26,11 @@ _NAMED_AT_MOST = 5
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of one run of a job. What was given up, marked as bad or found to be damaged is left out."""
+    """What is known of one run of a job. In ``here`` and ``awaited`` is nothing that was given up or is damaged."""
 
     here: Parts  # what nodes list that are alive
     awaited: Parts  # that, and copies that nodes have which went away a moment ago
-    ever: Parts  # that, and whatever nodes had that have not been heard of for longer
+    ever: Parts  # whatever nodes have, or had that have not been heard of for longer, be it good or bad
     going_on: Mapping[str, Resumption] = field(default_factory=dict)  # of replicas that are mounted on live nodes
     brought: Mapping[str, int] = field(default_factory=dict)  # the newest of each that a node brought to the bucket
     other_shapes: Collection[Lineage] = ()  # in which snapshots of the run were taken, too
@@ -44,6 +44,7 @@ class Current:
     step: int | None
     joined: frozenset[str]
     is_forced: bool = False
+    is_heard: bool = False  # from nodes, by a coordinator that was not there when it began: others may have joined
 
 
 def choose(question: Question, known: Known, current: Current | None, restart: int) -> Verdict:
@@ -115,6 +116,8 @@ def _number_in(current: Current, question: Question, known: Known) -> int | None
     replica = question.identity.replica
     if replica in current.joined or question.forced not in (None, current.step):
         return None
+    if current.is_heard and _has_gone_on(current, known):
+        return None
     if question.forced is None:
         since = tuple(backup for backup in question.backups if backup.epoch >= current.restart)
         completed = [*whole_steps(known.here, question.lineage.world_size), *(backup.step for backup in since)]
@@ -134,6 +137,15 @@ def _number_in(current: Current, question: Question, known: Known) -> int | None
         if replica not in parts or len(parts.keys() | at_work) < question.lineage.world_size:
             return None
     return max([*backed_up, parts.get(replica, 0)])
+
+
+def _has_gone_on(current: Current, known: Known) -> bool:
+    """Whether somebody who joined a restart has saved since: all had joined it then, whoever can be asked now."""
+    return any(
+        one.step is not None and one.step > _rank(current.step)
+        for replica in current.joined
+        for one in known.here.get(replica, ())
+    )
 
 
 def _check_nothing_newer(question: Question, known: Known, complete: Mapping[int, int]) -> None:

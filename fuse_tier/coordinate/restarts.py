@@ -26,11 +26,15 @@ _COUNT_EVERY_SECONDS = 1.0  # what is complete
 _FORGET_SECONDS = 60.0  # a job of which nobody has anything, and nobody asks
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Begun:
+    """The last restart of a run. Who has joined it is kept here, also of nodes that are gone."""
+
     restart: int
     step: int | None
     is_forced: bool = False
+    is_heard: bool = False
+    joined: set[str] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -96,8 +100,11 @@ class Restarts:
         job.resumed[identity] = (node, one)
         self._resumed_on.setdefault(node, set()).add(identity)
         job.is_changed = True
-        if one.run not in job.begun or one.restart > job.begun[one.run].restart:
-            job.begun[one.run] = _Begun(one.restart, one.step)
+        begun = job.begun.get(one.run)
+        if begun is None or one.restart > begun.restart:
+            begun = job.begun[one.run] = _Begun(one.restart, one.step, is_heard=True)
+        if one.restart == begun.restart:
+            begun.joined.add(identity.replica)
 
     def _drop(self, identity: Identity) -> None:
         if (before := self._job(identity).resumed.pop(identity, None)) is not None:
@@ -137,7 +144,10 @@ class Restarts:
             job.is_changed = True
         question = replace(question, backups=self._usable(question, job))
         begun = job.begun.get(lineage.run)
-        current = _current(job, lineage.run, begun) if begun else None
+        current = None
+        if begun is not None:
+            joined = frozenset(begun.joined)
+            current = Current(begun.restart, begun.step, joined, begun.is_forced, begun.is_heard)
         number = max(owned.epoch, (begun.restart if begun else 0) + 1)
         verdict = choose(question, self._known(question, job, now), current, number)
         if verdict.restart == number:
@@ -186,7 +196,7 @@ class Restarts:
         lost = {(node, identity) for node in alive for identity in self._lost(node, presence[node], now)}
         here = self._parts(job, question.lineage, alive, lost)
         copies = self._parts(job, question.lineage, gone, owned)
-        ever = self._parts(job, question.lineage, job.saved, lost)
+        ever = self._parts(job, question.lineage, job.saved, lost, be_it_bad=True)
         return Known(
             here,
             _merge(here, copies),
@@ -209,6 +219,8 @@ class Restarts:
         lineage: Lineage,
         nodes: Iterable[str],
         but: Collection[tuple[str, Identity]] = (),
+        *,
+        be_it_bad: bool = False,
     ) -> dict[str, list[Saved]]:
         found: dict[str, dict[int, Saved]] = {}
         for node in nodes:
@@ -216,7 +228,7 @@ class Restarts:
                 if (node, identity) in but:
                     continue
                 for one in several:
-                    if _shape(one.lineage) == _shape(lineage) and self._counts(job, one):
+                    if _shape(one.lineage) == _shape(lineage) and (be_it_bad or self._counts(job, one)):
                         found.setdefault(identity.replica, {})[one.id.number] = one
         return {replica: list(numbered.values()) for replica, numbered in found.items()}
 
@@ -277,15 +289,6 @@ class Restarts:
                 for part in whole[max(whole)].values() if whole else ():
                     needed.setdefault(part.id.identity, set()).add(part.id.number)
         return {identity: tuple(sorted(numbers)) for identity, numbers in needed.items()}
-
-
-def _current(job: _Job, run: str, begun: _Begun) -> Current:
-    joined = {
-        identity.replica
-        for identity, (_, one) in job.resumed.items()
-        if one.run == run and one.restart == begun.restart
-    }
-    return Current(begun.restart, begun.step, frozenset(joined), begun.is_forced)
 
 
 def _merge(one: Mapping[str, list[Saved]], other: Mapping[str, list[Saved]]) -> dict[str, list[Saved]]:

@@ -1,13 +1,15 @@
-"""What was set aside: snapshots beyond the step that a job has gone back to. Pure."""
+"""What of a volume's snapshots the other ranks of its job have a part in: what is set aside, and what stays. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
 from fuse_tier.checkpoints import Saved
+from fuse_tier.replicate.retention import last_of_saves
 from fuse_tier.restarts import Resumption
 
 _NOTHING = -1  # in place of a step: no files
+_NEXT = 2  # saves
 
 
 def set_aside(listed: Iterable[Saved], resumption: Resumption | None = None) -> dict[int, int]:
@@ -46,3 +48,18 @@ def kept_aside(
         for aside, back in set_aside(of_job, resumption).items()
         if not any(number > aside and step > back for number, step in newer)
     )
+
+
+def stays_for_job(
+    listed: Collection[Saved], complete: Collection[int], resumption: Resumption | None = None
+) -> frozenset[int]:
+    """What of one volume's snapshots stays for the sake of the other ranks of its job, and those set aside.
+
+    ``complete`` are the volume's parts of the newest complete checkpoints, as last heard. The saves after it may be
+    complete by now, or are the next to be, however far this rank is ahead of the others.
+    """
+    of_job = [one for one in listed if one.lineage.world_size > 1]
+    aside = set_aside(of_job, resumption)
+    going_on = [one for one in of_job if one.id.number > max(complete, default=0) and one.id.number not in aside]
+    following = [one.id.number for one in reversed(last_of_saves(going_on))]
+    return frozenset([*complete, *following[:_NEXT]]) | kept_aside(of_job, complete, resumption)

@@ -15,7 +15,7 @@ from fuse_tier import failpoints, metrics
 from fuse_tier.checkpoints import Saved
 from fuse_tier.errors import FuseTierError
 from fuse_tier.identity import Identity, SnapshotId
-from fuse_tier.replicate.aside import kept_aside
+from fuse_tier.replicate.aside import set_aside, stays_for_job
 from fuse_tier.replicate.broadcast import Broadcast
 from fuse_tier.replicate.knowledge import Knowledge
 from fuse_tier.replicate.places import Places
@@ -79,22 +79,25 @@ class Upkeep:
                 in_use = set(volume.in_use)
             known = await self._knowledge.of(SnapshotId(identity, number) for number in numbers)
             saved = {snapshot.number: one for snapshot, one in known.items()}
-            needed = self._needed(identity, saved)
-            going = plan_retention(saved, self._keep, durable_elsewhere=elsewhere, in_use=in_use, needed=needed)
+            needed, aside = self._for_job(identity, saved)
+            going = plan_retention(
+                saved, self._keep, durable_elsewhere=elsewhere, in_use=in_use, needed=needed, aside=aside
+            )
             await self._drop(identity, going)
         failpoints.reached("retention.collecting")
         await self._places.ram.collect(_RAM_GRACE_SECONDS if self._is_roomy() else _SHORT_SECONDS)
 
-    def _needed(self, identity: Identity, listed: Mapping[int, Saved | None]) -> Collection[int]:
-        """What stays for the other ranks of the volume's job; everything, while that is not known."""
+    def _for_job(
+        self, identity: Identity, listed: Mapping[int, Saved | None]
+    ) -> tuple[Collection[int], Collection[int]]:
+        """What stays for the other ranks of the volume's job (everything, while that is not known); what is aside."""
         several = [saved for saved in listed.values() if saved is not None and saved.lineage.world_size > 1]
         if not several:
-            return ()
-        needed = self._places.membership.needed(identity)
-        if needed is None:
-            return listed.keys()
+            return (), ()
         volume = self._find(identity)
-        return needed | kept_aside(several, needed, volume.resumption if volume is not None else None)
+        resumption = volume.resumption if volume is not None else None
+        needed, aside = self._places.membership.needed(identity), set_aside(several, resumption)
+        return (listed.keys() if needed is None else stays_for_job(several, needed, resumption)), aside.keys()
 
     async def _drop(self, identity: Identity, numbers: tuple[int, ...]) -> None:
         ram = self._places.ram

@@ -102,6 +102,14 @@ class Volume:
         return self._lineage is not None
 
     @property
+    def is_to_be_renumbered(self) -> bool:
+        """Whether the newest snapshot is about to be taken again, under a number that counts as the newest.
+
+        Until then nobody takes a copy of it who has one that was newer.
+        """
+        return self._renumber
+
+    @property
     def is_settled(self) -> bool:
         """Whether the last snapshot had every file that was closed: none was still written through a mapping."""
         return self._snapshotter.is_settled

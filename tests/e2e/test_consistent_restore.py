@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fuse_tier.errors import TierRefused
+from fuse_tier.errors import NotFound, RunMismatch
 from fuse_tier.localcluster import LocalCluster, LocalNode
 from tests.e2e.jobs import A_NODE_DIED, mount_when_free
 from tests.harness.clusters import Clusters
@@ -44,7 +44,7 @@ async def wait_until_copied(node: LocalNode, rank: int) -> None:
 
 
 async def test_a_survivor_that_is_ahead_goes_back_to_the_step_that_all_ranks_have(
-    make_cluster: Clusters, expected_logs: ExpectedLogs
+    make_cluster: Clusters, expected_logs: ExpectedLogs, tmp_path: Path
 ) -> None:
     expected_logs.allow(*A_NODE_DIED, r"restart\.set_aside")
     cluster = await make_cluster("a", "b", "c", "d", bucket=False, settle="50ms")
@@ -78,3 +78,25 @@ async def test_a_survivor_that_is_ahead_goes_back_to_the_step_that_all_ranks_hav
     await until(is_listed)
     shown = (await nodes[0].cli("ls")).stdout
     assert "300 (set aside)" in shown
+
+    # A person says that the step is bad; what is set aside can still be had by name.
+    nodes = [nodes[0], nodes[1], cluster["d"]]
+    done = await nodes[1].cli("mark-bad", "200", "--job", JOB)
+    assert done.returncode == 0, done.stderr
+    await all_unmounted(nodes, mounts)
+    mounts = [await mount_rank(node, cluster, rank) for rank, node in enumerate(nodes)]
+    assert [steps_in(mount) for mount in mounts] == [[100]] * RANKS
+    done = await nodes[0].cli("restore", "--identity", f"{JOB}/0", "--step", "300", "--to", str(tmp_path / "aside"))
+    assert done.returncode == 0, done.stderr
+    assert steps_in(tmp_path / "aside") == [100, 200, 300]
+
+    await all_unmounted(nodes, mounts)
+    with pytest.raises(NotFound, match=r"step 300 of default/llama is not complete: those that are: 100$"):
+        await mount_rank(nodes[0], cluster, 0, step=300)
+    with pytest.raises(RunMismatch, match="saved with 3 ranks, and not with 4 ranks"):
+        await nodes[0].mount(f"{JOB}/0", mounts[0], world_size=4)
+
+
+async def all_unmounted(nodes: list[LocalNode], mounts: list[Path]) -> None:
+    for node, mount in zip(nodes, mounts, strict=True):
+        await node.unmount(mount)
