@@ -176,8 +176,8 @@ class Collection:
             if error.status == _GONE:
                 self._version = ""
             if error.status in (401, 403, 404):
-                raise TierRefused(f"{self._path}: {_told(error)}") from error
-            raise TierUnavailable(f"{self._path}: {_told(error)}") from error
+                raise TierRefused(f"{self._path}: {told(error)}") from error
+            raise TierUnavailable(f"{self._path}: {told(error)}") from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise TierUnavailable(f"{self._path}: {error}") from error
         return cast(urllib3.BaseHTTPResponse, response)
@@ -211,7 +211,8 @@ def connect(kubeconfig: str = "") -> ApiClient:
         raise ConfigError(f"no API server is known: {error}; name a kubeconfig with --kubeconfig-path") from error
 
 
-def _told(error: ApiException) -> str:
+def told(error: ApiException) -> str:
+    """What the server says of an error."""
     try:
         return str(json.loads(error.body)["message"])
     except (KeyError, TypeError, ValueError):

@@ -17,7 +17,7 @@ import trio
 import yaml
 
 from csi.local.kubelet import Kubelet, PodVolume
-from csi.local.pod import DriverPod, shared_directory
+from csi.local.pod import DriverPod, Kind, shared_directory
 from fuse_tier.bench.frame import RUNS, Figure, Row
 from fuse_tier.localcluster import local_cluster
 
@@ -81,9 +81,7 @@ async def _driver(directory: Path) -> AsyncIterator[_Place]:
             node = nodes["a"]
             node.config_path.write_text(yaml.safe_dump(node.config))
             kubelet = Kubelet(directory / "kubelet", str(directory / "csi.sock"))
-            driver = DriverPod(
-                "bench", node.config_path, kubelet.socket, kubelet.directory, directory, contained=False
-            )
+            driver = DriverPod("bench", node.config_path, kubelet.socket, kubelet.directory, directory, Kind.NONE)
             stack.callback(kubelet.clean_up)
             try:
                 driver.start()

@@ -6,7 +6,6 @@ for a while: restarting takes a second or two, and a pod's start should not fail
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -45,6 +44,7 @@ class Driver:
     def __init__(self, config: NodeConfig) -> None:
         self.node = config.node
         self.ram = config.ram.path
+        self.share = config.ram.share or 0
         self._worker = f"unix:{config.socket}"
         self._supervisor = Supervisor(f"{config.socket}.supervisor")
 
@@ -115,25 +115,6 @@ def ours_at(path: str) -> Mount | None:
     """The volume that is mounted at ``path``, alive or dead. Reads the mount table, which never hangs."""
     found = mount_at(path)
     return found if found is not None and found.is_ours else None
-
-
-async def look_through(path: str) -> str:
-    """Why the mount at ``path`` does not answer as ours does; empty when it does."""
-
-    def look() -> str:
-        # Attributes may come from the kernel's cache; this is asked of the daemon.
-        os.statvfs(path)
-        found = ours_at(path)
-        if found is None or os.stat(path).st_dev != found.device:
-            return "another filesystem is mounted there"
-        return ""
-
-    with trio.move_on_after(Deadline.CHANNEL_CALL):
-        try:
-            return await trio.to_thread.run_sync(look, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
-        except OSError as error:
-            return f"{error.strerror}"
-    return f"no answer within {Deadline.CHANNEL_CALL:g} s"
 
 
 def _describe(step: pb.Step) -> str:

@@ -143,7 +143,7 @@ def _read(pod: Pod, said: pb.UpdateResponse) -> Rank | None:
         return None
     if said.new_state != pb.ASSIGNED:
         raise not_now(
-            f"{pod} waits for the ranks of {said.jobset} ({said.jobset_shape or 'shape unknown'}): they are assigned "
-            "when all of its pods have nodes; see `kubectl get pods` for those that are Pending"
+            f"{pod} waits for the ranks of {said.jobset} ({said.jobset_shape or 'shape unknown'}): "
+            f"{said.waits_for or 'not all of its pods have nodes'}; ranks are assigned when all have asked for them"
         )
     return Rank(said.rank, said.jobset, said.jobset_shape, said.controller_ip)

@@ -19,7 +19,8 @@ import structlog
 import trio
 
 from csi.context import Pod, Wishes
-from csi.driver import Driver, look_through, ours_at
+from csi.driver import Driver, ours_at
+from csi.health import Health
 from csi.ownership import give_to_group
 from csi.places import Assigner, Place, choose
 from csi.pod_files import write_pod_files
@@ -53,10 +54,18 @@ class Publisher:
     """Publishes and unpublishes the volumes of one node."""
 
     def __init__(
-        self, driver: Driver, records: Records, assigner: Assigner, vault: Vault, *, jax_init_info: bool
+        self,
+        driver: Driver,
+        records: Records,
+        assigner: Assigner,
+        vault: Vault,
+        health: Health,
+        *,
+        jax_init_info: bool,
     ) -> None:
         self._driver = driver
         self._vault = vault
+        self._health = health
         self._records = records
         self._assigner = assigner
         self._jax_init_info = jax_init_info
@@ -107,7 +116,7 @@ class Publisher:
         mounted = await self._driver.find(path)
         if mounted is not None and mounted.reason:
             return mounted.reason
-        return await look_through(path)
+        return await self._health.look_through(path)
 
     async def _publish(self, order: Order) -> None:
         path = order.target.path
@@ -134,7 +143,7 @@ class Publisher:
             await self._driver.mount(place, order.pod.uid, path, read_only=order.read_only)
         except IdentityBusy as error:
             raise not_now(await self._name_holder(place, error)) from error
-        reason = await look_through(path)
+        reason = await self._health.look_through(path)
         if reason:
             raise failed(f"{place.identity} was mounted at {path}, but a look through the mount shows: {reason}")
         await self._make_fit(order, place)

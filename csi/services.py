@@ -14,6 +14,7 @@ from google.protobuf.wrappers_pb2 import BoolValue
 from csi import csi_pb2 as pb
 from csi.context import read_context
 from csi.driver import Driver
+from csi.health import Health
 from csi.publishing import Order, Publisher
 from csi.records import Records
 from csi.refusals import malformed, not_found
@@ -64,6 +65,7 @@ class NodeService:
         driver: Driver,
         publisher: Publisher,
         records: Records,
+        health: Health,
         *,
         kubelet: str,
         domain: DomainConfig,
@@ -72,6 +74,7 @@ class NodeService:
         self._driver = driver
         self._publisher = publisher
         self._records = records
+        self._health = health
         self._kubelet = kubelet
         self._domain = domain
         self._volume_limit = volume_limit
@@ -129,7 +132,7 @@ class NodeService:
             raise malformed("volume_path is missing")
         if not os.path.isabs(request.volume_path):
             raise not_found(f"volume {volume_id} is not published at {request.volume_path!r}")
-        stats = await stats_of(volume_id, request.volume_path, self._driver, self._records)
+        stats = await stats_of(volume_id, request.volume_path, self._driver, self._records, self._health)
         return pb.NodeGetVolumeStatsResponse(
             usage=[_usage(stats.bytes, pb.VolumeUsage.BYTES), _usage(stats.inodes, pb.VolumeUsage.INODES)],
             volume_condition=pb.VolumeCondition(

@@ -11,6 +11,7 @@ import trio
 
 from csi.csi_pb2_grpc import add_IdentityServicer_to_server, add_NodeServicer_to_server
 from csi.driver import Driver
+from csi.health import Health
 from csi.mending import mend
 from csi.places import NoRanks, Ranks
 from csi.publishing import Publisher
@@ -21,7 +22,9 @@ from fuse_tier.config import Address, NodeConfig
 from fuse_tier.errors import ConfigError
 from fuse_tier.fs.syscalls import raise_descriptor_limit
 from fuse_tier.node.claims import refuse_taken_socket
+from fuse_tier.node.keepers import place_of
 from fuse_tier.node.parts import in_turn, insist
+from fuse_tier.node.priority import KEEPING, protect
 from fuse_tier.node.turns import Turn
 from fuse_tier.node.vault import Vault
 from fuse_tier.wire import grpc
@@ -49,12 +52,14 @@ async def run_plugin(config: NodeConfig, settings: Settings) -> None:
     driver = Driver(config)
     records = Records(f"{config.socket}.published")
     assigner = Ranks(config) if config.coordinator else NoRanks()
-    vault = Vault(f"{config.socket}.mounts")
-    publisher = Publisher(driver, records, assigner, vault, jax_init_info=settings.jax_init_info)
+    vault = Vault(place_of(config.socket))
+    health = Health(driver, records)
+    publisher = Publisher(driver, records, assigner, vault, health, jax_init_info=settings.jax_init_info)
     node = NodeService(
         driver,
         publisher,
         records,
+        health,
         kubelet=settings.kubelet,
         domain=config.domain,
         volume_limit=settings.volume_limit,
@@ -75,6 +80,7 @@ async def run_plugin(config: NodeConfig, settings: Settings) -> None:
                 await grpc.serve(services, f"unix:{settings.endpoint}", None, task_status=task_status)
 
             await nursery.start(answer)
+            nursery.start_soon(health.run)
             nursery.start_soon(mend, settings.kubelet, driver, publisher, records)
             log.info("plugin.ready", node=config.node, socket=settings.endpoint)
 
@@ -83,6 +89,7 @@ async def run_plugin(config: NodeConfig, settings: Settings) -> None:
         await serve()
 
     raise_descriptor_limit()
+    protect(KEEPING)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         await in_turn(Turn(config.socket), signals, work)
     log.info("plugin.ended", node=config.node)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import trio
 
-from csi.driver import Driver, look_through, ours_at
-from csi.records import Publication, Records
+from csi.driver import Driver
+from csi.health import Health
+from csi.records import Records
 from csi.refusals import not_found, ran_out
 from fuse_tier.deadlines import Deadline
-from fuse_tier.errors import FuseTierError
 from fuse_tier.identity import Identity
 from fuse_tier.ram.layout import Layout
 
@@ -40,35 +40,21 @@ class Stats:
     trouble: str
 
 
-async def stats_of(volume_id: str, path: str, driver: Driver, records: Records) -> Stats:
+async def stats_of(volume_id: str, path: str, driver: Driver, records: Records, health: Health) -> Stats:
     """Of a published volume. Raises StatedError (NOT_FOUND when it is not published there)."""
     known = await trio.to_thread.run_sync(records.find, volume_id)
     if known is None or known.target != path:
         raise not_found(f"volume {volume_id} is not published at {path} on this node")
-    trouble = await _trouble(known, driver)
+    trouble = await health.trouble(known)
     with trio.move_on_after(Deadline.CHANNEL_CALL):
         used, inodes, error = await trio.to_thread.run_sync(
-            _measure, driver.ram, Identity.parse(known.identity), abandon_on_cancel=True
+            _measure, driver.ram, driver.share, Identity.parse(known.identity), abandon_on_cancel=True
         )
         return Stats(used, inodes, trouble or error)
     raise ran_out(f"the RAM tier at {driver.ram} did not answer within {Deadline.CHANNEL_CALL:g} s")
 
 
-async def _trouble(known: Publication, driver: Driver) -> str:
-    path = known.target
-    if ours_at(path) is None:
-        return f"{path} is not mounted: delete {known.owner}; the next pod of that name gets its files"
-    try:
-        mounted = await driver.find(path)
-    except FuseTierError:
-        mounted = None  # the supervisor is started anew; the mount speaks for itself
-    if mounted is not None and mounted.reason:
-        return f"its mount is dead: {mounted.reason}: delete {known.owner}"
-    reason = await look_through(path)
-    return f"its daemon does not answer: {reason}: see the log of the fuse container" if reason else ""
-
-
-def _measure(ram: str, identity: Identity) -> tuple[Usage, Usage, str]:
+def _measure(ram: str, share: int, identity: Identity) -> tuple[Usage, Usage, str]:
     found = os.statvfs(ram)
     used = files = 0
     trouble = ""
@@ -84,5 +70,10 @@ def _measure(ram: str, identity: Identity) -> tuple[Usage, Usage, str]:
         trouble = f"the RAM tier at {ram} cannot be read: {error.strerror}"
     if not found.f_bavail:
         trouble = trouble or f"the RAM tier at {ram} is full: writes fail until older checkpoints are in the bucket"
-    space = Usage(used, found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize)
+    free, total = found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
+    if share:
+        free, total = min(free, max(0, share - used)), min(total, share)
+        if not free:
+            trouble = trouble or f"it has used up its share of {share} bytes: its job gives nothing up"
+    space = Usage(used, free, total)
     return space, Usage(files, found.f_favail, found.f_files), trouble

@@ -65,6 +65,9 @@ class RamConfig(_Section):
 
     path: AbsolutePath = Field(description="Where it is; a tmpfs is mounted there if there is none.")
     size: Size = Field(description="How much RAM it may take.")
+    share: Size | None = Field(
+        default=None, description="How much of it one volume may have; without it, as much as there is."
+    )
     warm: bool = Field(default=False, description="Whether its memory is made ready when the tmpfs is made.")
     expected_sizes: dict[str, Size] = Field(
         default={},

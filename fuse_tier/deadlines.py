@@ -53,6 +53,7 @@ class Deadline:
     DETACH_TRY: Final = 2.0  # one of three tries to end a mount that may not be waited for: in order, aside, by force
     DETACH: Final = 7.0  # the supervisor's answer to a detach, whatever hangs
     ABANDON: Final = 30.0  # who still uses a mount that was detached is cut off, so that it can be mounted elsewhere
+    STRANDED: Final = 600.0  # a mount waits so long for a driver that has gone from its node altogether
     PROBE: Final = 6.0  # both of a node's processes say that they are there
     UNPUBLISH: Final = 9.5  # what kubelet waits for the end of a pod's volume
     PUBLISH: Final = 100.0  # what kubelet waits for a pod's volume: less than the two minutes that it allows

@@ -82,6 +82,7 @@ class Location:
         0  # the newest that a node was heard to have that had not mounted the volume: it was copied to there
     )
     is_settled: bool = True  # False: who told this has just started, and may not have heard of all that nodes hold
+    silent: tuple[str, ...] = ()  # who could not be asked, and may list anything
 
 
 @dataclass(frozen=True, slots=True)

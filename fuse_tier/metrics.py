@@ -49,6 +49,7 @@ _scrub_damaged = Counter("fuse_tier_scrub_damaged", "Files that it found to be d
 _queue = Gauge("fuse_tier_queue_length", "Copies waiting or under way.", registry=REGISTRY)
 _ram_capacity = Gauge("fuse_tier_ram_capacity_bytes", "Size of this node's RAM tier.", registry=REGISTRY)
 _ram_free = Gauge("fuse_tier_ram_free_bytes", "Room in this node's RAM tier.", registry=REGISTRY)
+_unwell = Gauge("fuse_tier_volumes_unwell", "Pods' volumes that did not answer last.", registry=REGISTRY)
 _given_up = Counter("fuse_tier_ram_given_up_bytes", "Freed because room was short.", registry=REGISTRY)
 _backups = Counter("fuse_tier_backups", "Snapshots on their way to the bucket.", ["outcome"], registry=REGISTRY)
 _unreserved = Counter(
@@ -191,6 +192,11 @@ def checkpoint_complete(job: str, created_ns: int) -> None:
 def forget_checkpoints() -> None:
     """This node tells of no job's checkpoints any more: another one does."""
     _checkpoints.forget()
+
+
+def unwell(count: int) -> None:
+    """So many published volumes do not answer."""
+    _unwell.set(count)
 
 
 def unreserved(size: int) -> None:

@@ -1,11 +1,13 @@
 """A YAML file read together with where everything in it stands, so that a complaint can name the line.
 
 It knows nothing of what the keys mean (``config.py`` does). Only plain values: mappings with text keys, lists,
-text, numbers, booleans, null. Reading one runs nothing that the file says.
+text, numbers, booleans, null. Reading one runs nothing that the file says. ``${NAME}`` in a value is what the
+environment has there, so that one file serves many machines; it is always text, and never read as YAML.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -20,6 +22,7 @@ MAX_FILE_BYTES = 1 << 20
 
 KeyPath: TypeAlias = tuple[str | int, ...]
 _SCALARS = frozenset(f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float"))
+_VARIABLE = re.compile(r"\$(\$?)\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _TEXTS = frozenset(f"tag:yaml.org,2002:{name}" for name in ("str", "timestamp", "value", "merge"))
 
 
@@ -140,7 +143,7 @@ class _Reader:
                 except ValueError:
                     return self._complain(path, f"{node.value!r} is no {node.tag.rpartition(':')[2]}")
             if node.tag in _TEXTS:
-                return node.value
+                return self._with_environment(node.value, path)
         return self._complain(path, f"the tag {node.tag!r} has no meaning here: write the plain value")
 
     def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
@@ -159,6 +162,16 @@ class _Reader:
             self._document.lines[*path, key] = line
             values[key] = self.read(value_node, (*path, key))
         return values
+
+    def _with_environment(self, text: str, path: KeyPath) -> str:
+        lacking = [name for dollar, name in _VARIABLE.findall(text) if not dollar and not os.environ.get(name)]
+        if lacking:
+            name = lacking[0]
+            self._complain(path, f"the environment has no {name}: set it, or write $${{{name}}} to mean that")
+            return text
+        found = _VARIABLE.sub(lambda one: f"${{{one[2]}}}" if one[1] else os.environ[one[2]], text)
+        self._document.texts[path] = found
+        return found
 
     def _complain(self, path: KeyPath, message: str) -> None:
         self._document.problems.append(Problem(path, message))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -282,3 +283,34 @@ def test_backups_are_made_always_or_as_often_as_is_said(tmp_path: Path) -> None:
         config = load_node_config(path)
         assert (config.backup.every, config.backup.steps) == (every, steps)
         assert (config.keep.bucket.last, config.keep.bucket.weekly) == (3, 4)
+
+
+def test_a_value_may_name_a_variable_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NODE_NAME", "machine-7")
+    monkeypatch.setenv("HOST_IP", "127.0.0.9")
+    text = SMALLEST.replace("node: a", "node: ${NODE_NAME}")
+    text = re.sub(r"127\.0\.0\.1:\d+", lambda found: f'"{found[0].replace("127.0.0.1", "${HOST_IP}")}"', text)
+    config = load_node_config(written(tmp_path, text + "domain: {zone: '$${ZONE}', pool: 'a: ${NODE_NAME}'}\n"))
+    assert (config.node, str(config.listen.control), str(config.listen.bulk)) == (
+        "machine-7", "127.0.0.9:7460", "127.0.0.9:7461"
+    )  # fmt: skip
+    assert (config.domain.zone, config.domain.pool) == ("${ZONE}", "a: machine-7")
+
+
+def test_a_variable_that_the_environment_lacks_is_named_with_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NODE_NAME", raising=False)
+    monkeypatch.setenv("ZONE", "")
+    assert complaints(tmp_path, SMALLEST.replace("node: a", "node: ${NODE_NAME}") + "domain: {zone: '${ZONE}'}") == [
+        "node.yaml:1: node: the environment has no NODE_NAME: set it, or write $${NODE_NAME} to mean that",
+        "node.yaml:5: domain.zone: the environment has no ZONE: set it, or write $${ZONE} to mean that",
+    ]
+
+
+def test_what_the_environment_gives_is_never_read_as_yaml_and_is_checked_like_all_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NODE_NAME", "a\nfsync: bucket")
+    (found,) = complaints(tmp_path, SMALLEST.replace("node: a", "node: ${NODE_NAME}"))
+    assert "is no name" in found

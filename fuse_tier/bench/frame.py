@@ -29,6 +29,8 @@ class Figure:
 
     value: float
     reference_value: float
+    beside: str = ""
+    """What the reference was this time, where the run itself has chosen it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,8 @@ class Result:
     def of(cls, row: Row, figure: Figure) -> Result:
         """The figure over its reference."""
         ratio = figure.value / figure.reference_value
-        return cls(row.name, figure.value, row.unit, row.reference, figure.reference_value, ratio)
+        reference = f"{row.reference} ({figure.beside})" if figure.beside else row.reference
+        return cls(row.name, figure.value, row.unit, reference, figure.reference_value, ratio)
 
 
 async def alternating(ours: Measure, reference: Measure, runs: int = RUNS) -> Figure:

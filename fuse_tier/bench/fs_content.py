@@ -10,10 +10,12 @@ import itertools
 import mmap
 import os
 import shutil
+import statistics
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -21,8 +23,18 @@ from typing import Any, Final
 import trio
 
 from fuse_tier.bench.frame import Figure, Row, alternating
-from fuse_tier.bench.nodes import in_thread, mounted, settled, until_room
-from fuse_tier.bench.places import BLOCK_BYTES, GIB, fastest_tmpfs, tmpfs, warm, write_file, write_files
+from fuse_tier.bench.nodes import at_rest, in_thread, mounted, settled, until_room
+from fuse_tier.bench.places import (
+    BLOCK_BYTES,
+    GIB,
+    TRIAL_BYTES,
+    fastest_tmpfs,
+    huge_pages,
+    tmpfs,
+    warm,
+    write_file,
+    write_files,
+)
 from fuse_tier.localcluster import LocalNode
 
 PASSTHROUGH_NEEDS_ROOT: Final = "passthrough takes CAP_SYS_ADMIN"
@@ -32,10 +44,16 @@ _ALONE_SECONDS: Final = 1.0
 _SETTLE_SECONDS: Final = 0.05
 
 
+def _write_a_trial(path: Path) -> float:
+    return write_file(path, TRIAL_BYTES, bytes(BLOCK_BYTES))
+
+
 @asynccontextmanager
-async def _beside_a_tmpfs(directory: Path, passthrough: str = "on") -> AsyncIterator[tuple[LocalNode, Path, Path]]:
-    """A node, where its volume is mounted, and a tmpfs to compare with."""
-    with fastest_tmpfs(directory, _WARM_BYTES) as plain:
+async def _beside_a_tmpfs(
+    directory: Path, passthrough: str = "on", trial: Callable[[Path], float] = _write_a_trial
+) -> AsyncIterator[tuple[LocalNode, Path, Path]]:
+    """A node, where its volume is mounted, and the tmpfs to compare with: the one on which ``trial`` is faster."""
+    with fastest_tmpfs(directory, _WARM_BYTES, trial) as plain:
         one: dict[str, Any] = {
             "ram_size": "5GiB",
             "coordinator": False,
@@ -64,7 +82,7 @@ async def _write(directory: Path, writers: int, passthrough: str) -> Figure:
             await settled(node, "ram")
             return GIB / seconds / 1e9
 
-        return await alternating(partial(write, mount), partial(write, plain))
+        return replace(await alternating(partial(write, mount), partial(write, plain)), beside=huge_pages(plain))
 
 
 def _in_letters(number: int) -> str:
@@ -112,7 +130,7 @@ async def _write_next_checkpoint(directory: Path) -> Figure:
             return GIB / seconds / 1e9
 
         await write_new()  # the first one, which nobody knew the size of
-        return await alternating(write_new, overwrite)
+        return replace(await alternating(write_new, overwrite), beside=huge_pages(plain))
 
 
 def _overwrite(path: Path, block: bytes) -> float:
@@ -125,16 +143,23 @@ def _overwrite(path: Path, block: bytes) -> float:
 
 async def _read(directory: Path, *, mapped: bool) -> Figure:
     """A file of 1 GiB that is sealed, into a buffer of 1 MiB; the file was read before."""
-    async with _beside_a_tmpfs(directory) as (node, mount, plain):
+    read_once = _read_mapped if mapped else _read_blocks
+
+    def read_a_trial(path: Path) -> float:
+        write_file(path, TRIAL_BYTES, bytes(BLOCK_BYTES))
+        return statistics.median(read_once(path) for _ in range(3))
+
+    async with _beside_a_tmpfs(directory, trial=read_a_trial) as (node, mount, plain):
         for place in (mount, plain):
             await in_thread(write_file, place / "file", GIB, os.urandom(BLOCK_BYTES))
         await settled(node, "ram")
+        await at_rest(node)
 
         async def read(place: Path) -> float:
-            seconds = await in_thread(_read_mapped if mapped else _read_blocks, place / "file")
+            seconds = await in_thread(read_once, place / "file")
             return GIB / seconds / 1e9
 
-        return await alternating(partial(read, mount), partial(read, plain))
+        return replace(await alternating(partial(read, mount), partial(read, plain)), beside=huge_pages(plain))
 
 
 def _read_blocks(path: Path) -> float:

@@ -50,6 +50,16 @@ async def until_room(node: LocalNode, size_bytes: int) -> None:
             await trio.sleep(_POLL_SECONDS)
 
 
+async def at_rest(node: LocalNode) -> None:
+    """Waits until nothing is left that a node does when it has nothing else to do."""
+    with trio.fail_after(_WAIT_SECONDS):
+        while True:
+            (ram,) = (tier for tier in (await node.status())["tiers"] if tier["tier"] == "ram")
+            if not ram["small_pages_bytes"]:
+                return
+            await trio.sleep(_POLL_SECONDS)
+
+
 async def in_thread(work: Callable[..., T], *arguments: Any) -> T:
     """Does what blocks."""
     return await trio.to_thread.run_sync(work, *arguments)

@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,12 +17,15 @@ from fuse_tier.errors import FuseTierError
 GIB = 1 << 30
 BLOCK_BYTES = 1 << 20
 _TRIES = 3
-_TRIAL_BYTES = GIB // 4
+TRIAL_BYTES = GIB // 4
 
 
 @contextmanager
-def fastest_tmpfs(directory: Path, size_bytes: int) -> Iterator[Path]:
-    """A tmpfs in warm memory, with huge pages in the way that is faster here: ``within_size`` or ``always``."""
+def fastest_tmpfs(directory: Path, size_bytes: int, trial: Callable[[Path], float]) -> Iterator[Path]:
+    """A tmpfs in warm memory, with huge pages in the way that is faster here: ``within_size`` or ``always``.
+
+    ``trial`` does what is to be measured, small, on a file of its own, and gives the seconds that took.
+    """
     with tmpfs(directory, size_bytes) as within_size:
         warm(within_size, size_bytes - GIB // 2)
         if os.geteuid() != 0:
@@ -32,7 +35,7 @@ def fastest_tmpfs(directory: Path, size_bytes: int) -> Iterator[Path]:
             seconds: dict[Path, list[float]] = {within_size: [], always: []}
             for _ in range(_TRIES):
                 for place, taken in seconds.items():
-                    taken.append(write_file(place / "trial", _TRIAL_BYTES, bytes(BLOCK_BYTES)))
+                    taken.append(trial(place / "trial"))
                     (place / "trial").unlink()
             yield min(seconds, key=lambda place: statistics.median(seconds[place]))
 
@@ -59,6 +62,11 @@ def tmpfs(directory: Path, size_bytes: int, huge: str = "within_size") -> Iterat
         yield place
     finally:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def huge_pages(place: Path) -> str:
+    """Of what mode a tmpfs of this module is."""
+    return f"huge={place.name.removeprefix('tmpfs-')}" if place.name.startswith("tmpfs-") else "as at /dev/shm"
 
 
 def warm(place: Path, size_bytes: int) -> None:

@@ -20,7 +20,7 @@ def prune(socket: str | None, dry_run: bool, as_json: bool) -> None:
     """Gives up in the bucket what `keep` in the node's configuration says, and collects what that leaves.
 
     A node does so by itself; this does it at once. The newest complete checkpoint always stays, and so does what is
-    being restored. What the bucket protects (holds, retention policies) is told, and left alone.
+    being restored. What the bucket protects (holds, retention policies) is told and left alone; so is soft delete.
 
     \b
     Example:
@@ -54,4 +54,7 @@ def _summary(facts: dict[str, Any]) -> list[str]:
         lines[0] += f", of which {format_size(facts['freed_later_bytes'])} {would}freed in {grace}"
     garbage = format_count(facts["garbage_objects"], "object")
     lines.append(f"{format_size(facts['freed_bytes'])} in {garbage} that no snapshot names {would}freed now")
+    if facts["soft_delete_seconds"]:
+        kept = format_duration(facts["soft_delete_seconds"])
+        lines.append(f"soft delete: the bucket keeps what is deleted, unseen and paid for, for {kept}")
     return lines

@@ -99,6 +99,11 @@ def _restored(restored: dict[str, Any] | None) -> str:
     if not restored:
         return "nothing had to be restored"
     source = f" from {restored['from']}" if restored["from"] else ""
+    if restored["coming"]:
+        return (
+            f"snapshot {_number(restored['snapshot'])}, {format_count(restored['files'], 'file')}, of which "
+            f"{format_size(restored['coming'])} are coming{source}, what is opened first"
+        )
     return (
         f"snapshot {_number(restored['snapshot'])} restored{source}, {format_count(restored['files'], 'file')}, "
         f"{format_size(restored['bytes'])} in {format_duration(restored['seconds'])}"

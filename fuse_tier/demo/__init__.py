@@ -101,9 +101,11 @@ async def _mount(narration: Narration, name: str, node: LocalNode, mount: Path) 
         facts = await _mount_when_free(node, mount, step)
         step.what = f"{IDENTITY} on {node.name}"
         if restored := facts["restored"]:
-            step.what = f"on {node.name}, mounted after {time.perf_counter() - begun:.1f} s"
-            step.source = str(restored["from"])
-            step.bytes, step.seconds = int(restored["bytes"]), float(restored["seconds"])
+            mounted = time.perf_counter()
+            step.what = f"on {node.name}, mounted after {mounted - begun:.1f} s"
+            step.source, step.bytes = str(restored["from"]), int(restored["bytes"])
+            await node.wait(IDENTITY, "ram", _WAIT_SECONDS, step.follow)  # what is large comes after the mount
+            step.seconds = float(restored["seconds"]) + time.perf_counter() - mounted
 
 
 async def _mount_when_free(node: LocalNode, mount: Path, step: Ongoing) -> dict[str, Any]:

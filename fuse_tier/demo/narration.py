@@ -15,7 +15,7 @@ from rich.table import Table
 
 from fuse_tier.wire import control_pb2 as pb
 
-_PLAIN_WIDTH = 120  # of a pipe or file, which has none
+_PLAIN_WIDTH = 200  # of a pipe or file, which has none: wide enough for all columns
 
 
 @dataclass(frozen=True, slots=True)

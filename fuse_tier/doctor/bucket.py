@@ -8,11 +8,19 @@ import time
 from fuse_tier.config import BucketConfig
 from fuse_tier.doctor.finding import Finding
 from fuse_tier.errors import FuseTierError, NotFound
+from fuse_tier.quantities import format_duration
 from fuse_tier.tiers.bucket import BucketTier
 
 _FOLDER = "doctor"
 _PATIENCE_SECONDS = 3.0
-_CHECKS = ("bucket.exists", "bucket.create", "bucket.read", "bucket.update", "bucket.delete")
+_CHECKS = (
+    "bucket.exists",
+    "bucket.create",
+    "bucket.read",
+    "bucket.update",
+    "bucket.delete",
+    "bucket.softDelete",
+)
 
 
 async def examine(config: BucketConfig, ahead: list[float]) -> list[Finding]:
@@ -20,7 +28,7 @@ async def examine(config: BucketConfig, ahead: list[float]) -> list[Finding]:
     bucket = BucketTier(config.url, config.endpoint, patience=_PATIENCE_SECONDS, key_file=config.credentials)
     found: list[Finding] = []
     try:
-        await _examine(bucket, found)
+        await _examine(config, bucket, found)
         ahead.append(bucket.now() - time.time())
     except FuseTierError as error:
         found.append(Finding.failed(_CHECKS[len(found)], str(error), _remedy(error)))
@@ -32,7 +40,7 @@ async def examine(config: BucketConfig, ahead: list[float]) -> list[Finding]:
     return [*found, *(Finding.skipped(check, f"after {failed} failed") for check in _CHECKS[len(found) :])]
 
 
-async def _examine(bucket: BucketTier, found: list[Finding]) -> None:
+async def _examine(config: BucketConfig, bucket: BucketTier, found: list[Finding]) -> None:
     documents, name, text = bucket.documents, f"{_FOLDER}/{secrets.token_hex(8)}", secrets.token_bytes(32)
     await documents.listed(f"{_FOLDER}/")
     found.append(Finding.ok("bucket.exists", f"{bucket.place} can be listed"))
@@ -50,6 +58,22 @@ async def _examine(bucket: BucketTier, found: list[Finding]) -> None:
         found.append(Finding.warning("bucket.delete", detail, remedy))
     else:
         found.append(Finding.ok("bucket.delete", "and deleted"))
+    found.append(_soft_delete(config, await bucket.soft_delete_seconds()))
+
+
+def _soft_delete(config: BucketConfig, seconds: float | None) -> Finding:
+    if seconds is None:
+        return Finding.skipped(
+            "bucket.softDelete", "its owner did not allow storage.buckets.get, which backups don't need"
+        )
+    if not seconds:
+        return Finding.ok("bucket.softDelete", "what is deleted is gone, and costs nothing any more")
+    name = config.url.removeprefix("gs://").partition("/")[0]
+    return Finding.warning(
+        "bucket.softDelete",
+        f"what is deleted stays, unseen, for {format_duration(seconds)}, and is paid for",
+        f"nothing, if that is meant; else `gcloud storage buckets update gs://{name} --clear-soft-delete`",
+    )
 
 
 def _remedy(error: FuseTierError) -> str:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from contextlib import suppress
-from typing import TextIO
 
 import structlog
 import trio
@@ -27,34 +25,12 @@ from fuse_tier.mount.keeper import FINAL_STATUS, Inheritance
 log = structlog.get_logger(__name__)
 
 
-class Lasting:
-    """Standard error that may go away: whoever reads our log may end, and the job's mount must not."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        """Writes what can be written."""
-        with suppress(OSError, ValueError):
-            return self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        """Flushes what can be flushed."""
-        with suppress(OSError, ValueError):
-            self._stream.flush()
-
-    def isatty(self) -> bool:
-        """Whether a person is looking."""
-        return self._stream.isatty()
-
-
 def main() -> int:
     """Keeps one mount to its end; gives the exit status."""
     parser = argparse.ArgumentParser(prog="python -m fuse_tier.fs", description="The keeper of one mount.")
     parser.add_argument("--spec", help="its parameters, a JSON object; read from standard input without it")
     given: str | None = parser.parse_args().spec
-    logs.configure("fs", "", Lasting(sys.stderr))  # type: ignore[arg-type]
+    logs.configure("fs", "", logs.Lasting(sys.stderr))  # type: ignore[arg-type]
     return keep(sys.stdin.read() if given is None else given)
 
 

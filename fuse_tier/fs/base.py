@@ -16,6 +16,7 @@ from fuse_tier.fs.link import Link
 from fuse_tier.fs.nodes import Nodes
 from fuse_tier.fs.requests import Entry, Request
 from fuse_tier.fs.reserve import Reservations
+from fuse_tier.fs.share import Share
 from fuse_tier.mount.messages import ENTRY
 
 # Only this process changes the tree, so the kernel may keep what it is told.
@@ -38,6 +39,7 @@ class Parts:
     attributes: Attributes
     link: Link
     reservations: Reservations
+    share: Share
     fsync: str
     """What an fsync waits for: ram, peer or bucket."""
 
@@ -54,6 +56,7 @@ class Shared:
         self._attributes = parts.attributes
         self._link = parts.link
         self._reservations = parts.reservations
+        self._share = parts.share
         self._fsync = parts.fsync
         self._chowns = os.geteuid() == 0
         self._ours = (os.geteuid(), os.getegid())

@@ -1,4 +1,5 @@
-"""A copy of all that a mount is kept with, in a process that dies apart from the keeper: node/vault.py.
+"""A copy of all that a mount is kept with, in a process that dies apart from the keeper: node/vault.py. There may be
+several.
 
 A keeper and its daemon may end together, with the container that both run in. Whoever has a copy then holds
 /dev/fuse, so that those who use the mount wait, and what the next daemon needs; and gives all to the next keeper.
@@ -46,8 +47,13 @@ class Copy:
             return
         receiver.setblocking(False)
         keeper.attend(receiver.fileno(), self._hear)
-        keeper.safe.show = self._show
+        keeper.safe.shown.append(self._show)
         self.renew()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the receiver still has it, and keeps up."""
+        return self._open
 
     def renew(self) -> None:
         """Tells what is another than before: the daemon, or the signals that it was told to end by."""
@@ -76,7 +82,8 @@ class Copy:
         """Lets the receiver go."""
         if self._open:
             self._open = False
-            self._keeper.safe.show = None
+            if self._show in self._keeper.safe.shown:
+                self._keeper.safe.shown.remove(self._show)
             self._keeper.ignore(self._receiver.fileno())
             self._receiver.close()
 

@@ -30,8 +30,8 @@ from fuse_tier.fs.backing import Backings
 from fuse_tier.fs.base import Parts
 from fuse_tier.fs.changes import Changes
 from fuse_tier.fs.content import Content
-from fuse_tier.fs.dispatch import dispatch, opened_handle
-from fuse_tier.fs.handles import Handles
+from fuse_tier.fs.dispatch import dispatch, opened_handle, owed_answer
+from fuse_tier.fs.handles import Handles, perhaps_unanswered
 from fuse_tier.fs.link import Link
 from fuse_tier.fs.mounting import MadeMount
 from fuse_tier.fs.nodes import Nodes
@@ -39,6 +39,7 @@ from fuse_tier.fs.operations import Operations
 from fuse_tier.fs.requests import Request
 from fuse_tier.fs.reserve import Reservations
 from fuse_tier.fs.session import Answer, Session
+from fuse_tier.fs.share import Share
 from fuse_tier.fs.spec import MountSpec
 from fuse_tier.fs.syscalls import raise_descriptor_limit
 from fuse_tier.mount.deposits import Depositor
@@ -83,6 +84,7 @@ class Daemon:
                 attributes=attributes,
                 link=self._link,
                 reservations=self._reservations,
+                share=Share(spec.share, volume.tree, self._changes),
                 fsync=spec.fsync,
             )
         )
@@ -118,6 +120,9 @@ class Daemon:
             self._backings.close_lost(safe.highest_backing, probe)
         finally:
             os.close(probe)
+        owed = perhaps_unanswered(deposits)
+        if owed is not None and self._inheritance.device.answer(owed.unique, owed_answer(self._operations, owed)):
+            log.info("open.answered", handle=owed.opened.handle)
         self._inheritance.device.ask_again()
         log.info("mount.taken_over", generation=self._inheritance.generation, open_files=len(self._handles.files))
 

@@ -74,5 +74,5 @@ class DirectoryOperations(Shared):
             await wait_until_durable(self._link, self._fsync)
 
     def statfs(self, request: Request) -> os.statvfs_result:
-        """The RAM tier's room."""
-        return os.fstatvfs(self._nodes.root)
+        """The room of the volume's share, or of the whole RAM tier."""
+        return self._share.of(os.fstatvfs(self._nodes.root))

@@ -6,8 +6,9 @@ from functools import partial
 from typing import Final
 
 from fuse_tier.fs.attribute_requests import ATTRIBUTE_REQUESTS
-from fuse_tier.fs.bodies import Handler
+from fuse_tier.fs.bodies import Handler, opened_reply
 from fuse_tier.fs.file_requests import FILE_REQUESTS
+from fuse_tier.fs.handles import Unanswered
 from fuse_tier.fs.name_requests import NAME_REQUESTS
 from fuse_tier.fs.operations import Operations
 from fuse_tier.fs.requests import Request
@@ -25,6 +26,12 @@ def opened_handle(opcode: int, answer: Answer) -> int | None:
     if not answer or opcode not in (Opcode.OPEN, Opcode.CREATE, Opcode.TMPFILE):
         return None
     return int(OPENED.unpack_from(answer, len(answer) - OPENED.size)[0])
+
+
+def owed_answer(operations: Operations, owed: Unanswered) -> bytes:
+    """What a daemon before this one was about to answer, if it did not."""
+    entry = operations.entry_of(owed.opened.handle) if owed.with_entry else b""
+    return entry + opened_reply(owed.opened)
 
 
 def _destroy(operations: Operations, request: Request, body: memoryview) -> None:

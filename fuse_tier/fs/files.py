@@ -4,7 +4,7 @@ Writers are counted, and the count is visible to the worker, before anything is 
 made safe to write. ``flush`` is not here: no handle of ours has one, which saves a round trip for each close.
 
 A request that is sent again, because a daemon died before it answered, may have been done: then its outcome is
-there, and is the answer. A handle that it opened is found by the request's number.
+there, and is the answer. It has opened no handle: one whose answer was owed is answered before (handles.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from fuse_tier.fs.attributes import wait_until_durable
 from fuse_tier.fs.base import Shared
 from fuse_tier.fs.handles import OpenFile, Writing
 from fuse_tier.fs.requests import Entry, NewAttributes, Opened, Request
-from fuse_tier.mount.messages import OPEN_DIRECT, OPEN_KEEP_CACHE, OPEN_NO_FLUSH, OPEN_PASSTHROUGH, RESENT
+from fuse_tier.fs.syscalls import drop_privileges
+from fuse_tier.mount.messages import OPEN_DIRECT, OPEN_KEEP_CACHE, OPEN_NO_FLUSH, OPEN_PASSTHROUGH
 
 _CREATE: Final = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _PRIVILEGES: Final = stat.S_ISUID | stat.S_ISGID
@@ -31,14 +32,12 @@ class FileOperations(Shared):
         self, parent_inode: int, name: bytes, mode: int, flags: int, request: Request
     ) -> tuple[Opened, Entry]:
         """Makes a file and opens it."""
-        if request.resent and (again := self._answered(request, flags)) is not None:
-            handle = self._handles.files[again.handle]
-            found = os.fstat(handle.fd)
-            self._nodes.seen(found, parent_inode, name)
-            return again, self._entry(found)
         room = self._reservations.expected(parent_inode, name)
         if not self._reservations.is_ready(room):
             room = await self._reservations.prepare(parent_inode, name)
+        if self._share.limit:
+            await self._share.look()
+            room = 0 if self._share.is_used_up else room
         if self._changes.held:
             await self._changes.passed()
         access = flags & os.O_ACCMODE
@@ -70,12 +69,13 @@ class FileOperations(Shared):
             if room:
                 await self._reservations.reserve(fd, room)
                 writing.allocated = os.fstat(fd).st_blocks * 512
-        return self._opened(OpenFile(found.st_ino, fd, writing), found.st_mode, flags, request), entry
+        opened = self._opened(
+            OpenFile(found.st_ino, fd, writing), found.st_mode, flags, request, seen=self._share.is_used_up
+        )
+        return opened, entry
 
     async def tmpfile(self, parent_inode: int, mode: int, flags: int, request: Request) -> tuple[Opened, Entry]:
         """Makes a file without a name and opens it."""
-        if request.resent and (again := self._answered(request, flags)) is not None:
-            return again, self._entry(os.fstat(self._handles.files[again.handle].fd))
         path = b"/proc/self/fd/%d" % self._nodes.directory(parent_inode)
         wanted = flags & (os.O_ACCMODE | os.O_EXCL)
         fd = os.open(path, wanted | os.O_TMPFILE | os.O_CLOEXEC, stat.S_IMODE(mode))
@@ -106,8 +106,6 @@ class FileOperations(Shared):
 
     async def open(self, inode: int, flags: int, request: Request) -> Opened:
         """Opens a file."""
-        if request.resent and (again := self._answered(request, flags)) is not None:
-            return again
         access = flags & os.O_ACCMODE
         if access not in (os.O_WRONLY, os.O_RDWR):  # Linux has a fourth, for neither reading nor writing
             if flags & os.O_TRUNC:
@@ -132,7 +130,7 @@ class FileOperations(Shared):
                 os.ftruncate(fd, 0)
                 writing.synced = False
                 if request.kills_privileges:
-                    _drop_privileges(fd)
+                    drop_privileges(fd)
             found = os.fstat(fd)
             if writing.count == 1:
                 writing.allocated = found.st_blocks * 512
@@ -142,14 +140,14 @@ class FileOperations(Shared):
             raise
         return self._opened(OpenFile(inode, fd, writing), found.st_mode, flags, request)
 
-    def _opened(self, file: OpenFile, mode: int, flags: int, request: Request) -> Opened:
-        """Answers with a file that is open; it is closed if that fails."""
+    def _opened(self, file: OpenFile, mode: int, flags: int, request: Request, *, seen: bool = False) -> Opened:
+        """Answers with an open file, written through us if it is to be ``seen``; closes it if that fails."""
         counted = False
         try:
             # Where the kernel writes by itself, it leaves these bits as they are.
-            file.backing = self._backings.open(file.inode, file.fd, allowed=not mode & _PRIVILEGES)
+            file.backing = self._backings.open(file.inode, file.fd, allowed=not (seen or mode & _PRIVILEGES))
             counted = True
-            handle = self._handles.add_file(file, request.unique)
+            return self._handles.add_file(file, _answer_flags(file, flags), request)
         except BaseException:
             if counted:
                 self._backings.close(file.inode)
@@ -157,13 +155,10 @@ class FileOperations(Shared):
             if file.writing is not None:
                 self._end_writing(file.inode)
             raise
-        return _answer(handle, file, flags)
 
-    def _answered(self, request: Request, flags: int) -> Opened | None:
-        """What the daemon before this one was about to answer."""
-        handle = self._handles.opened_by(request.unique & ~RESENT)
-        file = None if handle is None else self._handles.files.get(handle)
-        return None if handle is None or file is None else _answer(handle, file, flags)
+    def entry_of(self, handle: int) -> Entry:
+        """The attributes of a file that is open."""
+        return self._entry(os.fstat(self._handles.files[handle].fd))
 
     def _begin_writing(self, inode: int, *, synced: bool) -> Writing:
         writing = self._handles.begin_writing(inode, synced=synced)
@@ -182,9 +177,11 @@ class FileOperations(Shared):
         """Writes; what there was no room for is not counted."""
         file = self._handles.files[handle]
         if request.kills_privileges:
-            _drop_privileges(file.fd)
+            drop_privileges(file.fd)
         if file.writing is not None:
             file.writing.synced = False
+        if self._share.limit and not self._share.admits(file.fd, offset + len(content)):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return os.pwrite(file.fd, content, offset)
 
     async def fsync(self, handle: int, data_only: bool) -> None:
@@ -207,6 +204,8 @@ class FileOperations(Shared):
         """Closes a file whose handle is gone."""
         if file.writing is not None and file.writing.count == 1:
             allocated = self._reservations.closing(file.inode, file.fd)
+            if file.backing:
+                self._share.grew(allocated - file.writing.allocated)
             if self._backings.enabled:  # else all pages are touched by us
                 self._handles.unreserved += max(0, allocated - file.writing.allocated)
         self._backings.close(file.inode)
@@ -230,7 +229,7 @@ class FileOperations(Shared):
                 file.writing.synced = False
                 os.ftruncate(file.fd, wanted.size)
                 if request.kills_privileges:
-                    _drop_privileges(file.fd)
+                    drop_privileges(file.fd)
         if wanted.size is None or wanted.has_more_than_a_size:
             self._set_attributes(inode, wanted)
             self._changes.record()
@@ -269,26 +268,16 @@ class FileOperations(Shared):
                     os.truncate(path, size)  # unlike ftruncate it leaves the times alone when the size stays
             if request.kills_privileges:
                 with self._nodes.path(inode) as path:
-                    _drop_privileges(path)
+                    drop_privileges(path)
         finally:
             self._end_writing(inode)
 
 
-def _answer(handle: int, file: OpenFile, flags: int) -> Opened:
+def _answer_flags(file: OpenFile, flags: int) -> int:
     if file.backing:
-        return Opened(handle, OPEN_PASSTHROUGH | OPEN_NO_FLUSH, file.backing)
+        return OPEN_PASSTHROUGH | OPEN_NO_FLUSH
     # Who only writes needs no pages in the kernel's cache: without them content is copied once less.
     if flags & os.O_ACCMODE == os.O_WRONLY or flags & os.O_DIRECT:
-        return Opened(handle, OPEN_DIRECT | OPEN_NO_FLUSH)
+        return OPEN_DIRECT | OPEN_NO_FLUSH
     # Cached pages stay right from one open to the next: nobody else writes.
-    return Opened(handle, OPEN_KEEP_CACHE | OPEN_NO_FLUSH)
-
-
-def _drop_privileges(file: int | bytes) -> None:
-    """What write(2) and truncate(2) do for a caller without CAP_FSETID; to us, who have it, the tmpfs doesn't."""
-    mode = stat.S_IMODE(os.stat(file).st_mode)
-    kept = mode & ~stat.S_ISUID
-    if mode & stat.S_IXGRP:
-        kept &= ~stat.S_ISGID
-    if kept != mode:
-        os.chmod(file, kept)
+    return OPEN_KEEP_CACHE | OPEN_NO_FLUSH

@@ -2,19 +2,36 @@
 
 A file handle knows its inode, its descriptor on the tmpfs and, if it may write, the inode's ``Writing``, which all
 its writers share. Handles are made and dropped in one step of the loop each, so that the counts are always right.
-Each is left with the keeper before the kernel hears of it, so that it outlives this process.
+Each is left with the keeper before the kernel hears of it, so that it outlives this process. Between the two nothing
+is awaited: so of all that a dead daemon has left, only the last handle can be one that the kernel has not heard of.
+The next daemon answers for it, before it has the kernel give requests out again: while one waits to be given out, the
+death of its caller takes it back without a word, and its handle would stay open.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
 
-from fuse_tier.fs.requests import Request
+from fuse_tier.fs.requests import Opened, Request
 from fuse_tier.mount.deposits import WORD_KEY, Deposit, Depositor, Kind
-from fuse_tier.mount.messages import RESENT
+from fuse_tier.mount.messages import RESENT, Opcode
 
-_GENERATION_BITS = 40  # of a handle are counted by one daemon
+_GENERATION_BITS: Final = 40  # of a handle are counted by one daemon
+_WITH_ENTRY: Final = 1 << 15  # in a deposit's answer: above what FOPEN flags there are
+_MAKING: Final = frozenset({Opcode.CREATE, Opcode.TMPFILE})
+
+
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """What the kernel may not have been told of a file that is open."""
+
+    unique: int
+    opened: Opened
+    with_entry: bool
+    """The attributes come before it."""
 
 
 class Writing:
@@ -71,7 +88,6 @@ class Handles:
         self._word: Deposit | None = None  # of a daemon before this one; only such a request can come again
         self._depositor = depositor
         self._last = generation << _GENERATION_BITS
-        self._unanswered: dict[int, int] = {}  # handles by the request that opened them
 
     def adopt(self, deposits: Iterable[tuple[Deposit, int]]) -> None:
         """Takes over what a daemon before this one had open."""
@@ -82,7 +98,6 @@ class Handles:
                     writing.allocated = os.fstat(fd).st_blocks * 512
                 file = self.files[deposit.key] = OpenFile(deposit.inode, fd, writing)
                 file.backing = deposit.backing
-                self._unanswered[deposit.unique] = deposit.key
             elif deposit.kind is Kind.LISTING:
                 directory = self.directories[deposit.key] = OpenDirectory(deposit.inode)
                 directory.names = _read_names(fd)
@@ -110,17 +125,18 @@ class Handles:
             return self._word
         return None
 
-    def opened_by(self, unique: int) -> int | None:
-        """The handle that an earlier daemon opened for a request, which comes again because it was not answered."""
-        return self._unanswered.get(unique)
+    def add_file(self, file: OpenFile, flags: int, request: Request) -> Opened:
+        """The answer with a handle for an open file, whose writer is counted already. Raises OSError.
 
-    def add_file(self, file: OpenFile, unique: int) -> int:
-        """A handle for an open file, whose writer is counted already. Raises OSError."""
+        ``flags`` are those of the answer (FOPEN).
+        """
         self._last += 1
-        deposit = Deposit(Kind.FILE, self._last, file.inode, unique, file.backing, file.writing is not None)
+        answer = flags | (_WITH_ENTRY if request.opcode in _MAKING else 0)
+        writes = file.writing is not None
+        deposit = Deposit(Kind.FILE, self._last, file.inode, request.unique, file.backing, writes, answer)
         self._depositor.leave(deposit, file.fd)
         self.files[self._last] = file
-        return self._last
+        return Opened(self._last, flags, file.backing)
 
     def remove_file(self, handle: int) -> OpenFile | None:
         """Drops a handle; None if there is none. Its descriptor is the caller's to close."""
@@ -188,6 +204,15 @@ class Handles:
         self.files.clear()
         self.directories.clear()
         self.writing.clear()
+
+
+def perhaps_unanswered(deposits: Iterable[tuple[Deposit, int]]) -> Unanswered | None:
+    """The answer that daemons before this one may have owed the kernel when they ended."""
+    last = max((deposit for deposit, _ in deposits if deposit.kind is Kind.FILE), key=lambda it: it.key, default=None)
+    if last is None or not last.answer:
+        return None
+    opened = Opened(last.key, last.answer & ~_WITH_ENTRY, last.backing)
+    return Unanswered(last.unique, opened, with_entry=bool(last.answer & _WITH_ENTRY))
 
 
 def _read_names(fd: int) -> list[bytes]:

@@ -27,6 +27,7 @@ from fuse_tier.mount.container import container
 from fuse_tier.mount.deposits import Safe
 from fuse_tier.mount.keeper import Inheritance, Keeper, outlive_parent
 from fuse_tier.mount.mountpoint import check_mountpoint
+from fuse_tier.mount.succession import stand_as_keeper
 from fuse_tier.ram.layout import Layout
 
 Serve = Callable[[MountSpec, MadeMount, Inheritance], int]
@@ -59,7 +60,7 @@ class Keeping:
                 self._describe,
                 self._keep,
                 self._hand_over,
-                partial(Copy, self._current),
+                self._copy_to,
             )
             if estate.listener is not None
             else None
@@ -96,10 +97,16 @@ class Keeping:
     def _current(self) -> Estate:
         return replace(self._estate, generation=self._keeper.generation, told=tuple(self._keeper.told))
 
+    def _copy_to(self, keeper: Keeper, receiver: socket.socket) -> Copy | None:
+        # Who has a copy takes the absence of this for our end.
+        if not stand_as_keeper(self._estate.claim.fd):
+            return None
+        return Copy(self._current, keeper, receiver)
+
     def _hand_over(self, successor: socket.socket) -> bool:
         given = handover.give(self._current(), successor)
         if given and self._reception is not None:
-            self._reception.end_copy()
+            self._reception.end_copies()
         return given
 
     def _leave(self) -> None:
@@ -114,7 +121,7 @@ class Keeping:
             claim.clear()
         if self._reception is not None:
             self._reception.announce()
-            self._reception.end_copy()
+            self._reception.end_copies()
 
     def _describe(self) -> dict[str, Any]:
         keeper, spec, made = self._keeper, self._spec, self._estate.made

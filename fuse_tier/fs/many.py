@@ -26,7 +26,7 @@ from typing import Final
 import structlog
 
 from fuse_tier import logs
-from fuse_tier.fs.__main__ import Lasting, keep
+from fuse_tier.fs.__main__ import keep
 from fuse_tier.fs.handover import LONGEST_MESSAGE
 from fuse_tier.fs.version import code_version
 from fuse_tier.mount.keeper import die_with_parent
@@ -40,7 +40,7 @@ _KEEPERS: Final = b"fuse_tier.fs"  # as they are called where each is a program 
 
 def main() -> int:
     """Forks keepers until nobody asks any more; they go on."""
-    logs.configure("fs", "", Lasting(sys.stderr))  # type: ignore[arg-type]
+    logs.configure("fs", "", logs.Lasting(sys.stderr))  # type: ignore[arg-type]
     code_version()  # of the code that is loaded here, whatever is installed later
     asked = socket.socket(fileno=_ASKED)
     waker, wake = socket.socketpair()

@@ -8,7 +8,7 @@ as one JSON object, and again whenever that changes, to the last: the keeper's e
     {"copy": 1}         "I keep what you have, should you end": fs/copy.py
 
 A visitor that does not read what it is told is dropped, and so is the oldest of too many. Nothing that a visitor does
-stops the keeper.
+stops the keeper. Of those that have a copy there may be eight.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ log = structlog.get_logger(__name__)
 
 _BACKLOG: Final = 8
 _VISITORS: Final = 16
+_COPIES: Final = 8
 
 
 def listen(path: str) -> socket.socket:
@@ -63,7 +64,7 @@ class Reception:
         describe: Callable[[], dict[str, Any]],
         keep: Callable[[], None],
         hand_over: Callable[[socket.socket], bool],
-        copy_to: Callable[[Keeper, socket.socket], Copy],
+        copy_to: Callable[[Keeper, socket.socket], Copy | None],
     ) -> None:
         self._listener = listener
         self._keeper = keeper
@@ -71,7 +72,7 @@ class Reception:
         self._keep = keep
         self._hand_over = hand_over
         self._copy_to = copy_to
-        self._copy: Copy | None = None
+        self._copies: list[Copy] = []  # the oldest first
         self._visitors: dict[socket.socket, None] = {}  # the longest here first
 
     def open(self) -> None:
@@ -88,20 +89,25 @@ class Reception:
                 visitor.send(message)
             except OSError:  # it has gone, or does not read
                 self._drop(visitor)
-        if self._copy is not None:
-            self._copy.renew()
+        for copy in self._copies:
+            copy.renew()
 
-    def end_copy(self) -> None:
+    def end_copies(self) -> None:
         """Whoever has a copy of all is told that it is not needed any more."""
-        if self._copy is not None:
-            self._copy.end()
-            self._copy = None
+        for copy in self._copies:
+            copy.end()
+        self._copies.clear()
 
     def _make_copy(self, visitor: socket.socket) -> None:
-        if self._copy is not None:
-            self._copy.close()
+        self._copies = [copy for copy in self._copies if copy.is_open]
+        if len(self._copies) >= _COPIES:
+            self._copies.pop(0).close()
         self._leave_alone(visitor)
-        self._copy = self._copy_to(self._keeper, visitor)
+        copy = self._copy_to(self._keeper, visitor)
+        if copy is None:
+            visitor.close()  # it asks again
+        else:
+            self._copies.append(copy)
 
     def _accept(self) -> None:
         try:

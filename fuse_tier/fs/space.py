@@ -13,6 +13,7 @@ from fuse_tier.fs.base import Shared
 from fuse_tier.fs.handles import OpenFile
 
 _SOON_BYTES: Final = 16 << 20  # so much is copied or allocated in a moment; more in a thread
+_KEEP_SIZE: Final = 1  # FALLOC_FL_KEEP_SIZE (linux/falloc.h); all others take nothing, or no more than is there
 _MOST_BYTES: Final = 1 << 30  # in one step, so that an end does not wait long
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -26,6 +27,8 @@ class SpaceOperations(Shared):
     async def fallocate(self, handle: int, mode: int, offset: int, size: int) -> None:
         """Allocates or frees room, in all ways that a tmpfs has."""
         file = self._written(handle)
+        if not mode & ~_KEEP_SIZE:
+            self._demand(file.fd, offset + size)
         if size > _SOON_BYTES:
             await trio.to_thread.run_sync(_allocate, file.fd, mode, offset, size)
         else:
@@ -42,9 +45,14 @@ class SpaceOperations(Shared):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         read, written = self._handles.files[source], self._written(target)
         size = min(size, _MOST_BYTES)
+        self._demand(written.fd, to + size)
         if size > _SOON_BYTES:
             return await trio.to_thread.run_sync(os.copy_file_range, read.fd, written.fd, size, start, to)
         return os.copy_file_range(read.fd, written.fd, size, start, to)
+
+    def _demand(self, fd: int, end: int) -> None:
+        if self._share.limit and not self._share.admits(fd, end):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _written(self, handle: int) -> OpenFile:
         file = self._handles.files[handle]

@@ -28,6 +28,8 @@ class MountSpec:
     """What an fsync waits for: one of ``TIERS``."""
     expected_sizes: tuple[tuple[str, int], ...] = ()
     """Patterns of file names, and how many bytes such files will have."""
+    share: int = 0
+    """Bytes of the RAM tier that the volume may have; 0 for as many as there are."""
     passthrough: str = "auto"
     """Whether the kernel reads and writes file content by itself: ``on`` and ``off``, or where it can."""
     keeper_socket: str | None = None
@@ -42,6 +44,7 @@ class MountSpec:
             "worker_socket": self.worker_socket,
             "fsync": self.fsync,
             "expected_sizes": [list(pair) for pair in self.expected_sizes],
+            "share": self.share,
         }
 
     @property
@@ -80,6 +83,7 @@ class MountSpec:
             read_only=read_only,
             fsync=fsync,
             expected_sizes=_sizes(given.get("expected_sizes", ())),
+            share=int(given.get("share", 0)),
             passthrough=passthrough,
             keeper_socket=None if given.get("keeper_socket") is None else _path(given, "keeper_socket"),
             take_over=None if given.get("take_over") is None else _path(given, "take_over"),

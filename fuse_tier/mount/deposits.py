@@ -24,13 +24,14 @@ from typing import Final
 
 from fuse_tier.deadlines import Deadline
 
-_RECORD: Final = Struct("=BBHiQQQ")  # kind, flags, nothing, backing id, key, inode, unique
+_RECORD: Final = Struct("=BBHiQQQ")  # kind, writes, answer, backing id, key, inode, unique
 _REMOVE: Final = 0
 _ACKNOWLEDGE: Final = 255
 _READY: Final = 254
 _YES: Final = b"1"
 _NO: Final = b"0"
 _PATIENCE_SECONDS: Final = 1.0
+_SO_PEEK_OFF: Final = 42  # asm-generic/socket.h
 _ROOM_BYTES: Final = 4 << 20
 _ORPHAN_KEY: Final = 1 << 63  # handles never have these bits
 WORD_KEY: Final = 1 << 62
@@ -57,10 +58,12 @@ class Deposit:
     key: int
     inode: int = 0
     unique: int = 0
-    """The request that was answered with it: one that comes again was not answered, and this is its answer."""
+    """The request that it was opened for."""
     backing: int = 0
     """For a file that the kernel reads and writes by itself: its number there."""
     writes: bool = False
+    answer: int = 0
+    """What tells the kernel of a file, but for what else stands here (fs/handles.py); 0 where nobody knows."""
 
     @classmethod
     def of_orphan(cls, inode: int) -> Deposit:
@@ -87,7 +90,7 @@ class Depositor:
             _RECORD.pack(
                 deposit.kind,
                 deposit.writes,
-                0,
+                deposit.answer,
                 deposit.backing,
                 deposit.key,
                 deposit.inode,
@@ -97,7 +100,7 @@ class Depositor:
         )
 
     def pass_on(self, record: bytes, fd: int) -> None:
-        """One change as ``Safe.show`` told it. Raises OSError."""
+        """One change as ``Safe.shown`` are told it. Raises OSError."""
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, fd.to_bytes(4, "little", signed=True))
         self._connection.sendmsg([record], [rights] if fd >= 0 else [])
 
@@ -132,8 +135,8 @@ class Safe:
         """Deposits and their descriptors, by key."""
         self.highest_backing = 0
         """Of the numbers that were ever left; they are given out in ascending order."""
-        self.show: Callable[[bytes, int], None] | None = None
-        """Is told of each change before it counts as received, with the descriptor or -1: should this process end in
+        self.shown: list[Callable[[bytes, int], None]] = []
+        """Are told of each change before it counts as received, with the descriptor or -1: should this process end in
         between, another that was told has it all."""
 
     def put(self, deposit: Deposit, fd: int) -> None:
@@ -159,6 +162,20 @@ class Safe:
             except ConnectionResetError:
                 return False
 
+    def overhear(self, connection: socket.socket) -> bool:
+        """Takes what is there from ``listen_aside`` on, and leaves it there; False once the daemon has ended."""
+        while True:
+            try:
+                record, fd = _receive(connection, socket.MSG_PEEK)
+            except BlockingIOError:
+                return True
+            except ConnectionResetError:
+                return False
+            if not record:
+                return False
+            if record[0] not in (_ACKNOWLEDGE, _READY):
+                self.apply(record, fd)
+
     def take(self, connection: socket.socket, count: int) -> None:
         """Takes so many deposits of another keeper's. Raises OSError."""
         for _ in range(count):
@@ -168,10 +185,11 @@ class Safe:
             raise OSError(errno.EMFILE, f"{len(self.contents)} of {count} deposits arrived: descriptors ran out")
 
     def _receive_one(self, connection: socket.socket, may_serve: Callable[[], bool]) -> bool:
-        if self.show is not None:
+        if self.shown:
             record, fd = _receive(connection, socket.MSG_PEEK)
             if record and record[0] not in (_ACKNOWLEDGE, _READY):
-                self.show(record, fd)
+                for show in tuple(self.shown):
+                    show(record, fd)
             if fd >= 0:
                 os.close(fd)
         record, fd = _receive(connection, 0)
@@ -185,12 +203,12 @@ class Safe:
         return True
 
     def apply(self, record: bytes, fd: int) -> None:
-        """One change, as ``show`` tells it; takes the descriptor over."""
-        kind, writes, _, backing, key, inode, unique = _RECORD.unpack(record)
+        """One change, as those in ``shown`` are told it; takes the descriptor over."""
+        kind, writes, answer, backing, key, inode, unique = _RECORD.unpack(record)
         if kind == _REMOVE:
             self.remove(key)
         elif fd >= 0:
-            self.put(Deposit(Kind(kind), key, inode, unique, backing, bool(writes)), fd)
+            self.put(Deposit(Kind(kind), key, inode, unique, backing, bool(writes), answer), fd)
 
     def close(self) -> None:
         """Closes all."""
@@ -201,6 +219,11 @@ class Safe:
 def _receive(connection: socket.socket, flags: int) -> tuple[bytes, int]:
     record, ancillary, _, _ = connection.recvmsg(_RECORD.size, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC | flags)
     return record, array.array("i", ancillary[0][2])[0] if ancillary else -1
+
+
+def listen_aside(connection: socket.socket) -> None:
+    """From the first message that nobody has received, ``overhear`` begins; for one process at a time."""
+    connection.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, 0)
 
 
 def connection_pair() -> tuple[socket.socket, socket.socket]:

@@ -19,7 +19,7 @@ from typing import Final
 
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import MountError
-from fuse_tier.mount.messages import READ_BUFFER_BYTES, Handshake, resend_notification, shake_hands
+from fuse_tier.mount.messages import READ_BUFFER_BYTES, REPLY, Handshake, resend_notification, shake_hands
 from fuse_tier.mount.mountpoint import FUSE_DEVICE, unmount
 
 _TYPE: Final = "fuse_tier"
@@ -65,6 +65,14 @@ class Device:
     def close_backing(self, number: int) -> None:
         """The reverse; files that are open stay so. Raises OSError (ENOENT when there is none)."""
         fcntl.ioctl(self.fd, _BACKING_CLOSE, number.to_bytes(4, "little"))
+
+    def answer(self, unique: int, body: bytes) -> bool:
+        """Answers a request that a process before this one has read; False if it had its answer. Raises OSError."""
+        try:
+            os.writev(self.fd, [REPLY.pack(REPLY.size + len(body), 0, unique), body])
+        except FileNotFoundError:  # ENOENT: no such request waits
+            return False
+        return True
 
     def ask_again(self) -> None:
         """Has the kernel give out again what was read and never answered."""

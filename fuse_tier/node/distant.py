@@ -8,6 +8,7 @@ from typing import Final
 import structlog
 import trio
 
+from fuse_tier.mount import control
 from fuse_tier.mount.claim import Record, is_held, read_record
 from fuse_tier.node.processes import Process
 
@@ -38,10 +39,9 @@ class DistantKeeper(Process):
 
     def kill(self) -> None:
         """Its mount ends, and so does it: its process is out of reach."""
-        control = f"/sys/fs/fuse/connections/{os.minor(self._record.device)}/abort"
         try:
-            with open(control, "w") as abort:
-                abort.write("1")
+            with control.connections() as directory:
+                control.abort(directory, os.minor(self._record.device))
         except OSError as error:
             log.warning(
                 "process.unreachable", process=self.name, mountpoint=self._record.mountpoint, reason=str(error)

@@ -63,6 +63,11 @@ class KeeperState:
             raise MountError(f"a keeper says {message[:200]!r}, which nobody understands") from error
 
 
+def place_of(socket: str) -> str:
+    """The directory of the keepers' sockets, of the node with this socket."""
+    return f"{socket}.mounts"
+
+
 def socket_of(directory: str, identity: Identity) -> str:
     """Where the keeper of a volume answers: a short name, because a unix socket's path is short."""
     return os.path.join(directory, hash_bytes(str(identity).encode()).digest[:8].hex())

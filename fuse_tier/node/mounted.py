@@ -54,6 +54,8 @@ class DaemonSettings:
     fsync: str
     passthrough: str = "auto"
     expected_sizes: Sequence[tuple[str, int]] = ()
+    share: int = 0
+    """Bytes of the RAM tier that a volume may have; 0 for as many as there are."""
     many: Sequence[str] | None = None
     """Of the process that keepers are forked from; None to start them by ``command``."""
     vaulted: bool = False
@@ -70,6 +72,7 @@ class DaemonSettings:
             "worker_socket": self.worker_socket,
             "fsync": self.fsync,
             "expected_sizes": [list(pair) for pair in self.expected_sizes],
+            "share": self.share,
         }
 
 

@@ -22,10 +22,14 @@ import trio
 from fuse_tier.config import NodeConfig
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import FuseTierError
+from fuse_tier.fs.syscalls import raise_descriptor_limit
 from fuse_tier.node.claims import Taken
+from fuse_tier.node.keepers import place_of
+from fuse_tier.node.priority import KEEPING, protect
 from fuse_tier.node.processes import check_starter
 from fuse_tier.node.supervisor import Programs, refusal_of, run_supervisor
 from fuse_tier.node.turns import Turn
+from fuse_tier.node.vault import Vault
 from fuse_tier.node.worker import Worker
 from fuse_tier.wire.channel import connected
 
@@ -57,11 +61,17 @@ async def run_worker_part(config: NodeConfig, config_path: str, programs: Progra
     """
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         check_starter()
+        raise_descriptor_limit()
+        protect(KEEPING)
         worker = Worker([*programs.worker, "--config", config_path])
 
         async def work() -> None:
-            await _until_answered(f"{config.socket}.supervisor")
-            await insist(lambda: _run_worker(config, worker), "worker.waits")
+            async with trio.open_nursery() as nursery:
+                # No work of a worker's: should the others that have copies die with the keepers, this one is left.
+                nursery.start_soon(Vault(place_of(config.socket)).run)
+                await _until_answered(f"{config.socket}.supervisor")
+                await insist(lambda: _run_worker(config, worker), "worker.waits")
+                nursery.cancel_scope.cancel()
 
         async def end() -> None:
             hurry = trio.Event()

@@ -28,7 +28,9 @@ from fuse_tier.errors import ConfigError, FuseTierError, InvalidRequest
 from fuse_tier.identity import Identity
 from fuse_tier.node.claims import ram_tier_claimed, refuse_taken_ram_tier, refuse_taken_socket
 from fuse_tier.node.mounted import DaemonSettings
+from fuse_tier.node.priority import KEEPING, protect
 from fuse_tier.node.processes import check_starter
+from fuse_tier.node.refuges import keep_refuge
 from fuse_tier.node.volumes import Volumes
 from fuse_tier.node.worker import Worker
 from fuse_tier.ram.layout import Layout
@@ -82,6 +84,7 @@ async def _claimed(config: NodeConfig) -> AsyncIterator[None]:
     setup = await trio.to_thread.run_sync(prepare)
     try:
         with ram_tier_claimed(setup.layout):
+            protect(KEEPING)
             _make_place(config.socket)
             yield
     except FuseTierError:
@@ -129,6 +132,7 @@ class _Node:
             config.fsync,
             config.passthrough,
             tuple(config.ram.expected_sizes.items()),
+            share=config.ram.share or 0,
             many=_MANY if programs.daemon == Programs().daemon else None,
             vaulted=worker is None,
         )
@@ -141,6 +145,7 @@ class _Node:
         async with trio.open_nursery() as nursery:
             volumes = Volumes(self._daemons, nursery)
             await volumes.adopt()
+            nursery.start_soon(keep_refuge, self._config.socket)
             await nursery.start(self._serve_calls, volumes)
             self._say_ready(f"supervisor of node {self._config.node} is ready: socket {self._config.socket}")
             await trio.sleep_forever()

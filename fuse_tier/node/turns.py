@@ -13,7 +13,9 @@ from typing import Final
 
 import trio
 
-VARIABLE: Final = "FUSE_TIER_POD"
+from fuse_tier.mount.container import POD
+
+VARIABLE: Final = POD
 _REMEMBERED: Final = 1000
 _LOOK_EVERY_SECONDS: Final = 0.2
 

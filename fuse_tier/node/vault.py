@@ -1,12 +1,12 @@
 """The vault: copies of all that this node's mounts are kept with, in a process that dies apart from the keepers.
 
 It finds keepers by their sockets, asks each for a copy (fs/copy.py), and keeps that current. While a keeper lives,
-that is all. When one ends without having said that its mount is over or another's, the vault stands in for it: it
-answers at the keeper's own socket, and gives everything to the first successor that asks. Until then whoever uses the
-mount waits.
+that is all. When one ends without having said that its mount is over or another's, one of the node's vaults stands in
+for it (mount/succession.py): it answers at the keeper's own socket, and gives everything to the first successor that
+asks. Until then whoever uses the mount waits. The other vaults keep what they have, should that one die as well.
 
 Invariants: it reads no request of the kernel's, and starts no daemon. It gives nothing away before the old daemon is
-gone, which the end of that one's connection shows.
+gone, which the end of that one's connection shows; and takes nothing out of that connection that the others lack.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import socket
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from math import inf
 from typing import Any, Final
 
 import structlog
@@ -30,6 +31,8 @@ from fuse_tier.fs.copy import COPIED, ENDED, RENEWED
 from fuse_tier.fs.handover import ASKED, FORM, LONGEST_MESSAGE, Estate
 from fuse_tier.identity import Identity
 from fuse_tier.mount.claim import read_record
+from fuse_tier.mount.deposits import listen_aside
+from fuse_tier.mount.succession import Heir, Holder, holder_of, inherit
 from fuse_tier.node.keepers import socket_of
 
 log = structlog.get_logger(__name__)
@@ -37,7 +40,8 @@ log = structlog.get_logger(__name__)
 CONTAINER: Final = "vault"
 """What a vault that stands in says instead of where a keeper runs."""
 _LOOK_EVERY_SECONDS: Final = 0.1
-_PAUSE_SECONDS: Final = 0.5
+_LOOK_AGAIN_SECONDS: Final = 0.02
+_PAUSE_SECONDS: Final = 0.2
 _MOST_DESCRIPTORS: Final = 4
 _JSON: Final = ord("{")
 
@@ -45,9 +49,13 @@ _JSON: Final = ord("{")
 class Vault:
     """Holds copies for one node. ``run`` belongs in a nursery."""
 
-    def __init__(self, place: str) -> None:
+    def __init__(self, place: str, patience_seconds: float = inf) -> None:
         self._place = place
         """The directory of the keepers' sockets."""
+        self._patience_seconds = patience_seconds
+        """So long it stands in for a keeper; then the mount ends."""
+        self.stands_in = 0
+        """For so many keepers."""
         self._held: dict[str, trio.Event] = {}  # by socket; set when the copy is complete
         self._look = trio.Event()
 
@@ -62,6 +70,11 @@ class Vault:
                 with trio.move_on_after(_LOOK_EVERY_SECONDS):
                     await self._look.wait()
                 self._look = trio.Event()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to keep."""
+        return not self._held
 
     async def hold(self, identity: Identity) -> None:
         """Returns when there is a copy of a volume's mount, which was just made.
@@ -94,16 +107,39 @@ class Vault:
                 await copy.receive(connection, self._held[path])
                 if not self._held[path].is_set():
                     await trio.sleep(_PAUSE_SECONDS)  # it refuses, or is just ending
-            if copy.is_orphan():
-                log.warning("vault.stands_in", **copy.about, reason="its keeper has ended, and not its mount")
-                await copy.drain()
-                await copy.give_to_first()
+            with trio.move_on_after(self._patience_seconds) as patience:
+                await self._inherit(copy)
+            if patience.cancelled_caught:
+                log.error("vault.gave_up", **copy.about, reason="nobody took its mount over: it ends")
         except (OSError, LookupError, TypeError, ValueError) as error:
             log.debug("vault.not_held", socket=path, reason=str(error))
             await trio.sleep(_PAUSE_SECONDS)
         finally:
             copy.close()
             del self._held[path]
+            self._look.set()  # who has the mount now has perhaps nobody else's copy yet
+
+    async def _inherit(self, copy: _Copy) -> None:
+        """Keeps what a keeper has left, until another has it; gives it to that one if no other vault is first."""
+        while copy.is_orphan():
+            if copy.standing() is Holder.KEEPER:
+                return  # it lives, and had no patience with us: it is asked again
+            heir = copy.try_to_inherit()
+            if heir is None:
+                await trio.sleep(_LOOK_AGAIN_SECONDS)
+                continue
+            self.stands_in += 1
+            try:
+                log.warning("vault.stands_in", **copy.about, reason="its keeper has ended, and not its mount")
+                await copy.drain()
+                await copy.give_to_first()
+                # Who has it says so in a moment; another vault may inherit only if that one has ended before.
+                with trio.move_on_after(Deadline.HAND_OVER):
+                    while copy.is_orphan():  # noqa: ASYNC110 - nobody announces it
+                        await trio.sleep(_LOOK_AGAIN_SECONDS)
+            finally:
+                self.stands_in -= 1
+                heir.close()
 
 
 class _Copy:
@@ -164,8 +200,16 @@ class _Copy:
         self._deposits.setblocking(False)
         self._estate = replace(self._estate, generation=said[RENEWED], told=tuple(said["told"]))
 
+    def standing(self) -> Holder:
+        """Who stands for the mount."""
+        return Holder.NOBODY if self._estate is None else holder_of(self._estate.claim.fd)
+
+    def try_to_inherit(self) -> Heir | None:
+        """None while the keeper lives, or another vault stands in for it."""
+        return None if self._estate is None else inherit(self._estate.claim.fd)
+
     def is_orphan(self) -> bool:
-        """Whether the keeper has ended, and nobody else keeps its mount, which somebody knows of."""
+        """Whether the keeper's connection has ended, and nobody else keeps its mount, which somebody knows of."""
         if self._ended or self._missing or self._estate is None or self._deposits is None:
             return False
         copied = self._estate.claim.record
@@ -178,11 +222,12 @@ class _Copy:
         return True
 
     async def drain(self) -> None:
-        """Takes what the daemon has sent last; returns when it is gone."""
+        """Takes in what the daemon has sent last; returns when it is gone."""
         if self._estate is None or self._deposits is None:
             return
-        while self._estate.safe.receive(self._deposits, lambda: False):
-            await trio.lowlevel.wait_readable(self._deposits)
+        listen_aside(self._deposits)
+        while self._estate.safe.overhear(self._deposits):  # noqa: ASYNC110 - what stays in there hides its end
+            await trio.sleep(_LOOK_AGAIN_SECONDS)
 
     async def give_to_first(self) -> None:
         """Answers at the keeper's socket until a successor has everything, or the mount has gone."""
@@ -203,7 +248,7 @@ class _Copy:
     async def _end_when(self, given: trio.Event, scope: trio.CancelScope) -> None:
         """Given, or of no use: the mount ends while nobody keeps it, when somebody unmounts it."""
         while not given.is_set() and self.is_orphan():
-            with trio.move_on_after(_LOOK_EVERY_SECONDS):
+            with trio.move_on_after(_LOOK_AGAIN_SECONDS):
                 await given.wait()
         scope.cancel()
 

@@ -14,6 +14,7 @@ import trio
 
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import FuseTierError
+from fuse_tier.node.priority import COPYING, protect
 from fuse_tier.node.processes import Backoff, Child, describe, running
 
 log = structlog.get_logger(__name__)
@@ -42,6 +43,7 @@ class Worker:
             started = trio.current_time()
             async with running(self._command, "worker") as child:
                 self._child = child
+                protect(COPYING, child.pid)
                 status = await self._watch(child)
             self._child = None
             if self._ending.is_set():

@@ -22,7 +22,7 @@ from fuse_tier.errors import DeadlineExceeded, FuseTierError, IdentityBusy, Tier
 from fuse_tier.identity import Identity
 from fuse_tier.members import Location
 from fuse_tier.replicate.own import OwnNode
-from fuse_tier.replicate.roster import Holders, RosterMembership, ask_holders
+from fuse_tier.replicate.roster import RosterMembership, ask_holders
 from fuse_tier.restarts import Mark, Question, Resumption, Verdict
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.control_pb2_grpc import CoordinatorStub, PeerStub
@@ -183,6 +183,8 @@ class CoordinatorMembership(RosterMembership):
     async def locate(self, identity: Identity) -> Location:
         """See Membership. Without the coordinator, the peers known from before are asked.
 
+        Nobody can tell then what those have that don't answer, or were gone before, or are not known because the
+        coordinator was never heard of: they are called silent.
         One that has just started is asked again until it must have heard of all: else what is older would pass for
         the newest.
         """
@@ -193,7 +195,7 @@ class CoordinatorMembership(RosterMembership):
                 location = location_from_wire(await self._client.call("Locate", request, Deadline.CONTROL_CALL))
             except FuseTierError as error:
                 log.warning("membership.asking_peers_instead", identity=str(identity), reason=str(error))
-                return Location(holders=await self._ask_peers(identity))
+                return await self._ask_peers(identity, str(error))
             if location.is_settled or trio.current_time() > patient_until:
                 holders = tuple(holder for holder in location.holders if holder[0].node != self._own.node)
                 return replace(location, holders=holders)
@@ -278,7 +280,7 @@ class CoordinatorMembership(RosterMembership):
                 unknown = max(epochs.from_the_time(), request.above + 1)
                 self._epochs[identity] = max(self.epoch(identity), parse_epoch(reply.granted) or unknown)
 
-    async def _ask_peers(self, identity: Identity) -> Holders:
+    async def _ask_peers(self, identity: Identity, reason: str) -> Location:
         async with AsyncExitStack() as stack:
             live = [member for member in self._roster.members if member.alive]
             clients = {
@@ -287,4 +289,9 @@ class CoordinatorMembership(RosterMembership):
                 )
                 for member in live
             }
-            return await ask_holders(live, identity, clients.__getitem__)
+            asked = await ask_holders(live, identity, clients.__getitem__)
+        silent = [f"node {member.node} ({why})" for member, why in asked.silent.items()]
+        silent += [f"node {member.node} (gone before)" for member in self._roster.members if not member.alive]
+        if silent or not self._life:
+            silent.append(f"the coordinator at {self._address} ({reason})")
+        return Location(asked.holders, silent=tuple(silent))

@@ -18,7 +18,7 @@ from fuse_tier.errors import FuseTierError, IdentityBusy, TierRefused
 from fuse_tier.identity import Identity
 from fuse_tier.members import Domain, Location, Member
 from fuse_tier.replicate.own import OwnNode
-from fuse_tier.replicate.roster import RosterMembership, ask_holders
+from fuse_tier.replicate.roster import Asked, RosterMembership, ask_holders
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.control_pb2_grpc import PeerStub
 from fuse_tier.wire.grpc import Client
@@ -34,6 +34,7 @@ class _Peer:
     address: str
     domain: Domain
     client: Client
+    answered: float  # when it last did, or when this node began to ask, by trio's clock
     member: Member | None = None  # as last heard
     trouble: type[FuseTierError] | None = None  # told already
 
@@ -44,7 +45,7 @@ class PeerMembership(RosterMembership):
     def __init__(self, own: OwnNode, peers: tuple[tuple[str, Domain], ...]) -> None:
         super().__init__(own)
         self._peers = [
-            _Peer(address, domain, Client(address, PeerStub, own.tls, cluster=own.cluster))
+            _Peer(address, domain, Client(address, PeerStub, own.tls, cluster=own.cluster), trio.current_time())
             for address, domain in peers
         ]
         self._asking = trio.Lock()
@@ -108,9 +109,19 @@ class PeerMembership(RosterMembership):
         await trio.lowlevel.checkpoint()
 
     async def locate(self, identity: Identity) -> Location:
-        """See Membership."""
+        """See Membership. Who is gone for a moment only, or was not given time to answer, is silent.
+
+        So a peer that starts again is not passed over, and one that is dead holds nothing back for long.
+        """
         clients = {peer.member: peer.client for peer in self._peers if peer.member is not None}
-        return Location(holders=await ask_holders(list(clients), identity, clients.__getitem__))
+        asked = await ask_holders(list(clients), identity, clients.__getitem__)
+        recent = trio.current_time() - Deadline.RETURN
+        silent = [
+            f"{'node ' + peer.member.node if peer.member else 'the peer'} at {peer.address}"
+            for peer in self._peers
+            if peer.answered > recent and not _has_told(peer, asked)
+        ]
+        return Location(asked.holders, silent=tuple(silent))
 
     async def _ask_all(self) -> None:
         # One round at a time: no answer is overwritten by an older one.
@@ -133,6 +144,7 @@ class PeerMembership(RosterMembership):
             reply: pb.HelloReply = await peer.client.call("Hello", request, Deadline.CONTROL_CALL)
             self._check(reply, peer.address)
             peer.member = hello_from_wire(reply, peer.address, peer.domain)
+            peer.answered = trio.current_time()
         except FuseTierError as error:
             if peer.member is not None:
                 peer.member = replace(peer.member, alive=False)
@@ -171,3 +183,7 @@ class PeerMembership(RosterMembership):
         metrics.error("peer")
         name = peer.member.node if peer.member else ""
         log.warning("membership.peer_unavailable", member=name, address=peer.address, reason=str(error))
+
+
+def _has_told(peer: _Peer, asked: Asked) -> bool:
+    return peer.member is not None and peer.member.alive and peer.member not in asked.silent

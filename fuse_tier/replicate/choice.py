@@ -66,7 +66,7 @@ class Chooser:
 
         One whose manifest is damaged everywhere is passed over, and said so in the log; one that only cannot be
         had now never is. Raises NotFound (no such number), RunMismatch, TierUnavailable (there is, or may be, a
-        newer one, and who has it could not be asked).
+        newer one or the one of the number, and who has it could not be asked).
         """
         holdings = await self._look(identity, version, is_patient=lineage is not None and not number)
         is_forced = bool(holdings.forced) and not number and (lineage is not None or bool(version))
@@ -75,7 +75,7 @@ class Chooser:
             log.info("restore.forced", snapshot=f"{identity}@{number}", version=version or "restore.version")
         numbers = sorted({one for _, several in holdings.places for one in several}, reverse=True)
         if number and number not in numbers:
-            raise NotFound(_no_such(identity, number, numbers, holdings))
+            raise _no_such(identity, number, numbers, holdings)
         other_runs: set[str] = set()
         other_steps: set[int | None] = set()
         passed_over: list[int] = []
@@ -93,10 +93,11 @@ class Chooser:
             if lineage is None or (number and manifest.lineage.run == lineage.run) or _is_of(manifest, lineage):
                 if lineage is not None:
                     _check_shape(manifest, lineage)
-                if not number and step is None and candidate < holdings.unasked:
+                if not number and step is None and (holdings.is_partial or candidate < holdings.unasked):
                     raise TierUnavailable(_newer_elsewhere(snapshot, holdings))
                 if not number and step is None and holdings.highest > max(numbers):
                     passed_over.insert(0, holdings.highest)
+                    _tell_gone(identity, holdings)
                 return Chosen(manifest, places, holdings.highest, tuple(passed_over), is_forced=is_forced)
             other_runs.add(manifest.lineage.run)
         if step is not None:
@@ -112,11 +113,15 @@ class Chooser:
             raise NotFound(
                 f"{identity}@{number} is damaged wherever it is: name another; `fuse-tier verify` tells more"
             )
-        if holdings.silent and lineage is not None:
+        if lineage is None:
+            _check_all_were_asked(identity, holdings)
+        elif holdings.silent:
             raise TierUnavailable(
                 f"{identity}: no snapshot was found, but {' and '.join(holdings.silent)} could not be asked: "
                 "beginning empty could lose what is there; try again when it answers"
             )
+        elif holdings.highest > max(numbers, default=0):
+            _tell_gone(identity, holdings)
         return Chosen(None, (), holdings.highest, other_runs=tuple(sorted(other_runs)))
 
     def _is_bad(self, manifest: Manifest) -> bool:
@@ -125,7 +130,7 @@ class Chooser:
         return any(mark.is_on(manifest.lineage.run, step, manifest.id.number) for mark in marks)
 
     async def _look(self, identity: Identity, version: str, *, is_patient: bool) -> Holdings:
-        """What everybody has. Who has a newer copy than all others, and is away, is waited for a moment.
+        """What everybody has. Who is away, and has or may have a newer copy than all others, is waited for a while.
 
         A worker that starts again is away for seconds; what was acknowledged because of its copy must not be passed
         over for that. What only an owner had that is gone was not copied: a job that goes on elsewhere does not wait.
@@ -135,11 +140,17 @@ class Chooser:
         while True:
             holdings = await self._places.holdings(identity, version)
             newest = max((numbers[-1] for _, numbers in holdings.places if numbers), default=0)
-            if holdings.awaited <= newest or not is_patient or trio.current_time() > patient_until:
+            is_awaited = holdings.is_partial or holdings.awaited > newest
+            if not is_awaited or not is_patient or trio.current_time() > patient_until:
                 return holdings
             if not is_told:
                 is_told = True
-                log.info("restore.holder_awaited", snapshot=f"{identity}@{holdings.awaited}", seconds=Deadline.RETURN)
+                log.info(
+                    "restore.holder_awaited",
+                    snapshot=f"{identity}@{holdings.awaited or '?'}",
+                    silent=list(holdings.silent),
+                    seconds=Deadline.RETURN,
+                )
             await trio.sleep(_LOOK_SECONDS)
 
     async def _read_manifest(self, snapshot: SnapshotId, places: Collection[Tier]) -> Manifest | None:
@@ -184,15 +195,36 @@ def _check_shape(manifest: Manifest, lineage: Lineage) -> None:
         )
 
 
-def _no_such(identity: Identity, number: int, numbers: list[int], holdings: Holdings) -> str:
+def _no_such(identity: Identity, number: int, numbers: list[int], holdings: Holdings) -> TierError:
+    """What is to be said of a number that nobody listed who could be asked."""
     known = ", ".join(str(one) for one in numbers[:10]) or "none"
-    silent = f"; {' and '.join(holdings.silent)} could not be asked" if holdings.silent else ""
-    return f"no tier has snapshot {number} of {identity}: those found are {known}{silent}"
+    found = f"no tier has snapshot {number} of {identity}: those found are {known}"
+    if not (missing := _unasked(holdings)):
+        return NotFound(found)
+    return TierUnavailable(f"{found}; {missing} could not be asked: try again when it answers")
+
+
+def _check_all_were_asked(identity: Identity, holdings: Holdings) -> None:
+    if missing := _unasked(holdings):
+        raise TierUnavailable(
+            f"no snapshot of {identity} was found, but {missing} could not be asked: try again when it answers"
+        )
+
+
+def _unasked(holdings: Holdings) -> str:
+    """Who did not answer now, and who has something as far as is known and is away."""
+    return " and ".join((*holdings.silent, *holdings.away))
+
+
+def _tell_gone(identity: Identity, holdings: Holdings) -> None:
+    if holdings.away:
+        log.warning("restore.newest_gone", snapshot=f"{identity}@{holdings.highest}", nodes=list(holdings.away))
 
 
 def _newer_elsewhere(snapshot: SnapshotId, holdings: Holdings) -> str:
     silent = " and ".join(holdings.silent)
+    has = "may have a newer one" if holdings.is_partial else f"should have {holdings.unasked}"
     return (
-        f"{snapshot} is the newest that was found, but {silent} could not be asked and should have "
-        f"{holdings.unasked}: try again when it answers, or name a snapshot"
+        f"{snapshot} is the newest that was found, but {silent} could not be asked and {has}: try again when it "
+        "answers, or name a snapshot"
     )

@@ -22,6 +22,7 @@ from fuse_tier.replicate.aside import set_aside
 from fuse_tier.replicate.backups import Backups
 from fuse_tier.replicate.copying import Copier
 from fuse_tier.replicate.places import Places
+from fuse_tier.replicate.resting import Resting
 from fuse_tier.replicate.steps import Report
 from fuse_tier.replicate.supervisor import Supervisor
 from fuse_tier.replicate.volume import Volume
@@ -53,6 +54,7 @@ class Inventory:
         self._supervisor = supervisor
         self._replicas = replicas
         self.backups: Backups | None = None  # of a node with a bucket
+        self.resting: Resting | None = None
 
     def _peers(self) -> list[Member]:
         return [member for member in self._places.membership.members() if member.alive and member.node != self._node]
@@ -128,6 +130,7 @@ class Inventory:
             "snapshots": len(await ram.snapshots()),
             "huge_pages": huge_page_mode(ram.layout.root),
             "warmed": read_warmed(ram.layout),
+            "small_pages_bytes": self.resting.waiting_bytes if self.resting else 0,
         }
 
     async def _tier_status(self, tiers: list[dict[str, Any]], index: int, tier: Tier, member: Member | None) -> None:

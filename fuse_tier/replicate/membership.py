@@ -89,8 +89,8 @@ class Membership(Protocol):
     async def locate(self, identity: Identity) -> Location:
         """Which other nodes list which snapshots, and what nodes have put into the bucket.
 
-        As far as can be known now: it never fails, and may be empty. Ask the holders and the bucket itself
-        before relying on it.
+        As far as can be known now: it never fails, and may be empty; it names who could not be asked. Ask the
+        holders and the bucket itself before relying on it.
         """
         ...
 

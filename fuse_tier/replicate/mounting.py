@@ -47,6 +47,7 @@ class Mounting:
         self._membership = membership
         self._supervisor = supervisor
         self.claimed: set[Identity] = set()  # until the last snapshot after the unmount
+        self._found: list[Volume] = []  # mounted when we started
         self.before_release: Callable[[], Awaitable[None]] | None = None  # brings up to date what this node tells
 
     async def mount(self, order: MountOrder, report: Report) -> dict[str, Any]:
@@ -150,6 +151,18 @@ class Mounting:
             if volume.mountpoint is None:
                 volume.gate = None
                 volume.mountpoint = mount["mountpoint"]
+                self._found.append(volume)
+
+    async def follow_found(self) -> None:
+        """A mount that was found may end before its daemon has found us: nobody else would hear of that."""
+        async with trio.open_nursery() as nursery:
+            for volume in self._found:
+                nursery.start_soon(self._follow, volume)
+
+    async def _follow(self, volume: Volume) -> None:
+        await self._wait_until_unmounted(volume)
+        if volume.gate is None:
+            await self._finish(volume)
 
     async def unmount(self, mountpoint: str, drain_seconds: float) -> Volume:
         """Ends a mount and gives its last snapshot time to be copied. Raises MountError; the data stays."""

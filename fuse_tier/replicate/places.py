@@ -44,6 +44,8 @@ class Holdings:
     unasked: int = 0  # the newest that nodes say they brought to who could not be asked
     forced: int = 0  # the snapshot that a version names, which is then the one to restore
     awaited: int = 0  # the newest that was copied, and that a node has which is away, perhaps for a moment only
+    away: tuple[str, ...] = ()  # nodes that have something, and are
+    is_partial: bool = False  # nodes are silent of which nobody can tell what they have
 
 
 class PeerConnection(Tier, Protocol):
@@ -128,10 +130,11 @@ class Places:
         own = tuple(snapshot.number for snapshot in await self.ram.snapshots(identity))
         places: list[tuple[Tier, tuple[int, ...]]] = [(self.ram, own)]
         silent: list[str] = []
+        away: list[int] = []
         unasked = forced = 0
         location = await self.membership.locate(identity)
         places.extend((self.peer(member), numbers) for member, numbers in location.holders if member.alive)
-        gone = [number for member, numbers in location.holders if not member.alive for number in numbers]
+        gone = [(member, numbers) for member, numbers in location.holders if not member.alive]
         if self.bucket is None and version:
             raise ConfigError("versions are of checkpoints in a bucket, and this node has none: set `bucket.url`")
         if self.bucket is not None:
@@ -149,15 +152,21 @@ class Places:
                 )
                 silent.append(f"{self.bucket.place} ({error})")
                 unasked = max(location.bucket, default=0)
-        highest = max([*gone, *location.bucket, *(number for _, numbers in places for number in numbers)], default=0)
-        away = [
-            number
-            for member, numbers in location.holders
-            for number in numbers
+        lists = [numbers for _, numbers in (*gone, *places)]
+        highest = max([*location.bucket, *(number for numbers in lists for number in numbers)], default=0)
+        for member, numbers in gone:
             # What only the owner had, and nobody was ever heard to have a copy of, is not waited for.
-            if not member.alive and (identity not in member.mounted or number <= location.copied)
-        ]
-        return Holdings(tuple(places), tuple(silent), highest, unasked, forced, max(away, default=0))
+            away += [one for one in numbers if identity not in member.mounted or one <= location.copied]
+        return Holdings(
+            tuple(places),
+            (*location.silent, *silent),
+            highest,
+            unasked,
+            forced,
+            max(away, default=0),
+            tuple(f"node {member.node} (snapshot {numbers[-1]})" for member, numbers in gone),
+            is_partial=bool(location.silent),
+        )
 
     async def _in_bucket(self, bucket: Tier, identity: Identity, version: str) -> InBucket:
         patience = Deadline.BUCKET_CALL + 2 * Deadline.STEWARD

@@ -50,6 +50,7 @@ class Restored:
     sources: dict[str, int] = field(default_factory=dict)  # place -> bytes that it gave
     unreadable: tuple[str, ...] = ()  # files whose content no place could give
     passed_over: tuple[int, ...] = ()  # newer snapshots that are damaged or gone
+    coming: int = 0  # bytes that come after the mount, first those of what is opened
 
 
 class Restorer:
@@ -176,13 +177,14 @@ class Restorer:
         unreadable = tuple(os.fsdecode(entry.path) for entry in manifest.entries if entry.blob in failed)
         for path in unreadable:
             log.error("restore.file_lost", identity=str(volume.identity), snapshot=manifest.id.number, path=path)
-        restored = _report(manifest, chosen, trio.current_time() - started, sources, unreadable)
+        restored = _report(manifest, chosen, trio.current_time() - started, sources, unreadable, coming)
         metrics.restored(restored.seconds)
         log.info(
             "volume.restored",
             identity=str(volume.identity),
             snapshot=manifest.id.number,
             bytes=restored.size,
+            coming=restored.coming,
             seconds=round(restored.seconds, 3),
             sources=sources,
         )
@@ -291,7 +293,13 @@ class Restorer:
 
 
 def _report(
-    manifest: Manifest, chosen: Chosen, seconds: float, sources: dict[str, int], unreadable: tuple[str, ...]
+    manifest: Manifest,
+    chosen: Chosen,
+    seconds: float,
+    sources: dict[str, int],
+    unreadable: tuple[str, ...],
+    coming: Collection[Blob] = (),
 ) -> Restored:
     files = sum(1 for entry in manifest.entries if entry.blob is not None)
-    return Restored(manifest.id, files, manifest.size, seconds, sources, unreadable, chosen.passed_over)
+    later = sum(blob.size for blob in coming)
+    return Restored(manifest.id, files, manifest.size, seconds, sources, unreadable, chosen.passed_over, later)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import structlog
 import trio
@@ -117,11 +117,18 @@ class RosterMembership:
         return await self._roster.wait_changed(version)
 
 
-async def ask_holders(
-    members: Iterable[Member], identity: Identity, client_of: Callable[[Member], Client]
-) -> Holders:
-    """What live members list of a volume, asked at once; those that don't answer are passed over, and said so."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What members said that they list, the most recent first, and why the others said nothing."""
+
+    holders: Holders
+    silent: Mapping[Member, str]
+
+
+async def ask_holders(members: Iterable[Member], identity: Identity, client_of: Callable[[Member], Client]) -> Asked:
+    """What live members list of a volume, asked at once; of those that don't answer, the log tells."""
     holders: dict[Member, tuple[int, ...]] = {}
+    silent: dict[Member, str] = {}
 
     async def ask(member: Member) -> None:
         try:
@@ -131,6 +138,7 @@ async def ask_holders(
             numbers = numbers_by_identity(reply.ids).get(identity)
         except FuseTierError as error:
             log.warning("membership.peer_passed_over", member=member.node, identity=str(identity), reason=str(error))
+            silent[member] = str(error)
             return
         if numbers:
             holders[member] = numbers
@@ -139,4 +147,4 @@ async def ask_holders(
         for member in members:
             if member.alive:
                 nursery.start_soon(ask, member)
-    return tuple(sorted(holders.items(), key=lambda holder: (-holder[1][-1], holder[0].node)))
+    return Asked(tuple(sorted(holders.items(), key=lambda holder: (-holder[1][-1], holder[0].node))), silent)

@@ -9,6 +9,8 @@ from typing import Any
 
 import trio
 
+from fuse_tier.errors import TierFull
+from fuse_tier.ram.room import NO_ROOM
 from fuse_tier.wire import control_pb2 as pb
 
 _EVERY_SECONDS = 0.2
@@ -55,7 +57,7 @@ async def steps(nursery: trio.Nursery, work: Callable[[Report], Awaitable[dict[s
             with scope:
                 outcome.append(await work(report))
         except Exception as error:  # noqa: BLE001 - carried to the caller below
-            failure.append(error)
+            failure.append(_in_our_words(error, report.what))
         finally:
             done.set()
 
@@ -71,3 +73,15 @@ async def steps(nursery: trio.Nursery, work: Callable[[Report], Awaitable[dict[s
         raise failure[0]
     if outcome:
         yield pb.Step(what=report.what, done=True, facts=json.dumps(outcome[0]))
+
+
+def _in_our_words(error: Exception, doing: str) -> Exception:
+    """A RAM tier that is full can be met by anything that is done here."""
+    if not isinstance(error, OSError) or error.errno not in NO_ROOM:
+        return error
+    told = TierFull(
+        f"the RAM tier has no room left ({doing or 'before anything was done'}): see `fuse-tier status` for who "
+        "fills it; room comes when older checkpoints are in the bucket, or jobs remove theirs"
+    )
+    told.__cause__ = error
+    return told

@@ -285,6 +285,7 @@ class Stewardship:
             "freed_bytes": removal.freed,
             "freed_later_bytes": later,
             "grace_seconds": SAFE_GRACE_SECONDS,
+            "soft_delete_seconds": await self._bucket.soft_delete_seconds(),
             "protected": [{"object": one.name, "reason": one.reason} for one in kept[:_TOLD_AT_MOST]],
             "protected_objects": len(kept),
         }

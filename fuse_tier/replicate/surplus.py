@@ -55,6 +55,8 @@ class Surplus:
         if not chosen or any(held.get(node, 0) < newest.id.number for node in chosen):
             return {}
         location = await membership.locate(volume.identity)
+        if location.silent:
+            return {}
         highest = max((numbers[-1] for member, numbers in location.holders if member.alive), default=0)
         if highest > newest.id.number:
             return {}  # what is here is not the newest: nothing of the rest is too much

@@ -44,6 +44,7 @@ from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.preemption import Preemption
 from fuse_tier.replicate.preparing import Preparing
 from fuse_tier.replicate.replacing import Trees
+from fuse_tier.replicate.resting import Resting
 from fuse_tier.replicate.restore import Restorer
 from fuse_tier.replicate.room import RoomKeeper
 from fuse_tier.replicate.scrub import Scrubber
@@ -119,6 +120,8 @@ class Worker:
         self._inventory = Inventory(
             config.node, config.cluster, self._places, self._volumes, copier, self._supervisor, config.replicas
         )
+        self._resting = Resting(layout, self._volumes, lambda: self._inventory.copies_waiting() > 0)
+        self._inventory.resting = self._resting
         self._inventory.backups = self._duties.backups if self._duties else None
         self._preemption = Preemption(self._volumes, self._mounting, self._membership.report_soon, config.drain)
         surplus = Surplus(self._fanout)
@@ -183,6 +186,7 @@ class Worker:
         await nursery.start(partial(channel.serve, f"{config.socket}.volumes", self._serve_daemon))
         if config.metrics is not None:
             await nursery.start(metrics.serve, config.metrics)
+        nursery.start_soon(self._mounting.follow_found)
         nursery.start_soon(self._upkeep.run)
         nursery.start_soon(self._orphans.run)
         if config.preemption is not None:
@@ -191,6 +195,7 @@ class Worker:
             nursery.start_soon(self._duties.stewardship.run)
         nursery.start_soon(self._room.run)
         nursery.start_soon(self._scrubber.run)
+        nursery.start_soon(self._resting.run)
         if config.ram.warm:
             nursery.start_soon(warm_once, Layout(config.ram.path))
         nursery.start_soon(self._pass_members_on)

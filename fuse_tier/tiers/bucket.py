@@ -46,6 +46,7 @@ from fuse_tier.tiers.bucket_content import MemoryContent
 from fuse_tier.tiers.bucket_documents import Documents
 from fuse_tier.tiers.bucket_errors import Protected
 from fuse_tier.tiers.bucket_fetch import Fetching
+from fuse_tier.tiers.bucket_listing import list_all
 from fuse_tier.tiers.bucket_manifests import Manifests
 from fuse_tier.tiers.bucket_many import Removable, Removal, remove
 from fuse_tier.tiers.bucket_objects import Objects
@@ -54,6 +55,7 @@ from fuse_tier.tiers.bucket_parts import PartsUpload
 from fuse_tier.tiers.bucket_presence import RELIANCE_SECONDS, Presence
 from fuse_tier.tiers.bucket_receive import Destination, IntoNothing, IntoSink
 from fuse_tier.tiers.bucket_session import Session
+from fuse_tier.tiers.bucket_soft_delete import soft_delete_seconds
 from fuse_tier.tiers.bucket_store import Storing
 from fuse_tier.tiers.bucket_task import Task
 from fuse_tier.tiers.bucket_work import Work
@@ -64,6 +66,7 @@ log = structlog.get_logger(__name__)
 SAFE_GRACE_SECONDS: Final = 2 * RELIANCE_SECONDS + 600.0
 _PARALLEL: Final = 8
 _PATIENCE_SECONDS: Final = 15.0
+_TRIES: Final = 4
 _MARKER_BYTES: Final = 64 << 10
 _LEFT_SECONDS: Final = 1.0  # for requests that nobody waits for to end, before their connections are closed
 _NAMED_AT_MOST: Final = 3  # of what is missing, in a message
@@ -144,24 +147,26 @@ class BucketTier:
         """Seconds since 1970 by the service's clock, of which its last answer told."""
         return self._objects.now()
 
+    async def soft_delete_seconds(self) -> float | None:
+        """How long the bucket keeps what was deleted, unseen and paid for; None where we may not know."""
+        return await self._work.run(lambda task: soft_delete_seconds(self._session, task))
+
     async def snapshots(self, identity: Identity | None = None) -> Sequence[SnapshotId]:
         """Everything listed, of one volume or of all, in order. Reads no manifest."""
         await self._check_layout()
         folder = layout.manifest_folder(identity)
-        return await self._work.run(
-            lambda task: task.retry(lambda: bucket_collection.list_snapshots(self._objects, folder, task))
-        )
+        return await self._work.run(lambda task: bucket_collection.list_snapshots(self._objects, folder, task))
 
     async def snapshots_of(self, job: Job) -> dict[SnapshotId, float]:
         """Everything listed of all volumes of a job, in order, and when it was committed, by the service's clock."""
         await self._check_layout()
 
         def look(task: Task) -> dict[SnapshotId, float]:
-            found = self._objects.listed(layout.job_folder(job), task.stop)
+            found = list_all(self._objects, layout.job_folder(job), task)
             known = ((layout.snapshot_of(stored.name), stored.created) for stored in found)
             return {snapshot: created for snapshot, created in known if snapshot is not None}
 
-        return await self._work.run(lambda task: task.retry(lambda: look(task)))
+        return await self._work.run(look)
 
     async def manifest(self, snapshot: SnapshotId) -> Manifest:
         """Raises NotFound, MalformedManifest."""
@@ -243,17 +248,27 @@ class BucketTier:
             self._is_ours = await self._work.run(lambda task: self._read_marker(task, make))
 
     def _read_marker(self, task: Task, make: bool) -> bool:
+        # Read before it is written: all nodes that begin at once would change one object, and the service lets nobody
+        # do so more than about once a second.
+        for _ in range(_TRIES):
+            try:
+                text = transfer.read_whole(self._objects, layout.MARKER, _MARKER_BYTES, task)
+            except NotFound:  # nobody has written below this prefix; or there is no bucket, which a listing tells
+                if not make:
+                    task.retry(lambda: next(self._objects.listed(layout.MANIFESTS, task.stop, at_most=1), None))
+                    return False
+                if self._write_marker(task):
+                    return True
+            else:
+                layout.check_marker(text, self.place)
+                return True
+        raise TierUnavailable(f"{self.place}/{layout.MARKER} is written and removed by others: it cannot be read now")
+
+    def _write_marker(self, task: Task) -> bool:
+        """False if somebody else has done so just now."""
         content = MemoryContent(layout.marker_text())
-        if make:
-            # Fails, and changes nothing, when one is there: the usual case costs one request as well.
-            task.retry(lambda: self._objects.put(layout.MARKER, content, 0, lambda _: None, task.stop))
-        try:
-            text = transfer.read_whole(self._objects, layout.MARKER, _MARKER_BYTES, task)
-        except NotFound:  # nobody has written below this prefix; or there is no bucket, which a listing tells
-            task.retry(lambda: next(self._objects.listed(layout.MANIFESTS, task.stop, at_most=1), None))
-            return False
-        layout.check_marker(text, self.place)
-        return True
+        put = task.retry(lambda: self._objects.put(layout.MARKER, content, 0, lambda _: None, task.stop))
+        return put is not None
 
 
 def bucket_of(config: NodeConfig) -> BucketTier | None:

@@ -19,6 +19,7 @@ from fuse_tier.blobs import Blob
 from fuse_tier.errors import TierError
 from fuse_tier.tiers.bucket_batch import AT_MOST, portions
 from fuse_tier.tiers.bucket_content import MemoryContent
+from fuse_tier.tiers.bucket_errors import Busy
 from fuse_tier.tiers.bucket_layout import claim_object
 from fuse_tier.tiers.bucket_many import Removable, heads, mark_used, remove
 from fuse_tier.tiers.bucket_objects import Objects, Stored, is_copy
@@ -41,18 +42,29 @@ class Claims:
         self._work = work
         self._ours = MemoryContent(secrets.token_hex(16).encode())
         self._held: set[str] = set()
+        self._stuck: set[str] = set()
+
+    def is_claimable(self, content: Blob) -> bool:
+        """False where claiming is no use: too many try to, or a claim was left behind and the bucket keeps it."""
+        return claim_object(content) not in self._stuck
 
     async def take(self, content: Blob) -> Stored | None:
-        """Claims content; None if it is claimed."""
+        """Claims content; None if it is claimed, or many try to."""
         name = claim_object(content)
         if name in self._held:
             return None
         self._held.add(name)
         claim: Stored | None = None
+
+        def attempt(task: Task) -> Stored | None:
+            try:
+                return self._objects.put(name, self._ours, 0, lambda _: None, task.stop)
+            except Busy:  # with others who want the same; if none of them has it afterwards, it goes unclaimed
+                self._stuck.add(name)
+                return None
+
         try:
-            claim = await self._work.run(
-                lambda task: task.retry(lambda: self._objects.put(name, self._ours, 0, lambda _: None, task.stop))
-            )
+            claim = await self._work.run(lambda task: task.retry(lambda: attempt(task)))
         finally:
             if claim is None:
                 self._held.discard(name)
@@ -80,7 +92,8 @@ class Claims:
         found = heads(self._objects, names, task)
         oldest = self._objects.now() - STALE_SECONDS
         ended = [claim for claim in found.values() if claim.used < oldest or self._was_ours(claim)]
-        remove(self._objects, [Removable(one.name, one.size, one.generation) for one in ended], task)
+        removal = remove(self._objects, [Removable(one.name, one.size, one.generation) for one in ended], task)
+        self._stuck |= {kept.name for kept in removal.kept}
         gone = {one.name for one in ended}
         return [content for name, content in names.items() if name not in found or name in gone]
 

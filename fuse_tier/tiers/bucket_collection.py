@@ -14,6 +14,7 @@ from fuse_tier.identity import SnapshotId
 from fuse_tier.manifest import MAX_ENCODED_BYTES, decode
 from fuse_tier.tiers import bucket_layout as layout
 from fuse_tier.tiers.bucket_batch import AT_MOST, portions
+from fuse_tier.tiers.bucket_listing import list_all
 from fuse_tier.tiers.bucket_many import Removable, Removal, remove
 from fuse_tier.tiers.bucket_objects import Objects, Stored
 from fuse_tier.tiers.bucket_presence import Presence
@@ -27,7 +28,7 @@ _FOLDERS: Final = (layout.BLOBS, layout.PACKS, layout.PARTS, layout.CLAIMS)
 
 def list_snapshots(objects: Objects, folder: str, task: Task) -> list[SnapshotId]:
     """The snapshots whose manifests are in a folder, in order."""
-    listed = (layout.snapshot_of(stored.name) for stored in objects.listed(folder, task.stop))
+    listed = (layout.snapshot_of(stored.name) for stored in list_all(objects, folder, task))
     return sorted(snapshot for snapshot in listed if snapshot is not None)
 
 
@@ -61,7 +62,7 @@ class Collecting:
 
         Raises MalformedManifest, and removes nothing, when what a manifest names cannot be read.
         """
-        old = await self._work.run(lambda task: task.retry(lambda: self._list_old(grace_seconds, task)))
+        old = await self._work.run(lambda task: self._list_old(grace_seconds, task))
         if not old:
             return Removal()
         await self._read_manifests()
@@ -80,7 +81,7 @@ class Collecting:
         old: list[Stored] = []
         uploading: set[str] = set()
         for folder in _FOLDERS:
-            for stored in self._objects.listed(folder, task.stop):
+            for stored in list_all(self._objects, folder, task):
                 if not layout.is_collectable(stored.name):
                     continue
                 if self._objects.now() - stored.used >= grace_seconds:
@@ -107,7 +108,7 @@ class Collecting:
 
     async def _read_manifests(self) -> None:
         def listed(task: Task) -> list[SnapshotId]:
-            return task.retry(lambda: list_snapshots(self._objects, layout.MANIFESTS, task))
+            return list_snapshots(self._objects, layout.MANIFESTS, task)
 
         found = [snapshot for snapshot in await self._work.run(listed) if snapshot not in self._read]
         await self._work.each(found, self._read_manifest)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from threading import Event
 from typing import Any, ClassVar, Final, Protocol
 
@@ -170,7 +170,7 @@ def content_of(fd: int, blob: Blob) -> MemoryContent | StreamedContent:
 
 
 class UploadBody:
-    """A multipart body (RFC 2387): an object's metadata, then its content, read piece by piece.
+    """A multipart body (RFC 2387): an object's metadata, then its content, piece by piece, of sizes of our own.
 
     ``passing`` is told of each piece before it is sent, and may wait; ``sent`` how much has gone.
     """
@@ -194,29 +194,23 @@ class UploadBody:
         self._sent = sent
         self._passing = passing
         self._stop = stop
-        self._pieces = self._all()
+        self._current = self._all()
 
     def __len__(self) -> int:
         return len(self._head) + self._content.size + len(self._tail)
 
-    def __iter__(self) -> Iterator[bytes | memoryview]:  # what tells requests that it can be streamed
-        return self._pieces
-
-    def read(self, _size: int = -1) -> bytes | memoryview:
-        """The next piece, of a size of our own; empty at the end, and then all over again.
-
-        For the session sends a request a second time when its credentials were out of date.
+    def __iter__(self) -> Iterator[bytes | memoryview]:
+        """All of it, from its start: the session sends a request a second time when its credentials were out of date,
+        and the answer that says so may come before the first one was sent to its end.
         """
-        piece = next(self._pieces, None)
-        if piece is None:
-            self._pieces = self._all()
-        return piece or b""
+        self._current = self._all()
+        return self._current
 
     def close(self) -> None:
         """Lets go of the content, which it would keep until garbage is collected."""
-        self._pieces = iter(())
+        self._current.close()
 
-    def _all(self) -> Iterator[bytes | memoryview]:
+    def _all(self) -> Generator[bytes | memoryview, None, None]:
         yield self._head
         done = 0
         for piece in self._content.pieces():

@@ -13,6 +13,7 @@ from typing import Final
 from fuse_tier.errors import Damaged, NotFound
 from fuse_tier.tiers import bucket_layout as layout
 from fuse_tier.tiers.bucket_content import MemoryContent
+from fuse_tier.tiers.bucket_listing import list_all
 from fuse_tier.tiers.bucket_many import Removable, Removal, heads, mark_used, remove
 from fuse_tier.tiers.bucket_objects import Objects
 from fuse_tier.tiers.bucket_task import Task
@@ -80,10 +81,10 @@ class Documents:
         def look(task: Task) -> tuple[Document, ...]:
             return tuple(
                 Document(stored.name.removeprefix(layout.DOCUMENTS), stored.size, stored.created)
-                for stored in self._objects.listed(layout.DOCUMENTS + folder, task.stop)
+                for stored in list_all(self._objects, layout.DOCUMENTS + folder, task)
             )
 
-        return await self._work.run(lambda task: task.retry(lambda: look(task)))
+        return await self._work.run(look)
 
     async def remove(self, names: Collection[str]) -> Removal:
         """Removes documents; those that are not there are no error."""

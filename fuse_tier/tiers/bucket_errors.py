@@ -19,11 +19,21 @@ from fuse_tier.tiers.bucket_layout import BucketPlace
 _PASSING: Final = frozenset({408, 409, 429, 500, 502, 503, 504})  # cloud.google.com/storage/docs/retry-strategy
 _LONGEST_CAUSE: Final = 300
 _MANUAL: Final = "README, 'Bucket access'"
+_CREDENTIALS: Final = (
+    "use workload identity, set GOOGLE_APPLICATION_CREDENTIALS or `bucket.credentials`, or run `gcloud auth "
+    f"application-default login` ({_MANUAL})"
+)
 # As the service words a refusal: "NAME does not have storage.objects.get access to …".
 _REFUSAL: Final = re.compile(r"(\S+) does not have (storage\.[A-Za-z.]+) access")
 _REQUEST: Final = re.compile(r"[A-Z]+ https?://\S+: ")  # with which the client begins what the service said
 # "… is subject to bucket's retention policy …", "… is under active Temporary hold …"
 _PROTECTION: Final = re.compile(r"retention polic|retention period|object retention|\bhold\b", re.IGNORECASE)
+
+# Refusals that no role on the bucket mends, and that name their cause themselves: billing, keys, perimeters, scopes.
+_OTHER_CAUSE: Final = re.compile(
+    r"billing|disabled|\bKMS\b|service controls|organi[sz]ation|\bscopes?\b|\bSSL\b", re.IGNORECASE
+)
+_TOO_OFTEN: Final = re.compile(r"rate ?limit|quota", re.IGNORECASE)
 
 
 class BucketErrors:
@@ -82,21 +92,28 @@ class BucketErrors:
         if isinstance(error, GoogleAuthError):
             if getattr(error, "retryable", False):
                 return TierUnavailable(f"credentials for {name} cannot be renewed: {_innermost(error)}")
-            return TierRefused(
-                f"there are no valid credentials for {name}: {_innermost(error)}; use workload identity, set "
-                "GOOGLE_APPLICATION_CREDENTIALS or `bucket.credentials`, or run `gcloud auth application-default "
-                f"login` ({_MANUAL})"
-            )
+            cause = _innermost(error).rstrip(".")
+            return TierRefused(f"there are no valid credentials for {name}: {cause}; {_CREDENTIALS}")
         return None
 
     def _answer(self, code: int, message: str, permission: str, name: str) -> TierError:
         said = f"{code} {message[:_LONGEST_CAUSE]}"
         if code == HTTPStatus.NOT_FOUND:
             return NotFound(f"{name} is not there")
-        if code == HTTPStatus.FORBIDDEN and _PROTECTION.search(message):
-            return Protected(f"{name} is protected by a hold or a retention policy: {said}")
+        is_worded = _REFUSAL.search(message) is not None
+        if code == HTTPStatus.UNAUTHORIZED and not is_worded:  # with credentials that were just renewed
+            return TierRefused(f"{self._at} does not accept our credentials for {name}: {said}; {_CREDENTIALS}")
+        if code == HTTPStatus.FORBIDDEN and not is_worded:
+            if _PROTECTION.search(message):
+                return Protected(f"{name} is protected by a hold or a retention policy: {said}")
+            if _TOO_OFTEN.search(message):
+                return TierUnavailable(f"{self._at} cannot serve {name} now: {said}")
+            if _OTHER_CAUSE.search(message):
+                return TierRefused(f"{self._at} refused a request for {name}: {said}")
         if code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             return self._lacking(message, permission, said)
+        if code == HTTPStatus.TOO_MANY_REQUESTS:
+            return Busy(f"{self._at} cannot serve {name} now: {said}")
         if code in _PASSING or "crc32c" in message.lower():  # what it got was not what we sent
             return TierUnavailable(f"{self._at} cannot serve {name} now: {said}")
         return TierRefused(f"{self._at} refused a request for {name}: {said}")
@@ -113,6 +130,10 @@ class BucketErrors:
             f"add-iam-policy-binding {bucket} --member={_member(account)} --role=roles/storage.objectUser` "
             f"({_MANUAL}); {self._at} said: {said}"
         )
+
+
+class Busy(TierUnavailable):
+    """Too many requests came at once, such as changes of one object: the service takes about one a second."""
 
 
 class Protected(TierRefused):

@@ -67,29 +67,50 @@ def heads(objects: Objects, names: Iterable[str], task: Task) -> dict[str, Store
 
 
 def mark_used(objects: Objects, wanted: Sequence[Stored], task: Task) -> list[bool]:
-    """Makes objects young, so that nobody collects them; False for what is not there any more."""
-    return _mark(objects, [objects.use_call(stored) for stored in wanted], wanted, task)
+    """Makes objects young, so that nobody collects them; False for what is not there any more.
+
+    The service lets nobody change an object more than about once a second, and many nodes may want to mark the same
+    one: who was refused looks whether another's mark is there by now, which serves as well.
+    """
+    calls = [objects.use_call(stored) for stored in wanted]
+    looking: set[int] = set()
+
+    def read(at: int, answer: Answer) -> bool:
+        one = wanted[at]
+        if at in looking and answer.status == HTTPStatus.OK:
+            found = objects.stored_in(answer)
+            if found.generation != one.generation or found.used > one.used:
+                return found.generation == one.generation
+            looking.discard(at)
+            calls[at] = objects.use_call(one)
+            raise TierUnavailable(f"{one.name} was marked by nobody yet: that is tried again")
+        try:
+            return _is_marked(objects, one, answer)
+        except TierUnavailable:
+            looking.add(at)
+            calls[at] = objects.head_call(one.name)
+            raise
+
+    return _ask(objects, calls, read, task)
 
 
 def mark_checked(objects: Objects, wanted: Sequence[Stored], task: Task) -> list[bool]:
     """Says of objects that what arrived was compared; False for what is not there any more."""
-    return _mark(objects, [objects.checked_call(stored) for stored in wanted], wanted, task)
+    calls = [objects.checked_call(stored) for stored in wanted]
+    return _ask(objects, calls, lambda at, answer: _is_marked(objects, wanted[at], answer), task)
 
 
-def _mark(objects: Objects, calls: Sequence[Call], wanted: Sequence[Stored], task: Task) -> list[bool]:
-    def read(at: int, answer: Answer) -> bool:
-        if answer.status == HTTPStatus.OK:
-            return True
-        if answer.status == HTTPStatus.PRECONDITION_FAILED:
-            return False
-        error = objects.errors.of(answer, "update", wanted[at].name)
-        if isinstance(error, NotFound):
-            return False
-        if isinstance(error, Protected):  # its metadata may not change, and neither may it go
-            return True
-        raise error
-
-    return _ask(objects, calls, read, task)
+def _is_marked(objects: Objects, one: Stored, answer: Answer) -> bool:
+    if answer.status == HTTPStatus.OK:
+        return True
+    if answer.status == HTTPStatus.PRECONDITION_FAILED:
+        return False
+    error = objects.errors.of(answer, "update", one.name)
+    if isinstance(error, NotFound):
+        return False
+    if isinstance(error, Protected):  # its metadata may not change, and neither may it go
+        return True
+    raise error
 
 
 def remove(objects: Objects, wanted: Sequence[Removable], task: Task) -> Removal:

@@ -24,9 +24,9 @@ from urllib.parse import quote, urlencode
 from fuse_tier import failpoints
 from fuse_tier.blobs import Blob
 from fuse_tier.deadlines import Deadline
-from fuse_tier.errors import Damaged, NotFound, TierUnavailable
-from fuse_tier.tiers import bucket_batch as batch
+from fuse_tier.errors import Damaged, NotFound, TierRefused, TierUnavailable
 from fuse_tier.tiers.bucket_batch import Answer, Call
+from fuse_tier.tiers.bucket_calls import CONNECT_SECONDS, make_calls
 from fuse_tier.tiers.bucket_checksums import crc32c_in, crc32c_text
 from fuse_tier.tiers.bucket_content import Content, Interrupted, Stop, UploadBody
 from fuse_tier.tiers.bucket_layout import PACKS_METADATA, BucketPlace, packs_in
@@ -34,13 +34,12 @@ from fuse_tier.tiers.bucket_pace import Pace
 from fuse_tier.tiers.bucket_reading import Reading, pieces_of, shut_down, whole_size
 from fuse_tier.tiers.bucket_session import Session
 
-_CONNECT_SECONDS: Final = 5.0
-_CALL: Final = (_CONNECT_SECONDS, Deadline.BUCKET_STALL)
+_CALL: Final = (CONNECT_SECONDS, Deadline.BUCKET_STALL)
 _SLOWEST: Final = 32 << 20  # bytes a second, at which the service takes in an upload before it answers
+_LONGEST_NAME: Final = 1024  # bytes: cloud.google.com/storage/docs/objects#naming
 _PAGE: Final = 1000  # the service's own limit
 _OF_ONE: Final = "name,size,crc32c,timeCreated,updated,generation,metageneration,metadata"
 _OF_MANY: Final = f"items({_OF_ONE}),nextPageToken"
-_NO_BATCHES: Final = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED)
 _USED: Final = "fuse-tier-used"
 _CHECK: Final = "fuse-tier-check"
 _PENDING: Final = "pending"
@@ -100,6 +99,7 @@ class Objects:
         ``replacing`` is the generation to overwrite, 0 for none; ``sent`` is told how far this request has come. One
         that is not ``is_checked`` says of itself that nobody has compared yet what arrived.
         """
+        self._check_length(name)
         resource: dict[str, Any] = {"name": self._place.prefix + name}
         metadata = dict(metadata or {}) | ({} if is_checked else {_CHECK: _PENDING})
         if metadata:
@@ -129,6 +129,14 @@ class Objects:
             raise TierUnavailable(f"{self._place}/{name} arrived damaged, and was removed: it must be sent again")
         return stored
 
+    def _check_length(self, name: str) -> None:
+        # Emulators take longer ones, and the service would say no more than that the name is not valid.
+        if len((self._place.prefix + name).encode()) > _LONGEST_NAME:
+            raise TierRefused(
+                f"{self._place}/{name} is longer than the {_LONGEST_NAME} bytes that an object's name may have: "
+                "choose a shorter prefix in `bucket.url`, or shorter names for the job"
+            )
+
     @contextmanager
     def read(
         self,
@@ -150,7 +158,7 @@ class Objects:
         url = f"{self._session.base}/download{self.path(name)}"
         with self.errors.told("get", name):
             response = self._session.http().get(
-                url, params={"alt": "media"}, headers=headers, stream=True, timeout=(_CONNECT_SECONDS, stall_seconds)
+                url, params={"alt": "media"}, headers=headers, stream=True, timeout=(CONNECT_SECONDS, stall_seconds)
             )
             with closing(response):
                 if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
@@ -171,13 +179,16 @@ class Objects:
             found = self._session.bucket().get_blob(self._place.prefix + name, timeout=_CALL, retry=None)
             return None if found is None else self._stored(found._properties)
 
-    def listed(self, folder: str, stop: Event, at_most: int | None = None) -> Iterator[Stored]:
-        """All objects whose names begin so, in order. Raises TierRefused if there is no such bucket."""
+    def listed(self, folder: str, stop: Event, at_most: int | None = None, first: str = "") -> Iterator[Stored]:
+        """All objects whose names begin so, in order, or so many, beginning with the name ``first``. Raises
+        TierRefused if there is no such bucket.
+        """
         try:
             with self.errors.told("list", folder):
                 for found in self._session.bucket().list_blobs(
                     prefix=self._place.prefix + folder,
                     max_results=at_most,
+                    start_offset=self._place.prefix + first if first else None,
                     page_size=_PAGE,
                     fields=_OF_MANY,
                     timeout=_CALL,
@@ -221,26 +232,8 @@ class Objects:
             return self._stored(response.json())
 
     def call(self, calls: Sequence[Call]) -> list[Answer]:
-        """Makes up to ``bucket_batch.AT_MOST`` calls in one request; an answer for each, in their order.
-
-        One by one where the endpoint knows no batches, as some emulators do not.
-        """
-        with self.errors.told("get", ""):
-            response = self._session.http().post(
-                f"{self._session.base}{batch.PATH}",
-                data=batch.encode(calls),
-                headers={"Content-Type": batch.CONTENT_TYPE},
-                timeout=_CALL,
-            )
-            if response.status_code in _NO_BATCHES:
-                return [self._call_one(call) for call in calls]
-            self.errors.check(response)
-            return batch.decode(response.headers.get("Content-Type", ""), response.content, len(calls))
-
-    def _call_one(self, call: Call) -> Answer:
-        url = self._session.base + call.target
-        response = self._session.http().request(call.method, url, json=call.body, timeout=_CALL)
-        return Answer(response.status_code, response.content)
+        """Makes up to ``bucket_batch.AT_MOST`` calls in one request; an answer for each, in their order."""
+        return make_calls(self._session, calls)
 
     def head_call(self, name: str) -> Call:
         """Asks what is known of an object; ``stored_in`` reads the answer."""

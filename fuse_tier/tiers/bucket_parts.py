@@ -21,6 +21,7 @@ from fuse_tier.tiers.base import no_progress
 from fuse_tier.tiers.bucket_checksums import crc32c_text
 from fuse_tier.tiers.bucket_content import Reader
 from fuse_tier.tiers.bucket_layout import blob_object, part_object, parts_folder
+from fuse_tier.tiers.bucket_listing import list_all
 from fuse_tier.tiers.bucket_many import Removable, remove
 from fuse_tier.tiers.bucket_objects import Objects, Stored, is_copy
 from fuse_tier.tiers.bucket_task import Task
@@ -87,7 +88,7 @@ class PartsUpload:
         return await self._work.run(lambda task: self._compose(blob, crc32c_text(reader.crc32c), parts, task))
 
     async def _upload_parts(self, blob: Blob, reader: Reader, told: Told) -> dict[Piece, Stored]:
-        there = await self._work.run(lambda task: task.retry(lambda: self._list(blob, task)))
+        there = await self._work.run(lambda task: self._list(blob, task))
         in_order = trio.Lock()
         parts: dict[Piece, Stored] = {}
         arrived = 0
@@ -114,7 +115,7 @@ class PartsUpload:
         return parts
 
     def _list(self, blob: Blob, task: Task) -> dict[str, Stored]:
-        return {stored.name: stored for stored in self._objects.listed(parts_folder(blob), task.stop)}
+        return {stored.name: stored for stored in list_all(self._objects, parts_folder(blob), task)}
 
     def _compose(self, blob: Blob, crc32c: str, pieces: dict[Piece, Stored], task: Task) -> Stored:
         *lower, [(_, last)] = levels(blob.size)

@@ -18,6 +18,7 @@ from fuse_tier.blobs import Blob
 from fuse_tier.errors import Damaged, NotFound
 from fuse_tier.tiers import bucket_layout as layout
 from fuse_tier.tiers.bucket_batch import AT_MOST, portions
+from fuse_tier.tiers.bucket_listing import list_all
 from fuse_tier.tiers.bucket_many import heads, mark_used
 from fuse_tier.tiers.bucket_objects import Objects, Stored
 from fuse_tier.tiers.bucket_packs import SMALL, PackIndex, Shelf, Spot
@@ -168,7 +169,7 @@ class Presence:
     async def _search(
         self, wanted: Collection[Blob], at_most: int | None
     ) -> tuple[dict[Blob, Spot], dict[Blob, Stored]]:
-        packs = await self._work.run(lambda task: task.retry(lambda: self._list_packs(task)))
+        packs = await self._work.run(self._list_packs)
         self.shelf.keep_only(packs)
         spots = self.shelf.find(wanted)
         unread = sorted((pack for pack in packs if pack not in self.shelf), key=lambda pack: -packs[pack].created)
@@ -198,5 +199,5 @@ class Presence:
         return found, end
 
     def _list_packs(self, task: Task) -> dict[Blob, Stored]:
-        listed = ((layout.pack_of(stored.name), stored) for stored in self._objects.listed(layout.PACKS, task.stop))
+        listed = ((layout.pack_of(stored.name), stored) for stored in list_all(self._objects, layout.PACKS, task))
         return {pack: stored for pack, stored in listed if pack is not None and pack.size == stored.size}

@@ -57,6 +57,15 @@ class Session:
         self.http()
         return self._client.bucket(self._place.bucket)
 
+    def renew_credentials(self) -> None:
+        """For an answer within a batch that says that they have expired: of others the session sees it itself.
+
+        Raises what google-auth raises: to be called within ``errors.told``.
+        """
+        from google.auth.transport.requests import Request
+
+        self.http().credentials.refresh(Request())
+
     def close(self) -> None:
         """Closes the connections. A later request opens new ones."""
         with self._opening:

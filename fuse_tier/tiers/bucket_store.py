@@ -126,7 +126,8 @@ class Storing:
 
     async def _claimed(self, content: Blob, item: Item, send: Send) -> None:
         """Uploads content, unless somebody else does, which is noted."""
-        if content.size < (CLAIM_FROM if isinstance(item, Blob) else SMALL):  # packs are few
+        is_brief = content.size < (CLAIM_FROM if isinstance(item, Blob) else SMALL)  # packs are few
+        if is_brief or not self._claims.is_claimable(content):
             await send()
             return
         claim = await self._claims.take(content)
@@ -141,7 +142,7 @@ class Storing:
 
     async def _wait_for_others(self) -> None:
         pause = _FIRST_PAUSE
-        while self._elsewhere:
+        while waiting := len(self._elsewhere):
             # In this order: who has uploaded something gives up the claim afterwards.
             free = set(await self._claims.open_to_us(list(self._elsewhere)))
             there = await self._arrived(self._elsewhere)
@@ -149,7 +150,7 @@ class Storing:
             for content in there:
                 await self._note_arrival(content, self._elsewhere.pop(content))
             await self._work.each(items, self._store_item)
-            pause = _FIRST_PAUSE if items or there else min(2 * pause, _LONGEST_PAUSE)
+            pause = _FIRST_PAUSE if len(self._elsewhere) < waiting else min(2 * pause, _LONGEST_PAUSE)
             if self._elsewhere:
                 await trio.sleep(self._order.uniform(pause / 2, pause))
 

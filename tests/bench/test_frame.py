@@ -61,6 +61,10 @@ def test_the_file_has_the_keys_that_scripts_read(tmp_path: Path) -> None:
     ]
 
 
+def test_what_was_chosen_as_the_reference_is_told() -> None:
+    assert Result.of(_ROWS[1], Figure(1.0, 2.0, beside="huge=always")).reference == "tmpfs (huge=always)"
+
+
 def test_the_table_shows_figure_reference_and_ratio() -> None:
     out = io.StringIO()
     print_table([Result.of(_ROWS[1], Figure(3.0, 2.0))], Console(file=out, width=120))

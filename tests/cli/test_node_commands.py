@@ -28,6 +28,7 @@ MOUNTED: dict[str, Any] = {
         "seconds": 0.8,
         "sources": {"peer b": 1 << 30},
         "unreadable": [],
+        "coming": 0,
     },
 }
 
@@ -89,9 +90,9 @@ async def test_snapshots_are_listed_with_their_tiers(node: AskedNode) -> None:
     node.snapshots = [listed(11, "ram", "peer", "bucket"), listed(12)]
     done = await run("ls", "default/llama/0", "--node", node.socket)
     head, first, second = (re.split(r"\s{2,}", line.strip()) for line in done.stdout.splitlines())
-    assert head == ["SNAPSHOT", "RUN", "FILES", "SIZE", "AGE", "NODE", "TIERS"]
-    assert (first[:4], first[5:]) == (["default/llama/0@11", "llama", "8", "3 MiB"], ["a", "ram,peer,bucket"])
-    assert second[6] == "-"
+    assert head == ["SNAPSHOT", "RUN", "STEP", "FILES", "SIZE", "AGE", "NODE", "TIERS"]
+    assert (first[:5], first[6:]) == (["default/llama/0@11", "llama", "-", "8", "3 MiB"], ["a", "ram,peer,bucket"])
+    assert second[7] == "-"
     assert node.requests[0].identity == "default/llama/0"
 
     done = await run("ls", "--json", "--node", node.socket)
@@ -105,6 +106,8 @@ async def test_snapshots_are_listed_with_their_tiers(node: AskedNode) -> None:
         "created_ns": CREATED_NS,
         "node": "a",
         "tiers": ["ram", "peer", "bucket"],
+        "step": None,
+        "set_aside": False,
     }
 
 
@@ -167,6 +170,12 @@ async def test_a_mount_says_what_it_restored_and_from_where(node: AskedNode, tmp
             read_only=True,
         )
     ]
+    node.facts = MOUNTED | {"restored": MOUNTED["restored"] | {"coming": 3 << 28}}
+    at_once = await run("mount", "--node", node.socket, "--identity", "default/llama/0", "/ckpt")
+    assert at_once.stdout == (
+        "default/llama/0 is mounted at /ckpt: snapshot 12, 8 files, of which 768 MiB are coming from peer b, what is "
+        "opened first\n"
+    )
     node.facts = MOUNTED | {"restored": None}
     plain = await run("mount", "--node", node.socket, "--identity", "default/llama/0", "/ckpt")
     assert plain.stdout == "default/llama/0 is mounted at /ckpt: nothing had to be restored\n"

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from csi.local.kubelet import Kubelet, PodVolume, begun, container, told_by
-from csi.local.pod import DriverPod, shared_directory
+from csi.local.pod import DriverPod, Kind, shared_directory
 from fuse_tier.localcluster import LocalNode, local_cluster
 from fuse_tier.mount.table import mount_at
 from tests.fs.mounted import mounts_below
@@ -32,10 +32,10 @@ class Machine:
     logs: Path
     pods: list[DriverPod]
 
-    def deploy(self) -> DriverPod:
+    def deploy(self, kind: Kind = Kind.NAMESPACED) -> DriverPod:
         """Starts another pod of the driver, beside those that run."""
         config, uid = self.node.config_path, f"pod-{len(self.pods)}"
-        pod = DriverPod(uid, config, self.kubelet.socket, self.kubelet.directory, self.logs)
+        pod = DriverPod(uid, config, self.kubelet.socket, self.kubelet.directory, self.logs, kind)
         self.pods.append(pod)
         pod.start()
         return pod
@@ -59,7 +59,15 @@ class Machine:
 
     def copies(self) -> int:
         """How often somebody had all that a mount is kept with, besides its keeper."""
-        return sum(log.read_text().count('"vault.holds"') for log in self.logs.glob("*-csi.log"))
+        return sum(log.read_text().count('"vault.holds"') for log in self.logs.glob("*.log"))
+
+    async def until_copied(self, before: int, times: int) -> None:
+        """Until copies have been made so often since there were so many."""
+
+        async def are_there() -> bool:
+            return self.copies() >= before + times
+
+        await until(are_there)
 
 
 @pytest.fixture
@@ -102,13 +110,12 @@ async def test_a_job_writes_on_while_each_container_of_the_driver_dies_in_turn(m
     pod = await kubelet.start("llama-0")
     mount = mount_at(str(pod.target))
     async with job_in(pod):
-        for name in ("fuse", "csi", "replication-worker", "fuse"):
+        for names in (("fuse",), ("csi",), ("replication-worker",)):
             held = machine.copies()
-            await driver.restart(name)
+            await driver.restart(*names)
             await until(lambda: machine.is_safe(pod))
-            if name != "replication-worker":
-                # Somebody has a copy again of what the next death would take along.
-                await until_more(machine, held)
+            # Plugin and worker have copies, and make them anew after the keeper's end or their own.
+            await machine.until_copied(held, 2 if "fuse" in names else 1)
     assert mount_at(str(pod.target)) == mount
     await kubelet.end(pod)
     assert mounts_below(kubelet.directory) == []
@@ -117,11 +124,52 @@ async def test_a_job_writes_on_while_each_container_of_the_driver_dies_in_turn(m
     await kubelet.end(again)
 
 
-async def until_more(machine: Machine, copies: int) -> None:
-    async def are_more() -> bool:
-        return machine.copies() > copies
+async def test_a_job_writes_on_while_any_two_containers_die_at_the_same_instant(machine: Machine) -> None:
+    kubelet = machine.kubelet
+    driver = machine.deploy()
+    await until(kubelet.is_ready)
+    pod = await kubelet.start("llama-0")
+    await machine.until_copied(0, 2)
+    mount = mount_at(str(pod.target))
+    async with job_in(pod):
+        for names in (
+            ("fuse", "csi"),
+            ("fuse", "replication-worker"),
+            ("csi", "replication-worker"),
+            ("fuse", "csi"),
+        ):
+            held = machine.copies()
+            await driver.kill(*names)
+            driver.start(*reversed(names))
+            await until(lambda: machine.is_safe(pod))
+            await machine.until_copied(held, 2)
+    assert mount_at(str(pod.target)) == mount
+    await kubelet.end(pod)
 
-    await until(are_more)
+
+@pytest.mark.cgroups
+async def test_a_job_writes_on_while_all_containers_die_at_the_same_instant(machine: Machine) -> None:
+    """In pods with ``hostPID``, of which a process may outlive its container."""
+    kubelet = machine.kubelet
+    driver = machine.deploy(Kind.HOST_PID)
+    await until(kubelet.is_ready)
+    pod = await kubelet.start("llama-0")
+    await machine.until_copied(0, 3)
+    mount = mount_at(str(pod.target))
+    async with job_in(pod):
+        for _ in range(2):
+            held = machine.copies()
+            await driver.restart()
+            await until(lambda: machine.is_safe(pod))
+            await machine.until_copied(held, 3)
+        # And as the driver's pod is replaced: nothing of the old one is there when the new one comes.
+        held = machine.copies()
+        await driver.kill()
+        machine.deploy(Kind.HOST_PID)
+        await until(lambda: machine.is_safe(pod))
+        await machine.until_copied(held, 3)
+    assert mount_at(str(pod.target)) == mount
+    await kubelet.end(pod)
 
 
 async def test_another_pod_of_the_driver_takes_over_while_jobs_write_and_the_old_one_is_then_ended(
@@ -147,9 +195,7 @@ async def test_another_pod_of_the_driver_takes_over_while_jobs_write_and_the_old
         assert "ready" not in old.families["fuse"].output()
         await old.kill()
         await until(lambda: machine.is_safe(pod))
-        held = machine.copies()
         await new.restart("fuse")
         await until(lambda: machine.is_safe(pod))
-        await until_more(machine, held)
     assert mount_at(str(pod.target)) == mount
     await kubelet.end(pod)

@@ -134,7 +134,7 @@ async def test_in_a_bucket_that_is_well_all_is_tried_and_nothing_stays(emulator:
 
 async def test_a_bucket_that_is_not_there_is_told_and_the_rest_is_not_tried(emulator: Emulator) -> None:
     found, _ = await found_in("gs://elsewhere/team", emulator.endpoint)
-    assert [finding.state for finding in found.values()] == [State.FAILED, *[State.SKIPPED] * 4]
+    assert [finding.state for finding in found.values()] == [State.FAILED, *[State.SKIPPED] * 5]
     assert "create it, or correct `bucket.url`" in found["bucket.exists"].detail
 
 
@@ -185,6 +185,24 @@ async def test_a_bucket_that_lets_nothing_go_is_told(emulator: Emulator) -> None
         found, _ = await found_in("gs://checkpoints/team", proxy.endpoint)
     assert found["bucket.delete"].state is State.WARNING
     assert "retention policy" in found["bucket.delete"].detail
+
+
+async def test_soft_delete_is_told_with_how_long_and_with_how_to_end_it(emulator: Emulator) -> None:
+    with faulty(emulator.endpoint) as proxy:
+        proxy.soft_delete_seconds = 7 * 86_400
+        found, _ = await found_in("gs://checkpoints/team", proxy.endpoint)
+    finding = found["bucket.softDelete"]
+    assert finding.state is State.WARNING
+    assert "for 7d 0h" in finding.detail
+    assert "gs://checkpoints --clear-soft-delete" in finding.remedy
+
+
+async def test_an_account_that_may_not_ask_for_soft_delete_needs_nothing_else(emulator: Emulator) -> None:
+    with faulty(emulator.endpoint) as proxy:
+        proxy.faults.append(Fault("GET", "/b/checkpoints?", status=403, says="no storage.buckets.get", times=10))
+        found, _ = await found_in("gs://checkpoints/team", proxy.endpoint)
+    assert {finding.state for finding in found.values()} == {State.OK, State.SKIPPED}
+    assert found["bucket.softDelete"].state is State.SKIPPED
 
 
 # ---- all of it ----

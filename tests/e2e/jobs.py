@@ -26,7 +26,10 @@ A_NODE_DIED = (
     "list.manifest_unreadable",
     "restore.manifest_unreadable",
     "restore.place_failed",
+    "restore.newest_gone",
 )
+# What nodes rightly say of stored bytes that are not what they were.
+DAMAGE = (r"blob\.damaged", r"restore\..*", r"ram\..*", r"content\..*", r"bulk\.stream_failed", r"verify\..*")
 _GONE_SECONDS = 30
 
 
@@ -72,6 +75,17 @@ def layout_of(node: LocalNode) -> Layout:
 def blobs_in(node: LocalNode) -> list[Path]:
     """All content in a node's RAM, as files."""
     return sorted(path for path in Path(layout_of(node).blobs).glob("*/*") if path.is_file())
+
+
+def damage(path: Path) -> None:
+    """Flips a byte in the middle, as memory does."""
+    size = path.stat().st_size
+    fd = os.open(path, os.O_RDWR)
+    try:
+        byte = os.pread(fd, 1, size // 2)
+        os.pwrite(fd, bytes([byte[0] ^ 1]), size // 2)
+    finally:
+        os.close(fd)
 
 
 def volume_tree(node: LocalNode, identity: str = JOB) -> Path:

@@ -13,7 +13,7 @@ from fuse_tier.demo.checkpoint import verify_checkpoint
 from fuse_tier.errors import DeadlineExceeded, FuseTierError, IdentityBusy
 from fuse_tier.localcluster import LocalCluster, LocalNode, NotStarted
 from fuse_tier.wire import control_pb2 as pb
-from tests.e2e.jobs import A_NODE_DIED, JOB, blobs_in, checkpoint_of, layout_of, mount_when_free, save
+from tests.e2e.jobs import A_NODE_DIED, DAMAGE, JOB, blobs_in, checkpoint_of, damage, layout_of, mount_when_free, save
 from tests.harness.checker import listed
 from tests.harness.clusters import Clusters
 from tests.harness.logs import ExpectedLogs
@@ -21,7 +21,6 @@ from tests.harness.waiting import until
 
 pytestmark = [pytest.mark.fuse]
 
-DAMAGE = (r"blob\.damaged", r"restore\..*", r"ram\..*", r"content\..*", r"bulk\.stream_failed", r"verify\..*")
 REFUSED = (r"coordinator\..*", r"membership\..*", r"worker\..*", r"fuse-tier: .*")
 
 
@@ -84,17 +83,6 @@ async def test_a_bucket_that_is_down_is_told_by_status_and_reached_when_it_is_ba
     await cluster["a"].wait(JOB, "bucket", 120)
 
 
-def _damage(path: Path) -> None:
-    """Flips a byte in the middle, as memory does."""
-    size = path.stat().st_size
-    fd = os.open(path, os.O_RDWR)
-    try:
-        byte = os.pread(fd, 1, size // 2)
-        os.pwrite(fd, bytes([byte[0] ^ 1]), size // 2)
-    finally:
-        os.close(fd)
-
-
 def _large_blobs(node: LocalNode) -> Iterator[Path]:
     return (path for path in blobs_in(node) if path.stat().st_size > 1 << 20)
 
@@ -113,7 +101,7 @@ async def test_damage_on_a_peer_is_seen_and_the_bucket_gives_the_bytes(
     (holder,) = [node for node in (cluster["b"], cluster["c"]) if blobs_in(node)]
     (other,) = {"b", "c"} - {holder.name}
     for blob in list(_large_blobs(holder)):
-        _damage(blob)
+        damage(blob)
     await mount_when_free(cluster[other], cluster.mountpoint("again"))
     verify_checkpoint(saved, cluster.mountpoint("again"))
     make_cluster.check = False  # the damaged copy may still be listed where nobody asked for it
@@ -130,7 +118,7 @@ async def test_damage_in_a_nodes_own_ram_is_seen_and_another_place_gives_the_byt
     expected_logs.allow(*A_NODE_DIED, *DAMAGE)
     await cluster["a"].lose_ram()
     for blob in list(_large_blobs(cluster["b"])):
-        _damage(blob)
+        damage(blob)
     await mount_when_free(cluster["b"], cluster.mountpoint("again"))
     verify_checkpoint(saved, cluster.mountpoint("again"))
     make_cluster.check = False
@@ -168,7 +156,7 @@ async def test_bytes_that_are_damaged_everywhere_are_never_handed_out(
     expected_logs.allow(*A_NODE_DIED, *DAMAGE)
     await cluster["a"].lose_ram()
     for blob in list(_large_blobs(cluster["b"])):
-        _damage(blob)
+        damage(blob)
     again = cluster.mountpoint("again")
     try:
         await mount_when_free(cluster["b"], again)
@@ -192,7 +180,7 @@ async def test_verify_finds_and_names_damage(
     await cluster["a"].wait(JOB, "peer", 60)
     damaged = next(_large_blobs(cluster["b"]))
     expected_logs.allow(*DAMAGE)
-    _damage(damaged)
+    damage(damaged)
     done = await cluster["a"].cli("verify", "--tier", "peer")
     assert done.returncode == 1
     assert damaged.name in done.stderr
@@ -235,6 +223,28 @@ async def test_the_coordinators_absence_stops_no_job(cluster: LocalCluster, expe
         return JOB in {identity for member in await _picture(cluster) for identity in member.mounted}
 
     await until(known_again)
+
+
+async def test_a_restore_says_who_could_not_be_asked_and_not_that_there_is_nothing(
+    make_cluster: Clusters, expected_logs: ExpectedLogs
+) -> None:
+    cluster = await make_cluster("a", "b", bucket=False, replicas=0)
+    await cluster["a"].mount(JOB, cluster.mountpoint("a"))
+    save(checkpoint_of(1), cluster.mountpoint("a"))
+    await cluster["a"].wait(JOB, "ram", 60)
+    expected_logs.allow(*A_NODE_DIED)
+    assert cluster.coordinator
+    await cluster.coordinator.kill()
+    await cluster["a"].kill()
+    target = cluster.directory / "restored"
+    for more in ((), ("--snapshot", "1")):
+        done = await cluster["b"].cli("restore", "--identity", JOB, "--to", str(target), *more)
+        assert done.returncode == 1
+        assert "node a (" in done.stderr
+        assert "could not be asked" in done.stderr
+        assert not target.exists()
+    await cluster.coordinator.start()
+    await cluster["a"].start()
 
 
 async def test_a_mountpoint_that_cannot_be_one_is_refused_in_one_line(cluster: LocalCluster) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import trio
 from fuse_tier import failpoints
 from fuse_tier.errors import MountError, TierUnavailable
 from fuse_tier.localcluster import LocalCluster, LocalNode
-from tests.e2e.jobs import A_NODE_DIED, JOB, layout_of, mount_when_free
+from tests.e2e.jobs import A_NODE_DIED, DAMAGE, JOB, blobs_in, damage, layout_of, mount_when_free
 from tests.harness.checker import listed
 from tests.harness.clusters import Clusters
 from tests.harness.logs import ExpectedLogs
@@ -57,9 +58,48 @@ async def test_a_large_restore_is_mounted_at_once_and_all_comes_behind_it(
     (mount / "new").write_bytes(b"while it comes")
     (mount / "new").unlink()
     assert await trio.to_thread.run_sync(tree_of, mount) == saved
-    await until(partial(_lists_it, node))
+    await node.wait(JOB, "ram", 60)
+    assert await _lists_it(node)
     await node.wait(JOB, "peer", 60)
     assert await trio.to_thread.run_sync(tree_of, mount) == saved
+
+
+@pytest.mark.chaos  # the lease of a dead node runs out first
+async def test_damage_is_seen_when_a_file_is_opened_and_costs_that_file_alone_when_nobody_else_has_it(
+    make_cluster: Clusters, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.allow(*A_NODE_DIED, *DAMAGE)
+    cluster = await make_cluster("a", "b", "c", "d", bucket=False, replicas=2, restoreAtOnce="0")
+    make_cluster.check = False
+    saved = await _lose_what_was_saved(cluster)
+    node, mount = _without(cluster), cluster.mountpoint("again")
+    holders = [cluster[name] for name in "bcd" if cluster[name] is not node]
+    for number, damaged in ((3, holders), (4, holders[:1]), (5, holders[1:])):
+        for holder in damaged:
+            damage(_content_of(holder, 100_000 + number))
+    await mount_when_free(node, mount)
+    lost = mount / "step" / "003"
+
+    def open_all() -> dict[str, object]:
+        for _ in range(2):
+            with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+                lost.read_bytes()
+        assert lost.stat().st_size == 100_003
+        lost.unlink()
+        (mount / "new").write_bytes(b"the volume goes on")
+        (mount / "new").unlink()
+        return dict(tree_of(mount))
+
+    came = await trio.to_thread.run_sync(open_all)
+    changed = ("step", "step/003")
+    assert {path: found for path, found in came.items() if path not in changed} == {
+        path: was for path, was in saved.items() if path not in changed
+    }
+
+
+def _content_of(holder: LocalNode, size: int) -> Path:
+    (found,) = [path for path in blobs_in(holder) if path.stat().st_size == size]
+    return found
 
 
 @pytest.mark.chaos

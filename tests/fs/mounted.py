@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,8 +98,10 @@ class Place:
 class Mounted:
     """A running keeper with its daemon."""
 
-    def __init__(self, place: Place, **parameters: Any) -> None:
+    def __init__(self, place: Place, *, program: Sequence[str] = ("fuse_tier.fs",), **parameters: Any) -> None:
+        """``program`` is the module that is run as the keeper, with its arguments."""
         self.place = place
+        self._program = program
         self.path = place.mountpoint
         self._spec = {
             "ram_root": place.layout.root,
@@ -114,7 +116,7 @@ class Mounted:
         MountSpec.parse(json.dumps(spec))
         with self.place.log.open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "fuse_tier.fs"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
+                [sys.executable, "-m", *self._program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
             )
         assert process.stdin and process.stdout
         process.stdin.write(json.dumps(spec).encode())

@@ -12,8 +12,8 @@ import mmap
 import os
 import stat
 import struct
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,11 +181,8 @@ class Side:
                 os.pwrite(files[number], content, (part * writers + number) * len(content))
 
         try:
-            threads = [threading.Thread(target=write, args=(number,)) for number in range(writers)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            with ThreadPoolExecutor(writers) as threads:
+                list(threads.map(write, range(writers)))  # raises what one of them raised
         finally:
             for file in files:
                 os.close(file)
@@ -203,11 +200,8 @@ class Side:
 
         try:
             os.ftruncate(files[0], 0)
-            threads = [threading.Thread(target=append, args=(number,)) for number in range(writers)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            with ThreadPoolExecutor(writers) as threads:
+                list(threads.map(append, range(writers)))  # raises what one of them raised
         finally:
             for file in files:
                 os.close(file)

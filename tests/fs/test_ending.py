@@ -99,8 +99,7 @@ def test_an_abort_frees_everybody_and_is_told(mounted: Mounted, expected_logs: E
     assert nothing_is_left(mounted, daemon)
 
 
-def test_operations_in_flight_finish_before_the_end(start: Callable[..., Mounted]) -> None:
-    mounted = start(passthrough="off")
+def test_operations_in_flight_finish_before_the_end(mounted: Mounted) -> None:
     outcomes: list[int] = []
 
     def write_many() -> None:

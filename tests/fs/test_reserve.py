@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.fs.mounted import Mounted, Place, eventually
+from tests.harness.cgroups import memory_group, usage
 
 pytestmark = pytest.mark.fuse
 
@@ -72,32 +72,8 @@ def test_a_later_daemon_finds_the_predecessors_in_the_tree(start: Callable[..., 
 @pytest.fixture
 def limited() -> Iterator[str]:
     """A memory cgroup of 64 MiB."""
-    for parent, limit in (
-        (Path("/sys/fs/cgroup"), "memory.max"),
-        (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
-    ):
-        group = parent / f"fuse-tier-test-{secrets.token_hex(4)}"
-        try:
-            group.mkdir()
-        except OSError:
-            continue
-        try:
-            if not (group / limit).exists():
-                continue
-            (group / limit).write_text(str(64 * MIB))
-            yield str(group)
-            return
-        finally:
-            group.rmdir()
-    pytest.skip("no memory cgroup can be made here")
-
-
-def usage(group: str) -> int:
-    for name in ("memory.current", "memory.usage_in_bytes"):
-        path = Path(group, name)
-        if path.exists():
-            return int(path.read_text())
-    raise AssertionError(f"{group} does not tell its usage")
+    with memory_group(64 * MIB) as group:
+        yield group
 
 
 def swap_is_off() -> bool:

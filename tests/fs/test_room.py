@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -28,38 +29,49 @@ def memory_path(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", path], check=True)
 
 
+@dataclass(frozen=True, slots=True)
+class Full:
+    """A mounted volume that is full."""
+
+    path: Path
+    place: Place
+    written: int
+    """What the writes into it said that they had written."""
+
+
 @pytest.fixture
-def full(start: Callable[..., Mounted], place: Place) -> Mounted:
+def full(mounted: Mounted, place: Place) -> Full:
     """A mounted volume that a sealed file of half its room and an unsealed one have filled up."""
-    mounted = start()
     (mounted.path / "sealed").write_bytes(b"s" * _HALF)
     assert place.seal("sealed")
     fd = os.open(mounted.path / "filling", os.O_WRONLY | os.O_CREAT)
+    written = 0
     try:
-        while os.write(fd, bytes(100_000)):
-            continue
+        while True:
+            written += os.write(fd, bytes(100_000))
     except OSError as error:
         assert error.errno == errno.ENOSPC
     finally:
         os.close(fd)
-    return mounted
+    return Full(mounted.path, place, written)
 
 
-def test_a_write_that_does_not_fit_is_cut_exactly_where_the_room_ends(full: Mounted) -> None:
+def test_a_write_that_does_not_fit_is_cut_exactly_where_the_room_ends(full: Full) -> None:
     size = (full.path / "filling").stat().st_size
+    assert size == full.written
     found = os.statvfs(full.path)
     assert found.f_bavail == 0
     assert (full.place.tree / "filling").stat().st_size == size
     assert (full.path / "filling").read_bytes() == bytes(size)
 
 
-def test_a_removal_brings_the_volume_back(full: Mounted) -> None:
+def test_a_removal_brings_the_volume_back(full: Full) -> None:
     (full.path / "filling").unlink()
     (full.path / "again").write_bytes(b"a" * (1 << 20))
     assert (full.path / "again").read_bytes() == b"a" * (1 << 20)
 
 
-def test_a_sealed_file_that_cannot_be_copied_away_is_not_opened_for_writing(full: Mounted) -> None:
+def test_a_sealed_file_that_cannot_be_copied_away_is_not_opened_for_writing(full: Full) -> None:
     for attempt in (lambda path: path.open("r+b"), lambda path: os.truncate(path, 5)):
         with pytest.raises(OSError) as caught:
             attempt(full.path / "sealed")

@@ -13,13 +13,13 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
 from fuse_tier.mount.table import mount_at
 from tests.fs.mounted import Mounted, eventually, mounts_below
 from tests.harness.logs import ExpectedLogs
+from tests.harness.processes import is_running
 
 pytestmark = pytest.mark.fuse
 
@@ -213,18 +213,11 @@ def test_the_death_of_the_keeper_ends_its_daemon_and_the_mount_is_dead(mounted: 
     daemon = mounted.daemon
     mounted.process.kill()
     mounted.wait()
-    eventually(lambda: not Path(f"/proc/{daemon}").exists() or _is_zombie(daemon), "the end of the daemon")
+    eventually(lambda: not is_running(daemon), "the end of the daemon")
     with pytest.raises(OSError) as caught:
         os.stat(mounted.path / "file")
     # The kernel may be at it still: who waits at that moment is told so.
     assert caught.value.errno in (errno.ENOTCONN, errno.ECONNABORTED)
-
-
-def _is_zombie(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-    except FileNotFoundError:
-        return True
 
 
 def test_a_term_signal_that_comes_between_two_daemons_still_ends_the_mount(mounted: Mounted) -> None:

@@ -76,9 +76,12 @@ def said(opener: subprocess.Popen[str]) -> str:
     return opener.stdout.readline().strip()
 
 
-def test_who_waits_can_be_interrupted_after_the_daemon_died(mounted: Mounted, elsewhere: Path) -> None:
+@pytest.mark.parametrize("deaths", [0, 2])
+def test_who_waits_can_be_interrupted_however_often_the_daemon_died(
+    mounted: Mounted, elsewhere: Path, deaths: int
+) -> None:
     with opening(elsewhere) as opener:
-        for _ in range(2):
+        for _ in range(deaths):
             mounted.kill_daemon()
         opener.send_signal(signal.SIGUSR1)
         assert said(opener) == "interrupted"

@@ -14,8 +14,10 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
+from csi.local.pod import control_groups
+
 REQUIRE = "FUSE_TIER_REQUIRE"
-NEEDS = ("root", "fuse", "namespaces", "csi_sanity", "kube")
+NEEDS = ("root", "fuse", "namespaces", "csi_sanity", "kube", "cgroups")
 _KUBE = ("etcd", "kube-apiserver")
 TOOLS = Path(__file__).parents[2] / ".tools"
 
@@ -29,6 +31,7 @@ def missing(need: str) -> str | None:
         "namespaces": _missing_namespaces,
         "csi_sanity": _missing_csi_sanity,
         "kube": _missing_kube,
+        "cgroups": _missing_cgroups,
     }
     return looks[need]()
 
@@ -65,6 +68,21 @@ def _missing_namespaces() -> str | None:
         return f"needs veth pairs: {wired.stderr.strip()}" if wired.returncode else None
     finally:
         subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+def _missing_cgroups() -> str | None:
+    groups = control_groups()
+    if groups is None:
+        return "needs unified control groups (cgroup2)"
+    probe = groups / f"fuse-tier-probe-{os.getpid()}"
+    try:
+        probe.mkdir()
+    except OSError as error:
+        return f"needs to make control groups: {error.strerror}"
+    try:
+        return None if (probe / "cgroup.kill").exists() else "needs cgroup.kill (Linux 5.14)"
+    finally:
+        probe.rmdir()
 
 
 def csi_sanity() -> str | None:

@@ -4,10 +4,11 @@ import os
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from fuse_tier.mount.deposits import Deposit, Depositor, Kind, Safe, connection_pair, orphan_key
+from fuse_tier.mount.deposits import Deposit, Depositor, Kind, Safe, connection_pair, listen_aside, orphan_key
 
 
 @pytest.fixture
@@ -79,3 +80,20 @@ def test_many_are_left_without_the_keeper_reading(ends: tuple[socket.socket, soc
     safe.receive(ours)
     assert sorted(safe.contents) == list(range(200))
     safe.close()
+
+
+def test_what_a_daemon_sent_last_is_overheard_by_one_after_another_until_it_is_received(tmp_path: Path) -> None:
+    ours, theirs = connection_pair()
+    depositor = Depositor(theirs)
+    for key in (1, 2):
+        with open(tmp_path / f"file-{key}", "wb") as file:
+            depositor.leave(Deposit(Kind.FILE, key, inode=key), file.fileno())
+    depositor.remove(1)
+    theirs.close()
+    with ours:
+        for _ in range(2):  # the first may die before it has passed anything on
+            safe = Safe()
+            listen_aside(ours)
+            assert not safe.overhear(ours)
+            assert set(safe.contents) == {2}
+            safe.close()

@@ -20,6 +20,7 @@ from fuse_tier.identity import Identity
 from fuse_tier.ram.layout import Layout
 from fuse_tier.wire.channel import connected
 from tests.harness.logs import ExpectedLogs
+from tests.harness.processes import is_running as is_running
 from tests.harness.waiting import until
 from tests.mount.conftest import mountpoint, place
 
@@ -31,14 +32,6 @@ def make_volume(ram_root: str, identity: Identity) -> None:
     volume = Layout(ram_root).volume(identity)
     for directory in (volume.tree, volume.pins, volume.remote):
         os.makedirs(directory)
-
-
-def is_running(pid: int) -> bool:
-    """Whether there is such a process; a zombie is none."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
 
 
 @dataclass
@@ -62,9 +55,12 @@ class Node:
         return [int(event.split()[1]) for event in self.events if event.startswith("started")]
 
     def line(self) -> str:
-        """The next line that it prints."""
+        """The next line that it prints, but for what it says first when it runs as an ordinary user."""
         assert self.process.stdout is not None
-        return self.process.stdout.readline().rstrip()
+        line = self.process.stdout.readline()
+        while line.startswith("running without root"):
+            line = self.process.stdout.readline()
+        return line.rstrip()
 
     def tell(self, number: signal.Signals) -> None:
         """Sends it a signal."""

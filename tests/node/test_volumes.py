@@ -343,6 +343,7 @@ async def test_a_volume_that_was_taken_out_of_sight_is_busy_until_its_last_user_
     assert (other_mountpoint / "file").read_text() == "still written"
 
 
+@pytest.mark.root
 async def test_what_is_not_ours_is_not_unmounted(volumes: Volumes, mountpoint: Path) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "stranger", str(mountpoint)], check=True)  # noqa: ASYNC221 - moments
     with pytest.raises(MountError) as caught:

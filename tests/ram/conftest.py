@@ -8,6 +8,7 @@ import pytest
 
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.tmpfs import create_directories
+from tests.ram.pinned import Volume
 
 
 @pytest.fixture
@@ -15,3 +16,8 @@ def layout(memory_path: Path) -> Layout:
     layout = Layout(str(memory_path))
     create_directories(layout)
     return layout
+
+
+@pytest.fixture
+def volume(layout: Layout) -> Volume:
+    return Volume(layout)

@@ -23,7 +23,7 @@ from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.listing import RamListing
 from tests.harness.snapshots import LLAMA
 from tests.ram.crashing import survives
-from tests.ram.test_pins import Volume
+from tests.ram.pinned import Volume
 
 NAMES = st.sampled_from(["a", "b", "c"])
 CONTENTS = st.sampled_from([b"", b"0", b"1", b"22", b"33"])

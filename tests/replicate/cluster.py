@@ -62,6 +62,7 @@ class StandingMembership(RosterMembership):
         self.successors: dict[Identity, str] = {}
         self.copied = 0
         self.doubtful: set[Identity] = set()
+        self.silent: tuple[str, ...] = ()
 
     def report_soon(self) -> None:
         """Nobody is told."""
@@ -102,7 +103,7 @@ class StandingMembership(RosterMembership):
             listed = await self._neighbourhood.peers[member.node].snapshots(identity)
             if listed:
                 holders.append((member, tuple(snapshot.number for snapshot in listed)))
-        return Location(tuple(holders), copied=self.copied)
+        return Location(tuple(holders), copied=self.copied, silent=self.silent)
 
     def update(self, members: Iterable[Member]) -> None:
         self._roster.update(members)

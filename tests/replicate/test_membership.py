@@ -188,6 +188,30 @@ async def test_without_the_coordinator_the_peers_are_asked_what_they_hold(
     assert [(member.node, numbers) for member, numbers in location.holders] == [("b", (3,))]
 
 
+async def test_who_cannot_be_asked_without_the_coordinator_is_named(
+    cluster: Cluster, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.allow(r"membership\..*", "coordinator.node_gone")
+    await cluster.start_coordinator()
+    a, b, c = [await cluster.start(name) for name in "abc"]
+    await until(a.membership, lambda members: sum(member.alive for member in members) == 2)
+    await b.die()
+    await until(a.membership, lambda members: sum(member.alive for member in members) == 1)
+    assert (await a.membership.locate(LLAMA)).silent == ()
+    await cluster.stop_coordinator()
+    await c.die()
+    silent = (await a.membership.locate(LLAMA)).silent
+    assert [name.partition(" (")[0] for name in silent] == [
+        "node c",
+        "node b",
+        f"the coordinator at {cluster.coordinator}",
+    ]
+    late = await cluster.start("d")
+    assert [name.partition(" (")[0] for name in (await late.membership.locate(LLAMA)).silent] == [
+        f"the coordinator at {cluster.coordinator}"
+    ]
+
+
 async def test_what_a_node_saved_last_is_known_when_it_has_given_the_volume_back(cluster: Cluster) -> None:
     await cluster.start_coordinator()
     a, b = await cluster.start("a"), await cluster.start("b")

@@ -7,11 +7,13 @@ from dataclasses import replace
 import pytest
 import trio
 
+from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import IdentityBusy, TierRefused
 from fuse_tier.localcluster.ports import free_ports
 from fuse_tier.members import LocalFacts
 from fuse_tier.replicate.membership import build_membership
 from tests.harness.logs import ExpectedLogs
+from tests.harness.waiting import until as until_so
 from tests.replicate.members import LLAMA, Cluster, Node, raising, until
 
 
@@ -88,6 +90,24 @@ async def test_peers_are_asked_what_they_hold(cluster: Cluster, expected_logs: E
     b.facts = replace(b.facts, holdings={LLAMA: (1, 3)})
     location = await c.membership.locate(LLAMA)
     assert [(member.node, numbers) for member, numbers in location.holders] == [("b", (1, 3))]
+
+
+async def test_a_peer_that_went_a_moment_ago_is_silent_and_one_that_stays_away_is_gone(
+    cluster: Cluster, expected_logs: ExpectedLogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Deadline, "RETURN", 3.0)
+    expected_logs.allow("membership.peer_unavailable", "membership.peer_passed_over")
+    _, b, c = await start_peers(cluster, "a", "b", "c")
+    await until(c.membership, lambda members: sum(member.alive for member in members) == 2)
+    assert (await c.membership.locate(LLAMA)).silent == ()
+    await b.die()
+    (silent,) = (await c.membership.locate(LLAMA)).silent
+    assert silent == f"node b at {b.config.listen.control}"
+
+    async def is_gone() -> bool:
+        return not (await c.membership.locate(LLAMA)).silent
+
+    await until_so(is_gone)
 
 
 async def test_a_peer_of_the_own_name_ends_this_node(cluster: Cluster) -> None:

@@ -280,7 +280,7 @@ async def test_the_command_needs_the_buckets_name_and_an_identity_only(
 
 async def test_the_command_refuses_what_does_not_go_together(tmp_path: Path) -> None:
     target = ("--identity", str(ZERO), "--to", str(tmp_path / "tree"))
-    for arguments in (("--step", "3"), ("--bucket", URL, "--snapshot", "1", "--step", "2")):
+    for arguments in (("--endpoint", URL), ("--bucket", URL, "--snapshot", "1", "--step", "2")):
         done = await run("restore", *arguments, *target)
         assert done.returncode == 2, arguments
 

@@ -144,6 +144,19 @@ async def test_what_the_bucket_protects_stays_and_is_told_and_all_else_goes(buck
     assert "hold" in facts["protected"][0]["reason"]
 
 
+async def test_who_prunes_is_told_of_soft_delete_and_of_nothing_where_that_may_not_be_known(
+    bucket: BucketTier, proxy: Proxy
+) -> None:
+    await save_all(bucket, 1, 100)
+    told = []
+    for seconds in (0, 604_800):
+        proxy.soft_delete_seconds = seconds
+        told.append((await steward(bucket).prune(Report(), dry_run=True))["soft_delete_seconds"])
+    proxy.faults.append(Fault("GET", "/b/checkpoints?", status=403, says="no storage.buckets.get"))
+    told.append((await steward(bucket).prune(Report(), dry_run=True))["soft_delete_seconds"])
+    assert told == [0, 604_800, None]
+
+
 async def test_a_dry_run_tells_what_would_go_and_changes_nothing(bucket: BucketTier) -> None:
     for number, step in ((1, 100), (2, 200)):
         await save_all(bucket, number, step)

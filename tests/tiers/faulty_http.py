@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 import struct
 import threading
@@ -64,7 +65,9 @@ class Proxy:
     faults: list[Fault] = field(default_factory=list)
     befell: Counter[str] = field(default_factory=Counter)
     protected: dict[str, str] = field(default_factory=dict)  # a part of an object's name -> what is said of it
+    soft_delete_seconds: int = 0  # which the bucket says to have; emulators know no soft delete
     accounts: set[str] | None = None  # tokens that count; without, nobody is asked for one
+    refuses_calls: bool = False  # of a batch with another token each one is refused, and not the batch
     clock_ahead: float = 0.0  # seconds, of what answers say that time it is
     sent: int = 0  # bytes of requests' bodies
     received: int = 0  # bytes of answers'
@@ -141,7 +144,10 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.first is not None:
             fault.first()
         if self._is_stranger():
-            self._say(401, "Invalid Credentials")
+            if self.proxy.refuses_calls and self.path.startswith("/batch/"):
+                self._refuse_calls(bytes(body))
+            else:
+                self._say(401, "Invalid Credentials")
             return
         if fault.status:
             self._say(fault.status, fault.says)
@@ -164,6 +170,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if fault.change_answer and content:
             content[len(content) // 2] ^= 1
+        if self.proxy.soft_delete_seconds and self.command == "GET" and "/o" not in self.path:
+            policy = {"retentionDurationSeconds": str(self.proxy.soft_delete_seconds)}
+            content = bytearray(json.dumps(json.loads(content) | {"softDeletePolicy": policy}).encode())
         kept = {name: value for name, value in answer.getheaders() if name.lower() not in _HOP_BY_HOP}
         for number, said in refused.items():
             content[:0] = _refusal(kept["Content-Type"].partition("boundary=")[2], number, said)
@@ -194,6 +203,12 @@ class _Handler(BaseHTTPRequestHandler):
                 refused[part.partition(b"Content-ID: <")[2].partition(b">")[0].decode()] = said
         return passed + boundary + b"--\r\n", refused
 
+    def _refuse_calls(self, body: bytes) -> None:
+        numbers = re.findall(rb"Content-ID: <([0-9]+)>", body)
+        said = b"".join(_refusal("b", number.decode(), "Invalid Credentials", 401) for number in numbers)
+        headers = {"Content-Type": "multipart/mixed; boundary=b"}
+        self._answer(200, headers, said + b"--b--\r\n", Fault("", "", times=0))
+
     def _say(self, status: int, message: str) -> None:
         text = json.dumps({"error": {"code": status, "message": message}}).encode()
         self._answer(status, {"Content-Type": "application/json"}, text, Fault("", "", times=0))
@@ -222,8 +237,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.close()
 
 
-def _refusal(boundary: str, number: str, said: str) -> bytes:
-    text = json.dumps({"error": {"code": 403, "message": said}})
+def _refusal(boundary: str, number: str, said: str, status: int = 403) -> bytes:
+    text = json.dumps({"error": {"code": status, "message": said}})
     lines = (f"--{boundary}", "Content-Type: application/http", f"Content-ID: <response-{number}>", "")
-    answer = ("HTTP/1.1 403 Forbidden", "Content-Type: application/json", "", text, "")
+    answer = (f"HTTP/1.1 {status} Refused", "Content-Type: application/json", "", text, "")
     return "\r\n".join((*lines, *answer)).encode()

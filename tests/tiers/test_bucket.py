@@ -1,22 +1,19 @@
+"""The bucket as a tier: the contract, the layout, and who else is there."""
+
 from __future__ import annotations
 
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
-from google.auth.credentials import AnonymousCredentials
-from google.cloud import storage
 
 from fuse_tier.blobs import Blob
 from fuse_tier.emulator import Emulator, running_emulator
 from fuse_tier.errors import (
     ConfigError,
-    Damaged,
     MalformedManifest,
     NotFound,
     SnapshotConflict,
@@ -24,7 +21,7 @@ from fuse_tier.errors import (
     TierUnavailable,
 )
 from fuse_tier.hashing import hash_bytes
-from fuse_tier.identity import SnapshotId
+from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import encode
 from fuse_tier.tiers import bucket_layout as layout
 from fuse_tier.tiers.base import Tier
@@ -34,53 +31,9 @@ from fuse_tier.tiers.memory import MemoryBlobs
 from tests.harness.logs import ExpectedLogs
 from tests.harness.snapshots import GEMMA, check_producible, holding, keep, manifest_of
 from tests.tiers.contract import TierContract
-
-BUCKET = "checkpoints"
-PREFIX = "team/run 7/größe/"
-PATIENCE = 0.5  # seconds
-MANY = 2000
-
-
-class OpenedTier(BucketTier):
-    """A tier that lets tests see the bucket beside it, by a client of their own."""
-
-    def __init__(self, url: str, endpoint: str) -> None:
-        super().__init__(url, endpoint, patience=PATIENCE)
-        options = {"api_endpoint": endpoint}
-        self.client = storage.Client("tests", AnonymousCredentials(), client_options=options)  # type: ignore[no-untyped-call]
-        self.bucket: Any = self.client.bucket(BUCKET)
-
-    async def aclose(self) -> None:
-        self.client.close()
-        await super().aclose()
-
-    def put(self, name: str, content: bytes) -> None:
-        self.bucket.blob(PREFIX + name).upload_from_string(content)
-
-    def names(self, folder: str = "") -> list[str]:
-        return [blob.name.removeprefix(PREFIX) for blob in self.client.list_blobs(BUCKET, prefix=PREFIX + folder)]
-
-
-Open = Callable[[], OpenedTier]
-
-
-@pytest.fixture
-async def opened(emulator: Emulator) -> AsyncIterator[Open]:
-    """Opens the bucket as often as one likes, each time as another process would."""
-    tiers: list[OpenedTier] = []
-
-    def open_tier() -> OpenedTier:
-        tiers.append(OpenedTier(f"gs://{BUCKET}/{PREFIX}", emulator.endpoint))
-        return tiers[-1]
-
-    yield open_tier
-    for tier in tiers:
-        await tier.aclose()
-
-
-@pytest.fixture
-def tier(opened: Open) -> OpenedTier:
-    return opened()
+from tests.tiers.opened import BUCKET, PATIENCE, PREFIX, Open, OpenedTier, fetched
+from tests.tiers.opened import opened as opened
+from tests.tiers.opened import tier as tier
 
 
 class TestBucketTier(TierContract):
@@ -93,16 +46,6 @@ class TestBucketTier(TierContract):
     async def replace_manifest(self, tier: Tier, snapshot: SnapshotId, text: bytes) -> None:
         assert isinstance(tier, OpenedTier)
         tier.put(layout.manifest_object(snapshot), text)
-
-
-def small_files(rng: random.Random, count: int = MANY) -> dict[str, bytes]:
-    return {f"step-{number}": rng.randbytes(rng.randrange(4096)) for number in range(count)}
-
-
-async def fetched(tier: BucketTier, *blobs: Blob) -> dict[Blob, bytes]:
-    sink = MemoryBlobs()
-    await tier.fetch(blobs, sink)
-    return sink.contents
 
 
 async def test_the_layout_is_the_documented_one(tier: OpenedTier) -> None:
@@ -132,94 +75,6 @@ def test_a_url_that_ordinary_tools_could_not_copy_is_refused(url: str) -> None:
 def test_making_a_tier_asks_nothing_of_the_bucket_and_names_it() -> None:
     assert BucketTier("gs://checkpoints/a/", "http://127.0.0.1:1").place == "gs://checkpoints/a"
     assert BucketTier("gs://checkpoints/", "http://127.0.0.1:1").place == "gs://checkpoints"
-
-
-async def test_many_small_files_become_few_objects_and_come_back_one_by_one(
-    tier: OpenedTier, opened: Open, rng: random.Random
-) -> None:
-    files = small_files(rng)
-    manifest = await keep(tier, files)
-    assert len(tier.names()) < 10
-    another = opened()
-    assert await another.manifest(manifest.id) == manifest
-    for content in rng.sample(sorted(files.values()), 20):
-        assert await fetched(another, hash_bytes(content)) == {hash_bytes(content): content}
-    await check_producible(opened())
-
-
-async def test_small_files_that_another_process_packed_are_not_stored_again(
-    tier: OpenedTier, opened: Open, rng: random.Random
-) -> None:
-    files = small_files(rng, 500)
-    await keep(tier, files)
-    packs = tier.names("packs/")
-    await keep(opened(), files, identity=GEMMA)
-    changed = files | {f"step-{number}": rng.randbytes(1000) for number in range(10)}
-    await keep(opened(), changed, 2)
-    assert tier.names("packs/") == packs
-    assert len(tier.names("blobs/")) == 10
-    await check_producible(opened())
-
-
-async def test_a_pack_is_kept_while_anything_in_it_is_named(
-    tier: OpenedTier, opened: Open, rng: random.Random
-) -> None:
-    files = small_files(rng, 300)
-    first = await keep(tier, files, 1)
-    second = await keep(tier, {"last": files["step-299"]}, 2)
-    await tier.drop(first.id)
-    assert await opened().collect(0) == 0
-    await check_producible(opened())
-    await tier.drop(second.id)
-    assert await opened().collect(0) > 0
-    assert tier.names() == ["fuse-tier.json"]
-    assert len(await tier.missing(first.blobs)) in (0, len(first.blobs))  # another process removed it: see collect
-    assert await opened().missing(first.blobs) == first.blobs
-
-
-async def test_a_damaged_pack_costs_only_what_is_damaged_in_it(
-    tier: OpenedTier, opened: Open, rng: random.Random
-) -> None:
-    files = {f"{number}": rng.randbytes(1000) for number in range(100)}
-    manifest = await keep(tier, files)
-    (pack,) = tier.names("packs/")
-    content = bytearray(tier.bucket.blob(PREFIX + pack).download_as_bytes())
-    victim = hash_bytes(files["42"])
-    content[content.index(files["42"]) + 7] ^= 1
-    tier.put(pack, bytes(content))
-    result = await opened().fetch(manifest.blobs, MemoryBlobs())
-    assert result.arrived == manifest.blobs - {victim}
-    assert isinstance(result.failed[victim], Damaged)
-    report = await opened().verify()
-    assert (report.snapshots, report.blobs, len(report.damaged)) == (1, 100, 1)
-    assert victim.name in report.damaged[0]
-
-
-@pytest.mark.parametrize("cut", [1, 5000, 100_000])
-async def test_a_truncated_pack_is_never_read_as_something_else(
-    tier: OpenedTier, opened: Open, rng: random.Random, cut: int
-) -> None:
-    manifest = await keep(tier, {f"{number}": rng.randbytes(1500) for number in range(100)})
-    (pack,) = tier.names("packs/")
-    tier.put(pack, tier.bucket.blob(PREFIX + pack).download_as_bytes()[:-cut])
-    for process in (tier, opened()):  # one knows where everything was, one does not
-        result = await process.fetch(manifest.blobs, MemoryBlobs())
-        assert not result.arrived
-        assert all(isinstance(error, Damaged | NotFound) for error in result.failed.values())
-
-
-async def test_what_a_pack_held_is_found_again_after_it_was_packed_anew(
-    tier: OpenedTier, opened: Open, rng: random.Random
-) -> None:
-    files = small_files(rng, 200)
-    blobs = [hash_bytes(content) for content in files.values()]
-    await tier.store(blobs, holding(files.values()))
-    another = opened()
-    assert len(await fetched(another, *blobs)) == len(set(blobs))
-    await tier.collect(0)
-    await tier.store(blobs[:100], holding(files.values()))
-    await tier.store(blobs[100:], holding(files.values()))
-    assert len(await fetched(another, *blobs)) == len(set(blobs))
 
 
 async def test_an_emulator_that_is_down_is_named_and_found_again_when_it_is_back(
@@ -272,6 +127,15 @@ async def test_a_bucket_that_does_not_exist_is_refused_by_name(emulator: Emulato
     ):
         with pytest.raises(TierRefused, match=r"gs://nowhere does not exist .*`bucket.url`"):
             await attempt()
+    await tier.aclose()
+
+
+async def test_names_that_the_service_would_not_take_are_refused_with_what_to_do(emulator: Emulator) -> None:
+    tier = BucketTier(f"gs://{BUCKET}/{'ü' * 250}", emulator.endpoint)
+    long = Identity("n" * 63, "w" * 250, "r" * 250)
+    with pytest.raises(TierRefused, match=r"longer than the 1024 bytes .*: choose a shorter prefix in `bucket\.url`"):
+        await keep(tier, {"weights": b"0123"}, identity=long)
+    await keep(tier, {"weights": b"0123"})
     await tier.aclose()
 
 

@@ -137,6 +137,16 @@ async def test_a_token_that_expires_midway_is_renewed_and_nothing_is_lost(
     assert all(fault.times == 0 for fault in proxy.faults)
 
 
+async def test_a_token_that_expires_within_a_batch_is_renewed_likewise(
+    tier: BucketTier, proxy: Proxy, issuer: Issuer
+) -> None:
+    manifest = await keep(tier, {str(number): b"%d" % number for number in range(20)})
+    proxy.refuses_calls = True
+    issuer.expire()
+    assert len((await tier.drop_all([manifest.id])).removed) == 1
+    assert issuer.issued == 2
+
+
 async def test_an_account_that_is_gone_is_told_with_what_to_do(tier: BucketTier, issuer: Issuer) -> None:
     issuer.status = 400
     with pytest.raises(TierRefused, match=r"no valid credentials.*account not found.*`bucket\.credentials`"):
@@ -183,6 +193,25 @@ async def test_a_key_file_that_is_not_there_is_named(proxy: Proxy, tmp_path: Pat
             "Bucket is a requester pays bucket but no user project provided.",
             r"requester pays",
         ),
+        (
+            "GET",
+            "/o?",
+            "The billing account for the owning project is disabled in state absent",
+            r"^http://\S+ refused a request for gs://checkpoints/a/\S+: 403 The billing account",
+        ),
+        (
+            "POST",
+            "/upload/",
+            "Permission denied on Cloud KMS key. Please ensure that your Cloud Storage service account has been "
+            "authorized to use this key.",
+            r"^http://\S+ refused a request for gs://checkpoints/a/\S+: 403 Permission denied on Cloud KMS key",
+        ),
+        (
+            "POST",
+            "/upload/",
+            f"{ACCOUNT} does not have storage.objects.create access to gs://retention-policy-hold.",
+            rf"^{ACCOUNT} lacks storage\.objects\.create",
+        ),
     ],
 )
 async def test_a_refusal_names_principal_permission_bucket_and_the_command_that_grants_it(
@@ -192,6 +221,17 @@ async def test_a_refusal_names_principal_permission_bucket_and_the_command_that_
     proxy.faults.append(Fault(method, path, status=status, says=said, times=99))
     with pytest.raises(TierRefused, match=told):
         await (keep(tier, {"weights": b"0123"}) if method == "POST" else tier.snapshots())
+
+
+async def test_credentials_that_are_valid_for_nobody_are_told_as_such(tier: BucketTier, proxy: Proxy) -> None:
+    proxy.faults.append(Fault("GET", "/o?", status=401, says="Invalid Credentials", times=99))
+    with pytest.raises(TierRefused, match=r"does not accept our credentials .*GOOGLE_APPLICATION_CREDENTIALS"):
+        await tier.snapshots()
+
+
+async def test_who_asks_too_often_comes_again(tier: BucketTier, proxy: Proxy) -> None:
+    proxy.faults.append(Fault("GET", "/o?", status=403, says="User rate limit exceeded.", times=1))
+    assert await tier.snapshots() == []
 
 
 async def test_who_has_no_credentials_at_all_is_told_so(emulator: Emulator, proxy: Proxy) -> None:

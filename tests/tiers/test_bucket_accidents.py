@@ -30,9 +30,10 @@ from tests.tiers.faulty_http import Fault, Proxy
 BACKUP = """
 import random, sys
 import trio
-from fuse_tier.tiers import bucket_parts
+from fuse_tier.tiers import bucket_claims, bucket_parts
 from fuse_tier.tiers.bucket import BucketTier
 from tests.harness.snapshots import keep
+bucket_claims.STALE_SECONDS = 0.0
 bucket_parts.PART, bucket_parts.SPLIT_FROM = 64 << 10, 256 << 10
 rng = random.Random(sys.argv[2])
 files = {"large": rng.randbytes(600_000)} | {f"{number}": rng.randbytes(2_000) for number in range(100)}

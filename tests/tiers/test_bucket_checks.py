@@ -47,8 +47,7 @@ def files_of(kind: str, seed: int) -> dict[str, bytes]:
 async def back_up_and_die(proxy: Proxy, kind: str, seed: int, directory: Path, *, change: bool) -> Manifest:
     """Has a process back up and end when its content was answered, before it has looked at the answer."""
     armed = directory / "failpoint"
-    # The layout's marker is sent before the content, and a claim on what takes long.
-    before = 2 if kind == "streamed" else 1
+    before = 1 if kind == "streamed" else 0  # a claim on what takes long
     fault = Fault("POST", UPLOAD, first=lambda: failpoints.arm(str(armed), "bucket.answered", "kill"), spares=before)
     fault.change_request = change
     proxy.faults.append(fault)

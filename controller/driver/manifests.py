@@ -1,0 +1,123 @@
+"""The objects that a configuration is made into: the daemonset, and the config map that its pods read.
+
+Equal values give equal manifests, byte by byte: that is how it is told whether there is anything to do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Final
+
+from controller.driver import names
+from controller.driver.configuration import Configuration
+from controller.driver.containers import Settings, containers
+from controller.driver.images import Images
+from controller.driver.node_yaml import node_yaml
+
+_ENDING_SECONDS: Final = 30  # what a pod's end takes besides draining
+
+
+def config_map(configuration: Configuration, settings: Settings) -> dict[str, Any]:
+    """With the nodes' ``node.yaml``."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {
+            "name": names.daemonset_name(configuration.uid),
+            "namespace": settings.namespace,
+            "labels": _labels(configuration),
+            "annotations": {names.CONFIGURATION_ANNOTATION: configuration.name},
+        },
+        "data": {"node.yaml": node_yaml(configuration, settings.coordinator)},
+    }
+
+
+def daemonset(configuration: Configuration, images: Images, settings: Settings) -> dict[str, Any]:
+    """With the driver's pods."""
+    config = hashlib.sha256(node_yaml(configuration, settings.coordinator).encode()).hexdigest()[:16]
+    selected = {**names.APP, names.UID_LABEL: configuration.uid}
+    revision = _hash([config, containers(configuration, images, settings, ""), configuration.drain_seconds])
+    storage = configuration.storage
+    made: dict[str, Any] = {
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": {
+            "name": names.daemonset_name(configuration.uid),
+            "namespace": settings.namespace,
+            "labels": _labels(configuration),
+            "annotations": {
+                names.CONFIGURATION_ANNOTATION: configuration.name,
+                names.RAM_ANNOTATION: str(storage.ram),
+                names.BUCKET_ANNOTATION: storage.bucket,
+                names.ENDPOINT_ANNOTATION: storage.endpoint,
+            },
+        },
+        "spec": {
+            "selector": {"matchLabels": selected},
+            "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+            "template": {
+                "metadata": {
+                    "labels": {**_labels(configuration), **selected},
+                    "annotations": {
+                        f"{names.GROUP}/node-yaml-hash": config,
+                        "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+                    },
+                },
+                "spec": _pod(configuration, images, settings, revision),
+            },
+        },
+    }
+    made["metadata"]["annotations"][names.HASH_ANNOTATION] = _hash(made)
+    return made
+
+
+def _pod(configuration: Configuration, images: Images, settings: Settings, revision: str) -> dict[str, Any]:
+    selector, tolerations = configuration.node_selector, configuration.tolerations
+    return {
+        **({"nodeSelector": dict(selector)} if selector else {}),
+        **({"tolerations": [dict(one) for one in tolerations]} if tolerations else {}),
+        "priorityClassName": "system-node-critical",
+        "serviceAccountName": settings.service_account,
+        "automountServiceAccountToken": False,
+        "hostNetwork": True,
+        "dnsPolicy": "ClusterFirstWithHostNet",
+        "hostPID": True,
+        "terminationGracePeriodSeconds": round(configuration.drain_seconds) + _ENDING_SECONDS,
+        "containers": [
+            {**one, "imagePullPolicy": settings.pull_policy}
+            for one in containers(configuration, images, settings, revision)
+        ],
+        "volumes": [
+            {"name": "config", "configMap": {"name": names.daemonset_name(configuration.uid)}},
+            {
+                "name": "certificates",
+                "secret": {"secretName": names.certificates_name(configuration.uid), "defaultMode": 0o400},
+            },
+            {"name": "tmp", "emptyDir": {}},
+            _host("driver", names.DRIVER_DIRECTORY, "DirectoryOrCreate"),
+            _host("ram", names.RAM_DIRECTORY, "DirectoryOrCreate"),
+            _host("pods", f"{names.KUBELET}/pods", "Directory"),
+            _host("plugin", f"{names.KUBELET}/plugins/{settings.driver_name}", "DirectoryOrCreate"),
+            _host("registration", f"{names.KUBELET}/plugins_registry", "Directory"),
+        ],
+    }
+
+
+def _host(name: str, path: str, kind: str) -> dict[str, Any]:
+    return {"name": name, "hostPath": {"path": path, "type": kind}}
+
+
+def _labels(configuration: Configuration) -> dict[str, str]:
+    return {
+        **names.APP,
+        names.UID_LABEL: configuration.uid,
+        "app.kubernetes.io/name": "fuse-tier",
+        "app.kubernetes.io/component": "driver",
+        "app.kubernetes.io/part-of": "fuse-tier",
+        "app.kubernetes.io/managed-by": names.MANAGER,
+    }
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

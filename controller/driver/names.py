@@ -1,0 +1,45 @@
+"""Names that are fixed: by conventions, by the system that this one replaces, and by the driver's own code."""
+
+from __future__ import annotations
+
+from typing import Final
+
+GROUP: Final = "checkpointing.gke.io"
+FINALIZER: Final = f"{GROUP}/checkpoint-target-protection"
+CONFIGURATION_ANNOTATION: Final = "highscalecheckpointing.gke.io/cpc"
+"""On whatever is made for a configuration: its name."""
+DATA_LOSS_ANNOTATION: Final = f"{GROUP}/allow-data-loss"
+"""On a configuration: the generation whose loss of data is wanted."""
+HASH_ANNOTATION: Final = f"{GROUP}/manifest-hash"
+RAM_ANNOTATION: Final = f"{GROUP}/ram-bytes"
+BUCKET_ANNOTATION: Final = f"{GROUP}/bucket"
+ENDPOINT_ANNOTATION: Final = f"{GROUP}/bucket-endpoint"
+UID_LABEL: Final = f"{GROUP}/configuration-uid"
+MANAGER: Final = "fuse-tier-controller"
+"""Who has the fields that the controller applies."""
+
+APP: Final = {"k8s-app": "high-scale-checkpointing"}
+RANKS_SERVICE: Final = "high-scale-checkpointing-controller"
+
+DRIVER_DIRECTORY: Final = "/run/fuse-tier"
+RAM_DIRECTORY: Final = "/var/lib/fuse-tier"
+CONFIG_DIRECTORY: Final = "/etc/fuse-tier/config"
+TLS_DIRECTORY: Final = "/etc/fuse-tier/tls"
+KUBELET: Final = "/var/lib/kubelet"
+
+CONTROL_PORT: Final = 7460
+BULK_PORT: Final = 7461
+WORKER_METRICS_PORT: Final = 7462
+CSI_METRICS_PORT: Final = 20062
+LIVENESS_PORT: Final = 20063
+REGISTRAR_PORT: Final = 20064
+
+
+def daemonset_name(uid: str) -> str:
+    """Of the configuration with that uid."""
+    return f"multitier-driver-{uid}"
+
+
+def certificates_name(uid: str) -> str:
+    """The Secret with its nodes' certificates."""
+    return f"multitier-driver-{uid}-certificates"

@@ -1,0 +1,116 @@
+"""Changes of objects at the API server: one call each, never repeated here; at most so many a second.
+
+Objects go and come as JSON. What is applied server-side belongs to the manager ``fuse-tier-controller``.
+https://kubernetes.io/docs/reference/using-api/server-side-apply/
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Final, cast
+
+import trio
+import urllib3
+from kubernetes.client import ApiClient
+from kubernetes.client.exceptions import ApiException
+
+from controller.driver.names import MANAGER
+from controller.watching import told
+from fuse_tier.deadlines import Deadline
+from fuse_tier.errors import TierRefused, TierUnavailable
+
+_APPLY: Final = "application/apply-patch+yaml"  # JSON is YAML
+_MERGE: Final = "application/merge-patch+json"
+_JSON: Final = "application/json"
+_TOO_MANY: Final = 429
+
+Object = Mapping[str, Any]
+
+
+class Clash(TierUnavailable):
+    """Somebody else changed the object meanwhile, or made it first: read it again."""
+
+
+class Gone(TierRefused):
+    """There is no such object, or no such kind of objects."""
+
+
+class Writer:
+    """Who writes. Any call raises TierUnavailable, TierRefused, Clash or Gone, with what the server said."""
+
+    def __init__(self, api: ApiClient, calls_per_second: float) -> None:
+        self._api = api
+        self._pause = 1 / calls_per_second
+        self._next = 0.0
+        self._limiter = trio.CapacityLimiter(4)
+
+    async def read(self, path: str) -> Object:
+        """The object at a path."""
+        return await self._call("GET", path)
+
+    async def apply(self, path: str, manifest: Object, *, dry_run: bool = False) -> Object:
+        """Makes or changes an object so that it says what the manifest does; gives what it is then."""
+        query = {"fieldManager": MANAGER, "force": "true"} | ({"dryRun": "All"} if dry_run else {})
+        return await self._call("PATCH", path, manifest, query, _APPLY)
+
+    async def merge(self, path: str, changes: Object) -> Object:
+        """Changes fields of an object; with ``metadata.resourceVersion`` only if it is still that one."""
+        return await self._call("PATCH", path, changes, {"fieldManager": MANAGER}, _MERGE)
+
+    async def create(self, path: str, manifest: Object) -> Object:
+        """Makes an object in a collection."""
+        return await self._call("POST", path, manifest, {"fieldManager": MANAGER})
+
+    async def replace(self, path: str, manifest: Object) -> Object:
+        """Puts an object in place of the one of its ``metadata.resourceVersion``."""
+        return await self._call("PUT", path, manifest, {"fieldManager": MANAGER})
+
+    async def delete(self, path: str, propagation: str = "Background") -> None:
+        """Has an object removed, and what it owns before it (``Foreground``) or after."""
+        await self._call("DELETE", path, {"propagationPolicy": propagation})
+
+    async def _call(
+        self, method: str, path: str, body: Object | None = None, query: Mapping[str, str] | None = None,
+        content_type: str = _JSON,
+    ) -> Object:  # fmt: skip
+        await self._in_turn()
+        send = partial(self._send, method, path, body, query or {}, content_type)
+        return cast(Object, await trio.to_thread.run_sync(send, limiter=self._limiter))
+
+    async def _in_turn(self) -> None:
+        now = trio.current_time()
+        begin = max(now, self._next)
+        self._next = begin + self._pause
+        await trio.sleep_until(begin)
+
+    def _send(
+        self, method: str, path: str, body: Object | None, query: Mapping[str, str], content_type: str
+    ) -> Any:  # fmt: skip
+        """In a thread."""
+        try:
+            response = self._api.call_api(
+                path,
+                method,
+                query_params=list(query.items()),
+                header_params={"Accept": _JSON, "Content-Type": content_type},
+                body=body,
+                auth_settings=["BearerToken"],
+                _preload_content=False,
+                _return_http_data_only=True,
+                _request_timeout=(Deadline.API_CALL, Deadline.API_CALL),
+            )
+            return json.loads(response.data)
+        except ApiException as error:
+            raise _kind(error.status)(f"{path}: {told(error)}") from error
+        except (urllib3.exceptions.HTTPError, ValueError, OSError) as error:
+            raise TierUnavailable(f"{path}: {error}") from error
+
+
+def _kind(status: int) -> type[TierUnavailable] | type[TierRefused]:
+    if status == 404:
+        return Gone
+    if status == 409:
+        return Clash
+    return TierRefused if 400 <= status < 500 and status != _TOO_MANY else TierUnavailable

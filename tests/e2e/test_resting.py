@@ -1,0 +1,56 @@
+"""What a node does when it has nothing else to do: content that came to rest gets huge pages, and is the driver's."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from fuse_tier.ram.hugepages import huge_page_bytes
+from tests.harness.cgroups import memory_group, usage
+from tests.harness.waiting import until
+
+pytestmark = [pytest.mark.fuse, pytest.mark.root]
+
+MIB = 1 << 20
+_WRITER = """
+import sys
+group, path, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
+open(f"{group}/cgroup.procs", "w").write("0")
+with open(path, "wb", buffering=0) as file:
+    for number in range(size >> 20):
+        file.write(number.to_bytes(4, "little") * (1 << 18))
+"""
+
+
+def save(group: str, path: Path, size: int) -> None:
+    subprocess.run([sys.executable, "-S", "-c", _WRITER, group, str(path), str(size)], check=True)
+
+
+@pytest.mark.skipif(not huge_page_bytes(), reason="needs a kernel with huge pages")
+async def test_a_first_checkpoint_counts_against_its_job_only_until_the_node_is_at_rest(make_cluster: Any) -> None:
+    cluster = await make_cluster("a", ram_size="256MiB", replicas=0, bucket=False, settle="50ms")
+    node, mount = cluster["a"], cluster.mountpoint("a")
+    await node.mount("default/job/0", mount)
+    status = await node.status()
+    if status["passthrough"] != "on" or status["tiers"][0]["huge_pages"] == "never":
+        pytest.skip("needs passthrough, and a tmpfs with huge pages")
+    with memory_group(200 * MIB) as group:
+        await trio.to_thread.run_sync(save, group, mount / "weights", 64 * MIB)
+        assert usage(group) >= 60 * MIB
+        await node.wait("default/job/0", "ram", 60)
+        content = (mount / "weights").read_bytes()
+
+        async def is_at_rest() -> bool:
+            return not (await node.status())["tiers"][0]["small_pages_bytes"]
+
+        await until(is_at_rest)
+        if usage(group) >= 60 * MIB:
+            pytest.skip("needs Linux 6.1, and memory for huge pages")
+        assert usage(group) < 16 * MIB
+        assert (mount / "weights").read_bytes() == content
+        (mount / "weights").unlink()
