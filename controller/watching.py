@@ -52,11 +52,18 @@ class Collection:
     """One collection, such as ``/api/v1/pods``, with the selectors that the server is to apply."""
 
     def __init__(
-        self, api: ApiClient, path: str, follower: Follower, selectors: Mapping[str, str] | None = None
+        self,
+        api: ApiClient,
+        path: str,
+        follower: Follower,
+        selectors: Mapping[str, str] | None = None,
+        longest_pause: float = _LONGEST_PAUSE_SECONDS,
     ) -> None:
+        """``longest_pause`` is in seconds, between two tries at a server that refuses or does not answer."""
         self._api = api
         self._path = path
         self._follower = follower
+        self._longest_pause = longest_pause
         self._selectors = dict(selectors or {})
         self._limiter = trio.CapacityLimiter(1)
         self._keys: set[str] = set()
@@ -84,7 +91,7 @@ class Collection:
             except (TierUnavailable, TierRefused) as error:
                 self._tell_trouble(error)
                 await trio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - so that not all come at once
-                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+                pause = min(2 * pause, self._longest_pause)
 
     async def _list(self) -> None:
         keys: set[str] = set()

@@ -8,6 +8,7 @@ Without a number, the newest snapshot. What stands where is told in docs/bucket-
 
 import json
 import os
+import re
 import sys
 import zipfile
 from urllib.parse import unquote_to_bytes
@@ -20,9 +21,9 @@ prefix = f"{prefix.rstrip('/')}/" if prefix else ""
 identity, _, number = snapshot.partition("@")
 bucket = storage.Client().bucket(bucket_name)
 
-wanted = f"/{int(number):019d}.manifest" if number else ".manifest"
+wanted = f"{int(number):019d}" if number else "[0-9]{19}"
 listed = bucket.list_blobs(prefix=f"{prefix}manifests/{identity}/")
-manifests = [blob for blob in listed if blob.name.endswith(wanted)]
+manifests = [blob for blob in listed if re.fullmatch(rf".*/{wanted}\.manifest", blob.name)]
 if not manifests:
     sys.exit(f"there is no snapshot {snapshot} in {url}")
 manifest = manifests[-1]
@@ -30,8 +31,9 @@ entries = [json.loads(line) for line in manifest.download_as_text().splitlines()
 
 packs: dict[str, zipfile.ZipFile] = {}  # the archive of each small file that shares an object with others
 for blob in bucket.list_blobs(prefix=f"{prefix}packs/"):
-    archive = zipfile.ZipFile(blob.open("rb"))
-    packs |= dict.fromkeys(archive.namelist(), archive)
+    if re.fullmatch(r".*/[0-9a-f]{32}-[0-9]+\.zip", blob.name):  # else it is somebody else's
+        archive = zipfile.ZipFile(blob.open("rb"))
+        packs |= dict.fromkeys(archive.namelist(), archive)
 
 
 def local(quoted: str) -> bytes:

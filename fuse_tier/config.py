@@ -1,7 +1,7 @@
 """What a node and a coordinator are told: the models of their configuration files, and reading these.
 
-The only place that knows the keys, their defaults and their rules; ``docs/configuration.md`` follows it. A
-configuration that was made is valid as a whole, and nothing was touched to make it.
+With config_sections.py the only place that knows the keys, their defaults and their rules; ``docs/configuration.md``
+follows it. A configuration that was made is valid as a whole, and nothing was touched to make it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from fuse_tier.config_errors import problems_of
@@ -21,27 +21,35 @@ from fuse_tier.config_fields import (
     AddressField,
     AlwaysOr,
     AnySize,
-    BucketUrl,
-    BulkRate,
     Count,
-    EndpointUrl,
     Name,
-    NumberOr,
+    Passthrough,
     PositiveSeconds,
-    Processors,
-    ScrubRate,
     Seconds,
-    Size,
     SocketPath,
-    SomeCount,
+)
+from fuse_tier.config_sections import (
+    BackupConfig,
+    BucketConfig,
+    DomainConfig,
+    KeepBucketConfig,
+    KeepConfig,
+    LimitsConfig,
+    ListenConfig,
+    RamConfig,
+    ScrubConfig,
+    Section,
+    TlsConfig,
 )
 from fuse_tier.yamlfile import Document, read
 
 __all__ = [
     "Address",
+    "BackupConfig",
     "BucketConfig",
     "CoordinatorConfig",
     "DomainConfig",
+    "KeepBucketConfig",
     "KeepConfig",
     "LimitsConfig",
     "ListenConfig",
@@ -56,119 +64,7 @@ __all__ = [
 ]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class RamConfig(_Section):
-    """The RAM tier of this node."""
-
-    path: AbsolutePath = Field(description="Where it is; a tmpfs is mounted there if there is none.")
-    size: Size = Field(description="How much RAM it may take.")
-    share: Size | None = Field(
-        default=None, description="How much of it one volume may have; without it, as much as there is."
-    )
-    warm: bool = Field(default=False, description="Whether its memory is made ready when the tmpfs is made.")
-    expected_sizes: dict[str, Size] = Field(
-        default={},
-        alias="expectedSizes",
-        description="How large such files will be, until there is one to go by; see [memory](memory.md).",
-    )
-
-
-class ListenConfig(_Section):
-    """Where peers reach this node."""
-
-    control: AddressField = Field(description="The control protocol (gRPC).")
-    bulk: AddressField = Field(description="Streams of file content.")
-
-
-class BucketConfig(_Section):
-    """The bucket tier."""
-
-    url: BucketUrl = Field(description="`gs://BUCKET/PREFIX`; the prefix may be left out.")
-    endpoint: EndpointUrl | None = Field(
-        default=None, description="An emulator's URL. Without one, Cloud Storage with default credentials."
-    )
-    credentials: AbsolutePath | None = Field(
-        default=None, description="Key file of a service account, in place of the default credentials."
-    )
-
-    @property
-    def bucket_name(self) -> str:
-        """The bucket alone."""
-        return self.url.removeprefix("gs://").partition("/")[0]
-
-    @property
-    def prefix(self) -> str:
-        """What all our object names begin with, without a slash at its end; may be empty."""
-        return self.url.removeprefix("gs://").partition("/")[2]
-
-
-class TlsConfig(_Section):
-    """Who we are to peers, and whom we believe. Needed as soon as an address is not a loopback one."""
-
-    ca: AbsolutePath = Field(description="Certificate of the authority that signed all nodes' certificates.")
-    cert: AbsolutePath = Field(description="This process's certificate; it names the node.")
-    key: AbsolutePath = Field(description="The key that belongs to it.")
-
-
-class KeepBucketConfig(_Section):
-    """Which complete checkpoints of a job the bucket keeps; a number alone is ``last``."""
-
-    last: SomeCount = Field(default=5, description="In the bucket: so many of the newest.")
-    hourly: Count = Field(default=0, description="Besides, the last one of each of so many hours that have one.")
-    daily: Count = Field(default=0, description="Likewise of days, in UTC.")
-    weekly: Count = Field(default=0, description="Likewise of weeks, which begin on Monday.")
-    monthly: Count = Field(default=0, description="Likewise of months.")
-
-
-class KeepConfig(_Section):
-    """How many checkpoints are kept."""
-
-    ram: SomeCount = Field(default=2, description="In RAM, of each volume, own and copies held for peers.")
-    bucket: NumberOr[KeepBucketConfig] = Field(default=KeepBucketConfig())
-
-
-class BackupConfig(_Section):
-    """When the newest checkpoint goes to the bucket: whenever there is one, or less often."""
-
-    every: PositiveSeconds | None = Field(default=None, description="At most so often; without it, always.")
-    steps: SomeCount | None = Field(
-        default=None, description="The first step at or after each multiple of this; without it, always."
-    )
-
-
-class LimitsConfig(_Section):
-    """How much of the machine the driver takes at most, so that jobs do not feel it."""
-
-    bulk: BulkRate | None = Field(
-        default=None, description="File content to and from peers, all streams together, each way."
-    )
-    bucket: BulkRate | None = Field(
-        default=None, description="File content to the bucket; what comes from it is not held back."
-    )
-    bucket_cpu: Processors | None = Field(
-        default=None, alias="bucketCpu", description="How many processors copying to the bucket may keep busy."
-    )
-
-
-class ScrubConfig(_Section):
-    """The slow reading of everything held in RAM, to find what has changed there by itself."""
-
-    every: PositiveSeconds = Field(default=24 * 3600.0, description="How often all content is read and hashed.")
-    limit: ScrubRate = Field(default=200_000_000, description="How fast it is read.")
-
-
-class DomainConfig(_Section):
-    """What this node fails together with: copies go elsewhere first."""
-
-    zone: str = Field(default="", description="Such as the cloud's zone.")
-    pool: str = Field(default="", description="Such as the node pool or slice.")
-    host: str = Field(default="", description="The physical machine.")
-
-
-class NodeConfig(_Section):
+class NodeConfig(Section):
     """Everything one node is told (``node.yaml``)."""
 
     node: Name = Field(description="This node's name; no two nodes of a cluster have the same.")
@@ -195,7 +91,7 @@ class NodeConfig(_Section):
     fsync: Literal["ram", "peer", "bucket"] = Field(
         default="ram", description="What an fsync waits for: `ram`, `peer` or `bucket`."
     )
-    passthrough: Literal["auto", "on", "off"] = Field(
+    passthrough: Passthrough = Field(
         default="auto",
         description="Whether the kernel reads and writes file content by itself: where it can, always (a mount "
         "fails without), or never.",
@@ -246,7 +142,7 @@ class NodeConfig(_Section):
             yield "fsync", "'bucket' would wait for ever: it needs a bucket"
 
 
-class CoordinatorConfig(_Section):
+class CoordinatorConfig(Section):
     """Everything a coordinator is told (``coordinator.yaml``)."""
 
     listen: AddressField = Field(description="Where nodes reach it.")
@@ -273,7 +169,7 @@ def _refuse(broken: list[tuple[str, str]]) -> None:
         raise PydanticCustomError("rules", "{text}", {"text": text, "broken": broken})
 
 
-Config = TypeVar("Config", bound=_Section)
+Config = TypeVar("Config", bound=Section)
 
 
 def load_node_config(path: str | Path) -> NodeConfig:

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, ValidationInfo
@@ -198,6 +198,12 @@ def _always_as_nothing(value: object) -> object:
     return {} if value == "always" else value
 
 
+def _as_written(value: object) -> object:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+Passthrough = Annotated[Literal["auto", "on", "off"], BeforeValidator(_as_written)]
+"""``on`` and ``off`` without quotes are booleans to YAML 1.1."""
 NumberOr = Annotated[Section, BeforeValidator(_number_as_last)]
 """A group of keys, for which a number alone means its key ``last``."""
 AlwaysOr = Annotated[Section, BeforeValidator(_always_as_nothing)]

@@ -47,8 +47,8 @@ class Deadline:
     KERNEL_UNMOUNT: Final = 8.0  # the kernel takes a mount away, or says that it is in use
     DAEMON_STOP: Final = 15.0  # a daemon whose mount has gone ends
     CLAIM_BUSY: Final = 3.0  # an identity that another node may just be giving up
-    RETURN: Final = 10.0  # a node comes back that has a newer copy than all others; then an older one is restored
-    RESTART: Final = 20.0  # all ranks of a job agree on a step; then the mount is refused, and tried again
+    RETURN: Final = 20.0  # a node comes back that has a newer copy than all others; then an older one is restored
+    RESTART: Final = 22.0  # all ranks of a job agree on a step; then the mount is refused, and tried again
     MOUNT: Final = 60.0  # the supervisor's answer to a mount
     DETACH_TRY: Final = 2.0  # one of three tries to end a mount that may not be waited for: in order, aside, by force
     DETACH: Final = 7.0  # the supervisor's answer to a detach, whatever hangs
@@ -98,7 +98,7 @@ def table() -> tuple[Wait, ...]:
         "DETACH": ("DETACH_TRY", "DETACH_TRY", "DETACH_TRY"),
         "PROBE": ("CHANNEL_CALL",),
         "UNPUBLISH": ("DETACH", "DETACH_TRY"),
-        "RESTART": ("RETURN", "CONTROL_CALL"),
+        "RESTART": ("RETURN",),
         "PUBLISH": ("RESTART", "MOUNT", "SUPERVISOR_CONNECT", "CHANNEL_CALL"),
         "UNMOUNT": ("KERNEL_UNMOUNT", "DAEMON_STOP", "CHANNEL_CALL"),
         "MATERIALIZE": ("BUCKET_TOTAL", "BULK_STALL"),

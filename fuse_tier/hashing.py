@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import threading
 
 import xxhash
 
@@ -50,6 +51,18 @@ def hash_bytes(content: bytes | memoryview) -> Blob:
     return Blob(xxhash.xxh3_128_digest(content), len(content))
 
 
+_of_thread = threading.local()
+
+
+def _buffer_of_this_thread() -> memoryview:
+    """Made once: fresh memory costs more than what is read into it."""
+    try:
+        buffer: memoryview = _of_thread.buffer
+    except AttributeError:
+        buffer = _of_thread.buffer = memoryview(bytearray(_STEP))
+    return buffer
+
+
 class RunningHash:
     """Hashes a file while it is written from its start, each part while it is still in the processor's cache.
 
@@ -79,7 +92,7 @@ class RunningHash:
                 self.done += len(part)
 
     def _read(self, to: int) -> None:
-        buffer = memoryview(bytearray(min(_STEP, max(1, to - self.done))))
+        buffer = _buffer_of_this_thread()
         while self.done < to and (got := os.preadv(self._fd, [buffer[: to - self.done]], self.done)):
             self._state.update(buffer[:got])
             self.done += got

@@ -101,6 +101,7 @@ def decode(text: bytes) -> Manifest:
     body, last = text[:body_end], text[body_end:]
     expected = (_compact({"xxh3_128": xxhash.xxh3_128_hexdigest(body)}) + "\n").encode("ascii")
     if not body or last != expected:
+        _refuse_newer(text)  # whose last line may be another
         raise MalformedManifest("the manifest is damaged or cut short: its last line is not the hash of the others")
     try:
         lines = body.decode("ascii").splitlines()
@@ -112,6 +113,22 @@ def decode(text: bytes) -> Manifest:
     if _write(manifest) != text:
         raise MalformedManifest("the manifest is not in the canonical form")
     return manifest
+
+
+def _refuse_newer(text: bytes) -> None:
+    try:
+        version = json.loads(text.partition(b"\n")[0])["fuse_tier_manifest"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return
+    if type(version) is int:
+        _check_version(version)
+
+
+def _check_version(version: int) -> None:
+    if version > FORMAT:
+        raise MalformedManifest(
+            f"it was written by a newer version (format {version}; this version reads {FORMAT}): update this node"
+        )
 
 
 def _check_length(text: bytes) -> None:
@@ -182,10 +199,7 @@ def _take(fields: dict[str, Any], name: str, kind: type) -> Any:
 
 def _decode_header(fields: dict[str, Any], entries: tuple[Entry, ...]) -> Manifest:
     version = _take(fields, "fuse_tier_manifest", int)
-    if version > FORMAT:
-        raise MalformedManifest(
-            f"it was written by a newer version (format {version}; this version reads {FORMAT}): update this node"
-        )
+    _check_version(version)
     if version != FORMAT:
         raise MalformedManifest(f"format {version} is not known here; this version reads format {FORMAT}")
     identity = Identity.parse(_take(fields, "identity", str))

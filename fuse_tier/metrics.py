@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import structlog
@@ -29,6 +29,8 @@ REGISTRY = CollectorRegistry()
 _SECONDS = (0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 _MAX_REQUEST_BYTES = 8192
 _MAX_CONNECTIONS = 32
+
+_States = Mapping[bytes, Callable[[], bool]]
 
 _seals = Counter("fuse_tier_seals", "Files sealed (hashed).", ["outcome"], registry=REGISTRY)
 _snapshots = Counter("fuse_tier_snapshots", "Snapshots taken of volumes of this node.", registry=REGISTRY)
@@ -234,9 +236,10 @@ async def serve(
     address: Address,
     healthy: Callable[[], bool] = lambda: True,
     *,
+    ready: Callable[[], bool] | None = None,
     task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Answers ``GET /metrics`` and ``GET /healthz`` (503 unless ``healthy()``) until cancelled.
+    """Answers ``GET /metrics``, ``/healthz`` (503 unless ``healthy()``) and ``/readyz`` (likewise) until cancelled.
 
     Reports the port as started. Raises ConfigError when the address cannot be listened on. A request that is too
     long or too slow, and a connection too many, are cut off; nobody's request takes anybody else's down.
@@ -247,19 +250,20 @@ async def serve(
         reason = "the port is already in use" if cause.errno == errno.EADDRINUSE else cause.strerror or str(cause)
         raise ConfigError(f"cannot listen on {address} (metrics): {reason}: choose another address") from cause
     places = trio.CapacityLimiter(_MAX_CONNECTIONS)
+    states = {b"/healthz": healthy, b"/readyz": ready or healthy}
     async with trio.open_nursery() as nursery:
-        await nursery.start(partial(trio.serve_listeners, partial(_answer_one, healthy, places), listeners))
+        await nursery.start(partial(trio.serve_listeners, partial(_answer_one, states, places), listeners))
         task_status.started(listeners[0].socket.getsockname()[1])
 
 
-async def _answer_one(healthy: Callable[[], bool], places: trio.CapacityLimiter, stream: trio.SocketStream) -> None:
+async def _answer_one(states: _States, places: trio.CapacityLimiter, stream: trio.SocketStream) -> None:
     try:
         places.acquire_nowait()
     except trio.WouldBlock:
         return
     try:
         with trio.move_on_after(Deadline.METRICS_REQUEST):
-            await stream.send_all(_response(await _request_line(stream), healthy))
+            await stream.send_all(_response(await _request_line(stream), states))
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         log.debug("metrics.reader_gone")
     except Exception:
@@ -279,19 +283,19 @@ async def _request_line(stream: trio.SocketStream) -> bytes:
     return head.partition(b"\r\n")[0]
 
 
-def _response(request_line: bytes, healthy: Callable[[], bool]) -> bytes:
+def _response(request_line: bytes, states: _States) -> bytes:
     method, _, rest = request_line.partition(b" ")
     path = rest.partition(b" ")[0].partition(b"?")[0]
     kind, allowed = "text/plain; charset=utf-8", ""
     if not path.startswith(b"/"):
         status, body = "400 Bad Request", b"this is no request that can be answered here\n"
-    elif path not in (b"/metrics", b"/healthz"):
-        status, body = "404 Not Found", b"there are /metrics and /healthz\n"
+    elif path != b"/metrics" and path not in states:
+        status, body = "404 Not Found", b"there are /metrics, /healthz and /readyz\n"
     elif method not in (b"GET", b"HEAD"):
         status, body, allowed = "405 Method Not Allowed", b"only GET is answered here\n", "Allow: GET, HEAD\r\n"
     elif path == b"/metrics":
         status, body, kind = "200 OK", generate_latest(REGISTRY), CONTENT_TYPE_LATEST
-    elif healthy():
+    elif states[path]():
         status, body = "200 OK", b"ok\n"
     else:
         status, body = "503 Service Unavailable", b"not ready\n"

@@ -37,6 +37,7 @@ _OUTWARD = (
     "cli",
     "controller/driver/test_admission.py",
     "controller/ranks/test_server.py",
+    "controller/reconciling/test_controller.py",
     "controller/test_watching.py",
     "coordinate/test_service.py",
     "crd",

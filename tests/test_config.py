@@ -285,6 +285,15 @@ def test_backups_are_made_always_or_as_often_as_is_said(tmp_path: Path) -> None:
         assert (config.keep.bucket.last, config.keep.bucket.weekly) == (3, 4)
 
 
+@pytest.mark.parametrize(
+    ("text", "means"), [("auto", "auto"), ("on", "on"), ("off", "off"), ("'on'", "on"), ('"off"', "off")]
+)
+def test_passthrough_is_read_as_it_is_written_although_yaml_takes_on_and_off_for_booleans(
+    tmp_path: Path, text: str, means: str
+) -> None:
+    assert load_node_config(written(tmp_path, f"{SMALLEST}passthrough: {text}\n")).passthrough == means
+
+
 def test_a_value_may_name_a_variable_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NODE_NAME", "machine-7")
     monkeypatch.setenv("HOST_IP", "127.0.0.9")

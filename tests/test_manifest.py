@@ -319,6 +319,7 @@ def test_a_tree_begins_with_its_root(entries: tuple[Entry, ...]) -> None:
     ("text", "message"),
     [
         (changed(0, fuse_tier_manifest=2), "newer version"),
+        (changed(0, fuse_tier_manifest=2) + b"whatever ends it", "newer version"),
         (changed(0, fuse_tier_manifest=True), "must be of type int"),
         (changed(0, fuse_tier_manifest=None), "fuse_tier_manifest"),
         (changed(0, surprise=1), "unknown key 'surprise'"),

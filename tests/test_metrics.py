@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,17 @@ async def test_health_is_what_the_process_says_it_is(port: int, health: Health) 
     assert await exchange(port, request) == ("HTTP/1.1 200 OK", b"ok\n")
     health.good = False
     assert await exchange(port, request) == ("HTTP/1.1 503 Service Unavailable", b"not ready\n")
+
+
+async def test_who_is_well_may_not_be_ready_yet() -> None:
+    ready = trio.Event()
+    async with trio.open_nursery() as nursery:
+        port = await nursery.start(partial(metrics.serve, Address("127.0.0.1", 0), ready=ready.is_set))
+        assert (await exchange(port, b"GET /healthz HTTP/1.1\r\n\r\n"))[0] == "HTTP/1.1 200 OK"
+        assert (await exchange(port, b"GET /readyz HTTP/1.1\r\n\r\n"))[0] == "HTTP/1.1 503 Service Unavailable"
+        ready.set()
+        assert (await exchange(port, b"GET /readyz HTTP/1.1\r\n\r\n"))[0] == "HTTP/1.1 200 OK"
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize(

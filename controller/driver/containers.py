@@ -13,6 +13,7 @@ from typing import Any, Final
 from controller.driver import names
 from controller.driver.configuration import Configuration
 from controller.driver.images import Images
+from fuse_tier.quantities import parse_size
 
 _ENVIRONMENT: Final = [
     {"name": "NODE_NAME", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "spec.nodeName"}}},
@@ -87,7 +88,7 @@ def _liveness_probe(image: str, host: str) -> dict[str, Any]:
 def _csi(configuration: Configuration, image: str, settings: Settings, host: str) -> dict[str, Any]:
     resources: dict[str, Any] = {"requests": {"cpu": "20m", "memory": "100Mi"}, "limits": {"memory": "500Mi"}}
     if (limit := configuration.spec.get("csiEphemeralLimit")) is not None:
-        resources["limits"]["ephemeral-storage"] = str(limit)
+        resources["limits"]["ephemeral-storage"] = _quantity(parse_size(limit))
     args = [
         f"--config={_NODE_YAML}",
         f"--endpoint=unix://{_SOCKET}",
@@ -181,6 +182,14 @@ def _ask(host: str, port: int, *, period: int, failures: int) -> dict[str, Any]:
         "timeoutSeconds": 5,
         "failureThreshold": failures,
     }
+
+
+def _quantity(size: int) -> str:
+    """As the API server would write it itself, in KiB at least: an object then is what its manifest says."""
+    kibibytes, unit = -(-size // 1024), 0
+    while kibibytes and kibibytes % 1024 == 0 and unit < 5:
+        kibibytes, unit = kibibytes // 1024, unit + 1
+    return f"{kibibytes}{'KMGTPE'[unit]}i"
 
 
 def _loopback(revision: str) -> str:

@@ -28,6 +28,7 @@ def config_map(configuration: Configuration, settings: Settings) -> dict[str, An
             "namespace": settings.namespace,
             "labels": _labels(configuration),
             "annotations": {names.CONFIGURATION_ANNOTATION: configuration.name},
+            "ownerReferences": _owner(configuration),
         },
         "data": {"node.yaml": node_yaml(configuration, settings.coordinator)},
     }
@@ -52,6 +53,7 @@ def daemonset(configuration: Configuration, images: Images, settings: Settings) 
                 names.BUCKET_ANNOTATION: storage.bucket,
                 names.ENDPOINT_ANNOTATION: storage.endpoint,
             },
+            "ownerReferences": _owner(configuration),
         },
         "spec": {
             "selector": {"matchLabels": selected},
@@ -106,6 +108,19 @@ def _pod(configuration: Configuration, images: Images, settings: Settings, revis
 
 def _host(name: str, path: str, kind: str) -> dict[str, Any]:
     return {"name": name, "hostPath": {"path": path, "type": kind}}
+
+
+def _owner(configuration: Configuration) -> list[dict[str, Any]]:
+    """So that Kubernetes collects what is left should the configuration go while no controller runs."""
+    return [
+        {
+            "apiVersion": f"{names.GROUP}/v1",
+            "kind": "CheckpointConfiguration",
+            "name": configuration.name,
+            "uid": configuration.uid,
+            "controller": True,
+        }
+    ]
 
 
 def _labels(configuration: Configuration) -> dict[str, str]:

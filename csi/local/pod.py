@@ -22,6 +22,11 @@ from fuse_tier.localcluster.processes import Family, detach_mounts, kill_all
 from fuse_tier.node.turns import VARIABLE
 
 CONTAINERS: Final = ("csi", "fuse", "replication-worker")
+CAPABILITIES: Final = {
+    "csi": ("dac_override", "chown", "fowner", "linux_immutable"),
+    "replication-worker": ("dac_override", "chown", "fowner", "fsetid", "mknod"),
+}
+"""What containers that are not privileged have; docs/csi.md says why."""
 _WORKER: Final = "fuse_tier.replicate"
 _PATIENCE_SECONDS: Final = 30.0
 _POLL_SECONDS: Final = 0.01
@@ -84,15 +89,17 @@ class DriverPod:
     def _through(self, name: str, place: str) -> tuple[str, ...]:
         if self._kind is Kind.NONE:
             return ()
+        capabilities = CAPABILITIES.get(name)
+        bounds = () if capabilities is None else ("setpriv", f"--bounding-set=-all,+{',+'.join(capabilities)}")
         if self._kind is Kind.NAMESPACED:
-            return _THROUGH
+            return (*_THROUGH, *bounds)
         groups = control_groups()
         if groups is None:
             raise FuseTierError("containers with the machine's process numbers need control groups (cgroup2)")
         group = self._groups[name] = groups / f"fuse-tier-local-{os.getpid()}-{place}-{self.uid}-{name}"
         group.mkdir()
         return ("sh", "-c", f'echo $$ >{group}/cgroup.procs && exec "$@"', "sh",
-                "unshare", "--mount", "--cgroup", "--propagation", "unchanged")  # fmt: skip
+                "unshare", "--mount", "--cgroup", "--propagation", "unchanged", *bounds)  # fmt: skip
 
     def start(self, *names: str) -> None:
         """Starts containers; all of them, where none is named."""

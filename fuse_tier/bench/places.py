@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import statistics
 import subprocess
 import tempfile
@@ -93,12 +92,3 @@ def write_files(directory: Path, count: int, size_bytes: int) -> None:
     directory.mkdir()
     for number in range(count):
         write_file(directory / f"{number:05}", size_bytes, os.urandom(min(size_bytes, BLOCK_BYTES)))
-
-
-def copy_seconds(source: Path, target: Path) -> float:
-    """What ``cp`` takes for a directory, to a place where it is not yet."""
-    begun = time.perf_counter()
-    subprocess.run(["cp", "-r", str(source), str(target)], check=True)
-    seconds = time.perf_counter() - begun
-    shutil.rmtree(target)
-    return seconds

@@ -1,30 +1,24 @@
 """The benchmarks of bulk streams: from a sealed file of one RAM tier to a verified blob of another, over loopback.
 
-Beside what the kernel, TLS and gRPC can do with the same bytes, in the same run. Both ends are threads of this
-process, as are the references', but for gRPC's server, which would share its client's interpreter lock.
+Beside what the kernel, TLS and gRPC can do with the same bytes, in the same run (``bare.py``). Both ends are threads
+of this process.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import random
 import resource
-import socket
-import ssl
-import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from subprocess import PIPE
-from threading import Thread
 
-import grpc
 import trio
 
+from fuse_tier.bench import bare
 from fuse_tier.bench.frame import Figure, Row, alternating
 from fuse_tier.bench.places import BLOCK_BYTES, GIB, tmpfs, warm
 from fuse_tier.blobs import Blob
@@ -37,9 +31,8 @@ from fuse_tier.tiers.base import no_progress
 from fuse_tier.wire.bulk.client import Grant, push
 from fuse_tier.wire.bulk.server import serve_bulk
 from fuse_tier.wire.bulk.sessions import Direction, Session, Sessions
-from fuse_tier.wire.tls import TlsFiles, client_context, make_authority, make_certificate, server_context
+from fuse_tier.wire.tls import TlsFiles, make_authority, make_certificate
 
-_PIPE_BYTES = 1 << 20
 _CPU_LIMIT = 0.6  # seconds per GB, both sides together
 _SMALL_FILES = 10_000
 _SMALL_BYTES = 4 << 10
@@ -71,6 +64,14 @@ class Ends:
         if len(receipt.arrived) != len(blobs):
             raise FuseTierError(f"only {len(receipt.arrived)} of {len(blobs)} blobs arrived")
         return seconds
+
+    async def bare(self, blob: Blob, copy: Callable[[Path, Path], float]) -> float:
+        """Seconds that a reference takes for the same file into a new one, which is gone afterwards."""
+        target = self.place / "bare"
+        try:
+            return await trio.to_thread.run_sync(copy, Path(self.layout.blob(blob)), target)
+        finally:
+            target.unlink()
 
 
 @asynccontextmanager
@@ -106,113 +107,6 @@ def _large(layout: Layout) -> Blob:
     return blob
 
 
-# ---- references ----
-
-
-@contextmanager
-def _connected() -> Iterator[tuple[socket.socket, socket.socket]]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        near = socket.create_connection(listener.getsockname())
-        far, _ = listener.accept()
-    with near, far:
-        yield near, far
-
-
-def _bare(ends: Ends, blob: Blob, send: Callable[[int], None], receive: Callable[[int], None]) -> float:
-    """Seconds for the same bytes from the same file into a new one, which is allocated first."""
-    path = ends.place / "bare"
-    source, target = ends.source.open(blob), os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-    try:
-        begun = time.perf_counter()
-        os.posix_fallocate(target, 0, blob.size)
-        sender = Thread(target=send, args=(source,))
-        sender.start()
-        receive(target)
-        sender.join()
-        return time.perf_counter() - begun
-    finally:
-        os.close(source)
-        os.close(target)
-        path.unlink()
-
-
-def _send_bare(near: socket.socket, size: int, source: int) -> None:
-    sent = 0
-    while sent < size:
-        sent += os.sendfile(near.fileno(), source, sent, size - sent)
-
-
-def _splice_bare(far: socket.socket, size: int, target: int) -> None:
-    outlet, inlet = os.pipe()
-    fcntl.fcntl(inlet, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-    received = 0
-    while received < size:
-        left = os.splice(far.fileno(), inlet, min(_PIPE_BYTES, size - received))
-        while left:
-            moved = os.splice(outlet, target, left, offset_dst=received)
-            left -= moved
-            received += moved
-    os.close(outlet)
-    os.close(inlet)
-
-
-def _bare_copy(ends: Ends, blob: Blob) -> float:
-    with _connected() as (near, far):
-        return _bare(ends, blob, partial(_send_bare, near, blob.size), partial(_splice_bare, far, blob.size))
-
-
-def _send_plain(connection: ssl.SSLSocket, size: int, source: int) -> None:
-    buffer = memoryview(bytearray(BLOCK_BYTES))
-    sent = 0
-    while sent < size:
-        got = os.preadv(source, [buffer], sent)
-        connection.sendall(buffer[:got])
-        sent += got
-
-
-def _receive_plain(connection: ssl.SSLSocket, size: int, target: int) -> None:
-    buffer = memoryview(bytearray(BLOCK_BYTES))
-    received = 0
-    while received < size:
-        got = connection.recv_into(buffer)
-        os.pwrite(target, buffer[:got], received)
-        received += got
-
-
-def _bare_tls(ends: Ends, certificates: Path, blob: Blob) -> float:
-    here, there = (TlsFiles(*(str(certificates / f) for f in ("ca.pem", f"{n}.pem", f"{n}.key"))) for n in ("a", "b"))
-    with _connected() as (near, far):
-        accepted: list[ssl.SSLSocket] = []
-        context = server_context(there)
-        context.num_tickets = 0
-        accepting = Thread(target=lambda: accepted.append(context.wrap_socket(far, server_side=True)))
-        accepting.start()
-        client = client_context(here).wrap_socket(near, server_hostname="fuse-tier")
-        accepting.join()
-        with client, accepted[0] as server:
-            send, receive = partial(_send_plain, client, blob.size), partial(_receive_plain, server, blob.size)
-            return _bare(ends, blob, send, receive)
-
-
-@asynccontextmanager
-async def _grpc_receiver(place: Path) -> AsyncIterator[Callable[[int, int], float]]:
-    """A server of a byte stream in a process of its own; gives what sends it a file and tells the seconds."""
-    command = [sys.executable, "-m", "fuse_tier.bench.grpc_receiver", str(place / "received")]
-    async with trio.open_nursery() as nursery:
-        process = await nursery.start(partial(trio.run_process, command, stdout=PIPE, check=False))
-        port = (await process.stdout.receive_some()).decode().strip()
-        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-            write: grpc.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary("/bench/Write")
-
-            def send(source: int, size: int) -> float:
-                begun = time.perf_counter()
-                write(os.pread(source, BLOCK_BYTES, offset) for offset in range(0, size, BLOCK_BYTES))
-                return time.perf_counter() - begun
-
-            yield send
-        process.terminate()
-
-
 # ---- rows ----
 
 
@@ -230,24 +124,26 @@ async def bare_copy_rates(directory: Path, runs: int) -> list[float]:
     """GB/s of the bare copy of 1 GiB, after one time that does not count."""
     async with _ends(directory) as ends:
         blob = await trio.to_thread.run_sync(_large, ends.layout)
-        seconds = [await trio.to_thread.run_sync(_bare_copy, ends, blob) for _ in range(runs + 1)]
+        seconds = [await ends.bare(blob, bare.copy) for _ in range(runs + 1)]
         return [blob.size / one / 1e9 for one in seconds[1:]]
 
 
 async def _clear(directory: Path) -> Figure:
     async with _ends(directory) as ends:
         blob = await trio.to_thread.run_sync(_large, ends.layout)
-        return await _rates(ends, blob, partial(trio.to_thread.run_sync, _bare_copy, ends, blob))
+        return await _rates(ends, blob, partial(ends.bare, blob, bare.copy))
 
 
 async def _encrypted(directory: Path) -> Figure:
     async with _ends(directory, encrypted=True) as ends:
         blob = await trio.to_thread.run_sync(_large, ends.layout)
-        return await _rates(ends, blob, partial(trio.to_thread.run_sync, _bare_tls, ends, directory, blob))
+        return await _rates(
+            ends, blob, partial(ends.bare, blob, partial(bare.copy_under_tls, certificates=directory))
+        )
 
 
 async def _beside_grpc(directory: Path) -> Figure:
-    async with _ends(directory) as ends, _grpc_receiver(ends.place) as send:
+    async with _ends(directory) as ends, bare.grpc_receiver(ends.place) as send:
         blob = await trio.to_thread.run_sync(_large, ends.layout)
         fd = ends.source.open(blob)
         try:

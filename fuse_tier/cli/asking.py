@@ -26,6 +26,8 @@ from fuse_tier.errors import TierUnavailable
 
 if TYPE_CHECKING:
     from fuse_tier.cli.node_client import NodeClient
+    from fuse_tier.errors import MalformedManifest
+    from fuse_tier.replicate.offline import Listed
 
 
 @click.command(short_help="Show tiers, volumes, what is where.")
@@ -95,7 +97,7 @@ def _watch_status(socket: str | None, interval: float, as_json: bool) -> None:
 @json_option
 def list_snapshots(
     identity: str | None, socket: str | None, bucket: str | None, endpoint: str | None, as_json: bool
-) -> None:
+) -> int:
     """Lists snapshots, of all volumes or of one, and the tiers that hold them.
 
     With --bucket no node is asked: lists the complete checkpoints in that bucket, of all jobs or of a volume's.
@@ -108,8 +110,7 @@ def list_snapshots(
     if (bucket and socket) or (endpoint and not bucket):
         raise click.UsageError("--bucket asks no node, and --endpoint goes with it")
     if bucket:
-        _list_checkpoints(identity, bucket, endpoint, as_json)
-        return
+        return _list_checkpoints(identity, bucket, endpoint, as_json)
     from fuse_tier.cli.node_client import connected
     from fuse_tier.cli.rendering import print_out, snapshot_facts, snapshots_view
     from fuse_tier.wire import control_pb2 as pb
@@ -123,9 +124,11 @@ def list_snapshots(
         print_out(snapshots_view(facts))
     else:
         click.echo(f"there is no snapshot of {identity}" if identity else "there are no snapshots")
+    return 0
 
 
-def _list_checkpoints(identity: str | None, url: str, endpoint: str | None, as_json: bool) -> None:
+def _list_checkpoints(identity: str | None, url: str, endpoint: str | None, as_json: bool) -> int:
+    """Gives the exit status."""
     import trio
 
     from fuse_tier import logs
@@ -138,20 +141,24 @@ def _list_checkpoints(identity: str | None, url: str, endpoint: str | None, as_j
     logs.configure("ls", "")
     wanted = Identity.parse(identity) if identity else None
 
-    async def look() -> list[dict[str, Any]]:
+    async def look() -> tuple[list[Listed], list[MalformedManifest]]:
         bucket = BucketTier(url, endpoint)
         try:
-            return [asdict(one) for one in await list_checkpoints(bucket, wanted)]
+            return await list_checkpoints(bucket, wanted)
         finally:
             await bucket.aclose()
 
-    facts = trio.run(look)
+    found, unreadable = trio.run(look)
+    facts = [asdict(one) for one in found]
     if as_json:
         print_json(facts)
     elif facts:
         print_out(checkpoints_view(facts))
-    else:
+    elif not unreadable:
         click.echo(f"{url} has no complete checkpoint{f' of {identity}' if identity else ''}")
+    for error in unreadable:
+        say_error(str(error))
+    return 1 if unreadable else 0
 
 
 @click.command(short_help="Show the files of a snapshot.")

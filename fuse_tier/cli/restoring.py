@@ -162,12 +162,16 @@ def _tell(identity: str, facts: dict[str, Any], *, as_json: bool) -> int:
     )
     if checkpoint := facts.get("checkpoint"):
         named = "" if facts["step"] is None else f", step {facts['step']}"
-        click.echo(f"  checkpoint {checkpoint}{named}")
+        why = ", which restore.version in the bucket names" if facts.get("is_forced") else ""
+        click.echo(f"  checkpoint {checkpoint}{named}{why}")
     for place, moved in facts.get("sources", {}).items():
         click.echo(f"  {format_size(moved)} from {place}")
     if newer := facts.get("newer"):
         newest = max(newer)
-        say_error(f"snapshot {newest} is newer, but part of no complete checkpoint: --snapshot {newest} restores it")
+        say_error(
+            f"snapshot {newest} is newer, but part of no complete checkpoint that can be read: --snapshot {newest} "
+            "restores it"
+        )
     tell_passed_over(facts)
     for path in lost:
         say_error(f"{path}: left out, because its content is damaged or gone wherever it was")

@@ -20,7 +20,10 @@ _CHECKS = (
     "bucket.update",
     "bucket.delete",
     "bucket.softDelete",
+    "bucket.lifecycle",
+    "bucket.storageClass",
 )
+_COSTLY_WHEN_BRIEF = ("NEARLINE", "COLDLINE", "ARCHIVE")  # cloud.google.com/storage/docs/storage-classes
 
 
 async def examine(config: BucketConfig, ahead: list[float]) -> list[Finding]:
@@ -58,17 +61,41 @@ async def _examine(config: BucketConfig, bucket: BucketTier, found: list[Finding
         found.append(Finding.warning("bucket.delete", detail, remedy))
     else:
         found.append(Finding.ok("bucket.delete", "and deleted"))
-    found.append(_soft_delete(config, await bucket.soft_delete_seconds()))
+    name = config.url.removeprefix("gs://").partition("/")[0]
+    settings = await bucket.settings()
+    if settings is None:
+        why = "its owner did not allow storage.buckets.get, which backups don't need"
+        found += [Finding.skipped(check, why) for check in _CHECKS[len(found) :]]
+        return
+    found.append(_soft_delete(name, settings.soft_delete_seconds))
+    found.append(_lifecycle(name, settings.deleting))
+    found.append(_storage_class(name, settings.storage_class))
 
 
-def _soft_delete(config: BucketConfig, seconds: float | None) -> Finding:
-    if seconds is None:
-        return Finding.skipped(
-            "bucket.softDelete", "its owner did not allow storage.buckets.get, which backups don't need"
-        )
+def _lifecycle(name: str, deleting: tuple[str, ...]) -> Finding:
+    if not deleting:
+        return Finding.ok("bucket.lifecycle", "no rule deletes what newer snapshots may still name")
+    return Finding.warning(
+        "bucket.lifecycle",
+        f"a rule deletes content that the newest snapshot may name, by its age: {'; '.join(deleting)}",
+        f"take the rule from gs://{name}, or have it match other prefixes only: `keep` gives up what is old",
+    )
+
+
+def _storage_class(name: str, storage_class: str) -> Finding:
+    if storage_class not in _COSTLY_WHEN_BRIEF:
+        return Finding.ok("bucket.storageClass", f"it is {storage_class}")
+    return Finding.warning(
+        "bucket.storageClass",
+        f"it is {storage_class}, which charges for a month or more of each object, however soon it goes",
+        f"nothing, if that is meant; else `gcloud storage buckets update gs://{name} "
+        "--default-storage-class=STANDARD`",
+    )
+
+
+def _soft_delete(name: str, seconds: float) -> Finding:
     if not seconds:
         return Finding.ok("bucket.softDelete", "what is deleted is gone, and costs nothing any more")
-    name = config.url.removeprefix("gs://").partition("/")[0]
     return Finding.warning(
         "bucket.softDelete",
         f"what is deleted stays, unseen, for {format_duration(seconds)}, and is paid for",

@@ -25,8 +25,9 @@ from fuse_tier.fs.version import code_version
 from fuse_tier.mount.claim import Record, take_claim
 from fuse_tier.mount.container import container
 from fuse_tier.mount.deposits import Safe
-from fuse_tier.mount.keeper import Inheritance, Keeper, outlive_parent
+from fuse_tier.mount.keeper import Inheritance, Keeper
 from fuse_tier.mount.mountpoint import check_mountpoint
+from fuse_tier.mount.parent import outlive_parent
 from fuse_tier.mount.succession import stand_as_keeper
 from fuse_tier.ram.layout import Layout
 

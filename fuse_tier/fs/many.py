@@ -29,7 +29,7 @@ from fuse_tier import logs
 from fuse_tier.fs.__main__ import keep
 from fuse_tier.fs.handover import LONGEST_MESSAGE
 from fuse_tier.fs.version import code_version
-from fuse_tier.mount.keeper import die_with_parent
+from fuse_tier.mount.parent import die_with_parent
 
 log = structlog.get_logger(__name__)
 

@@ -13,7 +13,6 @@ taken away because a daemon died.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import select
 import signal
@@ -29,6 +28,7 @@ import structlog
 from fuse_tier.mount.deposits import Safe, connection_pair
 from fuse_tier.mount.device import Device
 from fuse_tier.mount.messages import Handshake
+from fuse_tier.mount.parent import die_with_parent
 
 log = structlog.get_logger(__name__)
 
@@ -36,7 +36,6 @@ FINAL_STATUS: Final = 3
 """A daemon that ends with this (or with 0) wants no successor: the mount has ended, in disorder."""
 _READ_EVERY_SECONDS: Final = 0.02
 _MINUTE_SECONDS: Final = 60.0
-_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 TOLD: Final = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -230,7 +229,7 @@ class Keeper:
             signal.set_wakeup_fd(-1)
             for number in TOLD:
                 signal.signal(number, signal.SIG_DFL)
-            _die_with_parent(signal.SIGKILL)
+            die_with_parent()
             if os.getppid() != keeper:
                 return  # it has ended before the kernel knew of this; what follows ends this process
             for fd in not_ours:
@@ -282,20 +281,6 @@ class Keeper:
         for number in numbers:
             if self.daemon:
                 os.kill(self.daemon, number)
-
-
-def die_with_parent() -> None:
-    """Has the kernel kill this process when the one that forked it ends."""
-    _die_with_parent(signal.SIGKILL)
-
-
-def outlive_parent() -> None:
-    """Takes back what made this process die with the one that started it (``setpriv --pdeathsig``)."""
-    _die_with_parent(0)
-
-
-def _die_with_parent(number: int) -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number))
 
 
 def _describe(status: int) -> str:

@@ -10,9 +10,6 @@ What is cancelled here goes on there: the end of a supervisor ends no mount that
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -28,8 +25,9 @@ from fuse_tier.mount.table import mount_at
 from fuse_tier.node import mounting
 from fuse_tier.node.distant import DistantKeeper
 from fuse_tier.node.forge import Forge
-from fuse_tier.node.keepers import KeeperLink, KeeperState, socket_of
+from fuse_tier.node.keepers import KeeperLink, socket_of
 from fuse_tier.node.processes import Child, Process, describe
+from fuse_tier.node.settings import DaemonSettings
 from fuse_tier.node.vault import CONTAINER
 from fuse_tier.ram.layout import Layout
 
@@ -40,40 +38,6 @@ _LOOK_AGAIN_SECONDS = 0.05
 _DYING_SECONDS = 2.0
 """What a daemon takes to die after its keeper, and a vault to stand in."""
 _TRIES = 20
-_WORKERS, _KEEPERS = ".volumes", ".mounts"
-
-
-@dataclass(frozen=True, slots=True)
-class DaemonSettings:
-    """What every mount of a node is kept with."""
-
-    command: Sequence[str]
-    """Of a keeper that is a program of its own."""
-    ram_root: str
-    worker_socket: str
-    fsync: str
-    passthrough: str = "auto"
-    expected_sizes: Sequence[tuple[str, int]] = ()
-    share: int = 0
-    """Bytes of the RAM tier that a volume may have; 0 for as many as there are."""
-    many: Sequence[str] | None = None
-    """Of the process that keepers are forked from; None to start them by ``command``."""
-    vaulted: bool = False
-    """A vault has copies of what keepers have, and keepers that are not of this container are replaced."""
-
-    @property
-    def place(self) -> str:
-        """The directory of the keepers' sockets."""
-        return self.worker_socket.removesuffix(_WORKERS) + _KEEPERS
-
-    def changeable(self) -> dict[str, Any]:
-        """What a mount that is there already can be given anew."""
-        return {
-            "worker_socket": self.worker_socket,
-            "fsync": self.fsync,
-            "expected_sizes": [list(pair) for pair in self.expected_sizes],
-            "share": self.share,
-        }
 
 
 class MountedVolume:
@@ -178,7 +142,9 @@ class MountedVolume:
         if self.keeper is not None:
             self._nursery.start_soon(self._listen)
             try:
-                self._believe(await self._link.keep())
+                state = await self._link.keep()
+                self.read_only = state.read_only
+                self._passthrough, self._plain_reason = state.passthrough, state.plain_reason
             except DeadlineExceeded as error:
                 log.warning("volume.keeper_silent", **self._about, pid=self.keeper.pid, reason=str(error))
         self.kept = True
@@ -204,10 +170,6 @@ class MountedVolume:
                     pass  # it was killed, and its daemon still dies; or its successor is about to say so
             await trio.sleep(_LOOK_AGAIN_SECONDS)
         return None
-
-    def _believe(self, state: KeeperState) -> None:
-        self.read_only = state.read_only
-        self._passthrough, self._plain_reason = state.passthrough, state.plain_reason
 
     async def _listen(self) -> None:
         with self._listening:
@@ -331,17 +293,7 @@ class MountedVolume:
     def _about(self) -> dict[str, str]:
         return {"identity": str(self.identity), "mountpoint": self.mountpoint}
 
-    def _told(self, **more: str) -> str:
-        settings = self._settings
-        return json.dumps(
-            {
-                "ram_root": settings.ram_root,
-                "identity": str(self.identity),
-                "mountpoint": self.mountpoint,
-                "read_only": self.read_only,
-                "passthrough": settings.passthrough,
-                "keeper_socket": self._link.path,
-                **settings.changeable(),
-                **more,
-            }
+    def _told(self, take_over: str | None = None) -> str:
+        return self._settings.tell(
+            self.identity, self.mountpoint, self._link.path, read_only=self.read_only, take_over=take_over
         )

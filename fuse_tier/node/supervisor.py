@@ -27,10 +27,10 @@ from fuse_tier.config import NodeConfig
 from fuse_tier.errors import ConfigError, FuseTierError, InvalidRequest
 from fuse_tier.identity import Identity
 from fuse_tier.node.claims import ram_tier_claimed, refuse_taken_ram_tier, refuse_taken_socket
-from fuse_tier.node.mounted import DaemonSettings
 from fuse_tier.node.priority import KEEPING, protect
 from fuse_tier.node.processes import check_starter
 from fuse_tier.node.refuges import keep_refuge
+from fuse_tier.node.settings import DaemonSettings
 from fuse_tier.node.volumes import Volumes
 from fuse_tier.node.worker import Worker
 from fuse_tier.ram.layout import Layout

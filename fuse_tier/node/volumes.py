@@ -29,7 +29,8 @@ from fuse_tier.mount.table import mount_at
 from fuse_tier.node import mounting
 from fuse_tier.node.forge import Forge
 from fuse_tier.node.keepers import prepare_place
-from fuse_tier.node.mounted import DaemonSettings, MountedVolume
+from fuse_tier.node.mounted import MountedVolume
+from fuse_tier.node.settings import DaemonSettings
 from fuse_tier.ram.layout import Layout
 
 log = structlog.get_logger(__name__)

@@ -6,7 +6,7 @@ name when all of it is whole.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 import trio
@@ -44,11 +44,12 @@ class Found:
     snapshot: SnapshotId
     checkpoint: str = ""  # its name; empty: it was chosen as a snapshot
     newer: tuple[int, ...] = ()
+    is_forced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class RestoredFrom:
-    """What was restored."""
+    """What was restored. ``is_forced``: because ``restore.version`` says so."""
 
     snapshot: SnapshotId
     checkpoint: str
@@ -57,6 +58,7 @@ class RestoredFrom:
     size: int
     seconds: float
     newer: tuple[int, ...]
+    is_forced: bool
     unreadable: tuple[str, ...]  # what the tree lacks, because its content is damaged or gone
 
 
@@ -86,7 +88,15 @@ async def restore_from_bucket(
     seconds = trio.current_time() - started
     lost = lost_paths(whole, manifest)
     return RestoredFrom(
-        manifest.id, found.checkpoint, step_of(whole), files, manifest.size, seconds, found.newer, lost
+        manifest.id,
+        found.checkpoint,
+        step_of(whole),
+        files,
+        manifest.size,
+        seconds,
+        found.newer,
+        found.is_forced,
+        lost,
     )
 
 
@@ -102,16 +112,26 @@ class Listed:
     snapshots: dict[str, int]  # by replica
 
 
-async def list_checkpoints(bucket: BucketTier, identity: Identity | None = None) -> list[Listed]:
-    """The complete checkpoints in a bucket, oldest first in each job; of all jobs, or of a volume's.
+async def list_checkpoints(
+    bucket: BucketTier, identity: Identity | None = None
+) -> tuple[list[Listed], list[MalformedManifest]]:
+    """The complete checkpoints in a bucket, oldest first in each job, of all jobs or of a volume's; and what was
+    wrong with those records that cannot be read.
 
-    Raises TierUnavailable, TierRefused, MalformedManifest.
+    Raises TierUnavailable, TierRefused.
     """
     records = JobRecords(bucket)
     found: list[Listed] = []
+    unreadable: list[MalformedManifest] = []
     for job in await records.every() if identity is None else (Job.of(identity),):
         for name in (await records.listing(job)).checkpoints:
-            one = await records.checkpoint(job, name)
+            try:
+                one = await records.checkpoint(job, name)
+            except NotFound:  # given up since it was listed
+                continue
+            except MalformedManifest as error:
+                unreadable.append(error)
+                continue
             snapshots = {
                 replica: number
                 for replica, number in one.snapshots.items()
@@ -119,7 +139,7 @@ async def list_checkpoints(bucket: BucketTier, identity: Identity | None = None)
             }
             if snapshots:
                 found.append(Listed(str(job), name, one.lineage.run, one.step, one.created_ns, snapshots))
-    return found
+    return found, unreadable
 
 
 async def find(bucket: BucketTier, wanted: Wanted) -> Found:
@@ -143,16 +163,21 @@ async def find(bucket: BucketTier, wanted: Wanted) -> Found:
         )
     if wanted.version or wanted.step is not None:
         return await _find_checkpoint(bucket, records, wanted, listing)
-    if listing.forced is not None:
-        return _part(await records.forced_checkpoint(job, listing.forced), listing.forced, identity, numbers)
+    forced = listing.forced
     for name in reversed(listing.checkpoints):
         try:
             checkpoint = await records.checkpoint(job, name)
         except MalformedManifest as error:
             log.warning("restore.record_unreadable", checkpoint=name, job=str(job), reason=str(error))
             continue
+        if forced is not None and not listing.ends_forced(checkpoint):
+            break
+        forced = None
         if checkpoint.number_of(identity) in numbers:
             return _part(checkpoint, name, identity, numbers)
+    if forced is not None:
+        part = _part(await records.forced_checkpoint(job, forced), forced, identity, numbers)
+        return replace(part, newer=(), is_forced=True)
     return Found(SnapshotId(identity, numbers[-1]))
 
 

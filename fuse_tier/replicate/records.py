@@ -20,6 +20,7 @@ from fuse_tier.checkpoints import Checkpoint, Job, decode, encode, is_checkpoint
 from fuse_tier.errors import Damaged, FuseTierError, MalformedManifest, NotFound, TierUnavailable
 from fuse_tier.identity import SnapshotId, is_name
 from fuse_tier.tiers.bucket import BucketTier
+from fuse_tier.tiers.bucket_documents import Document
 from fuse_tier.tiers.bucket_many import Removal
 
 log = structlog.get_logger(__name__)
@@ -42,12 +43,13 @@ class JobListing:
     checkpoints: tuple[str, ...] = ()  # names, which sort as their dates do, oldest first
     in_use: frozenset[SnapshotId] = frozenset()  # being restored
     forced: str | None = None  # what ``restore.version`` says, if it is there; whether it is a name is not looked at
-    forced_at: float = 0.0  # when it was written, by the same clock
+    forced_by: Document | None = None
     old_uses: tuple[str, ...] = ()  # documents of restores that ended without saying so
 
-    def is_after_forced(self, checkpoint: Checkpoint) -> bool:
-        """Whether all of a checkpoint came here after ``restore.version`` was written."""
-        return all(self.snapshots.get(one, 0.0) > self.forced_at for one in checkpoint.ids)
+    def ends_forced(self, checkpoint: Checkpoint) -> bool:
+        """Whether all of a checkpoint came after ``restore.version`` was written, which then counts no longer."""
+        written = self.forced_by
+        return written is not None and all(self.snapshots.get(one, 0.0) > written.created for one in checkpoint.ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ class JobRecords:
             tuple(sorted(name for name in names if is_checkpoint_name(name))),
             frozenset(used for used, document in uses if document.created >= oldest),
             await self._forced(job) if _VERSION in own else None,
-            own[_VERSION].created if _VERSION in own else 0.0,
+            own.get(_VERSION),
             tuple(document.name for _, document in uses if document.created < oldest),
         )
 
@@ -143,9 +145,12 @@ class JobRecords:
         """Takes records away; their snapshots stay. One that is not there is no error."""
         return await self._bucket.documents.remove([f"{job}/{name}{_END}" for name in names])
 
-    async def end_forced(self, job: Job) -> None:
-        """Removes ``restore.version``: what it named has been superseded by a complete checkpoint."""
-        await self._bucket.documents.remove([f"{job}/{_VERSION}"])
+    async def end_forced(self, listing: JobListing) -> bool:
+        """Removes ``restore.version``, which counts no longer; False if it has gone, is another one by now, or has to
+        stay.
+        """
+        written = listing.forced_by
+        return written is not None and bool((await self._bucket.documents.remove_listed(written)).removed)
 
     async def forget_uses(self, listing: JobListing) -> None:
         """Removes what restores left that ended without saying so."""

@@ -16,6 +16,7 @@ import trio
 
 from fuse_tier.blobs import Blob
 from fuse_tier.identity import SnapshotId
+from fuse_tier.ram.cgroups import memory_left
 from fuse_tier.ram.hugepages import bring_together, huge_page_bytes
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.tmpfs import huge_page_mode
@@ -25,17 +26,26 @@ log = structlog.get_logger(__name__)
 
 _LOOK_EVERY_SECONDS: Final = 1.0
 _AT_ONCE_BYTES: Final = 32 << 20  # 16 ms
+_SPARED_BYTES: Final = 256 << 20  # of our own memory limit, for all else that we do
 
 
 class Resting:
-    """Of one node. ``is_busy`` says whether copies are still to be made."""
+    """Of one node. ``is_busy`` says whether copies are still to be made, ``bring`` does it (ram/hugepages.py)."""
 
-    def __init__(self, layout: Layout, volumes: Iterable[Volume], is_busy: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        volumes: Iterable[Volume],
+        is_busy: Callable[[], bool],
+        huge_bytes: int,
+        bring: Callable[[str, int, int], bool] = bring_together,
+    ) -> None:
         self._layout = layout
         self._volumes = volumes
         self._is_busy = is_busy
         self._thread = trio.CapacityLimiter(1)
-        self._huge = huge_page_bytes() if huge_page_mode(layout.root) != "never" else 0
+        self._huge = huge_bytes
+        self._bring = bring
         self._works = False
         self._done: set[Blob] = set()
         self._gone_through: set[SnapshotId] = set()
@@ -69,7 +79,7 @@ class Resting:
         return sorted(large - self._done)
 
     def _is_at_rest(self) -> bool:
-        return not self._is_busy() and not any(volume.is_dirty for volume in self._volumes)
+        return not self._is_busy() and not any(volume.is_dirty for volume in self._volumes) and _may_take_memory()
 
     async def _go_through(self) -> bool:
         """Says whether nothing came in between."""
@@ -77,7 +87,7 @@ class Resting:
             for offset in range(0, blob.size - self._huge + 1, _AT_ONCE_BYTES):
                 begun = time.monotonic()
                 known = await trio.to_thread.run_sync(
-                    bring_together, self._layout.blob(blob), offset, _AT_ONCE_BYTES, limiter=self._thread
+                    self._bring, self._layout.blob(blob), offset, _AT_ONCE_BYTES, limiter=self._thread
                 )
                 self._works |= known
                 if not self._works:
@@ -89,3 +99,13 @@ class Resting:
                     return False
             self._done.add(blob)
         return True
+
+
+def huge_bytes_of(layout: Layout) -> int:
+    """The size of the huge pages that files of a RAM tier may have; 0 where they have none."""
+    return huge_page_bytes() if huge_page_mode(layout.root) != "never" else 0
+
+
+def _may_take_memory() -> bool:
+    left = memory_left()
+    return left is None or left >= _SPARED_BYTES + _AT_ONCE_BYTES

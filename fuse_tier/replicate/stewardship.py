@@ -89,6 +89,8 @@ class Stewardship:
         if not version and listing.forced is None:
             return InBucket(numbers)
         known = await self._catalog.checkpoints(listing)
+        if not version and any(map(listing.ends_forced, known.values())):
+            return InBucket(numbers)
         name = version or listing.forced or ""
         checkpoint = known.get(name)
         if checkpoint is None and version:
@@ -187,6 +189,7 @@ class Stewardship:
         """
         known = await self._look_at(job)
         known = await self._record(known) or known
+        await self._end_forced(known)
         await self._drop(known)
 
     async def _look_at(self, job: Job) -> _Known:
@@ -213,10 +216,12 @@ class Stewardship:
         log.info(
             "checkpoint.complete", job=str(job), checkpoint=name, step=newest.step, snapshots=len(newest.snapshots)
         )
-        if known.listing.forced is not None and known.listing.is_after_forced(newest):
-            await self._records.end_forced(job)
-            log.info("checkpoint.version_ended", job=str(job), version=known.listing.forced, checkpoint=name)
         return await self._look_at(job)
+
+    async def _end_forced(self, known: _Known) -> None:
+        listing = known.listing
+        if any(map(listing.ends_forced, known.records.values())) and await self._records.end_forced(listing):
+            log.info("checkpoint.version_ended", job=str(listing.job), version=listing.forced)
 
     async def _drop(self, known: _Known) -> tuple[Kept, ...]:
         """Records first: whoever reads one finds its snapshots. Gives what the bucket would not let go."""
@@ -277,6 +282,7 @@ class Stewardship:
         report.begin("collecting what no snapshot names")
         removal = await self._bucket.collect_garbage(SAFE_GRACE_SECONDS, dry_run=dry_run)
         kept += removal.kept
+        settings = await self._bucket.settings()
         return {
             "place": self._bucket.place,
             "dry_run": dry_run,
@@ -285,7 +291,7 @@ class Stewardship:
             "freed_bytes": removal.freed,
             "freed_later_bytes": later,
             "grace_seconds": SAFE_GRACE_SECONDS,
-            "soft_delete_seconds": await self._bucket.soft_delete_seconds(),
+            "soft_delete_seconds": settings.soft_delete_seconds if settings else None,
             "protected": [{"object": one.name, "reason": one.reason} for one in kept[:_TOLD_AT_MOST]],
             "protected_objects": len(kept),
         }

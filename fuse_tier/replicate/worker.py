@@ -44,7 +44,7 @@ from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.preemption import Preemption
 from fuse_tier.replicate.preparing import Preparing
 from fuse_tier.replicate.replacing import Trees
-from fuse_tier.replicate.resting import Resting
+from fuse_tier.replicate.resting import Resting, huge_bytes_of
 from fuse_tier.replicate.restore import Restorer
 from fuse_tier.replicate.room import RoomKeeper
 from fuse_tier.replicate.scrub import Scrubber
@@ -120,8 +120,9 @@ class Worker:
         self._inventory = Inventory(
             config.node, config.cluster, self._places, self._volumes, copier, self._supervisor, config.replicas
         )
-        self._resting = Resting(layout, self._volumes, lambda: self._inventory.copies_waiting() > 0)
-        self._inventory.resting = self._resting
+        self._resting = self._inventory.resting = Resting(
+            layout, self._volumes, lambda: self._inventory.copies_waiting() > 0, huge_bytes_of(layout)
+        )
         self._inventory.backups = self._duties.backups if self._duties else None
         self._preemption = Preemption(self._volumes, self._mounting, self._membership.report_soon, config.drain)
         surplus = Surplus(self._fanout)

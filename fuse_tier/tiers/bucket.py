@@ -36,7 +36,7 @@ from fuse_tier.errors import (
     TierUnavailable,
 )
 from fuse_tier.identity import Identity, SnapshotId
-from fuse_tier.manifest import Manifest
+from fuse_tier.manifest import Manifest, quote
 from fuse_tier.tiers import bucket_collection
 from fuse_tier.tiers import bucket_layout as layout
 from fuse_tier.tiers import bucket_transfer as transfer
@@ -55,7 +55,7 @@ from fuse_tier.tiers.bucket_parts import PartsUpload
 from fuse_tier.tiers.bucket_presence import RELIANCE_SECONDS, Presence
 from fuse_tier.tiers.bucket_receive import Destination, IntoNothing, IntoSink
 from fuse_tier.tiers.bucket_session import Session
-from fuse_tier.tiers.bucket_soft_delete import soft_delete_seconds
+from fuse_tier.tiers.bucket_settings import Settings, settings_of
 from fuse_tier.tiers.bucket_store import Storing
 from fuse_tier.tiers.bucket_task import Task
 from fuse_tier.tiers.bucket_work import Work
@@ -94,6 +94,7 @@ class BucketTier:
     ) -> None:
         place = layout.BucketPlace.parse(url)
         self.place = str(place)
+        self._prefix = place.prefix
         self._session = Session(place, endpoint, key_file, parallel)
         self._objects = Objects(place, self._session, pace or Pace())
         self._work = Work(parallel, patience)
@@ -147,9 +148,9 @@ class BucketTier:
         """Seconds since 1970 by the service's clock, of which its last answer told."""
         return self._objects.now()
 
-    async def soft_delete_seconds(self) -> float | None:
-        """How long the bucket keeps what was deleted, unseen and paid for; None where we may not know."""
-        return await self._work.run(lambda task: soft_delete_seconds(self._session, task))
+    async def settings(self) -> Settings | None:
+        """What its owner has set; None where we may not know."""
+        return await self._work.run(lambda task: settings_of(self._session, self._prefix, task))
 
     async def snapshots(self, identity: Identity | None = None) -> Sequence[SnapshotId]:
         """Everything listed, of one volume or of all, in order. Reads no manifest."""
@@ -220,21 +221,21 @@ class BucketTier:
         checked: dict[Blob, TierError | None] = {}
         for snapshot in snapshots:
             try:
-                blobs = (await self.manifest(snapshot)).blobs
+                manifest = await self.manifest(snapshot)
             except NotFound:  # dropped since it was listed
                 continue
             except MalformedManifest as error:
                 damaged.append(str(error))
                 continue
             fetching = self._fetching(IntoNothing(), progress, in_ranges=False)
-            fetched = await fetching.bring(set(blobs - checked.keys()))
+            fetched = await fetching.bring(set(manifest.blobs - checked.keys()))
             checked |= dict.fromkeys(fetched.arrived) | fetched.failed
-            for blob in sorted(blobs):
-                failed = checked[blob]
+            for entry in manifest.entries:
+                failed = None if entry.blob is None else checked[entry.blob]
                 if isinstance(failed, TierUnavailable):
                     raise failed
                 if failed is not None:
-                    damaged.append(f"{snapshot} in {self.place}: {failed}")
+                    damaged.append(f"{snapshot}: {quote(entry.path)}: {failed}")
         return VerifyReport(len(snapshots), len(checked), sum(blob.size for blob in checked), tuple(damaged))
 
     def _fetching(self, destination: Destination, progress: Progress, *, in_ranges: bool) -> Fetching:

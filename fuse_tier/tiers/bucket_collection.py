@@ -124,7 +124,8 @@ class Collecting:
             return
         except MalformedManifest as error:
             raise MalformedManifest(
-                f"nothing is collected, because what {snapshot} names cannot be read ({error}): drop that snapshot"
+                f"nothing is collected, because what {snapshot} names cannot be read ({error}); if nobody needs it, "
+                f"delete the object {layout.manifest_object(snapshot)}"
             ) from error
         self._read.add(snapshot)
 

@@ -6,7 +6,7 @@ collected.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,6 +30,7 @@ class Document:
     name: str
     size: int  # bytes
     created: float  # seconds since 1970, by the service's clock
+    generation: int
 
 
 class Documents:
@@ -80,7 +81,7 @@ class Documents:
 
         def look(task: Task) -> tuple[Document, ...]:
             return tuple(
-                Document(stored.name.removeprefix(layout.DOCUMENTS), stored.size, stored.created)
+                Document(stored.name.removeprefix(layout.DOCUMENTS), stored.size, stored.created, stored.generation)
                 for stored in list_all(self._objects, layout.DOCUMENTS + folder, task)
             )
 
@@ -88,6 +89,13 @@ class Documents:
 
     async def remove(self, names: Collection[str]) -> Removal:
         """Removes documents; those that are not there are no error."""
+        return await self._remove([Removable(layout.document_object(name)) for name in names])
+
+    async def remove_listed(self, document: Document) -> Removal:
+        """Removes a document unless somebody has written another one of that name since it was listed."""
+        name = layout.document_object(document.name)
+        return await self._remove([Removable(name, document.size, document.generation)])
+
+    async def _remove(self, wanted: Sequence[Removable]) -> Removal:
         await self._check(False)
-        wanted = [Removable(layout.document_object(name)) for name in names]
         return await self._work.run(lambda task: remove(self._objects, wanted, task))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from http import HTTPStatus
@@ -120,9 +120,8 @@ class Objects:
             if response.status_code == HTTPStatus.NOT_FOUND:
                 raise self.errors.no_bucket()
             self.errors.check(response)
-            answer = response.json()
-        now, generation = self.now(), int(answer["generation"])
-        stored = Stored(name, int(answer["size"]), answer["crc32c"], now, now, generation, 1, is_checked=is_checked)
+            answered = self._stored(response.json())
+        stored = replace(answered, name=name, created=self.now(), used=self.now(), is_checked=is_checked)
         failpoints.reached("bucket.answered")
         if not is_copy(stored, content):
             self.delete(stored)
@@ -265,6 +264,12 @@ class Objects:
         return f"/storage/v1/b/{self._place.bucket}/o/{quote(self._place.prefix + name, safe='')}"
 
     def _stored(self, resource: Mapping[str, Any]) -> Stored:
+        try:
+            return self._read_resource(resource)
+        except (KeyError, ValueError, TypeError) as error:
+            raise TierUnavailable(f"an answer about an object in {self._place} cannot be read: {error!r}") from error
+
+    def _read_resource(self, resource: Mapping[str, Any]) -> Stored:
         created = _seconds(resource["timeCreated"])
         used = _seconds(resource.get("updated", resource["timeCreated"]))
         metadata = resource.get("metadata") or {}

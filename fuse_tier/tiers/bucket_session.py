@@ -8,6 +8,7 @@ use it.
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from threading import Lock
 from typing import Any, Final
@@ -109,8 +110,9 @@ class Session:
 
     def _note(self, response: Any, **_: Any) -> None:
         metrics.bucket_answered(response.request.method, response.status_code)
-        if date := response.headers.get("Date"):
-            self._clock_ahead = parsedate_to_datetime(date).timestamp() + 1 - time.time()  # it leaves out fractions
+        with suppress(ValueError):  # something stands between the service and us that has no clock
+            date = parsedate_to_datetime(response.headers.get("Date", ""))
+            self._clock_ahead = date.timestamp() + 1 - time.time()  # it leaves out fractions
 
 
 def _of_key_file(path: str) -> Any:

@@ -144,8 +144,9 @@ class PeerTier:
             elsewhere = await self._send(missing, source, progress, trio.current_time() < patient_until, patience)
             if not elsewhere:
                 return
-            await trio.sleep(pause)
-            pause = min(_LONGEST_LOOK_SECONDS, pause * 2)
+            if elsewhere == missing:  # else there was time for others while we sent
+                await trio.sleep(pause)
+                pause = min(_LONGEST_LOOK_SECONDS, pause * 2)
             before, missing = elsewhere, await self.missing(elsewhere)
             if len(missing) < len(before):
                 patient_until = trio.current_time() + _PATIENCE_SECONDS

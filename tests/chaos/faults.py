@@ -62,13 +62,16 @@ async def replace_the_node(world: World, node: LocalNode) -> None:
     await _before_ram_is_lost(world)
     await node.lose_ram()
     listen = {key: _next_port(address) for key, address in node.config["listen"].items()}
-    with trio.fail_after(_LEASE_ENDS_SECONDS):
-        while not node.family.runs:
-            try:
-                await node.start(listen=listen)
-            except NotStarted as refused:  # while the first of that name is still counted as alive
-                world.note(str(refused).splitlines()[0])
-                await node.kill()
+
+    async def starts() -> bool:
+        try:
+            await node.start(listen=listen)
+        except NotStarted as refused:  # while the first of that name is still counted as alive
+            world.note(str(refused).splitlines()[0])
+            await node.kill()
+        return node.family.runs
+
+    await until(starts, _LEASE_ENDS_SECONDS)
 
 
 async def restart_the_node(world: World, node: LocalNode) -> None:
@@ -166,17 +169,19 @@ async def fail_at_a_point(world: World, node: LocalNode) -> None:
 async def kill_the_coordinator(world: World, node: LocalNode) -> None:
     """It comes back knowing nothing."""
     assert world.cluster.coordinator
-    await world.cluster.coordinator.kill()
-    await _a_moment(world)
-    await world.cluster.coordinator.start()
+    async with world.coordinators_turn:
+        await world.cluster.coordinator.kill()
+        await _a_moment(world)
+        await world.cluster.coordinator.start()
 
 
 async def freeze_the_coordinator(world: World, node: LocalNode) -> None:
     """It comes back thinking that no time has passed."""
     assert world.cluster.coordinator
-    world.cluster.coordinator.family.freeze()
-    await _a_moment(world)
-    world.cluster.coordinator.family.thaw()
+    async with world.coordinators_turn:
+        world.cluster.coordinator.family.freeze()
+        await _a_moment(world)
+        world.cluster.coordinator.family.thaw()
 
 
 FAULTS: tuple[Fault, ...] = (

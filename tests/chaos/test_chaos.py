@@ -6,7 +6,7 @@ import json
 import random
 import shutil
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -49,13 +49,27 @@ async def test_two_hundred_faults_lose_nothing(
     await _survive(200, make_cluster, expected_logs, rng, tmp_path)
 
 
+@pytest.mark.chaos
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+async def test_after_each_fault_by_itself_all_is_again_as_it_is_configured(
+    make_cluster: Clusters, expected_logs: ExpectedLogs, rng: random.Random, tmp_path: Path
+) -> None:
+    await _survive(0, make_cluster, expected_logs, rng, tmp_path, one_by_one=dict.fromkeys(FAULTS))
+
+
 async def _survive(
-    faults: int, make_cluster: Clusters, expected_logs: ExpectedLogs, rng: random.Random, tmp_path: Path
+    faults: int,
+    make_cluster: Clusters,
+    expected_logs: ExpectedLogs,
+    rng: random.Random,
+    tmp_path: Path,
+    one_by_one: Iterable[Fault] = (),
 ) -> None:
     expected_logs.allow(_SAID_OF_FAULTS, *_SAID_BY_ONE_OF_A_TAKEN_NAME)
     async with _world(make_cluster, rng) as world:
         try:
-            await _play(world, faults)
+            await _play(world, faults, one_by_one)
             await _verify(world, tmp_path)
         except BaseException:
             world.note(f"at the end: {world.picture()}")
@@ -88,11 +102,14 @@ async def _world(make_cluster: Clusters, rng: random.Random) -> AsyncIterator[Wo
         await cluster.clean_up()
 
 
-async def _play(world: World, faults: int) -> None:
+async def _play(world: World, faults: int, one_by_one: Iterable[Fault]) -> None:
     async with trio.open_nursery() as nursery:
         for job in world.jobs:
             nursery.start_soon(job.run, world)
         await until(partial(_all_have_saved, world), 60)
+        for fault in one_by_one:
+            await inflict(world, fault)
+            await _check_all_is_well(world)
         async with trio.open_nursery() as lanes:
             drawn = iter(_draw(world.rng, faults))
             for _ in range(_AT_ONCE):
@@ -117,9 +134,15 @@ async def _all_have_saved(world: World) -> bool:
     return all(job.acknowledged for job in world.jobs)
 
 
-async def _verify(world: World, place: Path) -> None:
+async def _check_all_is_well(world: World) -> None:
+    """As many copies as are configured, none listed that is not there, and no part of one left."""
     await world.converge()
     assert world.broken() == []
+    await world.until_no_part_of_a_blob_stays()
+
+
+async def _verify(world: World, place: Path) -> None:
+    await _check_all_is_well(world)
     read = 0
     for job in world.jobs:
         before = job.verified

@@ -45,6 +45,11 @@ _MOST_TELLING = ("snapshot.committed", "copy.moving", "listing.published")
 _SAID = r"(?!volume\.task_failed)[a-z_]+\.[a-z_.]+"
 
 
+def test_every_marked_place_of_a_copy_is_tried() -> None:
+    of_a_copy = {name for name in failpoints.NAMES if name.split(".")[0] not in ("restore", "bucket")}
+    assert {*_OF_THE_SENDER, *_OF_THE_RECEIVER} == of_a_copy
+
+
 @pytest.mark.timeout(120)
 async def test_a_worker_that_is_killed_in_a_copy_loses_nothing_and_leaves_nothing(
     make_cluster: Clusters, expected_logs: ExpectedLogs

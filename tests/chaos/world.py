@@ -16,6 +16,7 @@ from fuse_tier.ram.layout import Layout
 from tests.chaos.jobs import Job
 from tests.harness.checker import broken_in_ram, listed
 from tests.harness.network import Network
+from tests.harness.waiting import until
 
 REPLICAS = 2
 _CONVERGE_SECONDS = 90.0
@@ -31,6 +32,7 @@ class World:
     rng: random.Random
     jobs: list[Job]
     sick: set[str] = field(default_factory=set)  # nodes that a fault has just now
+    coordinators_turn: trio.Lock = field(default_factory=trio.Lock)  # there is one: it has one fault at a time
     ram_lost: int = 0  # nodes that lost their RAM since all was well
     leftovers: list[tuple[LocalNode, Path]] = field(default_factory=list)  # mounts that nobody wants any more
     begun: float = field(default_factory=trio.current_time)
@@ -96,11 +98,21 @@ class World:
         copies = sum(max(node[job.identity], default=0) >= number for node in self.picture().values())
         return copies >= REPLICAS + (job.mount is not None)
 
-    async def check_no_part_of_a_blob_stays(self) -> list[str]:
-        """What lies in ``incoming`` of nodes that do nothing any more."""
-        return [
-            f"{node.name}: {path}" for node in self.cluster for path in sorted(Path(_layout(node).incoming).iterdir())
-        ]
+    async def until_no_part_of_a_blob_stays(self) -> None:
+        """Waits until nothing lies in ``incoming`` that has lain there: jobs go on, and copies with them."""
+        seen = self._parts()
+
+        async def are_gone() -> bool:
+            return not seen & self._parts()
+
+        try:
+            await until(are_gone)
+        except trio.TooSlowError:
+            self.note(f"parts of blobs stay: {sorted(seen & self._parts())}")
+            raise
+
+    def _parts(self) -> set[str]:
+        return {str(path) for node in self.cluster for path in Path(_layout(node).incoming).glob("*")}
 
     def broken(self) -> list[str]:
         """What is listed anywhere and is not there."""

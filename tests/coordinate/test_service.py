@@ -32,6 +32,7 @@ from fuse_tier.wire.grpc import Client
 from fuse_tier.wire.members import location_from_wire, picture_from_wire
 from fuse_tier.wire.tls import TlsFiles, make_authority, make_certificate
 from tests.harness.logs import ExpectedLogs
+from tests.harness.waiting import until
 
 LEASE = 1.0
 IDENTITY = "default/llama/0"
@@ -242,12 +243,15 @@ async def test_it_ends_when_it_is_asked_to() -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run_coordinator, config)
         async with Client(str(config.listen), CoordinatorStub, None) as client:
-            while True:
+
+            async def answers() -> bool:
                 try:
                     await client.call("Picture", pb.Empty(), 5)
-                    break
                 except TierUnavailable:
-                    await trio.sleep(0.01)
+                    return False
+                return True
+
+            await until(answers)
         os.kill(os.getpid(), signal.SIGTERM)
 
 

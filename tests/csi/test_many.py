@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -13,6 +15,7 @@ import yaml
 from csi.local.kubelet import Kubelet, PodVolume
 from csi.local.pod import DriverPod, Kind, shared_directory
 from fuse_tier.localcluster import local_cluster
+from fuse_tier.node.priority import COPYING, KEEPING
 from tests.fs.mounted import mounts_below
 from tests.harness.logs import ExpectedLogs
 from tests.harness.waiting import until
@@ -20,6 +23,12 @@ from tests.harness.waiting import until
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
 
 _PATIENCE_SECONDS = 120.0
+_WORKER = "fuse_tier.replicate"
+_TRY = """
+from fuse_tier.node.priority import KEEPING, protect
+protect(KEEPING)
+print(open("/proc/self/oom_score_adj").read())
+"""
 
 
 @pytest.mark.parametrize("count", [8, pytest.param(100, marks=[pytest.mark.chaos, pytest.mark.timeout(600)])])
@@ -46,6 +55,7 @@ async def test_many_volumes_are_there_at_once_and_stay_whatever_is_killed(
         async with trio.open_nursery() as nursery:
             for pod in pods:
                 nursery.start_soon(kubelet.publish, pod)
+        assert_spared(driver)
         held = [(pod, (pod.target / "held").open("w+")) for pod in pods]
         await driver.restart("fuse", "replication-worker")
         await until(lambda: are_well(kubelet, pods), _PATIENCE_SECONDS)
@@ -57,6 +67,20 @@ async def test_many_volumes_are_there_at_once_and_stay_whatever_is_killed(
             for pod in pods:
                 nursery.start_soon(kubelet.end, pod, _PATIENCE_SECONDS)
         assert mounts_below(kubelet.directory) == []
+
+
+def assert_spared(driver: DriverPod) -> None:
+    """Whoever keeps mounts goes after who copies, and both after any job: as far as this machine lets us say so."""
+    tried = subprocess.run([sys.executable, "-c", _TRY], capture_output=True, check=True)
+    may_say = int(tried.stdout) == KEEPING
+    own = int(Path("/proc/self/oom_score_adj").read_text())
+    for name, module, adjustment in (
+        ("fuse", "fuse_tier.fs", KEEPING),
+        ("csi", "csi.cli", KEEPING),
+        ("replication-worker", _WORKER, COPYING),
+    ):
+        found = {int(Path(f"/proc/{pid}/oom_score_adj").read_text()) for pid in driver.pids(name, module)}
+        assert (adjustment if may_say else own) in found, name
 
 
 async def are_well(kubelet: Kubelet, pods: list[PodVolume]) -> bool:

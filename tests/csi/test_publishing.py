@@ -16,6 +16,7 @@ from csi.csi_pb2_grpc import IdentityStub, NodeStub
 from csi.local.kubelet import KEY, Kubelet, Refused, begun, container, told_by
 from fuse_tier.mount.table import mount_at
 from tests.csi.conftest import Plugin
+from tests.harness.logs import ExpectedLogs
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
 
@@ -178,12 +179,18 @@ async def test_calls_for_one_volume_take_turns_and_those_for_others_do_not_wait(
         assert set(said) <= {"done", "ABORTED"} and "done" in said, outcomes
 
 
-async def test_what_the_plugin_says_of_itself(kubelet: Kubelet, plugin: Plugin) -> None:
+async def test_what_the_plugin_says_of_itself(kubelet: Kubelet, plugin: Plugin, expected_logs: ExpectedLogs) -> None:
+    expected_logs.allow("snapshot.postponed")  # the node may end in the middle of one
     info = await kubelet.call(IdentityStub, "GetPluginInfo", pb.GetPluginInfoRequest())
     assert info.name == "multitier-checkpoint.csi.storage.gke.io" and info.vendor_version
     node = await kubelet.call(NodeStub, "NodeGetInfo", pb.NodeGetInfoRequest())
     assert (node.node_id, node.max_volumes_per_node) == ("a", 100)
     assert stat.S_IMODE(os.stat(kubelet.socket).st_mode) == 0o600
+    pod = await kubelet.start("llama-0")
     await plugin.node.stop()
     assert not await kubelet.is_ready()
+    with pytest.raises(Refused) as refusal:
+        await kubelet.unpublish(pod)
+    assert refusal.value.code is grpc.StatusCode.UNAVAILABLE
+    assert "fuse container is not running" in refusal.value.message
     assert json.loads(Path(plugin.family.log).read_text().splitlines()[0])["role"] == "csi"

@@ -41,6 +41,10 @@ def check(mount: Path, step: int, size: int) -> None:
         assert (mount / f"step_{step}" / f"rank{rank}.bin").read_bytes() == content(step * 10 + rank, size // 2)
 
 
+def state_of(path: Path) -> str:
+    return os.getxattr(path, "user.fuse_tier.state").decode()
+
+
 async def in_thread(work: Any, *arguments: Any) -> None:
     await trio.to_thread.run_sync(work, *arguments)
 
@@ -54,6 +58,8 @@ async def test_a_job_that_keeps_all_its_checkpoints_never_sees_a_full_disk(make_
         await node.wait("default/job/0", "bucket", 60)
     listed = sorted(path.name for path in mount.iterdir())
     assert listed == sorted(["latest", *(f"step_{step}" for step in range(1, 9))])
+    assert await trio.to_thread.run_sync(state_of, mount / "step_1" / "rank0.bin") == "remote"
+    assert await trio.to_thread.run_sync(state_of, mount / "step_8" / "rank0.bin") == "ram,bucket"
     for step in (8, 1, 5):  # the newest is here; the others come back
         await in_thread(check, mount, step, size)
     status = (await node.status())["tiers"][0]
@@ -100,6 +106,7 @@ async def test_where_nothing_can_be_given_up_a_full_tier_is_exact_and_a_removal_
     assert written > 48 * MIB
     (mount / "marker").write_text("still written")
     (other / "marker").write_text("as well")
+    assert "room.short" in node.log_path.read_text(), "it is said that nothing more could be given up"
     assert (other / "theirs").read_bytes() == b"theirs"
     await node.wait("default/job/0", "ram", 30)  # a snapshot has the large file, too, and is nowhere else
     await node.wait("default/job/1", "ram", 30)

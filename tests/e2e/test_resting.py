@@ -24,11 +24,20 @@ open(f"{group}/cgroup.procs", "w").write("0")
 with open(path, "wb", buffering=0) as file:
     for number in range(size >> 20):
         file.write(number.to_bytes(4, "little") * (1 << 18))
+    print("written", flush=True)
+    sys.stdin.read()
 """
 
 
-def save(group: str, path: Path, size: int) -> None:
-    subprocess.run([sys.executable, "-S", "-c", _WRITER, group, str(path), str(size)], check=True)
+def save(group: str, path: Path, size: int) -> int:
+    """A job of its own writes a file; gives what counted against it before the file was closed."""
+    command = [sys.executable, "-S", "-c", _WRITER, group, str(path), str(size)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as job:
+        assert job.stdout and job.stdout.readline() == "written\n"
+        charged = usage(group)
+        job.communicate()
+    assert job.returncode == 0
+    return charged
 
 
 @pytest.mark.skipif(not huge_page_bytes(), reason="needs a kernel with huge pages")
@@ -40,8 +49,7 @@ async def test_a_first_checkpoint_counts_against_its_job_only_until_the_node_is_
     if status["passthrough"] != "on" or status["tiers"][0]["huge_pages"] == "never":
         pytest.skip("needs passthrough, and a tmpfs with huge pages")
     with memory_group(200 * MIB) as group:
-        await trio.to_thread.run_sync(save, group, mount / "weights", 64 * MIB)
-        assert usage(group) >= 60 * MIB
+        assert await trio.to_thread.run_sync(save, group, mount / "weights", 64 * MIB) >= 60 * MIB
         await node.wait("default/job/0", "ram", 60)
         content = (mount / "weights").read_bytes()
 

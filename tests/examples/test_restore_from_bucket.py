@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import trio
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import storage
 
 from fuse_tier.emulator import Emulator, running_emulator
 from fuse_tier.hashing import hash_bytes
@@ -47,6 +49,14 @@ def tree(number: int) -> Manifest:
     return Manifest(snapshot, Lineage("llama"), "a", TIME, tuple(entries))
 
 
+def leave_notes(emulator: Emulator) -> None:
+    """Objects of somebody else's, where ours are looked for."""
+    client = storage.Client("tests", AnonymousCredentials(), client_options={"api_endpoint": emulator.endpoint})  # type: ignore[no-untyped-call]
+    for name in ("packs/notes.zip", "manifests/default/llama/0/notes.manifest"):
+        client.bucket("checkpoints").blob(f"team/run 7/{name}").upload_from_string(b"notes")
+    client.close()
+
+
 def restore(emulator: Emulator, url: str, snapshot: str, directory: Path) -> str:
     environment = {**os.environ, "STORAGE_EMULATOR_HOST": emulator.endpoint}
     command = [sys.executable, str(SCRIPT), url, snapshot, str(directory)]
@@ -81,6 +91,7 @@ async def test_the_example_gives_back_the_tree_with_googles_client_alone(emulato
     older = replace(manifest, id=SnapshotId(manifest.id.identity, 1), entries=manifest.entries[:1])
     await tier.commit(older)
     await tier.aclose()
+    await trio.to_thread.run_sync(leave_notes, emulator)
 
     said = await trio.to_thread.run_sync(restore, emulator, url, "default/llama/0", tmp_path / "newest")
     assert f"{len(manifest.entries)} names restored" in said

@@ -97,7 +97,7 @@ def start_node(place: Path, memory_path: Path, tmp_path: Path, expected_logs: Ex
     """Starts a node; given a worker's mode and, where the usual ones won't do, a RAM tier and a socket.
 
     ``sizes`` are those that files are expected to have, ``keeper`` is a program to be run for each keeper, ``code`` a
-    directory with the package to be run.
+    directory with the package to be run, ``more`` are further lines of the configuration.
     """
     with ExitStack() as stack:
 
@@ -109,6 +109,7 @@ def start_node(place: Path, memory_path: Path, tmp_path: Path, expected_logs: Ex
             sizes: str = "{}",
             keeper: str = "",
             code: Path | None = None,
+            more: str = "",
         ) -> Node:
             number = len(list(place.glob("*.yaml")))
             config = place / f"node{number}.yaml"
@@ -116,7 +117,7 @@ def start_node(place: Path, memory_path: Path, tmp_path: Path, expected_logs: Ex
             socket = socket or str(place / f"{number}.sock")
             config.write_text(
                 f"node: {name}\nram: {{path: {ram}, size: 64MiB, expectedSizes: {sizes}}}\nsocket: {socket}\n"
-                f"listen: {{control: 127.0.0.1:7460, bulk: 127.0.0.1:7461}}\n"
+                f"listen: {{control: 127.0.0.1:7460, bulk: 127.0.0.1:7461}}\n{more}"
             )
             # Judged after the place has gone.
             log = tmp_path / f"node{number}.log"

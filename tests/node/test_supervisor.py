@@ -190,3 +190,16 @@ async def test_the_end_of_a_node_does_not_wait_for_who_uses_its_mounts(
         os.fsync(held)
     os.close(held)
     assert (Path(Layout(node.ram).volume(VOLUME).tree) / "file").read_text() == "written"
+
+
+async def test_a_configuration_without_passthrough_holds_for_mounts_and_is_told(
+    start_node: StartNode, mountpoint: Path
+) -> None:
+    node = start_node(more="passthrough: off\n")
+    assert node.line().startswith("node a is ready")
+    make_volume(node.ram, VOLUME)
+    await node.call("mount", identity=str(VOLUME), mountpoint=str(mountpoint), read_only=False)
+    (listed,) = await node.call("mounts")
+    assert (listed["passthrough"], listed["plain_reason"]) == (False, "the configuration says `passthrough: off`")
+    node.tell(signal.SIGTERM)
+    assert await node.ended() == 0

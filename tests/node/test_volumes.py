@@ -17,7 +17,7 @@ from fuse_tier.errors import ConfigError, FuseTierError, IdentityBusy, MountErro
 from fuse_tier.fs.version import code_version
 from fuse_tier.identity import Identity
 from fuse_tier.mount.table import is_inside, mount_at, read_mounts
-from fuse_tier.node.mounted import DaemonSettings
+from fuse_tier.node.settings import DaemonSettings
 from fuse_tier.node.supervisor import Programs
 from fuse_tier.node.volumes import Volumes
 from tests.harness.logs import ExpectedLogs

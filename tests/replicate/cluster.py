@@ -32,10 +32,12 @@ class MemoryPeer(MemoryTier):
 
     def __init__(self) -> None:
         super().__init__(TierName.PEER, "a peer")
+        self.sent = 0  # blobs that it lacked
 
     async def store(self, blobs: Collection[Blob], source: Source, progress: Progress = no_progress) -> None:
         for blob in sorted(await self.missing(blobs)):
             copy_blob(blob, source, self.blobs, progress, Event())
+            self.sent += 1
 
     async def refer(self, blobs: Sequence[Blob]) -> dict[Blob, str]:
         await trio.lowlevel.checkpoint()

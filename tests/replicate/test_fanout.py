@@ -11,6 +11,7 @@ from fuse_tier.manifest import Entry, Kind, Manifest
 from fuse_tier.replicate.surplus import Surplus
 from fuse_tier.tiers.base import TierName
 from tests.harness.logs import ExpectedLogs
+from tests.harness.waiting import until
 from tests.replicate.cluster import HangingPeer, Neighbourhood
 from tests.replicate.conftest import IDENTITY, LINEAGE, Bench
 
@@ -39,6 +40,25 @@ async def test_copies_lost_with_a_peer_are_made_again_elsewhere(
     around.lose(lost)
     assert lost not in await around.until_held(1, 2)
     assert bench.volume.copies.durable(TierName.PEER, 2) == 1
+
+
+async def test_a_peer_that_comes_back_with_its_ram_counts_again_and_is_sent_nothing(
+    around: Neighbourhood, bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    nursery.start_soon(around.fanout.keep_peers, bench.volume)
+    await _save(bench, "x")
+    away = min(await around.until_held(1, 2))
+    sent = around.peers[away].sent
+    around.change(away, alive=False)
+    assert away not in await around.until_held(1, 2)
+    around.come_back(away)
+
+    async def counts() -> bool:
+        return away in bench.volume.copies.held(TierName.PEER)
+
+    await until(counts)
+    assert sent > 0
+    assert around.peers[away].sent == sent
 
 
 async def test_a_peer_that_has_no_room_is_passed_over_and_that_is_no_warning(

@@ -158,7 +158,7 @@ async def test_a_person_names_the_checkpoint_to_restore_in_a_text_file(tier: Buc
     await complete(tier, 1, 100)
     beside.blob("team/checkpoints/default/llama/restore.version").upload_from_string(b"2023-11-14_22-13\n")
     assert (await JobRecords(tier).listing(JOB)).forced == "2023-11-14_22-13"
-    await JobRecords(tier).end_forced(JOB)
+    assert await JobRecords(tier).end_forced(await JobRecords(tier).listing(JOB))
     assert (await JobRecords(tier).listing(JOB)).forced is None
     beside.blob("team/checkpoints/default/llama/restore.version").upload_from_string(b"the good one")
     said = (await JobRecords(tier).listing(JOB)).forced
@@ -231,7 +231,8 @@ async def test_a_snapshot_a_version_or_a_step_can_be_named(tier: BucketTier, tmp
     ):
         assert (await restored(tier, tmp_path / target, **wanted)).snapshot.number == number, target
     beside.blob("team/checkpoints/default/llama/restore.version").upload_from_string(names[100].encode())
-    assert (await restored(tier, tmp_path / "forced")).snapshot.number == 1
+    forced = await restored(tier, tmp_path / "forced")
+    assert (forced.snapshot.number, forced.is_forced, forced.newer) == (1, True, ())
 
 
 async def test_what_is_not_there_is_told_with_what_is(tier: BucketTier, tmp_path: Path) -> None:
@@ -285,8 +286,8 @@ async def test_the_command_refuses_what_does_not_go_together(tmp_path: Path) -> 
         assert done.returncode == 2, arguments
 
 
-async def test_complete_checkpoints_are_listed_with_nothing_but_the_buckets_name(
-    tier: BucketTier, emulator: Emulator
+async def test_complete_checkpoints_are_listed_with_nothing_but_the_buckets_name_whatever_is_damaged_there(
+    tier: BucketTier, emulator: Emulator, beside: Any
 ) -> None:
     first = await complete(tier, 1, 100)
     await save_step(tier, ZERO, 2, 200)
@@ -296,6 +297,11 @@ async def test_complete_checkpoints_are_listed_with_nothing_but_the_buckets_name
     assert re.search(rf"{first}\s+default/llama\s+llama\s+100\s.*0@1, 1@1", shown.stdout)
     (fact,) = json.loads((await run("ls", *place, "--json", str(ONE))).stdout)
     assert (fact["checkpoint"], fact["step"], fact["snapshots"]) == (first, 100, {"1": 1})
+    second = await complete(tier, 3, 300)
+    beside.blob(f"team/checkpoints/default/llama/{second}.json").upload_from_string(b"{}")
+    damaged = await run("ls", *place)
+    assert (damaged.returncode, first in damaged.stdout) == (1, True)
+    assert f"checkpoint {second} of default/llama" in damaged.stderr
     assert "has no complete checkpoint of default/gemma/0" in (await run("ls", *place, "default/gemma/0")).stdout
 
 

@@ -14,6 +14,8 @@ from fuse_tier.emulator import Emulator, running_emulator
 from fuse_tier.errors import MalformedManifest, NotFound, TierUnavailable
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Lineage
+from fuse_tier.replicate import offline
+from fuse_tier.replicate.offline import Wanted
 from fuse_tier.replicate.records import JobRecords
 from fuse_tier.replicate.retention import Keep
 from fuse_tier.replicate.steps import Report
@@ -150,7 +152,7 @@ async def test_who_prunes_is_told_of_soft_delete_and_of_nothing_where_that_may_n
     await save_all(bucket, 1, 100)
     told = []
     for seconds in (0, 604_800):
-        proxy.soft_delete_seconds = seconds
+        proxy.settings = {"softDeletePolicy": {"retentionDurationSeconds": str(seconds)}}
         told.append((await steward(bucket).prune(Report(), dry_run=True))["soft_delete_seconds"])
     proxy.faults.append(Fault("GET", "/b/checkpoints?", status=403, says="no storage.buckets.get"))
     told.append((await steward(bucket).prune(Report(), dry_run=True))["soft_delete_seconds"])
@@ -262,6 +264,36 @@ async def test_restore_version_forces_a_checkpoint_until_the_next_one_is_complet
     assert (await keeper.in_bucket(ONE)).forced == 0
     (*_, newest) = await names(bucket)
     assert (await JobRecords(bucket).checkpoint(JOB, newest)).snapshots == {"0": 3, "1": 3}
+
+
+async def test_a_version_that_the_bucket_keeps_counts_no_longer_after_the_next_complete_checkpoint(
+    bucket: BucketTier, proxy: Proxy
+) -> None:
+    keeper = steward(bucket)
+    await save_all(bucket, 1, 100)
+    await keeper.tend(JOB)
+    (first,) = await names(bucket)
+    await bucket.documents.create(f"{JOB}/restore.version", first.encode())
+    proxy.protected = {"restore.version": "Object is subject to bucket's retention policy until 2027-01-01."}
+    assert (await offline.find(bucket, Wanted(ZERO))).is_forced
+    await save_all(bucket, 2, 200)
+    await keeper.tend(JOB)
+    assert (await keeper.in_bucket(ZERO)).forced == 0
+    found = await offline.find(bucket, Wanted(ZERO))
+    assert (found.snapshot.number, found.is_forced) == (2, False)
+
+
+async def test_a_version_that_a_person_writes_while_the_one_before_ends_is_not_lost(
+    bucket: BucketTier, proxy: Proxy
+) -> None:
+    await save_all(bucket, 1, 100)
+    await bucket.documents.create(f"{JOB}/restore.version", b"2020-01-01_00-00")
+    listing = await JobRecords(bucket).listing(JOB)
+    assert listing.forced_by is not None
+    proxy.faults.append(Fault("POST", "/batch/", status=404))  # so that each call is a request of its own
+    await JobRecords(bucket).end_forced(listing)
+    # Emulators delete whatever is there; the service only this one.
+    assert proxy.requests[-1].endswith(f"restore.version?ifGenerationMatch={listing.forced_by.generation}")
 
 
 async def test_a_version_file_that_names_nothing_is_told_to_who_would_restore(bucket: BucketTier) -> None:

@@ -65,7 +65,7 @@ class Proxy:
     faults: list[Fault] = field(default_factory=list)
     befell: Counter[str] = field(default_factory=Counter)
     protected: dict[str, str] = field(default_factory=dict)  # a part of an object's name -> what is said of it
-    soft_delete_seconds: int = 0  # which the bucket says to have; emulators know no soft delete
+    settings: dict[str, Any] = field(default_factory=dict)  # which the bucket says to have; emulators know few
     accounts: set[str] | None = None  # tokens that count; without, nobody is asked for one
     refuses_calls: bool = False  # of a batch with another token each one is refused, and not the batch
     clock_ahead: float = 0.0  # seconds, of what answers say that time it is
@@ -170,9 +170,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if fault.change_answer and content:
             content[len(content) // 2] ^= 1
-        if self.proxy.soft_delete_seconds and self.command == "GET" and "/o" not in self.path:
-            policy = {"retentionDurationSeconds": str(self.proxy.soft_delete_seconds)}
-            content = bytearray(json.dumps(json.loads(content) | {"softDeletePolicy": policy}).encode())
+        if self.proxy.settings and self.command == "GET" and "/o" not in self.path:
+            content = bytearray(json.dumps(json.loads(content) | self.proxy.settings).encode())
         kept = {name: value for name, value in answer.getheaders() if name.lower() not in _HOP_BY_HOP}
         for number, said in refused.items():
             content[:0] = _refusal(kept["Content-Type"].partition("boundary=")[2], number, said)

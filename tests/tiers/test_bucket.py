@@ -237,6 +237,10 @@ async def test_verify_names_what_is_damaged_and_what_is_lacking(tier: OpenedTier
     tier.put(layout.manifest_object(cut.id), encode(cut)[:-1])
     report = await opened().verify()
     assert (report.snapshots, report.blobs, report.bytes) == (4, 3, 12)
+    assert [line.split(": ")[:2] for line in report.damaged[:2]] == [
+        ["default/llama/slice-0-3@1", "b"],
+        ["default/llama/slice-0-3@1", "c"],
+    ]
     assert len(report.damaged) == 3
     for line in (hash_bytes(b"4567").name, hash_bytes(b"89ab").name, f"{cut.id}"):
         assert any(line in damaged for damaged in report.damaged)
@@ -248,7 +252,7 @@ async def test_nothing_is_collected_while_a_manifest_cannot_be_read(tier: Opened
     second = await keep(tier, {"a": b"4567"}, 2)
     await tier.drop(first.id)
     tier.put(layout.manifest_object(second.id), encode(second)[:100])
-    with pytest.raises(MalformedManifest, match=r"nothing is collected.*drop that snapshot"):
+    with pytest.raises(MalformedManifest, match=r"nothing is collected.*delete the object"):
         await opened().collect(0)
     assert len(tier.names("blobs/")) == 2
     await tier.drop(second.id)

@@ -116,6 +116,14 @@ async def test_an_answer_that_is_no_storage_service_is_refused(tier: BucketTier,
         await tier.snapshots()
 
 
+async def test_an_answer_that_says_nothing_of_the_object_does_not_count(tier: BucketTier, proxy: Proxy) -> None:
+    fault = Fault("POST", UPLOAD, status=200)
+    proxy.faults.append(fault)
+    await keep(tier, {"weights": b"0123"})
+    assert not fault.times
+    await check_producible(tier)
+
+
 async def test_what_stays_away_is_unavailable_at_last(tier: BucketTier, proxy: Proxy) -> None:
     await keep(tier, {"weights": b"0123"})
     impatient = BucketTier("gs://checkpoints/a", proxy.endpoint, patience=0.3)

@@ -7,11 +7,13 @@ import random
 import socket
 import ssl
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 
+from fuse_tier import metrics
 from fuse_tier.blobs import Blob, Incoming
 from fuse_tier.errors import TierUnavailable
 from fuse_tier.hashing import hash_bytes
@@ -56,6 +58,24 @@ async def test_more_streams_than_there_are_places_are_refused(expected_logs: Exp
             await send(server, source)
         sink.gate.set()
     assert sink.store.contents == source.contents
+
+
+async def test_a_flood_of_streams_is_bounded_counted_and_told_once(expected_logs: ExpectedLogs) -> None:
+    expected_logs.allow("bulk.stream_refused")
+    counted = partial(
+        metrics.REGISTRY.get_sample_value, "fuse_tier_rejected_connections_total", {"reason": "too_many"}
+    )
+    before = counted() or 0.0
+    async with running_server(max_streams=2) as server:
+        host, _, port = server.address.rpartition(":")
+        streams = [await trio.open_tcp_stream(host, int(port)) for _ in range(42)]
+        for stream in streams[2:]:
+            assert await stream.receive_some(1) == b""  # it was closed at once
+        assert counted() == before + 40
+        for stream in streams:
+            await stream.aclose()
+    (line,) = [line for line in expected_logs.heard if line.event == "bulk.stream_refused"]
+    assert "address='127.0.0.1:" in line.text
 
 
 @pytest.mark.parametrize("encrypted", [False, True])

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import os
 import socket
-import stat
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
@@ -24,14 +22,13 @@ from fuse_tier.errors import (
 )
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.control_pb2_grpc import (
-    NodeStub,
     PeerStub,
-    add_NodeServicer_to_server,
     add_PeerServicer_to_server,
 )
 from fuse_tier.wire.grpc import Caller, Client, serve
 from fuse_tier.wire.tls import TlsFiles
 from tests.harness.logs import ExpectedLogs
+from tests.harness.waiting import until
 from tests.wire.certificates import make_certificates
 
 
@@ -68,24 +65,6 @@ class PeerServicer:
 
     async def Manifest(self, request: pb.SnapshotRequest, caller: Caller) -> pb.ManifestText:  # noqa: N802
         return pb.ManifestText(text=bytes(int(request.id)))
-
-
-class NodeServicer:
-    """Three steps, and then what the identity says."""
-
-    def __init__(self) -> None:
-        self.ended = trio.Event()
-
-    async def Mount(self, request: pb.MountRequest, caller: Caller) -> AsyncIterator[pb.Step]:  # noqa: N802
-        try:
-            for moved in range(3):
-                yield pb.Step(moved_bytes=moved)
-            if request.identity == "fails":
-                raise MountError("the mountpoint is a file")
-            if request.identity == "hangs":
-                await trio.sleep_forever()
-        finally:
-            self.ended.set()
 
 
 @pytest.fixture
@@ -234,19 +213,17 @@ async def test_a_client_finds_a_server_that_was_started_again(peer: PeerServicer
                 await client.call("Hello", pb.HelloRequest(), 5)
             async with trio.open_nursery() as nursery:
                 await nursery.start(partial(serve, [(add_PeerServicer_to_server, peer)], address, None))
-                await until_answered(client)
+                await until(partial(_answers, client))
                 nursery.cancel_scope.cancel()
 
 
-async def until_answered(client: Client) -> None:
-    """Tries until the backoff after a failed connection is over."""
-    while True:
-        try:
-            await client.call("Hello", pb.HelloRequest(), 5)
-        except TierUnavailable:
-            await trio.sleep(0.02)
-        else:
-            return
+async def _answers(client: Client) -> bool:
+    """Not before the backoff after a failed connection is over."""
+    try:
+        await client.call("Hello", pb.HelloRequest(), 5)
+    except TierUnavailable:
+        return False
+    return True
 
 
 @pytest.fixture
@@ -267,83 +244,6 @@ async def test_a_port_in_use_is_a_config_error_that_names_it(address: str) -> No
 async def test_an_address_of_others_is_a_config_error_that_names_it(address: str) -> None:
     with pytest.raises(ConfigError, match=f"cannot listen on {address}: "):
         await serve([], address, None)
-
-
-class TestUnixSocket:
-    @pytest.fixture
-    def path(self, tmp_path: Path) -> Path:
-        return tmp_path / "node.sock"
-
-    @pytest.fixture
-    def node(self) -> NodeServicer:
-        return NodeServicer()
-
-    @pytest.fixture
-    async def client(self, path: Path, node: NodeServicer) -> AsyncIterator[Client]:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(partial(serve, [(add_NodeServicer_to_server, node)], f"unix:{path}", None))
-            async with Client(f"unix:{path}", NodeStub, None) as client:
-                yield client
-            nursery.cancel_scope.cancel()
-
-    async def test_a_socket_is_its_owners_alone_and_goes_with_the_server(self, path: Path) -> None:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(partial(serve, [], f"unix:{path}", None))
-            assert stat.S_IMODE(path.stat().st_mode) == 0o600
-            assert os.listdir(path.parent) == ["node.sock"]
-            nursery.cancel_scope.cancel()
-        assert os.listdir(path.parent) == []
-
-    async def test_a_socket_left_from_before_is_replaced(self, path: Path) -> None:
-        with socket.socket(socket.AF_UNIX) as left:
-            left.bind(str(path))
-        async with trio.open_nursery() as nursery:
-            await nursery.start(partial(serve, [], f"unix:{path}", None))
-            nursery.cancel_scope.cancel()
-
-    async def test_a_socket_that_is_served_is_left_alone(self, path: Path, client: Client) -> None:
-        with pytest.raises(ConfigError, match=f"{path}: another process serves it"):
-            await serve([], f"unix:{path}", None)
-        assert [step.moved_bytes async for step in client.stream("Mount", pb.MountRequest(), 5)] == [0, 1, 2]
-
-    async def test_a_path_too_long_or_missing_is_a_config_error(self, tmp_path: Path) -> None:
-        for path in (tmp_path / ("x" * 120), tmp_path / "missing" / "node.sock"):
-            with pytest.raises(ConfigError, match="cannot listen on"):
-                await serve([], f"unix:{path}", None)
-
-    async def test_nobody_there_is_said_with_the_path(self, path: Path) -> None:
-        async with Client(f"unix:{path}", NodeStub, None) as client:
-            with pytest.raises(TierUnavailable, match=f"{path} does not answer: there is no such socket"):
-                await client.call("Status", pb.Empty(), 5)
-
-    async def test_a_stream_brings_its_steps_in_order(self, client: Client) -> None:
-        steps = [step.moved_bytes async for step in client.stream("Mount", pb.MountRequest(), 5)]
-        assert steps == [0, 1, 2]
-
-    async def test_a_stream_ends_with_what_its_handler_raised(self, client: Client) -> None:
-        steps = []
-        with pytest.raises(MountError, match="the mountpoint is a file"):
-            async for step in client.stream("Mount", pb.MountRequest(identity="fails"), 5):
-                steps.append(step.moved_bytes)
-        assert steps == [0, 1, 2]
-
-    async def test_a_stream_keeps_its_deadline(self, client: Client, node: NodeServicer) -> None:
-        with pytest.raises(DeadlineExceeded, match="Mount at"):
-            async for _ in client.stream("Mount", pb.MountRequest(identity="hangs"), 0.2):
-                pass
-        await node.ended.wait()
-
-    async def test_leaving_a_stream_ends_its_handler(self, client: Client, node: NodeServicer) -> None:
-        async for _ in client.stream("Mount", pb.MountRequest(identity="hangs"), None):
-            break
-        await node.ended.wait()
-
-    async def test_cancelling_a_stream_ends_its_handler(self, client: Client, node: NodeServicer) -> None:
-        with trio.CancelScope() as scope:
-            async for step in client.stream("Mount", pb.MountRequest(identity="hangs"), None):
-                if step.moved_bytes == 2:
-                    scope.cancel()
-        await node.ended.wait()
 
 
 async def outcome_of(call: Callable[[], Awaitable[object]]) -> object:

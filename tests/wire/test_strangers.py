@@ -30,7 +30,7 @@ from fuse_tier.wire.grpc import Caller, Client, serve
 from fuse_tier.wire.listening import listen_tcp
 from fuse_tier.wire.members import PROTOCOL
 from fuse_tier.wire.rejections import Rejections
-from fuse_tier.wire.tls import TlsFiles
+from fuse_tier.wire.tls import TlsFiles, client_context
 from tests.harness.logs import ExpectedLogs
 from tests.harness.snapshots import check_producible, keep, manifest_of
 from tests.harness.waiting import until
@@ -151,6 +151,14 @@ async def test_without_a_certificate_nobody_gets_anywhere_at_the_bulk_port(
     peer: Peer, certificates: Certificates, told: Told
 ) -> None:
     visit = partial(send_raw, peer.bulk, bytes(100), without_certificate(certificates.a))
+    await told.once("bulk.stream_failed", "certificate", visit)
+
+
+@pytest.mark.parametrize("bad", ["expired", "intruder"])
+async def test_a_bad_certificate_gets_nowhere_at_the_bulk_port(
+    peer: Peer, certificates: Certificates, told: Told, bad: str
+) -> None:
+    visit = partial(send_raw, peer.bulk, bytes(100), client_context(getattr(certificates, bad)))
     await told.once("bulk.stream_failed", "certificate", visit)
 
 

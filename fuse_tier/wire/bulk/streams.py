@@ -24,6 +24,7 @@ from fuse_tier.wire.bulk.pacing import Link, Pace, Urgency
 
 _PIPE_BYTES = 1 << 20  # /proc/sys/fs/pipe-max-size, as kernels come
 _CHUNK_BYTES = 8 << 20  # of one sendfile: between two reports of progress
+_REPORTED_BYTES = 1 << 20  # what arrives comes in smaller pieces than are worth telling of
 _TLS_BUFFER_BYTES = 1 << 20
 _ZEROS = bytes(64 << 10)
 
@@ -146,11 +147,19 @@ class Stream:
 
     def receive_file(self, fd: int, offset: int, size: int, progress: Progress) -> None:
         """Writes the next ``size`` bytes into a file. Raises OSError when the file does not take them."""
-        while size:
-            moved = self._receive_part(fd, offset, size)
-            offset += moved
-            size -= moved
-            progress(moved)
+        untold = 0
+        try:
+            while size:
+                moved = self._receive_part(fd, offset, size)
+                offset += moved
+                size -= moved
+                untold += moved
+                if untold >= _REPORTED_BYTES:
+                    told, untold = untold, 0
+                    progress(told)
+        finally:
+            if untold:
+                progress(untold)
 
     def interrupt(self) -> None:
         """Makes the operation under way, and all after it, fail soon. Any thread, any time before ``close``."""

@@ -98,7 +98,9 @@ def receive(stream: Stream, blobs: Sequence[Blob], sink: Sink, progress: Progres
     incoming = _Incoming(stream)
     progress = _counted("in", progress)
     for blob in blobs:
-        outcome = format.decode_header(incoming.take(format.HEADER_BYTES), blob)
+        # Of a large file nothing shall be in the buffer: it would be written by itself, and zeros after it.
+        header = incoming.take(format.HEADER_BYTES, and_no_more=blob.size >= _LARGE)
+        outcome = format.decode_header(header, blob)
         if outcome not in (Outcome.OK, Outcome.RESUMED):
             receipt.failed[blob] = format.ERRORS[outcome](f"the sender could not read {blob}: {outcome.name.lower()}")
             continue
@@ -200,14 +202,15 @@ class _Incoming:
         self._start = 0
         self._end = 0
 
-    def take(self, size: int) -> memoryview:
-        """Exactly so many bytes, fewer than the buffer has; valid until the next call."""
+    def take(self, size: int, *, and_no_more: bool = False) -> memoryview:
+        """Exactly so many bytes, fewer than the buffer has; valid until the next call. What follows may come too."""
         held = self._end - self._start
         if held < size:
             self._buffer[:held] = bytes(self._buffer[self._start : self._end])
             self._start, self._end = 0, held
+            most = size if and_no_more else len(self._buffer)
             while self._end < size:
-                self._end += self._stream.receive_into(self._buffer[self._end :])
+                self._end += self._stream.receive_into(self._buffer[self._end : most])
         self._start += size
         return self._buffer[self._start - size : self._start]
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from controller.driver.manifests import config_map, daemonset
+from controller.driver.sameness import differences
 from controller.writing import Clash, Gone, Writer
 from fuse_tier.errors import TierRefused, TierUnavailable
 from tests.controller.configurations import IMAGES, SETTINGS, configuration
@@ -15,7 +16,7 @@ from tests.harness.kube import ApiServer
 pytestmark = pytest.mark.kube
 NAMESPACE = f"/api/v1/namespaces/{SETTINGS.namespace}"
 WHOLE: dict[str, Any] = {
-    "csiEphemeralLimit": "5Gi",
+    "csiEphemeralLimit": "5120M",
     "enableExternalJaxProcessIds": True,
     "drain": "2m",
     "tolerations": [{"operator": "Exists"}],
@@ -35,7 +36,7 @@ async def test_the_api_server_takes_the_manifests_and_leaves_them_as_they_are(ap
                 kind = "daemonsets" if manifest["kind"] == "DaemonSet" else "configmaps"
                 path = f"{group}/namespaces/{SETTINGS.namespace}/{kind}/{manifest['metadata']['name']}"
                 found = await writer.apply(path, manifest, dry_run=True)
-                assert within(manifest, found) == []
+                assert differences(manifest, found) == []
         with pytest.raises(Gone, match="not found"):
             await writer.read(path)
 
@@ -55,16 +56,3 @@ async def test_who_writes_is_told_what_the_server_said(api_server: ApiServer) ->
             await writer.read("/api/v1/namespaces/a")
         await api_server.start()
         assert (await writer.read("/api/v1/namespaces/a"))["metadata"]["name"] == "a"
-
-
-def within(wanted: Any, found: Any, path: str = "") -> list[str]:
-    """Places where what was found is not what was wanted; more than was wanted may be there."""
-    if isinstance(wanted, dict) and isinstance(found, dict):
-        return [
-            place
-            for key, value in wanted.items()
-            for place in (within(value, found[key], f"{path}.{key}") if key in found else [f"{path}.{key}"])
-        ]
-    if isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found):
-        return [place for n, one in enumerate(wanted) for place in within(one, found[n], f"{path}[{n}]")]
-    return [] if wanted == found else [f"{path}: {wanted!r} is {found!r}"]

@@ -1,0 +1,1 @@
+"""The controller: what it sees, what it concludes, and what it does about it."""

@@ -1,0 +1,126 @@
+"""``fuse-tier-controller``: the controller's command line. Flags and defaults are those of the system replaced."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import TypeVar
+
+import click
+
+from csi.services import DRIVER_NAME
+from fuse_tier.cli.reporting import run_and_exit
+
+Command = TypeVar("Command", bound=Callable[..., object])
+
+
+def _seconds(_context: click.Context, parameter: click.Parameter, value: str) -> float:
+    from fuse_tier.errors import ConfigError
+    from fuse_tier.quantities import parse_duration
+
+    try:
+        return parse_duration(value)
+    except ConfigError as error:
+        raise ConfigError(f"--{parameter.human_readable_name.replace('_', '-')}: {error}") from None
+
+
+def _switch(name: str, text: str) -> Callable[[Command], Command]:
+    """Given alone, or with ``=true`` or ``=false``."""
+    return click.option(name, is_flag=False, flag_value=True, type=bool, default=False, help=text)
+
+
+def _duration(name: str, default: str, text: str) -> Callable[[Command], Command]:
+    return click.option(name, default=default, show_default=True, metavar="TIME", callback=_seconds, help=text)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="fuse-tier", prog_name="fuse-tier-controller")
+@click.option("--managed-namespace", default="gke-managed-checkpointing", show_default=True,
+              help="Where all is made.")  # fmt: skip
+@click.option("--csi-service-account-name", default="gke-checkpointing-multitier-node", show_default=True,
+              help="Of the driver's pods.")  # fmt: skip
+@click.option("--image-configmap-name", default="checkpoint-image-config", show_default=True,
+              help="Config map that names the images.")  # fmt: skip
+@click.option("--driver-name", default=DRIVER_NAME, show_default=True, help="As the CSIDriver object has it.")
+@click.option("--ranks-server-port", type=click.IntRange(1, 65535), default=19346, show_default=True,
+              help="Of the ranks server's service.")  # fmt: skip
+@_switch("--local-deploy", "Pull images whenever a container starts.")
+@click.option("--http-endpoint", default=":22060", show_default=True, metavar="[HOST]:PORT",
+              help="Where /healthz and /readyz are answered.")  # fmt: skip
+@click.option(
+    "--metrics-address", default="", metavar="[HOST]:PORT", help="Where Prometheus reads; without it nowhere."
+)
+@_switch("--leader-election", "Act only while holding a lease: for more than one replica.")
+@click.option(
+    "--leader-election-namespace", default="", metavar="NAME", help="Of the lease.  [default: the managed one]"
+)
+@_duration("--leader-election-lease-duration", "15s", "After so long without a renewal another replica takes over.")
+@_duration("--leader-election-renew-deadline", "10s", "After so long without a renewal it stops acting.")
+@_duration("--leader-election-retry-period", "5s", "How often it is renewed, or tried.")
+@click.option("--kubeconfig-path", metavar="FILE", default="", help="Without it: the pod's own service account.")
+@click.option("--k8s-api-qps", type=click.FloatRange(min=1), default=150, show_default=True,
+              help="Calls of the API server a second, at most.")  # fmt: skip
+def controller(
+    managed_namespace: str,
+    csi_service_account_name: str,
+    image_configmap_name: str,
+    driver_name: str,
+    ranks_server_port: int,
+    local_deploy: bool,
+    http_endpoint: str,
+    metrics_address: str,
+    leader_election: bool,
+    leader_election_namespace: str,
+    leader_election_lease_duration: float,
+    leader_election_renew_deadline: float,
+    leader_election_retry_period: float,
+    kubeconfig_path: str,
+    k8s_api_qps: float,
+) -> None:
+    """Makes daemonsets of CheckpointConfigurations, and says how they are. Ends on SIGTERM.
+
+    \b
+    Example:
+      fuse-tier-controller --kubeconfig-path ~/.kube/config
+    """
+    import trio
+
+    from controller.driver.containers import Settings
+    from controller.reconciling.election import Times
+    from controller.reconciling.reconciler import Task
+    from controller.reconciling.server import Serving, run_controller
+    from controller.watching import connect
+    from fuse_tier import logs
+    from fuse_tier.config import Address
+    from fuse_tier.errors import ConfigError
+
+    def address(text: str) -> Address | None:
+        return Address.parse(f"0.0.0.0{text}" if text.startswith(":") else text) if text else None  # noqa: S104 - kubelet asks
+
+    times = Times(leader_election_lease_duration, leader_election_renew_deadline, leader_election_retry_period)
+    if not times.retry < times.renew_deadline < times.lease:
+        raise ConfigError(
+            "--leader-election-retry-period, -renew-deadline, -lease-duration: each must be longer than the last"
+        )
+    logs.configure("controller", "")
+    policy = "Always" if local_deploy else "IfNotPresent"
+    settings = Settings(managed_namespace, csi_service_account_name, driver_name, ranks_server_port, policy)
+    serving = Serving(
+        Task(settings, image_configmap_name, socket.gethostname()),
+        k8s_api_qps,
+        (leader_election_namespace or managed_namespace) if leader_election else "",
+        times,
+        address(http_endpoint),
+        address(metrics_address),
+    )
+    with connect(kubeconfig_path) as api:
+        trio.run(run_controller, api, serving)
+
+
+def main() -> None:
+    """Runs the controller; ends the process with 0, 1 (failed) or 2 (bad usage or config)."""
+    run_and_exit(controller, "fuse-tier-controller")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The controller as a process: what it ready, whether it leads, and how it says that it is well."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass, field
+from functools import partial
+
+import structlog
+import trio
+from kubernetes.client import ApiClient
+
+from controller.reconciling.election import Election, Times
+from controller.reconciling.queue import Queue
+from controller.reconciling.reconciler import Reconciler, Task
+from controller.reconciling.world import World
+from controller.writing import Writer
+from fuse_tier import metrics
+from fuse_tier.config import Address
+
+log = structlog.get_logger(__name__)
+
+LEASE = "high-scale-checkpointing-controller"
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """How a controller is run."""
+
+    task: Task
+    calls_per_second: float
+    lease_namespace: str = ""  # empty: it is the only one, and asks for no lease
+    times: Times = field(default_factory=Times)
+    health: Address | None = None
+    metrics: Address | None = None
+
+
+async def run_controller(api: ApiClient, serving: Serving) -> None:
+    """Until SIGTERM or SIGINT. Raises a group with a ConfigError when it cannot listen, or with LeadershipLost."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve_controller, api, serving)
+            async for received in signals:
+                log.info("controller.stopping", signal=signal.Signals(received).name)
+                break
+            nursery.cancel_scope.cancel()
+
+
+async def serve_controller(
+    api: ApiClient, serving: Serving, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Until cancelled; started when it listens. Ready is who acts and has seen all, and who waits for the lease."""
+    queue = Queue()
+    world = World(lambda uid: queue.add(world.configurations if uid is None else [uid]))
+    ready = trio.Event()
+    async with trio.open_nursery() as nursery:
+        for address in dict.fromkeys(one for one in (serving.health, serving.metrics) if one is not None):
+            await nursery.start(partial(metrics.serve, address, ready=ready.is_set))
+        task_status.started()
+        writer = Writer(api, serving.calls_per_second)
+        reconciler = Reconciler(writer, world, queue, serving.task)
+
+        async def act() -> None:
+            # Only the one that acts looks at everything: a replica that waits costs the API server next to nothing.
+            async with trio.open_nursery() as following:
+                for collection in world.collections(api, serving.task.settings.namespace):
+                    await following.start(collection.follow)
+                ready.set()
+                log.info("controller.ready", identity=serving.task.identity)
+                await reconciler.run()
+
+        if not serving.lease_namespace:
+            await act()
+        else:
+            election = Election(writer, serving.lease_namespace, LEASE, serving.task.identity, serving.times)
+            await election.lead(act, ready.set)

@@ -1,0 +1,158 @@
+"""What the controller knows of the cluster: the newest of each object that matters to it, as watches tell it.
+
+Invariant: it never goes back to an older version of an object than it has had from a write of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from kubernetes.client import ApiClient
+
+from controller.driver import names
+from controller.driver.configuration import Configuration, read_configuration
+from controller.reconciling.selection import Node, read_node
+from controller.watching import Collection
+
+CONFIGURATIONS = f"/apis/{names.GROUP}/v1/checkpointconfigurations"
+
+Object = Mapping[str, Any]
+
+
+class World:
+    """``changed`` is called with a configuration's uid, or None when all may be concerned. It may not block."""
+
+    def __init__(self, changed: Callable[[str | None], None]) -> None:
+        self._changed = changed
+        self.configurations: dict[str, Configuration] = {}
+        self.versions: dict[str, str] = {}
+        self.daemonsets: dict[str, Object] = {}  # by uid of their configuration
+        self.config_maps: dict[str, Object] = {}  # by name
+        self.nodes: dict[str, Node] = {}  # by uid
+
+    def collections(self, api: ApiClient, namespace: str) -> Iterator[Collection]:
+        """Everything that is followed."""
+        apps = f"/apis/apps/v1/namespaces/{namespace}/daemonsets"
+        ours = {"labelSelector": "&".join(f"{key}={value}" for key, value in names.APP.items())}
+        yield Collection(api, "/api/v1/nodes", _Nodes(self))
+        yield Collection(api, f"/api/v1/namespaces/{namespace}/configmaps", _ConfigMaps(self))
+        yield Collection(api, apps, _Daemonsets(self), ours)
+        yield Collection(api, CONFIGURATIONS, _Configurations(self), longest_pause=5.0)  # its kind may come later
+
+    def images(self) -> dict[str, Mapping[str, str]]:
+        """The data of all config maps, by their names."""
+        return {name: found.get("data") or {} for name, found in self.config_maps.items()}
+
+    def see_configuration(self, found: Object) -> None:
+        """It is there, or has changed."""
+        uid = found["metadata"]["uid"]
+        if not _is_newer(found["metadata"], self.versions.get(uid)):
+            return
+        before, self.configurations[uid] = self.configurations.get(uid), read_configuration(found)
+        self.versions[uid] = found["metadata"]["resourceVersion"]
+        self._changed(uid)
+        now = self.configurations[uid]
+        if before is None or (before.node_selector, before.tolerations) != (now.node_selector, now.tolerations):
+            self._changed(None)
+
+    def lose_configuration(self, uid: str) -> None:
+        """It is gone."""
+        self.configurations.pop(uid, None)
+        self.versions.pop(uid, None)
+        self._changed(None)
+
+    def see_daemonset(self, found: Object) -> None:
+        """It is there, or has changed."""
+        if (uid := _configuration_of(found)) is None:
+            return
+        before = self.daemonsets.get(uid)
+        if before is None or _is_newer(found["metadata"], before["metadata"]["resourceVersion"]):
+            self.daemonsets[uid] = found
+            self._changed(uid if before is not None else None)
+
+    def lose_daemonset(self, uid: str) -> None:
+        """The one with that uid of its own is gone."""
+        for configuration, found in list(self.daemonsets.items()):
+            if found["metadata"]["uid"] == uid:
+                del self.daemonsets[configuration]
+                self._changed(None)  # who was in conflict with it is not any more
+
+    def see_config_map(self, found: Object) -> None:
+        """It is there, or has changed."""
+        name = found["metadata"]["name"]
+        before = self.config_maps.get(name)
+        if before is None or _is_newer(found["metadata"], before["metadata"]["resourceVersion"]):
+            self.config_maps[name] = found
+            self._changed(_configuration_of(found))
+
+    def lose_config_map(self, uid: str) -> None:
+        """The one with that uid is gone."""
+        for name, found in list(self.config_maps.items()):
+            if found["metadata"]["uid"] == uid:
+                del self.config_maps[name]
+                self._changed(_configuration_of(found))
+
+    def see_node(self, uid: str, node: Node | None) -> None:
+        """It is there, has changed, or (None) is gone. Most changes of nodes concern nobody here."""
+        if node == self.nodes.get(uid):
+            return
+        if node is None:
+            del self.nodes[uid]
+        else:
+            self.nodes[uid] = node
+        self._changed(None)
+
+
+class _Configurations:
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def seen(self, found: Object) -> None:
+        self._world.see_configuration(found)
+
+    def lost(self, key: str) -> None:
+        self._world.lose_configuration(key)
+
+
+class _Daemonsets:
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def seen(self, found: Object) -> None:
+        self._world.see_daemonset(found)
+
+    def lost(self, key: str) -> None:
+        self._world.lose_daemonset(key)
+
+
+class _ConfigMaps:
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def seen(self, found: Object) -> None:
+        self._world.see_config_map(found)
+
+    def lost(self, key: str) -> None:
+        self._world.lose_config_map(key)
+
+
+class _Nodes:
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def seen(self, found: Object) -> None:
+        self._world.see_node(found["metadata"]["uid"], read_node(found))
+
+    def lost(self, key: str) -> None:
+        self._world.see_node(key, None)
+
+
+def _configuration_of(found: Object) -> str | None:
+    uid: str | None = (found["metadata"].get("labels") or {}).get(names.UID_LABEL)
+    return uid
+
+
+def _is_newer(metadata: Object, version: str | None) -> bool:
+    """Versions of one object can be compared as numbers (KEP-5504)."""
+    return version is None or int(metadata["resourceVersion"]) > int(version)

@@ -1,0 +1,131 @@
+"""What the kernel, TLS and gRPC can do with the same bytes: copies over loopback that are neither hashed nor named.
+
+Both ends are threads of this process, but for gRPC's server, which would share its client's interpreter lock.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import ssl
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from pathlib import Path
+from subprocess import PIPE
+from threading import Thread
+
+import grpc
+import trio
+
+from fuse_tier.bench.places import BLOCK_BYTES
+from fuse_tier.wire.tls import TlsFiles, client_context, server_context
+
+_PIPE_BYTES = 1 << 20
+
+
+def copy(source: Path, target: Path) -> float:
+    """Seconds that ``sendfile`` and ``splice`` take for a file into a new one, which is allocated first."""
+    size = source.stat().st_size
+    with _connected() as (near, far):
+        return _copy(source, target, partial(_send, near, size), partial(_splice, far, size))
+
+
+def copy_under_tls(source: Path, target: Path, certificates: Path) -> float:
+    """Seconds that a bare ``ssl`` stream takes for a file into a new one, which is allocated first."""
+    size = source.stat().st_size
+    here, there = (TlsFiles(*(str(certificates / f) for f in ("ca.pem", f"{n}.pem", f"{n}.key"))) for n in ("a", "b"))
+    with _connected() as (near, far):
+        accepted: list[ssl.SSLSocket] = []
+        context = server_context(there)
+        context.num_tickets = 0
+        accepting = Thread(target=lambda: accepted.append(context.wrap_socket(far, server_side=True)))
+        accepting.start()
+        client = client_context(here).wrap_socket(near, server_hostname="fuse-tier")
+        accepting.join()
+        with client, accepted[0] as server:
+            return _copy(source, target, partial(_send_plain, client, size), partial(_receive_plain, server, size))
+
+
+@contextmanager
+def _connected() -> Iterator[tuple[socket.socket, socket.socket]]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        near = socket.create_connection(listener.getsockname())
+        far, _ = listener.accept()
+    with near, far:
+        yield near, far
+
+
+def _copy(source: Path, target: Path, send: Callable[[int], None], receive: Callable[[int], None]) -> float:
+    outof, into = os.open(source, os.O_RDONLY), os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    try:
+        begun = time.perf_counter()
+        os.posix_fallocate(into, 0, source.stat().st_size)
+        sender = Thread(target=send, args=(outof,))
+        sender.start()
+        receive(into)
+        sender.join()
+        return time.perf_counter() - begun
+    finally:
+        os.close(outof)
+        os.close(into)
+
+
+def _send(near: socket.socket, size: int, source: int) -> None:
+    sent = 0
+    while sent < size:
+        sent += os.sendfile(near.fileno(), source, sent, size - sent)
+
+
+def _splice(far: socket.socket, size: int, target: int) -> None:
+    outlet, inlet = os.pipe()
+    fcntl.fcntl(inlet, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    received = 0
+    while received < size:
+        left = os.splice(far.fileno(), inlet, min(_PIPE_BYTES, size - received))
+        while left:
+            moved = os.splice(outlet, target, left, offset_dst=received)
+            left -= moved
+            received += moved
+    os.close(outlet)
+    os.close(inlet)
+
+
+def _send_plain(connection: ssl.SSLSocket, size: int, source: int) -> None:
+    buffer = memoryview(bytearray(BLOCK_BYTES))
+    sent = 0
+    while sent < size:
+        got = os.preadv(source, [buffer], sent)
+        connection.sendall(buffer[:got])
+        sent += got
+
+
+def _receive_plain(connection: ssl.SSLSocket, size: int, target: int) -> None:
+    buffer = memoryview(bytearray(BLOCK_BYTES))
+    received = 0
+    while received < size:
+        got = connection.recv_into(buffer)
+        os.pwrite(target, buffer[:got], received)
+        received += got
+
+
+@asynccontextmanager
+async def grpc_receiver(place: Path) -> AsyncIterator[Callable[[int, int], float]]:
+    """A server of a byte stream in a process of its own; gives what sends it a file and tells the seconds."""
+    command = [sys.executable, "-m", "fuse_tier.bench.grpc_receiver", str(place / "received")]
+    async with trio.open_nursery() as nursery:
+        process = await nursery.start(partial(trio.run_process, command, stdout=PIPE, check=False))
+        port = (await process.stdout.receive_some()).decode().strip()
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            write: grpc.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary("/bench/Write")
+
+            def send(source: int, size: int) -> float:
+                begun = time.perf_counter()
+                write(os.pread(source, BLOCK_BYTES, offset) for offset in range(0, size, BLOCK_BYTES))
+                return time.perf_counter() - begun
+
+            yield send
+        process.terminate()

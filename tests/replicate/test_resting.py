@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from fuse_tier.blobs import Blob
+from fuse_tier.replicate.resting import Resting
+from tests.replicate.conftest import Bench
+
+MIB = 1 << 20
+LONG_SECONDS = 100.0  # of a clock that does not wait
+
+
+class Kernel:
+    """Takes notes of what it is asked to bring together."""
+
+    def __init__(self, *, willing: bool = True) -> None:
+        self.asked: list[tuple[str, int]] = []
+        self.willing = willing
+        self.busy = False
+
+    def bring(self, path: str, offset: int, size: int) -> bool:
+        self.asked.append((path, offset))
+        return self.willing
+
+    def resting(self, bench: Bench) -> Resting:
+        return Resting(bench.layout, [bench.volume], lambda: self.busy, 2 * MIB, self.bring)
+
+
+async def saved(bench: Bench, name: str, size: int) -> Blob:
+    (bench.tree / name).write_bytes(name.encode() * (size // len(name)))
+    bench.volume.changes.announce()
+    snapshot = await bench.volume.take_snapshot()
+    assert snapshot is not None
+    (blob,) = (entry.blob for entry in snapshot.entries if entry.path == name.encode() and entry.blob)
+    return blob
+
+
+async def test_large_content_is_brought_together_once(
+    bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    kernel = Kernel()
+    resting = kernel.resting(bench)
+    await saved(bench, "small", 2 * MIB - 5)
+    large = await saved(bench, "l", 65 * MIB)
+    assert resting.waiting_bytes == 65 * MIB
+    nursery.start_soon(resting.run)
+    await trio.sleep(LONG_SECONDS)
+    path = bench.layout.blob(large)
+    assert kernel.asked == [(path, 0), (path, 32 * MIB)], "the last part is too small"
+    assert resting.waiting_bytes == 0
+    more = await saved(bench, "m", 4 * MIB)
+    await trio.sleep(LONG_SECONDS)
+    assert kernel.asked[2:] == [(bench.layout.blob(more), 0)]
+
+
+@pytest.mark.parametrize("what", ["copies", "changes"])
+async def test_nothing_is_done_while_there_is_something_else_to_do(
+    bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock, what: str
+) -> None:
+    kernel = Kernel()
+    await saved(bench, "l", 4 * MIB)
+    if what == "copies":
+        kernel.busy = True
+    else:
+        bench.volume.changes.announce()
+    nursery.start_soon(kernel.resting(bench).run)
+    await trio.sleep(LONG_SECONDS)
+    assert kernel.asked == []
+    kernel.busy = False
+    await bench.volume.take_snapshot()
+    await trio.sleep(LONG_SECONDS)
+    assert len(kernel.asked) == 1
+
+
+async def test_what_was_interrupted_is_done_when_there_is_time_again(
+    bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    class Interrupted(Kernel):
+        def bring(self, path: str, offset: int, size: int) -> bool:
+            self.busy = not self.asked
+            return super().bring(path, offset, size)
+
+    kernel = Interrupted()
+    await saved(bench, "l", 64 * MIB)
+    resting = kernel.resting(bench)
+    nursery.start_soon(resting.run)
+    await trio.sleep(LONG_SECONDS)
+    assert [offset for _, offset in kernel.asked] == [0]
+    assert resting.waiting_bytes == 64 * MIB
+    kernel.busy = False
+    await trio.sleep(LONG_SECONDS)
+    assert [offset for _, offset in kernel.asked] == [0, 0, 32 * MIB]
+    assert resting.waiting_bytes == 0
+
+
+async def test_a_kernel_that_will_not_hear_of_it_is_not_asked_again(
+    bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    kernel = Kernel(willing=False)
+    await saved(bench, "l", 64 * MIB)
+    await saved(bench, "m", 4 * MIB)
+    resting = kernel.resting(bench)
+    nursery.start_soon(resting.run)
+    await trio.sleep(LONG_SECONDS)
+    assert len(kernel.asked) == 1
+    assert resting.waiting_bytes == 0
