@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from fuse_tier.checkpoints import Job, Saved
-from fuse_tier.completeness import whole_steps
+from fuse_tier.completeness import representatives, whole_steps
 from fuse_tier.errors import NotFound, RunMismatch, TierRefused, TierUnavailable
 from fuse_tier.manifest import Lineage
 from fuse_tier.restarts import Question, Resumption, Verdict
@@ -26,11 +26,12 @@ _NAMED_AT_MOST = 5
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of one run of a job. In ``here`` and ``awaited`` is nothing that was given up or is damaged."""
+    """What is known of one run of a job. Only in ``ever`` is what was given up or is damaged."""
 
     here: Parts  # what nodes list that are alive
     awaited: Parts  # that, and copies that nodes have which went away a moment ago
     ever: Parts  # whatever nodes have, or had that have not been heard of for longer, be it good or bad
+    wherever: Parts = field(default_factory=dict)  # as ``here``, of all nodes, be they gone for long
     going_on: Mapping[str, Resumption] = field(default_factory=dict)  # of replicas that are mounted on live nodes
     brought: Mapping[str, int] = field(default_factory=dict)  # the newest of each that a node brought to the bucket
     other_shapes: Collection[Lineage] = ()  # in which snapshots of the run were taken, too
@@ -127,9 +128,9 @@ def _number_in(current: Current, question: Question, known: Known) -> int | None
     if current.step is None:
         return 0
     parts = {
-        one: max(saved.id.number for saved in several if saved.step == current.step)
+        one: part.id.number
         for one, several in known.here.items()
-        if any(saved.step == current.step for saved in several)
+        if (part := representatives(several).get(current.step)) is not None
     }
     backed_up = [backup.number for backup in question.backups if backup.step == current.step]
     if not backed_up:
@@ -144,7 +145,7 @@ def _has_gone_on(current: Current, known: Known) -> bool:
     return any(
         one.step is not None and one.step > _rank(current.step)
         for replica in current.joined
-        for one in known.here.get(replica, ())
+        for one in known.wherever.get(replica, ())
     )
 
 

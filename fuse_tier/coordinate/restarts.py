@@ -201,6 +201,7 @@ class Restarts:
             here,
             _merge(here, copies),
             ever,
+            self._parts(job, question.lineage, job.saved, lost),
             self._going_on(job, question.lineage.run, now),
             _brought(presence, Job.of(question.identity)),
             self._other_shapes(job, question.lineage),

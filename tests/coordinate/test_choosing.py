@@ -74,6 +74,12 @@ def test_whoever_comes_later_gets_the_step_of_the_restart_that_has_begun() -> No
     assert choose(ask("1", forced=100), known, forced, NEW) == Verdict(7, 100, 1)
 
 
+def test_a_restart_gives_nobody_a_snapshot_of_its_step_that_was_given_up_before() -> None:
+    known = knows(parts(r0=[100, 200, 100], r1=[100, 200]))
+    verdict = choose(ask(), known, Current(7, 200, frozenset()), NEW)
+    assert (verdict.step, verdict.number) == (100, 3)
+
+
 def test_a_restart_is_over_when_a_newer_step_has_been_completed_since() -> None:
     known = knows(parts(r0=[100, 200], r1=[100, 200]), going_on=at_work(r0=100))
     verdict = choose(ask("1"), known, Current(7, 100, frozenset({"0"})), NEW)
