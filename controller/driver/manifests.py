@@ -23,14 +23,19 @@ def config_map(configuration: Configuration, settings: Settings) -> dict[str, An
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": {
-            "name": names.daemonset_name(configuration.uid),
-            "namespace": settings.namespace,
-            "labels": _labels(configuration),
-            "annotations": {names.CONFIGURATION_ANNOTATION: configuration.name},
-            "ownerReferences": _owner(configuration),
-        },
+        "metadata": owned_metadata(configuration, names.daemonset_name(configuration.uid), settings),
         "data": {"node.yaml": node_yaml(configuration, settings.coordinator)},
+    }
+
+
+def owned_metadata(configuration: Configuration, name: str, settings: Settings) -> dict[str, Any]:
+    """Of an object that is made for a configuration, and goes with it."""
+    return {
+        "name": name,
+        "namespace": settings.namespace,
+        "labels": _labels(configuration),
+        "annotations": {names.CONFIGURATION_ANNOTATION: configuration.name},
+        "ownerReferences": _owner(configuration),
     }
 
 

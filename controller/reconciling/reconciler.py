@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import structlog
+import trio
 
 from controller.driver import names
 from controller.driver.configuration import Configuration, read_storage
@@ -20,6 +21,7 @@ from controller.driver.images import choose_images
 from controller.driver.manifests import config_map, daemonset
 from controller.driver.sameness import differences
 from controller.reconciling.conditions import Findings, events_between, read_rollout, status_of
+from controller.reconciling.issuing import Issuer
 from controller.reconciling.queue import Queue
 from controller.reconciling.selection import conflict_of
 from controller.reconciling.world import CONFIGURATIONS, Object, World
@@ -28,6 +30,9 @@ from fuse_tier.errors import ConfigError, TierRefused, TierUnavailable
 
 log = structlog.get_logger(__name__)
 
+_LOOK_AGAIN_SECONDS: Final = 3600.0
+_FIRST_PAUSE_SECONDS: Final = 1.0
+_LONGEST_PAUSE_SECONDS: Final = 60.0
 _EVENTS: Final = "/api/v1/namespaces/default/events"  # where those of objects without a namespace are
 
 
@@ -50,9 +55,11 @@ class Reconciler:
         self._world = world
         self._queue = queue
         self._task = task
+        self._issuer = Issuer(writer, world, task.settings)
         self._failing: set[str] = set()
         apps = f"/apis/apps/v1/namespaces/{task.settings.namespace}"
         self._daemonsets = f"{apps}/daemonsets"
+        self._secrets = f"/api/v1/namespaces/{task.settings.namespace}/secrets"
         self._config_maps = f"/api/v1/namespaces/{task.settings.namespace}/configmaps"
 
     async def run(self) -> None:
@@ -75,6 +82,21 @@ class Reconciler:
                 self._failing.discard(uid)
                 self._queue.done(uid)
 
+    async def look_again(self) -> None:
+        """Until cancelled: sees, at the start and each hour, to what grows old without any change: certificates."""
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                await self._issuer.serve_ranks()
+            except (TierUnavailable, TierRefused) as error:
+                log.warning("certificates.not_issued", reason=str(error), remedy="it is tried again")
+                await trio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+                continue
+            pause = _FIRST_PAUSE_SECONDS
+            await trio.sleep(_LOOK_AGAIN_SECONDS)
+            self._queue.add(self._world.configurations)
+
     async def _make(self, configuration: Configuration) -> None:
         if names.FINALIZER not in configuration.finalizers:
             await self._set_finalizers(configuration, [*configuration.finalizers, names.FINALIZER])
@@ -91,7 +113,12 @@ class Reconciler:
                 held, wanted = lost, replace(configuration, storage=storage)
         trouble = None
         failure: TierRefused | None = None
-        if found is not None or not conflict:
+        if configuration.spec.get("tlsSecretName"):
+            trouble = (
+                "TlsSecretNotSupported",
+                "tlsSecretName is not supported yet: leave it out, and certificates are made",
+            )
+        elif found is not None or not conflict:
             try:
                 await self._apply(wanted)
             except ConfigError as error:
@@ -120,6 +147,7 @@ class Reconciler:
         """Raises ConfigError without images."""
         settings, name = self._task.settings, names.daemonset_name(configuration.uid)
         wanted = daemonset(configuration, choose_images(self._task.images, self._world.images()), settings)
+        await self._issuer.serve_nodes(configuration)
         told = config_map(configuration, settings)
         if differences(told, self._world.config_maps.get(name, {})):
             self._world.see_config_map(await self._writer.apply(f"{self._config_maps}/{name}", told))
@@ -138,9 +166,15 @@ class Reconciler:
                 await self._delete(f"{self._daemonsets}/{name}", "Foreground")
                 log.info("daemonset.deleted", configuration=configuration.name, daemonset=name)
             return
-        for name, one in list(self._world.config_maps.items()):
-            if (one["metadata"].get("annotations") or {}).get(names.CONFIGURATION_ANNOTATION) == configuration.name:
-                await self._delete(f"{self._config_maps}/{name}")
+        for collection, known in (
+            (self._config_maps, self._world.config_maps),
+            (self._secrets, self._world.secrets),
+        ):
+            for name, one in list(known.items()):
+                if (one["metadata"].get("annotations") or {}).get(
+                    names.CONFIGURATION_ANNOTATION
+                ) == configuration.name:
+                    await self._delete(f"{collection}/{name}")
         await self._set_finalizers(configuration, [one for one in configuration.finalizers if one != names.FINALIZER])
         log.info("configuration.removed", configuration=configuration.name)
 

@@ -67,6 +67,7 @@ async def serve_controller(
                     await following.start(collection.follow)
                 ready.set()
                 log.info("controller.ready", identity=serving.task.identity)
+                following.start_soon(reconciler.look_again)
                 await reconciler.run()
 
         if not serving.lease_namespace:

@@ -29,6 +29,7 @@ class World:
         self.versions: dict[str, str] = {}
         self.daemonsets: dict[str, Object] = {}  # by uid of their configuration
         self.config_maps: dict[str, Object] = {}  # by name
+        self.secrets: dict[str, Object] = {}  # by name
         self.nodes: dict[str, Node] = {}  # by uid
 
     def collections(self, api: ApiClient, namespace: str) -> Iterator[Collection]:
@@ -36,7 +37,8 @@ class World:
         apps = f"/apis/apps/v1/namespaces/{namespace}/daemonsets"
         ours = {"labelSelector": "&".join(f"{key}={value}" for key, value in names.APP.items())}
         yield Collection(api, "/api/v1/nodes", _Nodes(self))
-        yield Collection(api, f"/api/v1/namespaces/{namespace}/configmaps", _ConfigMaps(self))
+        yield Collection(api, f"/api/v1/namespaces/{namespace}/configmaps", _Named(self, self.config_maps))
+        yield Collection(api, f"/api/v1/namespaces/{namespace}/secrets", _Named(self, self.secrets))
         yield Collection(api, apps, _Daemonsets(self), ours)
         yield Collection(api, CONFIGURATIONS, _Configurations(self), longest_pause=5.0)  # its kind may come later
 
@@ -80,17 +82,25 @@ class World:
 
     def see_config_map(self, found: Object) -> None:
         """It is there, or has changed."""
+        self.see_named(self.config_maps, found)
+
+    def see_secret(self, found: Object) -> None:
+        """It is there, or has changed."""
+        self.see_named(self.secrets, found)
+
+    def see_named(self, known: dict[str, Object], found: Object) -> None:
+        """An object of one of the collections that are kept by name."""
         name = found["metadata"]["name"]
-        before = self.config_maps.get(name)
+        before = known.get(name)
         if before is None or _is_newer(found["metadata"], before["metadata"]["resourceVersion"]):
-            self.config_maps[name] = found
+            known[name] = found
             self._changed(_configuration_of(found))
 
-    def lose_config_map(self, uid: str) -> None:
+    def lose_named(self, known: dict[str, Object], uid: str) -> None:
         """The one with that uid is gone."""
-        for name, found in list(self.config_maps.items()):
+        for name, found in list(known.items()):
             if found["metadata"]["uid"] == uid:
-                del self.config_maps[name]
+                del known[name]
                 self._changed(_configuration_of(found))
 
     def see_node(self, uid: str, node: Node | None) -> None:
@@ -126,15 +136,15 @@ class _Daemonsets:
         self._world.lose_daemonset(key)
 
 
-class _ConfigMaps:
-    def __init__(self, world: World) -> None:
-        self._world = world
+class _Named:
+    def __init__(self, world: World, known: dict[str, Object]) -> None:
+        self._world, self._known = world, known
 
     def seen(self, found: Object) -> None:
-        self._world.see_config_map(found)
+        self._world.see_named(self._known, found)
 
     def lost(self, key: str) -> None:
-        self._world.lose_config_map(key)
+        self._world.lose_named(self._known, key)
 
 
 class _Nodes:

@@ -53,7 +53,15 @@ class Cluster:
     async def prepare(self) -> None:
         """The CRD, the namespace, the images, and three nodes; nothing else, whatever was there."""
         await self.install_crd()
-        for collection in (CONFIGURATIONS, DAEMONSETS, f"{NAMESPACE}/configmaps", LEASES, "/api/v1/nodes", EVENTS):
+        for collection in (
+            CONFIGURATIONS,
+            DAEMONSETS,
+            f"{NAMESPACE}/configmaps",
+            f"{NAMESPACE}/secrets",
+            LEASES,
+            "/api/v1/nodes",
+            EVENTS,
+        ):
             for one in (await self.writer.read(collection))["items"]:
                 await self._remove(f"{collection}/{one['metadata']['name']}")
         await self._create("/api/v1/namespaces", {"metadata": {"name": SETTINGS.namespace}})

@@ -138,7 +138,7 @@ async def test_ten_thousand_small_files_come_back(make_cluster: Clusters, expect
     cluster = await make_cluster("a", "b", bucket=False, ram_size="1GiB")
     mount = cluster.mountpoint("a")
     await cluster["a"].mount(JOB, mount)
-    expected_logs.allow("snapshot.postponed")  # the job writes for longer than it may be held back
+    expected_logs.allow("snapshot.postponed", "hold.lapsed")  # the job writes for longer than it may be held back
     _write_small_files(mount, 10_000)
     before = tree_of(mount)
     await cluster["a"].wait(JOB, "peer", 200)

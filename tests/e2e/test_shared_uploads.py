@@ -94,4 +94,5 @@ async def test_what_several_nodes_have_is_uploaded_once_and_read_back_once_in_th
         assert await trio.to_thread.run_sync(tree_of, mount) == tree
     received = [proxy.received - already for proxy, already in zip(proxies, before, strict=True)]
     print("bytes that each node received:", received)  # noqa: T201
-    assert common <= sum(received) <= common + RANKS * OWN + ASIDE
+    # A read that is slow is overtaken by a second one: then a part of it comes twice, but never all of it.
+    assert common <= sum(received) <= 1.5 * common + RANKS * OWN + ASIDE
