@@ -195,6 +195,9 @@ def _number_as_last(value: object) -> object:
 
 
 def _always_as_nothing(value: object) -> object:
+    if isinstance(value, str) and value != "always":
+        reason = f"{value!r} is no policy: write always, {{every: 30min}} or {{steps: 100}}"
+        raise PydanticCustomError("config", "{reason}", {"reason": reason})
     return {} if value == "always" else value
 
 

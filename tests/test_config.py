@@ -112,7 +112,7 @@ def test_a_configuration_cannot_be_changed(tmp_path: Path) -> None:
         ("keep: {bucket: 0}", "node.yaml:5: keep.bucket.last: 0 is too small: at least 1"),
         ("keep: {bucket: {dayly: 7}}", "node.yaml:5: keep.bucket.dayly: is no known key: did you mean 'daily'?"),
         ("backup: {every: 5min, steps: 9}", "node.yaml:5: backup.steps: 'every' says when already: give one of"),
-        ("backup: never", "node.yaml:5: backup: 'never' is wrong here: give a group of keys, {every: …, steps: …}"),
+        ("backup: never", "node.yaml:5: backup: 'never' is no policy: write always, {every: 30min} or {steps: 100}"),
         ("keep: 3", "node.yaml:5: keep: '3' is wrong here: give a group of keys, {ram: …, bucket: …}"),
         ("fsync: disk", "node.yaml:5: fsync: 'disk' is none of 'ram', 'peer' or 'bucket'"),
         ("metrics: 9090", "node.yaml:5: metrics: 9090 is no address: write HOST:PORT, such as 127.0.0.1:7460"),

@@ -36,7 +36,6 @@ class Forge:
         self._many = many
         """The command of that process; None for keepers that are programs of their own."""
         self._nursery = nursery
-        self._process: subprocess.Popen[bytes] | None = None
         self._connection: trio.socket.SocketType | None = None
         self._asking = trio.Lock()
         self._answers: list[tuple[int, int]] = []
@@ -58,8 +57,8 @@ class Forge:
 
     async def _fork(self, many: Sequence[str], told: str) -> list[Child]:
         if self._connection is None:
-            self._connection = self._begin(many)
-            self._nursery.start_soon(self._listen, self._connection)
+            self._connection, process = self._begin(many)
+            self._nursery.start_soon(self._listen, self._connection, process)
         ours, theirs = os.pipe()
         self._answers, self._answered = [], trio.Event()
         try:
@@ -76,34 +75,43 @@ class Forge:
         child = self._forged[pid] = _Forged(pid, handle, ours)
         return [child]
 
-    def _begin(self, many: Sequence[str]) -> trio.socket.SocketType:
+    @staticmethod
+    def _begin(many: Sequence[str]) -> tuple[trio.socket.SocketType, subprocess.Popen[bytes]]:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self._process = begin(many, stdin=theirs.fileno(), stdout=subprocess.DEVNULL)
-        log.info("forge.started", pid=self._process.pid)
+            process = begin(many, stdin=theirs.fileno(), stdout=subprocess.DEVNULL)
+        log.info("forge.started", pid=process.pid)
         ours.setblocking(False)
-        return trio.socket.from_stdlib_socket(ours)
+        return trio.socket.from_stdlib_socket(ours), process
 
-    async def _listen(self, connection: trio.socket.SocketType) -> None:
-        with connection:
-            while True:
-                try:
-                    message, ancillary, _, _ = await connection.recvmsg(
-                        _LONGEST_MESSAGE, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC
-                    )
-                except OSError:
-                    message = b""
-                if not message:
-                    break
-                said = json.loads(message)
-                if "started" in said:
-                    self._answers = [(said["started"], array.array("i", ancillary[0][2])[0])]
-                    self._answered.set()
-                elif (child := self._forged.pop(said["ended"], None)) is not None:
-                    child.note(said["status"])
+    async def _listen(self, connection: trio.socket.SocketType, process: subprocess.Popen[bytes]) -> None:
+        try:
+            with connection:
+                await self._hear(connection)
+        finally:
+            # It ends with its connection, and keepers that are to stay do not: this only leaves no zombie behind.
+            process.kill()
+            process.wait()
         log.warning("forge.ended", reason="the next mount starts it again; mounts that are there go on")
         self._connection = None
         self._answered.set()
+
+    async def _hear(self, connection: trio.socket.SocketType) -> None:
+        while True:
+            try:
+                message, ancillary, _, _ = await connection.recvmsg(
+                    _LONGEST_MESSAGE, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC
+                )
+            except OSError:
+                return
+            if not message:
+                return
+            said = json.loads(message)
+            if "started" in said:
+                self._answers = [(said["started"], array.array("i", ancillary[0][2])[0])]
+                self._answered.set()
+            elif (child := self._forged.pop(said["ended"], None)) is not None:
+                child.note(said["status"])
 
 
 class _Forged(Child):

@@ -72,6 +72,11 @@ class Vault:
                 self._look = trio.Event()
 
     @property
+    def holds(self) -> int:
+        """So many mounts it has complete copies of."""
+        return sum(complete.is_set() for complete in self._held.values())
+
+    @property
     def is_empty(self) -> bool:
         """Whether there is nothing to keep."""
         return not self._held

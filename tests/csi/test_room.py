@@ -44,9 +44,12 @@ def fill(path: Path, size: int = TIER) -> int:
     return total
 
 
-async def test_a_job_that_uses_up_its_share_leaves_the_other_its_own(plugin: Plugin) -> None:
+async def test_a_job_that_uses_up_its_share_leaves_the_others_theirs_until_the_tier_itself_is_full(
+    plugin: Plugin, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.allow(r"room\..*", r"snapshot\..*", "seal.failed", r"eviction\..*", "volume.unmounted")
     kubelet = plugin.kubelet
-    greedy, modest = await kubelet.start("greedy"), await kubelet.start("modest")
+    greedy, modest, third = [await kubelet.start(name) for name in ("greedy", "modest", "third")]
     fill(greedy.target / "a", SHARE)
     assert fill(greedy.target / "b") <= 64 << 10
     room = os.statvfs(greedy.target)
@@ -59,21 +62,13 @@ async def test_a_job_that_uses_up_its_share_leaves_the_other_its_own(plugin: Plu
     assert fill(modest.target / "a", SHARE // 2) == SHARE // 2
     stats = await kubelet.stats(modest)
     assert (stats.usage[0].total, stats.volume_condition.abnormal) == (SHARE, False)
-    await kubelet.end(greedy)
-    await kubelet.end(modest)
-
-
-async def test_a_full_tier_is_told_to_jobs_and_to_who_asks_for_a_volume(
-    plugin: Plugin, expected_logs: ExpectedLogs
-) -> None:
-    expected_logs.allow(r"room\..*", r"snapshot\..*", "seal.failed", r"eviction\..*", "volume.unmounted")
-    kubelet = plugin.kubelet
-    pods = [await kubelet.start(f"job-{number}") for number in range(3)]
-    for pod in pods:
-        fill(pod.target / "file", SHARE)
+    fill(modest.target / "b", SHARE // 2)
+    fill(third.target / "a", SHARE)
+    (third.target / "more").touch()
 
     async def is_told() -> bool:
-        condition = (await kubelet.stats(pods[0])).volume_condition
+        fill(third.target / "more", SHARE)
+        condition = (await kubelet.stats(modest)).volume_condition
         return condition.abnormal and "full" in condition.message
 
     await until(is_told)
@@ -82,7 +77,7 @@ async def test_a_full_tier_is_told_to_jobs_and_to_who_asks_for_a_volume(
         await kubelet.publish(late)
     assert refusal.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "the RAM tier has no room left" in refusal.value.message
-    (pods[0].target / "file").unlink()
+    (greedy.target / "a").unlink()
 
     async def there_is_room() -> bool:
         try:
@@ -92,5 +87,5 @@ async def test_a_full_tier_is_told_to_jobs_and_to_who_asks_for_a_volume(
         return True
 
     await until(there_is_room)
-    for pod in (late, *pods):
+    for pod in (late, greedy, modest, third):
         await kubelet.end(pod)

@@ -37,7 +37,7 @@ def test_a_connection_is_ours_by_the_nodes_own_word_and_else_by_its_mount() -> N
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "_LOOK_SECONDS", 0.4)
+    monkeypatch.setattr(connections, "_LOOK_SECONDS", 0.2)
 
 
 @pytest.fixture

@@ -135,6 +135,11 @@ class Mounted:
         self.process = successor
         assert old.wait(PATIENCE_SECONDS) == 0
 
+    def succeed(self) -> None:
+        """A keeper takes over from whoever stands in for one that was killed."""
+        self.process, said = self._start(self._spec | {"take_over": self._spec["keeper_socket"]})
+        assert said.get("serving"), said
+
     @property
     def pid(self) -> int:
         return self.process.pid
