@@ -1,7 +1,7 @@
 # Each target sets up what it needs (tools/setup): Debian's packages and .venv. A second call only looks.
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast chaos test-tools csi-sanity kube lint bench proto clean setup-runtime setup-bench setup-test setup-lint setup-chaos setup-sanity setup-kube
+.PHONY: help demo test test-fast chaos test-tools csi-sanity kube lint bench proto clean multitier-images clean-multitier clean-multitier-controller setup-runtime setup-bench setup-test setup-lint setup-chaos setup-sanity setup-kube
 
 PYTHON ?=
 ONLY ?=
@@ -9,7 +9,7 @@ ARGS ?=
 export PYTHON
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-26s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: setup-runtime ## three nodes, a coordinator and a bucket on this machine: write, lose, restore, verify
 	@.venv/bin/fuse-tier demo $(ARGS)
@@ -41,6 +41,16 @@ bench: setup-bench ## the benchmarks, into bench.json; ONLY="fs.write.seq1 peer.
 
 proto: setup-lint ## generate the code of the wire protocol
 	@tools/proto
+
+multitier-images: ## the manifests that name images: REPO_PATH= MULTITIER_TAG=; the images are not built yet
+	@REPO_PATH="$(REPO_PATH)" MULTITIER_TAG="$(MULTITIER_TAG)" \
+	  REPLICATION_WORKER_DEBUG_BACKUP="$(REPLICATION_WORKER_DEBUG_BACKUP)" tools/multitier-files
+
+clean-multitier: clean-multitier-controller ## remove what make multitier-images made
+	@rm -f deploy/multitier/controller/csi-container-images.yaml
+
+clean-multitier-controller: ## of that, what names the controller's image
+	@rm -f deploy/multitier/controller/controller-image.yaml
 
 clean: ## remove everything that make made
 	@rm -rf .venv .venv.lock .tools bench.json dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -15,7 +15,7 @@ from fuse_tier.identity import is_name
 
 _KUBELET: Final = "csi.storage.k8s.io/"
 RESTORES: Final = ("consistent", "latest", "none")
-_ATTRIBUTES: Final = ("workload", "replica", "run", "restore")
+_ATTRIBUTES: Final = ("workload", "replica", "run", "restore", "ranks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,8 @@ class Wishes:
     replica: str = ""
     run: str = ""
     restore: str = ""
+    ranks: str = ""
+    """How many replicas the workload has, which all go on from one step."""
 
 
 def read_context(context: Mapping[str, str]) -> tuple[Pod, Wishes]:
@@ -63,6 +65,8 @@ def read_context(context: Mapping[str, str]) -> tuple[Pod, Wishes]:
     wishes = Wishes(**said)
     if wishes.restore not in ("", *RESTORES):
         raise malformed(f"volumeAttributes.restore must be one of {', '.join(RESTORES)}, not {wishes.restore!r}")
+    if wishes.ranks and not (wishes.ranks.isascii() and wishes.ranks.isdecimal() and 0 < int(wishes.ranks) < 1 << 31):
+        raise malformed(f"volumeAttributes.ranks must be the number of the workload's replicas, not {wishes.ranks!r}")
     if wishes.replica and not wishes.workload:
         raise malformed("volumeAttributes.replica says nothing without volumeAttributes.workload: give both")
     return pod, wishes

@@ -56,6 +56,8 @@ class Driver:
             run=place.run,
             owner_uid=pod_uid,
             topology=place.topology,
+            world_size=place.ranks,
+            restore=place.restore if place.ranks else "",
             read_only=read_only,
         )
         doing = "waiting for the replication worker"

@@ -42,6 +42,12 @@ class Rank:
     """Of the pod with rank 0; may be empty."""
 
     @property
+    def ranks(self) -> int:
+        """How many the job has; 0 where the shape tells nothing."""
+        slices, times, workers = self.shape.partition("x")
+        return int(slices) * int(workers) if times and slices.isdecimal() and workers.isdecimal() else 0
+
+    @property
     def jax_init_info(self) -> str:
         """What a JAX process reads its place from."""
         return f"{self.rank}\n{self.first_ip}:{_MASTER_PORT}\n"
@@ -56,17 +62,26 @@ class Place:
     """Empty for the workload's name."""
     topology: str = ""
     rank: Rank | None = None
+    ranks: int = 0
+    """How many the job has; 0 where that is not known."""
+    restore: str = ""
+    """Whether all of them go on from one step (``consistent``), or each from its newest (``latest``)."""
 
 
 def choose(pod: Pod, wishes: Wishes, rank: Rank | None) -> Place:
     """The volume of a pod. Raises ConfigError for names that are none."""
     run = pod.uid if wishes.restore == "none" else wishes.run
+    restore = "latest" if wishes.restore == "none" else wishes.restore
     if rank is not None:
         namespace, _, name = rank.jobset.partition("/")
-        return Place(Identity(namespace, wishes.workload or name, str(rank.rank)), run, rank.shape, rank)
+        identity = Identity(namespace, wishes.workload or name, str(rank.rank))
+        return Place(identity, run, rank.shape, rank, rank.ranks, restore)
+    ranks = int(wishes.ranks or 0)
+    restore = restore if ranks or restore == "latest" else ""
     if wishes.workload:
-        return Place(Identity(pod.namespace, wishes.workload, wishes.replica or pod.name), run)
-    return Place(Identity(pod.namespace, pod.name, "0"), run)
+        identity = Identity(pod.namespace, wishes.workload, wishes.replica or pod.name)
+        return Place(identity, run, ranks=ranks, restore=restore)
+    return Place(Identity(pod.namespace, pod.name, "0"), run, ranks=ranks, restore=restore)
 
 
 class Assigner(Protocol):

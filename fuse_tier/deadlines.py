@@ -48,6 +48,7 @@ class Deadline:
     DAEMON_STOP: Final = 15.0  # a daemon whose mount has gone ends
     CLAIM_BUSY: Final = 3.0  # an identity that another node may just be giving up
     RETURN: Final = 20.0  # a node comes back that has a newer copy than all others; then an older one is restored
+    RESTART: Final = 22.0  # all ranks of a job agree on a step; then the mount is refused, and tried again
     MOUNT: Final = 60.0  # the supervisor's answer to a mount
     DETACH_TRY: Final = 2.0  # one of three tries to end a mount that may not be waited for: in order, aside, by force
     DETACH: Final = 7.0  # the supervisor's answer to a detach, whatever hangs
@@ -97,7 +98,8 @@ def table() -> tuple[Wait, ...]:
         "DETACH": ("DETACH_TRY", "DETACH_TRY", "DETACH_TRY"),
         "PROBE": ("CHANNEL_CALL",),
         "UNPUBLISH": ("DETACH", "DETACH_TRY"),
-        "PUBLISH": ("RETURN", "MOUNT", "SUPERVISOR_CONNECT", "CHANNEL_CALL"),
+        "RESTART": ("RETURN",),
+        "PUBLISH": ("RESTART", "MOUNT", "SUPERVISOR_CONNECT", "CHANNEL_CALL"),
         "UNMOUNT": ("KERNEL_UNMOUNT", "DAEMON_STOP", "CHANNEL_CALL"),
         "MATERIALIZE": ("BUCKET_TOTAL", "BULK_STALL"),
         "SYNC": ("BUCKET_TOTAL", "MANIFEST_TRANSFER", "CHANNEL_CALL"),

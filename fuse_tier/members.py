@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from fuse_tier.checkpoints import Saved
 from fuse_tier.identity import Identity
+from fuse_tier.restarts import Mark, Resumption
 
 Holdings = Mapping[Identity, tuple[int, ...]]
 """Numbers of the snapshots that are listed in a place, ascending, by volume."""
@@ -49,6 +51,10 @@ class LocalFacts:
     holdings: Holdings = field(default_factory=dict)  # everything listed in its RAM tier, replicas included
     bucket: Holdings = field(default_factory=dict)  # what it has itself committed to the bucket
     epochs: Mapping[Identity, int] = field(default_factory=dict)  # of what is mounted: see ``epochs.py``
+    # Of jobs of several ranks: what holdings are part of, from what volumes went on, what must not be restored.
+    saved: Mapping[Identity, tuple[Saved, ...]] = field(default_factory=dict)
+    resumed: Mapping[Identity, Resumption] = field(default_factory=dict)
+    marks: frozenset[Mark] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ _OUTWARD = (
     "controller/test_watching.py",
     "coordinate/test_service.py",
     "crd",
+    "deploy",
     "doctor",
     "localcluster",
     "node",

@@ -43,6 +43,7 @@ class Issuer:
         self._settings = settings
         self._collection = f"/api/v1/namespaces/{settings.namespace}/secrets"
         self._limiter = trio.CapacityLimiter(1)
+        self._making = trio.Lock()  # both calls may find that there is no authority
 
     async def serve_ranks(self) -> None:
         """Sees that the ranks server has its certificate."""
@@ -59,12 +60,13 @@ class Issuer:
         await self._put(owned_metadata(configuration, name, self._settings), wanted)
 
     async def _authority(self) -> Authority:
-        if AUTHORITY not in self._world.secrets:
-            metadata = {"name": AUTHORITY, "namespace": self._settings.namespace}
-            files = await self._thread(new_authority)
-            body = {**_SECRET, "metadata": metadata, "data": encoded(files)}
-            self._world.see_secret(await self._writer.create(self._collection, body))
-            log.info("authority.made", secret=AUTHORITY)
+        async with self._making:
+            if AUTHORITY not in self._world.secrets:
+                metadata = {"name": AUTHORITY, "namespace": self._settings.namespace}
+                files = await self._thread(new_authority)
+                body = {**_SECRET, "metadata": metadata, "data": encoded(files)}
+                self._world.see_secret(await self._writer.create(self._collection, body))
+                log.info("authority.made", secret=AUTHORITY)
         files = self._present(AUTHORITY)
         try:
             return Authority(files["ca.crt"], files["ca.key"])

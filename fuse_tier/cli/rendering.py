@@ -60,6 +60,8 @@ def snapshot_facts(snapshot: pb.Snapshot) -> dict[str, Any]:
         "created_ns": snapshot.created_ns,
         "node": snapshot.node,
         "tiers": list(snapshot.tiers),
+        "step": snapshot.step if snapshot.HasField("step") else None,
+        "set_aside": snapshot.set_aside,
     }
 
 
@@ -69,6 +71,7 @@ def snapshots_view(snapshots: Iterable[dict[str, Any]]) -> Table:
         (
             fact["id"],
             fact["run"],
+            _count(fact.get("step")) + (" (set aside)" if fact.get("set_aside") else ""),
             str(fact["files"]),
             format_size(fact["bytes"]),
             age(fact["created_ns"]),
@@ -77,7 +80,7 @@ def snapshots_view(snapshots: Iterable[dict[str, Any]]) -> Table:
         )
         for fact in snapshots
     ]
-    return table(("SNAPSHOT", "RUN", "FILES>", "SIZE>", "AGE>", "NODE", "TIERS"), rows)
+    return table(("SNAPSHOT", "RUN", "STEP", "FILES>", "SIZE>", "AGE>", "NODE", "TIERS"), rows)
 
 
 def status_view(facts: dict[str, Any]) -> Group:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @click.option("--identity", required=True, type=IdentityType(), help="Whose files.")
 @snapshot_option
 @version_option
-@click.option("--step", type=click.IntRange(min=0), help="With --bucket: the complete checkpoint of this step.")
+@click.option("--step", type=click.IntRange(min=0), help="The newest snapshot of this step.")
 @run_option
 @click.option("--partial", is_flag=True, help="Leave out files whose content is damaged or gone, and name them.")
 @click.option("--to", "directory", required=True, metavar="DIR", type=click.Path(), help="Where to.")
@@ -70,9 +70,9 @@ def restore(
             bucket, endpoint, identity, snapshot, version, step, os.path.abspath(directory), partial=partial
         )
         return _tell(identity, facts, as_json=as_json)
-    if endpoint or step is not None:
-        raise click.UsageError("--endpoint and --step go with --bucket")
-    facts = _by_node(socket, identity, snapshot, version, run, os.path.abspath(directory), partial=partial)
+    if endpoint:
+        raise click.UsageError("--endpoint goes with --bucket")
+    facts = _by_node(socket, identity, snapshot, version, step, run, os.path.abspath(directory), partial=partial)
     return _tell(identity, facts, as_json=as_json)
 
 
@@ -81,6 +81,7 @@ def _by_node(
     identity: str,
     snapshot: int | None,
     version: str | None,
+    step: int | None,
     run: str,
     directory: str,
     *,
@@ -97,6 +98,7 @@ def _by_node(
         run=run,
         version=version or "",
         partial=partial,
+        step=step,
     )
     with connected(socket) as node:
         return facts_of(watch(node.steps("Restore", request, Deadline.RESTORE)))

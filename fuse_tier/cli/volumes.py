@@ -33,6 +33,13 @@ version_option = click.option(
 @click.option("--topology", default="", help="Such as 2x8; must match what is restored.")
 @snapshot_option
 @version_option
+@click.option(
+    "--restore",
+    "mode",
+    type=click.Choice(["consistent", "latest"]),
+    help="From one step with all other ranks, or the newest of its own. [default: consistent with --world-size]",
+)
+@click.option("--step", type=click.IntRange(min=0), help="Have all ranks go back to this complete checkpoint.")
 @click.option("--read-only", is_flag=True, help="Nothing may be written.")
 @json_option
 def mount(
@@ -45,12 +52,15 @@ def mount(
     topology: str,
     snapshot: int | None,
     version: str | None,
+    mode: str | None,
+    step: int | None,
     read_only: bool,
     as_json: bool,
 ) -> None:
     """Mounts a volume at DIR, an empty directory, with everything back that it had.
 
-    What is missing here comes from the nearest place that has it: this node's RAM, a peer's, the bucket.
+    What is missing here comes from the nearest place that has it: this node's RAM, a peer's, the bucket. With
+    --world-size all ranks of the job go on from the same step: the newest that each of them has.
 
     \b
     Example:
@@ -60,8 +70,8 @@ def mount(
     from fuse_tier.cli.progress import watch
     from fuse_tier.wire import control_pb2 as pb
 
-    if snapshot and version:
-        raise click.UsageError("give one of --snapshot and --version")
+    if sum(given is not None for given in (snapshot, version, step)) > 1:
+        raise click.UsageError("give one of --snapshot, --version and --step")
     request = pb.MountRequest(
         identity=identity,
         mountpoint=os.path.abspath(directory),
@@ -72,6 +82,8 @@ def mount(
         snapshot=snapshot or 0,
         read_only=read_only,
         version=version or "",
+        restore=mode or "",
+        step=step,
     )
     with connected(socket) as node:
         facts = facts_of(watch(node.steps("Mount", request, Deadline.RESTORE)))

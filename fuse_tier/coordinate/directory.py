@@ -23,9 +23,19 @@ from fuse_tier.coordinate.ownership import Conflict, Ownership, Ownerships
 from fuse_tier.epochs import EpochClock
 from fuse_tier.errors import IdentityBusy, TierRefused, TierUnavailable
 from fuse_tier.identity import Identity
-from fuse_tier.members import Location, Member, Picture, Report, VolumePicture
+from fuse_tier.members import Holdings, Location, Member, Picture, Report, VolumePicture
 
 FORGET_SECONDS = 3600.0  # how long a node that is gone is still shown
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """Whether a node is there, and what it said last. ``gone_seconds`` is endless for one that left in order."""
+
+    alive: bool
+    gone_seconds: float
+    mounted: frozenset[Identity]
+    bucket: Holdings
 
 
 class Change(enum.StrEnum):
@@ -160,6 +170,27 @@ class Directory:
         facts = caller.report.facts  # else what it has would be passed over for whoever claims next: see locate
         caller.report = replace(caller.report, facts=replace(facts, mounted=facts.mounted - {identity}))
         self._owned.release(identity, node)
+
+    def called(self, node: str, instance: str, sequence: int, now: float) -> None:
+        """A node asks for something. Raises TierUnavailable and TierRefused as ``claim`` does."""
+        self._observe(now)
+        self._caller(node, instance, sequence, now).sequence = sequence
+
+    def owner(self, identity: Identity, now: float) -> Ownership | None:
+        """The live node that has the identity, and under which epoch."""
+        return self._owner_of(identity, now)
+
+    def presence(self, now: float) -> dict[str, Presence]:
+        """Every node known."""
+        return {
+            name: Presence(
+                now < known.expires,
+                float("inf") if known.report.leaving else now - known.expires,
+                known.report.facts.mounted,
+                known.report.facts.bucket,
+            )
+            for name, known in self._nodes.items()
+        }
 
     def holder(self, identity: Identity, now: float) -> tuple[Member, float] | None:
         """The live node that has the identity, and for how many seconds its lease still runs."""

@@ -12,11 +12,13 @@ import trio
 from fuse_tier import members, metrics
 from fuse_tier.coordinate import counts
 from fuse_tier.coordinate.directory import Accepted, Change, Directory
+from fuse_tier.coordinate.restarts import Restarts
 from fuse_tier.errors import FuseTierError, IdentityBusy, InvalidRequest, NotAuthorized, TierRefused, TierUnavailable
 from fuse_tier.identity import Identity
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.grpc import Caller
 from fuse_tier.wire.members import (
+    holdings_to_wire,
     location_to_wire,
     member_to_wire,
     ownerships_to_wire,
@@ -25,6 +27,7 @@ from fuse_tier.wire.members import (
     picture_to_wire,
     report_from_wire,
 )
+from fuse_tier.wire.restarts import mark_to_wire, question_from_wire, resumption_from_wire, verdict_to_wire
 
 log = structlog.get_logger(__name__)
 
@@ -38,6 +41,7 @@ class CoordinatorService:
     def __init__(self, cluster: str, directory: Directory, *, authenticated: bool) -> None:
         self._cluster = cluster
         self._directory = directory
+        self._restarts = Restarts(directory)
         self._authenticated = authenticated
         self._refusals_told: set[tuple[str, str]] = set()
 
@@ -53,6 +57,7 @@ class CoordinatorService:
             report = report_from_wire(request)
             now = trio.current_time()
             self._tell(report, self._directory.report(report, now))
+            self._restarts.hear(report)
         except FuseTierError as error:
             self._tell_refusal(request, caller, error)
             raise
@@ -63,6 +68,9 @@ class CoordinatorService:
             lease_seconds=self._directory.lease_seconds,
             owned=ownerships_to_wire(self._directory.granted(report.node, now)),
             clock=self._directory.clock(now),
+            needed=holdings_to_wire(self._restarts.needed(report.node, now)),
+            settled=self._directory.is_settled(now),
+            marks=map(mark_to_wire, self._restarts.marks(report.node)),
         )
 
     async def Claim(self, request: pb.ClaimRequest, caller: Caller) -> pb.ClaimReply:  # noqa: N802 - its wire name
@@ -90,6 +98,30 @@ class CoordinatorService:
         log.info("coordinator.claim_released", identity=str(identity), holder=request.node)
         return pb.Empty()
 
+    async def Restart(self, request: pb.RestartRequest, caller: Caller) -> pb.RestartReply:  # noqa: N802
+        """From which step a job goes on. TierUnavailable says that asking again will help."""
+        self._check_caller(request.node, caller)
+        question, now = question_from_wire(request), trio.current_time()
+        self._directory.called(request.node, request.instance, request.sequence, now)
+        verdict = self._restarts.ask(question, request.node, now)
+        log.info(
+            "coordinator.step_chosen",
+            identity=str(question.identity),
+            restart=verdict.restart,
+            step=verdict.step,
+            snapshot=verdict.number,
+            others=verdict.others,
+        )
+        return verdict_to_wire(verdict)
+
+    async def Join(self, request: pb.JoinRequest, caller: Caller) -> pb.Empty:  # noqa: N802 - its wire name
+        """A rank goes on from the step that was chosen."""
+        self._check_caller(request.node, caller)
+        (identity, resumption), now = resumption_from_wire(request.resumption), trio.current_time()
+        self._directory.called(request.node, request.instance, request.sequence, now)
+        self._restarts.join(identity, request.node, resumption, now)
+        return pb.Empty()
+
     async def Locate(self, request: pb.LocateRequest, caller: Caller) -> pb.LocateReply:  # noqa: N802 - its wire name
         """Where a volume's snapshots are."""
         return location_to_wire(self._directory.locate(parse_identity(request.identity), trio.current_time()))
@@ -104,6 +136,7 @@ class CoordinatorService:
             now = trio.current_time()
             for node in self._directory.expire(now):
                 log.warning("coordinator.node_gone", member=node, lease_seconds=self._directory.lease_seconds)
+            self._restarts.forget(self._directory.presence(now).keys(), now)
             counts.nodes_alive(sum(member.alive for member in self._directory.members(now)))
             await trio.sleep(self._directory.lease_seconds / 5)
 

@@ -95,6 +95,11 @@ class Layout:
         return os.path.join(self.root, "warmed.json")
 
     @property
+    def marks(self) -> str:
+        """Steps that are not to be restored."""
+        return os.path.join(self.root, "marks.json")
+
+    @property
     def blobs(self) -> str:
         """Parent of the 256 directories of blobs."""
         return os.path.join(self.root, "blobs")

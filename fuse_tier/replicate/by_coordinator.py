@@ -9,7 +9,7 @@ and in none before.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
@@ -23,16 +23,19 @@ from fuse_tier.identity import Identity
 from fuse_tier.members import Location
 from fuse_tier.replicate.own import OwnNode
 from fuse_tier.replicate.roster import RosterMembership, ask_holders
+from fuse_tier.restarts import Mark, Question, Resumption, Verdict
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.control_pb2_grpc import CoordinatorStub, PeerStub
 from fuse_tier.wire.grpc import Client
 from fuse_tier.wire.members import (
+    holdings_from_wire,
     location_from_wire,
     member_from_wire,
     ownerships_from_wire,
     parse_epoch,
     report_to_wire,
 )
+from fuse_tier.wire.restarts import mark_from_wire, question_to_wire, resumption_to_wire, verdict_from_wire
 
 log = structlog.get_logger(__name__)
 
@@ -55,6 +58,8 @@ class CoordinatorMembership(RosterMembership):
         self._life = ""  # of the coordinator
         self._clock = 0  # the highest epoch heard of
         self._doubtful: frozenset[Identity] = frozenset()
+        self._needed: Mapping[Identity, tuple[int, ...]] | None = None  # parts of newest complete checkpoints
+        self._marks: frozenset[Mark] = frozenset()
         self._trouble = ""
         self._left = False
 
@@ -104,6 +109,39 @@ class CoordinatorMembership(RosterMembership):
             f"mounted on another node: {reason}"
         ) from reason
 
+    async def restart(self, question: Question) -> Verdict:
+        """See Membership. What this node has is told first."""
+        await self._report()
+        request = question_to_wire(question)
+        async with self._turn:
+            request.node, request.instance, request.sequence = *self._caller, next(self._sequence)
+            return verdict_from_wire(await self._client.call("Restart", request, Deadline.CONTROL_CALL))
+
+    async def join(self, identity: Identity, resumption: Resumption) -> None:
+        """See Membership."""
+        message = resumption_to_wire(identity, resumption)
+        async with self._turn:
+            node, instance = self._caller
+            request = pb.JoinRequest(node=node, instance=instance, sequence=next(self._sequence), resumption=message)
+            await self._client.call("Join", request, Deadline.CONTROL_CALL)
+            self._resumed[identity] = resumption  # before the turn ends, lest a report without it takes it back
+
+    def needed(self, identity: Identity) -> frozenset[int] | None:
+        """See Membership."""
+        return None if self._needed is None else frozenset(self._needed.get(identity, ()))
+
+    def clock(self) -> int:
+        """See Membership."""
+        return max(self._clock, super().clock())
+
+    def marks(self) -> frozenset[Mark]:
+        """See Membership."""
+        return self._marks
+
+    @property
+    def _caller(self) -> tuple[str, str]:
+        return self._own.node, self._own.instance
+
     async def confirm(self, identity: Identity, above: int = 0) -> bool:
         """See Membership."""
         goes_on = max(self.epoch(identity), self._own.facts().epochs.get(identity, 0))
@@ -126,6 +164,7 @@ class CoordinatorMembership(RosterMembership):
             finally:
                 self._claimed.discard(identity)
                 self._epochs.pop(identity, None)
+                self._resumed.pop(identity, None)
             await self._change("Release", pb.ReleaseRequest(), identity)
         except FuseTierError as error:
             log.debug("membership.release_left_to_next_report", identity=str(identity), reason=str(error))
@@ -166,11 +205,14 @@ class CoordinatorMembership(RosterMembership):
         async with self._turn:
             if self._left and not leaving:
                 return
-            report = self._own.report(self._claimed, self._epochs, self._clock, next(self._sequence), leaving=leaving)
+            report = self._own.report(
+                self._claimed, self._epochs, self._resumed, self._clock, next(self._sequence), leaving=leaving
+            )
             request = report_to_wire(report, self._own.cluster)
             reply: pb.ReportReply = await self._client.call("Report", request, self._report_deadline())
             members = tuple(map(member_from_wire, reply.members))
             self._take_ownerships(report.facts.mounted, reply)
+            self._take_needed(reply)
         if self._trouble:
             log.info("membership.coordinator_back", address=self._address)
         elif self._life and reply.epoch != self._life:
@@ -179,6 +221,15 @@ class CoordinatorMembership(RosterMembership):
         self._life = reply.epoch
         self._lease_seconds = reply.lease_seconds or _FIRST_LEASE_SECONDS
         self._roster.update(member for member in members if member.node != self._own.node)
+
+    def _take_needed(self, reply: pb.ReportReply) -> None:
+        """What the coordinator says must stay; one that has not heard all nodes yet says too little."""
+        marks = frozenset(map(mark_from_wire, reply.marks))
+        needed = holdings_from_wire(reply.needed)
+        if marks - self._marks or (reply.settled and needed != self._needed):
+            self._marks |= marks
+            self._needed = needed if reply.settled else self._needed
+            self._roster.tell()
 
     def _take_ownerships(self, mounted: Collection[Identity], reply: pb.ReportReply) -> None:
         """What the coordinator says that this node owns of what it has mounted."""

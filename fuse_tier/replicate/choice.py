@@ -7,18 +7,20 @@ good is passed over, and that is told.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import structlog
 import trio
 
 from fuse_tier import metrics
+from fuse_tier.checkpoints import Job, step_of
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import Damaged, NotFound, RunMismatch, TierError, TierUnavailable
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Lineage, Manifest
 from fuse_tier.replicate.places import Holdings, Places
+from fuse_tier.restarts import Mark
 from fuse_tier.tiers.base import Tier
 
 log = structlog.get_logger(__name__)
@@ -41,8 +43,9 @@ class Chosen:
 class Chooser:
     """Asks everybody who may have snapshots."""
 
-    def __init__(self, places: Places) -> None:
+    def __init__(self, places: Places, marks: Callable[[], Collection[Mark]] = frozenset) -> None:
         self._places = places
+        self._marks = marks  # steps that are not to be restored, unless by name
 
     async def choose(
         self,
@@ -51,11 +54,13 @@ class Chooser:
         number: int = 0,
         version: str = "",
         known: Manifest | None = None,
+        step: int | None = None,
     ) -> Chosen:
         """The newest snapshot of a run (of any run without a lineage), or the one of a number or a version.
 
-        A version names a complete checkpoint in the bucket; without one, and without a number, the bucket may name
-        one itself, which a job that asks for its newest is given then.
+        A version names a complete checkpoint in the bucket, a step the last snapshot whose newest it is; without
+        either, and without a number, the bucket may name one itself, which a job that asks for its newest is given
+        then.
 
         ``known`` is one that need not be read: reading takes seconds where there are a hundred thousand files.
 
@@ -72,25 +77,32 @@ class Chooser:
         if number and number not in numbers:
             raise _no_such(identity, number, numbers, holdings)
         other_runs: set[str] = set()
+        other_steps: set[int | None] = set()
         passed_over: list[int] = []
         for candidate in [number] if number else numbers:
             snapshot = SnapshotId(identity, candidate)
             places = tuple(place for place, several in holdings.places if candidate in several)
             is_known = known is not None and known.id == snapshot
             manifest = known if is_known else await self._read_manifest(snapshot, places)
-            if manifest is None:
+            if manifest is None or (not number and step is None and self._is_bad(manifest)):
                 passed_over.append(candidate)
+                continue
+            if step is not None and step_of(manifest) != step:
+                other_steps.add(step_of(manifest))
                 continue
             if lineage is None or (number and manifest.lineage.run == lineage.run) or _is_of(manifest, lineage):
                 if lineage is not None:
                     _check_shape(manifest, lineage)
-                if not number and (holdings.is_partial or candidate < holdings.unasked):
+                if not number and step is None and (holdings.is_partial or candidate < holdings.unasked):
                     raise TierUnavailable(_newer_elsewhere(snapshot, holdings))
-                if not number and holdings.highest > max(numbers):
+                if not number and step is None and holdings.highest > max(numbers):
                     passed_over.insert(0, holdings.highest)
                     _tell_gone(identity, holdings)
                 return Chosen(manifest, places, holdings.highest, tuple(passed_over), is_forced=is_forced)
             other_runs.add(manifest.lineage.run)
+        if step is not None:
+            there = ", ".join(map(str, sorted(one for one in other_steps if one is not None))) or "none"
+            raise NotFound(f"no snapshot of {identity} is of step {step}: there are those of {there}")
         if number and other_runs:
             named = "" if not is_forced else f", and named by {version or 'restore.version beside its record'}"
             raise NotFound(
@@ -111,6 +123,11 @@ class Chooser:
         elif holdings.highest > max(numbers, default=0):
             _tell_gone(identity, holdings)
         return Chosen(None, (), holdings.highest, other_runs=tuple(sorted(other_runs)))
+
+    def _is_bad(self, manifest: Manifest) -> bool:
+        job, step = Job.of(manifest.id.identity), step_of(manifest)
+        marks = [mark for mark in self._marks() if mark.job == job]
+        return any(mark.is_on(manifest.lineage.run, step, manifest.id.number) for mark in marks)
 
     async def _look(self, identity: Identity, version: str, *, is_patient: bool) -> Holdings:
         """What everybody has. Who is away, and has or may have a newer copy than all others, is waited for a while.

@@ -25,7 +25,7 @@ class Listed:
     blobs: frozenset[Blob]
     own: bool = False  # of a volume whose tree is here
     elsewhere: bool = False  # it, or a newer one, is verified on another tier
-    in_use: bool = False  # it is being copied or restored
+    in_use: bool = False  # it is being copied or restored, or part of the newest complete checkpoint of a job
 
 
 @dataclass(frozen=True, slots=True)

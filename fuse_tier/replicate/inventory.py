@@ -10,6 +10,7 @@ import structlog
 import trio
 
 from fuse_tier import __version__
+from fuse_tier.checkpoints import Saved
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import ConfigError, FuseTierError, TierRefused, TierUnavailable
 from fuse_tier.identity import Identity, SnapshotId
@@ -17,6 +18,7 @@ from fuse_tier.manifest import Manifest
 from fuse_tier.members import Member
 from fuse_tier.ram.tmpfs import huge_page_mode
 from fuse_tier.ram.warm import read_warmed
+from fuse_tier.replicate.aside import set_aside
 from fuse_tier.replicate.backups import Backups
 from fuse_tier.replicate.copying import Copier
 from fuse_tier.replicate.places import Places
@@ -215,6 +217,18 @@ class Inventory:
             if manifest is not None:
                 listed.append((manifest, list(dict.fromkeys(tier.name.value for tier in tiers))))
         return listed
+
+    def set_aside(self, listed: Sequence[Manifest]) -> frozenset[SnapshotId]:
+        """Those of these snapshots that count for nothing any more: their job has gone back to an earlier step."""
+        by_volume: dict[Identity, list[Saved]] = {}
+        for manifest in listed:
+            by_volume.setdefault(manifest.id.identity, []).append(Saved.of(manifest))
+        aside: set[SnapshotId] = set()
+        for identity, several in by_volume.items():
+            volume = self._volumes.find(identity)
+            resumption = volume.resumption if volume is not None else None
+            aside |= {SnapshotId(identity, number) for number in set_aside(several, resumption)}
+        return frozenset(aside)
 
     def _everywhere(self) -> list[Tier]:
         tiers: list[Tier] = [self._places.ram, *(self._places.peer(member) for member in self._peers())]

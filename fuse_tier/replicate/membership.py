@@ -17,6 +17,7 @@ from fuse_tier.members import Domain, LocalFacts, Location, Member
 from fuse_tier.replicate.by_coordinator import CoordinatorMembership
 from fuse_tier.replicate.by_peers import PeerMembership
 from fuse_tier.replicate.own import OwnNode
+from fuse_tier.restarts import Mark, Question, Resumption, Verdict
 from fuse_tier.wire.tls import TlsFiles
 
 
@@ -91,6 +92,30 @@ class Membership(Protocol):
         As far as can be known now: it never fails, and may be empty; it names who could not be asked. Ask the
         holders and the bucket itself before relying on it.
         """
+        ...
+
+    async def restart(self, question: Question) -> Verdict:
+        """From which step a volume of this node goes on (``restarts.py``): all ranks of its job from the same.
+
+        Raises TierUnavailable (ask again), what ``choose`` in ``coordinate/choosing.py`` raises, and ConfigError
+        without a coordinator.
+        """
+        ...
+
+    async def join(self, identity: Identity, resumption: Resumption) -> None:
+        """Before a volume is mounted that has the files of the step. Raises TierUnavailable: it is chosen again."""
+        ...
+
+    def needed(self, identity: Identity) -> frozenset[int] | None:
+        """Parts of newest complete checkpoints, which stay in RAM; None while that is not known."""
+        ...
+
+    def clock(self) -> int:
+        """The epoch of this moment, above all that this node has heard of."""
+        ...
+
+    def marks(self) -> frozenset[Mark]:
+        """Steps that are not to be restored, as last heard."""
         ...
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

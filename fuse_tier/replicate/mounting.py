@@ -8,7 +8,7 @@ before the identity is given up, so that whoever mounts it next finds everything
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import structlog
@@ -19,14 +19,12 @@ from fuse_tier.deadlines import Deadline
 from fuse_tier.epochs import epoch_of
 from fuse_tier.errors import FuseTierError, IdentityBusy, MountError, TierUnavailable
 from fuse_tier.identity import Identity
-from fuse_tier.manifest import Lineage
-from fuse_tier.replicate.choice import Chooser, Chosen
 from fuse_tier.replicate.daemons import leave_quiescent
 from fuse_tier.replicate.membership import Membership
-from fuse_tier.replicate.restore import Restored, Restorer
+from fuse_tier.replicate.preparing import MountOrder, Preparing
+from fuse_tier.replicate.restore import Restored
 from fuse_tier.replicate.settling import final_snapshot
 from fuse_tier.replicate.steps import Report
-from fuse_tier.replicate.succession import was_left
 from fuse_tier.replicate.supervisor import Supervisor
 from fuse_tier.replicate.volume import Volume
 from fuse_tier.replicate.volumes import Volumes
@@ -38,27 +36,14 @@ _CLAIM_PAUSE_SECONDS = 0.2
 _SUPERVISOR_PAUSE_SECONDS = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class MountOrder:
-    """What is to be mounted where. ``snapshot`` 0 means the newest of the run."""
-
-    identity: Identity
-    lineage: Lineage
-    mountpoint: str
-    snapshot: int = 0
-    read_only: bool = False
-    version: str = ""  # a complete checkpoint in the bucket, rather than the newest state
-
-
 class Mounting:
     """Mounts and unmounts volumes of one node."""
 
     def __init__(
-        self, volumes: Volumes, chooser: Chooser, restorer: Restorer, membership: Membership, supervisor: Supervisor
+        self, volumes: Volumes, preparing: Preparing, membership: Membership, supervisor: Supervisor
     ) -> None:
         self._volumes = volumes
-        self._chooser = chooser
-        self._restorer = restorer
+        self._preparing = preparing
         self._membership = membership
         self._supervisor = supervisor
         self.claimed: set[Identity] = set()  # until the last snapshot after the unmount
@@ -79,7 +64,7 @@ class Mounting:
                 report.begin("claiming the identity")
                 epoch = await self._claim(order.identity, epoch_of(volume.numbering.highest))
                 try:
-                    restored = await self._prepare(volume, order, report, epoch)
+                    restored = await self._preparing.prepare(volume, order, report, epoch, self._claim)
                     report.begin("mounting")
                     volume.gate = None
                     await self._supervisor.mount(order.identity, order.mountpoint, read_only=order.read_only)
@@ -128,46 +113,6 @@ class Mounting:
                     log.warning("mount.not_undone", identity=str(volume.identity), reason=str(error))
         leave_quiescent(volume)
         await self.give_up(volume)
-
-    async def _prepare(self, volume: Volume, order: MountOrder, report: Report, epoch: int) -> Restored | None:
-        report.begin("looking for snapshots")
-        if volume.has_tree and volume.is_dirty:
-            await final_snapshot(volume)
-        chosen = await self._chooser.choose(
-            order.identity, order.lineage, order.snapshot, order.version, known=volume.newest
-        )
-        highest = epoch_of(max(chosen.highest, volume.numbering.highest))
-        if highest >= epoch:  # of a bucket that another cluster uses, whose clock is ahead
-            epoch = await self._claim(order.identity, highest)
-        membership = self._membership
-        left = was_left(order.identity, chosen.manifest, membership.own(), membership.members())
-        if not order.snapshot and not chosen.is_forced and self._restorer.is_current(volume, order.lineage, chosen):
-            volume.resume(order.lineage, chosen.highest, epoch, anew=left)
-            self._note_bucket(volume, chosen)
-            log.info("volume.resumed", identity=str(order.identity), snapshot=volume.numbering.highest)
-            return None
-        if volume.superseded:
-            log.warning("volume.fork_replaced", identity=str(order.identity), by=volume.superseded)
-        elif volume.has_tree and volume.is_dirty:
-            raise MountError(
-                f"the files of {order.identity} here have changes that are in no snapshot yet, and would be "
-                "replaced: the log says why none can be taken (snapshot.postponed); nothing was changed"
-            )
-        if chosen.manifest is not None:
-            report.begin(f"restoring {chosen.manifest.id} from {chosen.places[0].place}", chosen.manifest.size)
-        restored = await self._restorer.into_volume(
-            volume, chosen, order.lineage, report.moved, epoch=epoch, anew=left
-        )
-        self._note_bucket(volume, chosen)
-        return restored
-
-    @staticmethod
-    def _note_bucket(volume: Volume, chosen: Chosen) -> None:
-        """What the bucket was seen to list need not be brought there: no node asks it anything at a mount."""
-        if chosen.manifest is not None and chosen.manifest == volume.newest:
-            for place in chosen.places:
-                if place.name is TierName.BUCKET:
-                    volume.copies.stored(TierName.BUCKET, place.place, chosen.manifest.id.number)
 
     @staticmethod
     async def _wait_until_serving(volume: Volume) -> None:

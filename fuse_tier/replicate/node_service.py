@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict
 from typing import Any
 
 import trio
 
 from fuse_tier import __version__
+from fuse_tier.checkpoints import Job, step_of
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import ConfigError, DeadlineExceeded, InvalidRequest, NotFound
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Lineage, Manifest, encode
 from fuse_tier.replicate.choice import Chooser
 from fuse_tier.replicate.inventory import Inventory
-from fuse_tier.replicate.mounting import Mounting, MountOrder
+from fuse_tier.replicate.mounting import Mounting
+from fuse_tier.replicate.preparing import MountOrder
 from fuse_tier.replicate.restore import Restorer
 from fuse_tier.replicate.steps import Report, steps
 from fuse_tier.replicate.stewardship import Stewardship
@@ -24,6 +26,7 @@ from fuse_tier.replicate.volumes import Volumes
 from fuse_tier.tiers.base import TierName
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.grpc import Caller
+from fuse_tier.wire.restarts import parse_job
 
 
 class NodeService:
@@ -38,6 +41,7 @@ class NodeService:
         inventory: Inventory,
         nursery: trio.Nursery,
         stewardship: Stewardship | None = None,
+        mark_bad: Callable[[Job, str, int], Awaitable[None]] | None = None,
         *,
         replicas: int,
         drain_seconds: float,
@@ -49,6 +53,7 @@ class NodeService:
         self._inventory = inventory
         self._nursery = nursery
         self._stewardship = stewardship
+        self._mark_bad = mark_bad
         self._copies = max(1, replicas)
         self._drain_seconds = drain_seconds
 
@@ -68,6 +73,8 @@ class NodeService:
             _one_state(request.snapshot, request.version),
             request.read_only,
             request.version,
+            _is_consistent(request),
+            request.step if request.HasField("step") else None,
         )
         async for step in steps(self._nursery, lambda report: self._mounting.mount(order, report)):
             yield step
@@ -98,7 +105,10 @@ class NodeService:
         """Snapshots, and where they are."""
         identity = Identity.parse(request.identity) if request.identity else None
         found = await self._inventory.listing(identity)
-        return pb.ListReply(snapshots=[_describe(manifest, tiers) for manifest, tiers in found])
+        aside = self._inventory.set_aside([manifest for manifest, _ in found])
+        return pb.ListReply(
+            snapshots=[_describe(manifest, tiers, is_aside=manifest.id in aside) for manifest, tiers in found]
+        )
 
     async def Show(self, request: pb.ShowRequest, caller: Caller) -> pb.ManifestText:  # noqa: N802
         """One snapshot's manifest."""
@@ -151,7 +161,8 @@ class NodeService:
     ) -> dict[str, Any]:
         target, lineage = _absolute(request.to), Lineage(request.run) if request.run else None
         report.begin("looking for snapshots")
-        chosen = await self._chooser.choose(identity, lineage, number, request.version)
+        step = request.step if request.HasField("step") else None
+        chosen = await self._chooser.choose(identity, lineage, number, request.version, step=step)
         if chosen.manifest is not None:
             report.begin(f"restoring {chosen.manifest.id}", chosen.manifest.size)
         restored = await self._restorer.into_directory(
@@ -167,6 +178,13 @@ class NodeService:
         async for step in steps(self._nursery, lambda report: self._inventory.verify(tiers, identity, report)):
             yield step
 
+    async def MarkBad(self, request: pb.MarkBadRequest, caller: Caller) -> pb.Empty:  # noqa: N802
+        """A step is not restored again, unless somebody names it."""
+        job = parse_job(request.job)
+        if self._mark_bad is not None:
+            await self._mark_bad(job, Lineage(request.run or job.workload).run, request.step)
+        return pb.Empty()
+
     async def Prune(self, request: pb.PruneRequest, caller: Caller) -> AsyncIterator[pb.Step]:  # noqa: N802
         """Gives up in the bucket what was superseded, or tells what would be."""
         stewardship = self._stewardship
@@ -176,13 +194,24 @@ class NodeService:
             yield step
 
 
+def _is_consistent(request: pb.MountRequest) -> bool:
+    """Whether all ranks of the job are to go on from one step: so they are, where it is known how many there are."""
+    if request.restore not in ("", "consistent", "latest"):
+        raise InvalidRequest(f"restore {request.restore!r} must be consistent or latest")
+    if request.restore == "consistent" and not request.world_size:
+        raise InvalidRequest("`restore: consistent` needs to know how many ranks the job has: say its world size")
+    if request.HasField("step") and (request.restore == "latest" or request.world_size < 2):
+        raise InvalidRequest("a step is what all ranks of a job go back to: say its world size, or name a snapshot")
+    return request.world_size > 1 and request.restore != "latest"
+
+
 def _one_state(number: int, version: str) -> int:
     if number and version:
         raise InvalidRequest("a snapshot and a version were both named: name one of them")
     return number
 
 
-def _describe(manifest: Manifest, tiers: list[str]) -> pb.Snapshot:
+def _describe(manifest: Manifest, tiers: list[str], *, is_aside: bool = False) -> pb.Snapshot:
     return pb.Snapshot(
         id=str(manifest.id),
         run=manifest.lineage.run,
@@ -191,6 +220,8 @@ def _describe(manifest: Manifest, tiers: list[str]) -> pb.Snapshot:
         created_ns=manifest.created_ns,
         node=manifest.node,
         tiers=tiers,
+        step=step_of(manifest),
+        set_aside=is_aside,
     )
 
 

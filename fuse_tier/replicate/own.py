@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from fuse_tier.identity import Identity
 from fuse_tier.members import Domain, LocalFacts, Member, Report
+from fuse_tier.restarts import Resumption
 from fuse_tier.wire.tls import TlsFiles
 
 
@@ -39,7 +40,14 @@ class OwnNode:
         )
 
     def report(
-        self, claimed: Set[Identity], epochs: Mapping[Identity, int], clock: int, sequence: int, *, leaving: bool
+        self,
+        claimed: Set[Identity],
+        epochs: Mapping[Identity, int],
+        resumed: Mapping[Identity, Resumption],
+        clock: int,
+        sequence: int,
+        *,
+        leaving: bool,
     ) -> Report:
         """Everything that the coordinator wants to know."""
         facts = self.facts()
@@ -52,7 +60,7 @@ class OwnNode:
             leaving=leaving,
             control=self.control,
             bulk=self.bulk,
-            facts=replace(facts, mounted=mounted, epochs=known),
+            facts=replace(facts, mounted=mounted, epochs=known, resumed={**facts.resumed, **resumed}),
             clock=max(clock, *known.values()) if known else clock,
             domain=self.domain,
         )

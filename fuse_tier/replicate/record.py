@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import structlog
 
 from fuse_tier.errors import ConfigError
 from fuse_tier.manifest import Lineage
 from fuse_tier.ram.layout import VolumeLayout
+from fuse_tier.restarts import Resumption
 
 log = structlog.get_logger(__name__)
 
@@ -24,13 +26,14 @@ class TreeRecord:
     """The lineage of a live tree, and the highest snapshot number that it was made from or that was taken of it.
 
     ``superseded`` names who went on with the volume meanwhile; empty: nobody. ``epoch`` is that under which this node
-    last owned the volume.
+    last owned the volume. ``resumption`` is from what it went on with the other ranks of its job, if it did.
     """
 
     lineage: Lineage
     number: int
     superseded: str = ""
     epoch: int = 0
+    resumption: Resumption | None = None
 
 
 def read_record(volume: VolumeLayout) -> TreeRecord | None:
@@ -40,13 +43,26 @@ def read_record(volume: VolumeLayout) -> TreeRecord | None:
             fields = json.load(file)
         lineage = Lineage(fields["run"], fields["owner_uid"], fields["world_size"], fields["topology"])
         return TreeRecord(
-            lineage, int(fields["number"]), str(fields.get("superseded", "")), int(fields.get("epoch", 0))
+            lineage,
+            int(fields["number"]),
+            str(fields.get("superseded", "")),
+            int(fields.get("epoch", 0)),
+            _resumption(fields.get("resumption")),
         )
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, ConfigError) as error:
         log.error("volume.record_unreadable", path=volume.record, reason=str(error))
         return None
+
+
+def _resumption(fields: dict[str, Any] | None) -> Resumption | None:
+    if fields is None:
+        return None
+    step = fields["step"]
+    return Resumption(
+        str(fields["run"]), int(fields["restart"]), None if step is None else int(step), int(fields["epoch"])
+    )
 
 
 def write_record(volume: VolumeLayout, record: TreeRecord) -> None:
@@ -63,6 +79,7 @@ def write_record(volume: VolumeLayout, record: TreeRecord) -> None:
                 "number": record.number,
                 "superseded": record.superseded,
                 "epoch": record.epoch,
+                "resumption": asdict(record.resumption) if record.resumption else None,
             },
             file,
         )

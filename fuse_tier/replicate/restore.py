@@ -132,13 +132,14 @@ class Restorer:
         *,
         epoch: int = 0,
         anew: bool = False,
+        whole_only: bool = False,
     ) -> Restored | None:
         """Makes the live tree of a volume anew: from the chosen snapshot, or empty when there is none.
 
         What stood there gives way: it is in its snapshots. ``epoch`` and ``anew`` as in ``Volume.began``.
         Raises TierUnavailable when content could not be had now that may be had later; nothing has changed
         then. Content that is damaged or gone everywhere leaves a placeholder, which gives EIO when it is
-        opened.
+        opened; or (``whole_only``) Damaged is raised, and nothing has changed either.
         """
         manifest, started = chosen.manifest, trio.current_time()
         sources: dict[str, int] = {}
@@ -154,6 +155,11 @@ class Restorer:
                 )
             if not failed and not coming:
                 await self._places.ram.commit(manifest)
+            if failed and whole_only:
+                raise Damaged(
+                    f"{manifest.id}: {len(failed)} files are damaged or gone wherever they were "
+                    f"({next(iter(failed.values()))})"
+                )
         failpoints.reached("restore.fetched")
         await trio.to_thread.run_sync(self._trees.replace, volume, manifest, frozenset(failed), coming)
         failpoints.reached("restore.placed")

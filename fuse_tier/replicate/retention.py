@@ -84,6 +84,8 @@ def plan_retention(
     *,
     durable_elsewhere: Collection[int] = (),
     in_use: Collection[int] = (),
+    needed: Collection[int] = (),
+    aside: Collection[int] = (),
 ) -> tuple[int, ...]:
     """The numbers of one volume's snapshots that a tier gives up, oldest first.
 
@@ -91,18 +93,19 @@ def plan_retention(
     counts as a run of its own. Of a run before the newest snapshot's its last state stays: a workload that is made
     anew under an old name must not push out what the old one left. The rest is about the newest one's run.
     ``durable_elsewhere`` are those verified on a tier farther away, wherever it lists them now; empty when none is
-    configured. ``in_use`` are being copied or restored.
+    configured. ``in_use`` are being copied or restored; ``needed`` stays for other volumes' sake: parts of a complete
+    checkpoint of the job, and what was set aside not long ago. What is set ``aside`` is no save that ``keep`` counts.
 
     What ``keep`` counts stays (the newest snapshot always), and what is in use. So does the newest one that is
     durable elsewhere: until a newer one is there too, it is what would be left if this tier were lost, and a second
     source for it is worth its room. Those between it and the newest are superseded here and were never there: they
     go, because a tier that kept them would fill up while a bucket is down for an hour.
     """
-    stay = set(in_use)
+    stay = {*in_use, *needed}
     for index, (_, numbers) in enumerate(_by_run(listed)):
         stay.add(numbers[0])
         if index == 0:
-            of_run = [saved for number in numbers if (saved := listed[number]) is not None]
+            of_run = [saved for number in numbers if (saved := listed[number]) is not None and number not in aside]
             kept = choose_kept(_moments(last_of_saves(of_run)), keep)
             stay |= kept
     if durable_elsewhere:

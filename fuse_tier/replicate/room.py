@@ -9,7 +9,7 @@ is left or somebody waits; content of live files also for the part of the room t
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 
 import structlog
@@ -42,13 +42,20 @@ class RoomKeeper:
     """Keeps room on one node."""
 
     def __init__(
-        self, layout: Layout, ram: RamTier, volumes: Volumes, wake: Broadcast, reserved_bytes: int = 0
+        self,
+        layout: Layout,
+        ram: RamTier,
+        volumes: Volumes,
+        wake: Broadcast,
+        reserved_bytes: int = 0,
+        needed: Callable[[Identity], Collection[int] | None] = lambda identity: (),
     ) -> None:
         self._layout = layout
         self._ram = ram
         self._volumes = volumes
         self._wake = wake
         self._reserved = reserved_bytes
+        self._needed = needed  # parts of jobs' newest complete checkpoints
         self._reserve = Reserve(layout)
         self._turn = trio.Lock()
         self._known: dict[SnapshotId, frozenset[Blob]] = {}
@@ -129,11 +136,12 @@ class RoomKeeper:
 
     def _describe(self, snapshot: SnapshotId, blobs: frozenset[Blob]) -> Listed:
         volume = self._volumes.find(snapshot.identity)
+        is_needed = snapshot.number in (self._needed(snapshot.identity) or ())
         if volume is None or not volume.has_tree:
-            return Listed(snapshot, blobs)
+            return Listed(snapshot, blobs, in_use=is_needed)
         held = (*volume.copies.held(TierName.PEER).values(), *volume.copies.held(TierName.BUCKET).values())
         elsewhere = max(held, default=0) >= snapshot.number
-        return Listed(snapshot, blobs, True, elsewhere, snapshot.number in volume.in_use)
+        return Listed(snapshot, blobs, True, elsewhere, is_needed or snapshot.number in volume.in_use)
 
     def _shared(self, blobs: Collection[Blob]) -> frozenset[Blob]:
         shared = set()

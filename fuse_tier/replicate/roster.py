@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 import structlog
 import trio
 
+from fuse_tier import epochs
 from fuse_tier.deadlines import Deadline
-from fuse_tier.errors import FuseTierError
+from fuse_tier.errors import ConfigError, FuseTierError
 from fuse_tier.identity import Identity
 from fuse_tier.members import Member
 from fuse_tier.replicate.own import OwnNode
+from fuse_tier.restarts import Mark, Question, Resumption, Verdict
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.grpc import Client
 from fuse_tier.wire.members import numbers_by_identity
@@ -59,6 +61,7 @@ class RosterMembership:
         self._roster = Roster()
         self._claimed: set[Identity] = set()
         self._epochs: dict[Identity, int] = {}  # of what is this node's
+        self._resumed: dict[Identity, Resumption] = {}
 
     @property
     def version(self) -> int:
@@ -84,6 +87,30 @@ class RosterMembership:
     def members(self) -> tuple[Member, ...]:
         """See Membership."""
         return self._roster.members
+
+    async def restart(self, question: Question) -> Verdict:
+        """See Membership."""
+        await trio.lowlevel.checkpoint()
+        raise ConfigError(
+            "`restore: consistent` needs a coordinator, which knows what all ranks have: set `coordinator` in "
+            "node.yaml, or say `restore: latest`"
+        )
+
+    async def join(self, identity: Identity, resumption: Resumption) -> None:
+        """See Membership. Nothing to do."""
+        await trio.lowlevel.checkpoint()
+
+    def needed(self, identity: Identity) -> frozenset[int] | None:
+        """See Membership. Without a coordinator nobody knows, and each node keeps what it is told to keep."""
+        return frozenset()
+
+    def clock(self) -> int:
+        """See Membership."""
+        return max(epochs.from_the_time(), *self._epochs.values(), 0)
+
+    def marks(self) -> frozenset[Mark]:
+        """See Membership."""
+        return frozenset()
 
     async def wait_changed(self, version: int) -> int:
         """See Membership."""

@@ -23,8 +23,10 @@ from fuse_tier.errors import (
     TierUnavailable,
 )
 from fuse_tier.identity import Identity
+from fuse_tier.manifest import Lineage
 from fuse_tier.members import Member
 from fuse_tier.replicate.backup import Turn
+from fuse_tier.replicate.backups_of_job import BackupsOfJob
 from fuse_tier.replicate.election import rank
 from fuse_tier.replicate.membership import Membership
 from fuse_tier.replicate.records import InBucket
@@ -32,6 +34,7 @@ from fuse_tier.replicate.stewardship import Stewardship
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.control_pb2_grpc import StewardStub
 from fuse_tier.wire.grpc import Client
+from fuse_tier.wire.restarts import backup_from_wire
 from fuse_tier.wire.tls import TlsFiles
 
 log = structlog.get_logger(__name__)
@@ -70,6 +73,25 @@ class Steward:
         if reply.trouble:
             raise (TierRefused if reply.refused else TierUnavailable)(reply.trouble)
         return InBucket(tuple(sorted(reply.numbers)), reply.forced, reply.version)
+
+    async def job_in_bucket(self, identity: Identity, lineage: Lineage) -> BackupsOfJob:
+        """The complete checkpoints of a volume's job: see ``Stewardship.of_job``."""
+        request = pb.JobInBucketRequest(
+            identity=str(identity),
+            run=lineage.run,
+            world_size=lineage.world_size,
+            topology=lineage.topology,
+            place=self._place,
+        )
+        reply = await self._ask("JobInBucket", request, Deadline.STEWARD)
+        if reply is None:
+            with trio.move_on_after(Deadline.STEWARD):
+                return await self._own.of_job(identity, lineage)
+            raise TierUnavailable(f"{self._place} did not answer within {Deadline.STEWARD:g} s")
+        if reply.trouble:
+            raise TierUnavailable(reply.trouble)
+        forced = reply.forced if reply.HasField("forced") else None
+        return BackupsOfJob(tuple(map(backup_from_wire, reply.backups)), forced)
 
     async def backed_up(self, identity: Identity) -> None:
         """Says that a snapshot has come to the bucket. Never fails: the steward looks at everything now and then."""

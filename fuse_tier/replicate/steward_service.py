@@ -13,6 +13,7 @@ from fuse_tier.replicate.stewardship import Stewardship
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.grpc import Caller
 from fuse_tier.wire.members import parse_identity
+from fuse_tier.wire.restarts import backup_to_wire, parse_lineage
 
 
 class StewardService:
@@ -34,6 +35,17 @@ class StewardService:
         except TierRefused as error:
             return pb.InBucketReply(trouble=str(error), refused=True)
         return pb.InBucketReply(numbers=found.numbers, forced=found.forced, version=found.version)
+
+    async def JobInBucket(self, request: pb.JobInBucketRequest, caller: Caller) -> pb.JobInBucketReply:  # noqa: N802
+        """What a job has in the bucket."""
+        identity = parse_identity(request.identity)
+        self._check_place(request.place)
+        lineage = parse_lineage(request.run, request.world_size, request.topology)
+        try:
+            found = await self._stewardship.of_job(identity, lineage)
+        except (TierUnavailable, TierRefused) as error:
+            return pb.JobInBucketReply(trouble=str(error))
+        return pb.JobInBucketReply(backups=map(backup_to_wire, found.backups), forced=found.forced)
 
     async def BackedUp(self, request: pb.BackedUpRequest, caller: Caller) -> pb.Empty:  # noqa: N802
         """Something new has come to the bucket."""

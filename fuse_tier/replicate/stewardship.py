@@ -18,13 +18,15 @@ import trio
 from fuse_tier import metrics
 from fuse_tier.blobs import Blob
 from fuse_tier.checkpoints import Checkpoint, Job
+from fuse_tier.completeness import newest_complete
 from fuse_tier.errors import Damaged, FuseTierError, NotFound
 from fuse_tier.identity import Identity, SnapshotId
+from fuse_tier.manifest import Lineage
 from fuse_tier.parallel import for_each
 from fuse_tier.replicate.backup import Turn, Turns
+from fuse_tier.replicate.backups_of_job import BackupsOfJob, backups_of
 from fuse_tier.replicate.broadcast import Broadcast
 from fuse_tier.replicate.catalog import READ_AT_ONCE, Catalog
-from fuse_tier.replicate.completeness import newest_complete
 from fuse_tier.replicate.records import InBucket, JobListing, JobRecords
 from fuse_tier.replicate.retention import JobPlan, Keep, plan_job_retention
 from fuse_tier.replicate.steps import Report
@@ -99,6 +101,23 @@ class Stewardship:
         if number is None or number not in numbers:
             raise NotFound(f"checkpoint {name} of {job} in {self._bucket.place} has no snapshot of {identity}")
         return InBucket(numbers, number, name)
+
+    async def of_job(self, identity: Identity, lineage: Lineage) -> BackupsOfJob:
+        """The complete checkpoints of a volume's job, of one run and shape; also one that has no record yet.
+
+        Raises NotFound or MalformedManifest when ``restore.version`` names one that is not there; TierUnavailable,
+        TierRefused.
+        """
+        job = Job.of(identity)
+        known = await self._look_at(job)
+        checkpoints = [*known.records.values(), *([known.newest] if known.newest is not None else [])]
+        forced: int | None = None
+        if (version := known.listing.forced) is not None:
+            checkpoint = known.records.get(version) or await self._records.forced_checkpoint(job, version)
+            checkpoints.append(checkpoint)
+            forced = checkpoint.step
+        listed = known.listing.snapshots.keys()
+        return BackupsOfJob(backups_of(identity, lineage, checkpoints, listed), forced)
 
     def turn(self, job: Job, run: str, step: int, every: float) -> Turn:
         """Which step of a job is backed up now."""

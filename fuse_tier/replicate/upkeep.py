@@ -6,16 +6,18 @@ replicas included. In the bucket the steward does so for all (stewardship.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 import structlog
 import trio
 
 from fuse_tier import failpoints, metrics
 from fuse_tier.checkpoints import Saved
-from fuse_tier.errors import Damaged, FuseTierError, NotFound
+from fuse_tier.errors import FuseTierError
 from fuse_tier.identity import Identity, SnapshotId
+from fuse_tier.replicate.aside import set_aside, stays_for_job
 from fuse_tier.replicate.broadcast import Broadcast
+from fuse_tier.replicate.knowledge import Knowledge
 from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.retention import Keep, plan_retention
 from fuse_tier.replicate.volume import Volume
@@ -33,11 +35,13 @@ _SHORT_SECONDS = 0.1  # instead of the settle time and the grace, when less is
 class Upkeep:
     """Keeps the RAM tier of one node from filling up with the past."""
 
-    def __init__(self, places: Places, find: Callable[[Identity], Volume | None], keep: int) -> None:
+    def __init__(
+        self, places: Places, knowledge: Knowledge, find: Callable[[Identity], Volume | None], keep: int
+    ) -> None:
         self._places = places
         self._find = find
         self._keep = Keep(keep)
-        self._known: dict[SnapshotId, Saved] = {}  # what their manifests say, which never changes
+        self._knowledge = knowledge
         self.wake = Broadcast()  # announced when a snapshot was committed to the RAM tier, by whomever
 
     async def run(self) -> None:
@@ -73,36 +77,31 @@ class Upkeep:
                     *volume.copies.held(TierName.BUCKET).values(),
                 }
                 in_use = set(volume.in_use)
-            await self._drop(
-                identity,
-                plan_retention(
-                    await self._saved(identity, numbers),
-                    self._keep,
-                    durable_elsewhere=elsewhere,
-                    in_use=in_use,
-                ),
+            known = await self._knowledge.of(SnapshotId(identity, number) for number in numbers)
+            saved = {snapshot.number: one for snapshot, one in known.items()}
+            needed, aside = self._for_job(identity, saved)
+            going = plan_retention(
+                saved, self._keep, durable_elsewhere=elsewhere, in_use=in_use, needed=needed, aside=aside
             )
+            await self._drop(identity, going)
         failpoints.reached("retention.collecting")
         await self._places.ram.collect(_RAM_GRACE_SECONDS if self._is_roomy() else _SHORT_SECONDS)
 
-    async def _saved(self, identity: Identity, numbers: Collection[int]) -> dict[int, Saved | None]:
-        """What each snapshot is part of; None for one whose manifest cannot be read."""
-        found: dict[int, Saved | None] = {}
-        for number in numbers:
-            snapshot = SnapshotId(identity, number)
-            if snapshot not in self._known:
-                try:
-                    self._known[snapshot] = Saved.of(await self._places.ram.manifest(snapshot))
-                except (Damaged, NotFound):
-                    found[number] = None
-                    continue
-            found[number] = self._known[snapshot]
-        return found
+    def _for_job(
+        self, identity: Identity, listed: Mapping[int, Saved | None]
+    ) -> tuple[Collection[int], Collection[int]]:
+        """What stays for the other ranks of the volume's job (everything, while that is not known); what is aside."""
+        several = [saved for saved in listed.values() if saved is not None and saved.lineage.world_size > 1]
+        if not several:
+            return (), ()
+        volume = self._find(identity)
+        resumption = volume.resumption if volume is not None else None
+        needed, aside = self._places.membership.needed(identity), set_aside(several, resumption)
+        return (listed.keys() if needed is None else stays_for_job(several, needed, resumption)), aside.keys()
 
     async def _drop(self, identity: Identity, numbers: tuple[int, ...]) -> None:
         ram = self._places.ram
         for number in numbers:
             await ram.drop(SnapshotId(identity, number))
             failpoints.reached("retention.dropped")
-            self._known.pop(SnapshotId(identity, number), None)
             log.info("snapshot.dropped", identity=str(identity), snapshot=number, place=ram.place)

@@ -32,6 +32,7 @@ from fuse_tier.replicate.listing import is_worth_a_number, list_in_ram
 from fuse_tier.replicate.numbering import Numbering
 from fuse_tier.replicate.record import TreeRecord, read_record, write_record
 from fuse_tier.replicate.snapshot import Gate, Quiescent, Snapshotter
+from fuse_tier.restarts import Resumption
 from fuse_tier.tiers.base import TierName
 from fuse_tier.tiers.ram import RamTier
 
@@ -80,6 +81,7 @@ class Volume:
         self._seen = -1
         self._renumber = False
         self.coming: Chosen | None = None  # what a restore is still bringing, and from whom
+        self.resumption: Resumption | None = None  # from what the tree has gone on, with the other ranks of its job
         self.superseded = ""  # who else goes on with this volume, so that this tree must not; empty: nobody
 
     @property
@@ -98,6 +100,14 @@ class Volume:
     def has_tree(self) -> bool:
         """Whether there is a live tree."""
         return self._lineage is not None
+
+    @property
+    def is_to_be_renumbered(self) -> bool:
+        """Whether the newest snapshot is about to be taken again, under a number that counts as the newest.
+
+        Until then nobody takes a copy of it who has one that was newer.
+        """
+        return self._renumber
 
     @property
     def is_settled(self) -> bool:
@@ -138,7 +148,7 @@ class Volume:
             self.coming = Chosen(None) if await trio.to_thread.run_sync(coming_files, self.layout) else None
             self.numbering.heard_of(record.number)
             self.numbering.own(record.epoch)
-            self.superseded = record.superseded
+            self.superseded, self.resumption = record.superseded, record.resumption
             own = [number for number in numbers if number <= record.number]
             newest = await self._load_newest(own)
             if newest is not None:
@@ -170,7 +180,7 @@ class Volume:
         One that could not be restored whole is not given up: its lost files stand in no later one.
         """
         self.in_use.clear()
-        self.superseded = ""
+        self.superseded, self.resumption = "", None
         self.coming = coming
         self.copies.begin_again(restored, is_listed=coming is None)
         if restored is not None and not is_whole:
@@ -185,7 +195,7 @@ class Volume:
 
     def forget_tree(self) -> None:
         """There is no live tree any more."""
-        self._lineage, self.superseded, self.coming = None, "", None
+        self._lineage, self.superseded, self.coming, self.resumption = None, "", None, None
         self.copies.begin_again(None, is_listed=True)
         self.news.announce()
 
@@ -207,8 +217,12 @@ class Volume:
 
     def _own(self, epoch: int) -> None:
         self.numbering.own(epoch)
-        number = self.newest.id.number if self.newest else 0
-        write_record(self.layout, TreeRecord(self.lineage, number, self.superseded, self.numbering.epoch))
+        self._record(self.lineage, self.newest.id.number if self.newest else 0)
+
+    async def went_on_from(self, resumption: Resumption) -> None:
+        """The tree goes on from a step, as those of all ranks of its job do."""
+        self.resumption = resumption
+        await trio.to_thread.run_sync(self._record, self.lineage, self.newest.id.number if self.newest else 0)
 
     def _next_id(self) -> SnapshotId:
         try:
@@ -313,7 +327,8 @@ class Volume:
         return manifest
 
     def _record(self, lineage: Lineage, number: int) -> None:
-        write_record(self.layout, TreeRecord(lineage, number, epoch=self.numbering.epoch))
+        record = TreeRecord(lineage, number, self.superseded, self.numbering.epoch, self.resumption)
+        write_record(self.layout, record)
 
     async def list_newest(self) -> None:
         """What a restore was bringing is all here: the newest snapshot is as good as any in RAM."""

@@ -18,6 +18,7 @@ import trio
 
 from fuse_tier import metrics
 from fuse_tier.blobs import Blob
+from fuse_tier.checkpoints import Job, Saved
 from fuse_tier.config import NodeConfig
 from fuse_tier.errors import TierError
 from fuse_tier.identity import Identity
@@ -30,7 +31,9 @@ from fuse_tier.replicate.daemons import DaemonSession
 from fuse_tier.replicate.fanout import Fanout
 from fuse_tier.replicate.filling import Filling
 from fuse_tier.replicate.inventory import Inventory
+from fuse_tier.replicate.knowledge import Knowledge
 from fuse_tier.replicate.leftovers import Leftovers
+from fuse_tier.replicate.marks import Marks
 from fuse_tier.replicate.membership import Membership, build_membership
 from fuse_tier.replicate.mounting import Mounting
 from fuse_tier.replicate.node_service import NodeService
@@ -39,6 +42,7 @@ from fuse_tier.replicate.ownership import Ownership
 from fuse_tier.replicate.peer_service import PeerService
 from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.preemption import Preemption
+from fuse_tier.replicate.preparing import Preparing
 from fuse_tier.replicate.replacing import Trees
 from fuse_tier.replicate.resting import Resting, huge_bytes_of
 from fuse_tier.replicate.restore import Restorer
@@ -52,6 +56,7 @@ from fuse_tier.replicate.upkeep import Upkeep
 from fuse_tier.replicate.volume import Volume, VolumeOptions
 from fuse_tier.replicate.volumes import Volumes
 from fuse_tier.replicate.warming import warm_once
+from fuse_tier.restarts import Mark
 from fuse_tier.tiers.bucket import bucket_of
 from fuse_tier.tiers.peer import Introduction, PeerTier
 from fuse_tier.tiers.ram import RamTier
@@ -83,6 +88,8 @@ class Worker:
         self._sessions = Sessions()
         self._link = Link(config.limits.bulk)
         self._holdings: dict[Identity, tuple[int, ...]] = {}
+        self._marks = Marks(layout)
+        self._saved: dict[Identity, tuple[Saved, ...]] = {}
         self._membership: Membership = build_membership(config, self._instance, self._facts)
         self._places = Places(self._ram, self._membership, bucket, self._connect)
         self._duties = BucketDuties(config, bucket, self._membership, self._ram, self._tls) if bucket else None
@@ -95,20 +102,29 @@ class Worker:
         ownership = Ownership(self._membership, self._supersede)
         self._fanout = Fanout(self._places, copier, targets, ownership)
         self._orphans = Orphans(self._places, copier, targets, self._volumes.find, config.replicas)
-        self._upkeep = Upkeep(self._places, self._volumes.find, config.keep.ram)
-        self._room = RoomKeeper(layout, self._ram, self._volumes, self._upkeep.wake, config.reserve)
-        self._chooser = Chooser(self._places)
+        self._knowledge = Knowledge(self._ram)
+        self._upkeep = Upkeep(self._places, self._knowledge, self._volumes.find, config.keep.ram)
+        self._room = RoomKeeper(
+            layout, self._ram, self._volumes, self._upkeep.wake, config.reserve, self._membership.needed
+        )
+        self._chooser = Chooser(self._places, self._marks.own)
         self._restorer = Restorer(layout, self._places, config.node, hashing, config.restore_at_once)
         self._filling = Filling(layout, self._ram, self._restorer, self._room.make)
         self._scrubber = Scrubber(self._ram, self._fetch_again, config.scrub.every, config.scrub.limit)
         self._supervisor = Supervisor(f"{config.socket}.supervisor")
-        self._mounting = Mounting(self._volumes, self._chooser, self._restorer, self._membership, self._supervisor)
+        preparing = Preparing(self._chooser, self._restorer, self._membership)
+        preparing.refresh = self._refresh_holdings
+        preparing.ask_bucket = self._duties.steward.job_in_bucket if self._duties else None
+        self._mounting = Mounting(self._volumes, preparing, self._membership, self._supervisor)
         self._mounting.before_release = self._refresh_holdings
         self._inventory = Inventory(
             config.node, config.cluster, self._places, self._volumes, copier, self._supervisor, config.replicas
         )
         self._resting = self._inventory.resting = Resting(
-            layout, self._volumes, lambda: self._inventory.copies_waiting() > 0, huge_bytes_of(layout)
+            layout,
+            self._volumes,
+            lambda: any(meter.rate() for meter in copier.meters.values()),  # within the last ten seconds
+            huge_bytes_of(layout),
         )
         self._inventory.backups = self._duties.backups if self._duties else None
         self._preemption = Preemption(self._volumes, self._mounting, self._membership.report_soon, config.drain)
@@ -148,12 +164,20 @@ class Worker:
             holdings=self._holdings,
             bucket={volume.identity: (number,) for volume in self._volumes if (number := volume.copies.in_bucket())},
             epochs={volume.identity: volume.numbering.epoch for volume in self._volumes if volume.numbering.epoch},
+            saved=self._saved,
+            resumed={
+                volume.identity: volume.resumption
+                for volume in self._volumes
+                if volume.resumption is not None and not volume.superseded
+            },
+            marks=self._marks.own(),
         )
 
     # ---- tasks ----
 
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
         """Runs until cancelled; started when everything answers."""
+        self._marks.load()
         self._ram.clear_incoming()
         await self._ram.collect(0)
         await self._refresh_holdings()
@@ -219,6 +243,7 @@ class Worker:
             self._inventory,
             self._nursery,
             self._duties.stewardship if self._duties else None,
+            self._mark_bad,
             replicas=config.replicas,
             drain_seconds=config.drain,
         )
@@ -235,6 +260,12 @@ class Worker:
             self._room,
         )
         await session.serve(stream)
+
+    async def _mark_bad(self, job: Job, run: str, step: int) -> None:
+        """A step is not restored any more, on any node."""
+        await self._marks.add(frozenset({Mark(job, run, step, self._membership.clock())}))
+        self._membership.report_soon()
+        log.info("step.marked_bad", job=str(job), run=run, step=step)
 
     async def _fetch_again(self, blobs: Collection[Blob]) -> Mapping[Blob, TierError]:
         _, failed = await self._restorer.fetch("the scrub", blobs, self._ram, Chosen(None, ()))
@@ -259,6 +290,7 @@ class Worker:
         version = self._membership.version
         while True:
             version = await self._membership.wait_changed(version)
+            await self._marks.add(self._membership.marks())
             for volume in self._volumes:
                 volume.news.announce()
 
@@ -273,11 +305,13 @@ class Worker:
 
     async def _refresh_holdings(self) -> None:
         found: dict[Identity, list[int]] = {}
-        for snapshot in await self._ram.snapshots():
+        listed = await self._ram.snapshots()
+        saved = await self._knowledge.of_jobs(listed)
+        for snapshot in listed:
             found.setdefault(snapshot.identity, []).append(snapshot.number)
         holdings = {identity: tuple(numbers) for identity, numbers in found.items()}
-        if holdings != self._holdings:
-            self._holdings = holdings
+        if (holdings, saved) != (self._holdings, self._saved):
+            self._holdings, self._saved = holdings, saved
             self._upkeep.wake.announce()
             self._membership.report_soon()
 

@@ -34,6 +34,8 @@ class Snapshot(_message.Message):
     CREATED_NS_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
     TIERS_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    SET_ASIDE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """NAMESPACE/WORKLOAD/REPLICA@NUMBER"""
     run: _builtins.str
@@ -42,6 +44,10 @@ class Snapshot(_message.Message):
     created_ns: _builtins.int
     node: _builtins.str
     """who took it"""
+    step: _builtins.int
+    """the newest that its tree names"""
+    set_aside: _builtins.bool
+    """the job has gone back since to an earlier step"""
     @_builtins.property
     def tiers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """where it is, as far as the answerer knows: ram, peer, bucket"""
@@ -56,12 +62,16 @@ class Snapshot(_message.Message):
         created_ns: _builtins.int = ...,
         node: _builtins.str = ...,
         tiers: _abc.Iterable[_builtins.str] | None = ...,
+        step: _builtins.int | None = ...,
+        set_aside: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "created_ns", b"created_ns", "files", b"files", "id", b"id", "node", b"node", "run", b"run", "tiers", b"tiers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "bytes", b"bytes", "created_ns", b"created_ns", "files", b"files", "id", b"id", "node", b"node", "run", b"run", "set_aside", b"set_aside", "step", b"step", "tiers", b"tiers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
+    _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__step) -> _WhichOneofReturnType__step | None: ...
 
 Global___Snapshot: _TypeAlias = Snapshot  # noqa: Y015
 
@@ -559,6 +569,96 @@ class CollectReply(_message.Message):
 Global___CollectReply: _TypeAlias = CollectReply  # noqa: Y015
 
 @_typing.final
+class JobInBucketRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    WORLD_SIZE_FIELD_NUMBER: _builtins.int
+    TOPOLOGY_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    identity: _builtins.str
+    run: _builtins.str
+    world_size: _builtins.int
+    topology: _builtins.str
+    place: _builtins.str
+    def __init__(
+        self,
+        *,
+        identity: _builtins.str = ...,
+        run: _builtins.str = ...,
+        world_size: _builtins.int = ...,
+        topology: _builtins.str = ...,
+        place: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "place", b"place", "run", b"run", "topology", b"topology", "world_size", b"world_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobInBucketRequest: _TypeAlias = JobInBucketRequest  # noqa: Y015
+
+@_typing.final
+class JobInBucketReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BACKUPS_FIELD_NUMBER: _builtins.int
+    FORCED_FIELD_NUMBER: _builtins.int
+    TROUBLE_FIELD_NUMBER: _builtins.int
+    forced: _builtins.int
+    """the step that restore.version names"""
+    trouble: _builtins.str
+    """the bucket could not be asked"""
+    @_builtins.property
+    def backups(self) -> _containers.RepeatedCompositeFieldContainer[Global___Backup]:
+        """oldest first"""
+
+    def __init__(
+        self,
+        *,
+        backups: _abc.Iterable[Global___Backup] | None = ...,
+        forced: _builtins.int | None = ...,
+        trouble: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_forced", b"_forced", "forced", b"forced"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_forced", b"_forced", "backups", b"backups", "forced", b"forced", "trouble", b"trouble"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__forced: _TypeAlias = _typing.Literal["forced"]  # noqa: Y015
+    _WhichOneofArgType__forced: _TypeAlias = _typing.Literal["_forced", b"_forced"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__forced) -> _WhichOneofReturnType__forced | None: ...
+
+Global___JobInBucketReply: _TypeAlias = JobInBucketReply  # noqa: Y015
+
+@_typing.final
+class Backup(_message.Message):
+    """A complete checkpoint; the number is that of the asking volume's part, the epoch the lowest of all parts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    number: _builtins.int
+    epoch: _builtins.int
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        number: _builtins.int = ...,
+        epoch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "number", b"number", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Backup: _TypeAlias = Backup  # noqa: Y015
+
+@_typing.final
 class InBucketRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -791,6 +891,9 @@ class ReportRequest(_message.Message):
     LEAVING_FIELD_NUMBER: _builtins.int
     OWNED_FIELD_NUMBER: _builtins.int
     CLOCK_FIELD_NUMBER: _builtins.int
+    SAVES_FIELD_NUMBER: _builtins.int
+    RESUMED_FIELD_NUMBER: _builtins.int
+    MARKS_FIELD_NUMBER: _builtins.int
     cluster: _builtins.str
     node: _builtins.str
     instance: _builtins.str
@@ -821,6 +924,18 @@ class ReportRequest(_message.Message):
     def owned(self) -> _containers.RepeatedCompositeFieldContainer[Global___Ownership]:
         """of what is mounted (minor 3)"""
 
+    @_builtins.property
+    def saves(self) -> _containers.RepeatedCompositeFieldContainer[Global___Saves]:
+        """what holdings of jobs of several ranks are part of (minor 4)"""
+
+    @_builtins.property
+    def resumed(self) -> _containers.RepeatedCompositeFieldContainer[Global___Resumption]:
+        """(minor 4)"""
+
+    @_builtins.property
+    def marks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Mark]:
+        """steps that are not to be restored (minor 4)"""
+
     def __init__(
         self,
         *,
@@ -840,14 +955,118 @@ class ReportRequest(_message.Message):
         leaving: _builtins.bool = ...,
         owned: _abc.Iterable[Global___Ownership] | None = ...,
         clock: _builtins.int = ...,
+        saves: _abc.Iterable[Global___Saves] | None = ...,
+        resumed: _abc.Iterable[Global___Resumption] | None = ...,
+        marks: _abc.Iterable[Global___Mark] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "bucket", b"bucket", "capacity_bytes", b"capacity_bytes", "clock", b"clock", "cluster", b"cluster", "free_bytes", b"free_bytes", "holdings", b"holdings", "host", b"host", "instance", b"instance", "leaving", b"leaving", "mounted", b"mounted", "node", b"node", "owned", b"owned", "pool", b"pool", "sequence", b"sequence", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "bucket", b"bucket", "capacity_bytes", b"capacity_bytes", "clock", b"clock", "cluster", b"cluster", "free_bytes", b"free_bytes", "holdings", b"holdings", "host", b"host", "instance", b"instance", "leaving", b"leaving", "marks", b"marks", "mounted", b"mounted", "node", b"node", "owned", b"owned", "pool", b"pool", "resumed", b"resumed", "saves", b"saves", "sequence", b"sequence", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportRequest: _TypeAlias = ReportRequest  # noqa: Y015
+
+@_typing.final
+class Saves(_message.Message):
+    """Snapshots of one volume, of one run and shape of its job; a step is one less than here, and 0 is none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    WORLD_SIZE_FIELD_NUMBER: _builtins.int
+    TOPOLOGY_FIELD_NUMBER: _builtins.int
+    NUMBERS_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    identity: _builtins.str
+    run: _builtins.str
+    world_size: _builtins.int
+    topology: _builtins.str
+    @_builtins.property
+    def numbers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        identity: _builtins.str = ...,
+        run: _builtins.str = ...,
+        world_size: _builtins.int = ...,
+        topology: _builtins.str = ...,
+        numbers: _abc.Iterable[_builtins.int] | None = ...,
+        steps: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "numbers", b"numbers", "run", b"run", "steps", b"steps", "topology", b"topology", "world_size", b"world_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Saves: _TypeAlias = Saves  # noqa: Y015
+
+@_typing.final
+class Resumption(_message.Message):
+    """From what a volume's files went on: without a step, from no files."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    RESTART_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    identity: _builtins.str
+    run: _builtins.str
+    restart: _builtins.int
+    step: _builtins.int
+    epoch: _builtins.int
+    def __init__(
+        self,
+        *,
+        identity: _builtins.str = ...,
+        run: _builtins.str = ...,
+        restart: _builtins.int = ...,
+        step: _builtins.int | None = ...,
+        epoch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "step", b"step"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "epoch", b"epoch", "identity", b"identity", "restart", b"restart", "run", b"run", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
+    _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__step) -> _WhichOneofReturnType__step | None: ...
+
+Global___Resumption: _TypeAlias = Resumption  # noqa: Y015
+
+@_typing.final
+class Mark(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    job: _builtins.str
+    run: _builtins.str
+    step: _builtins.int
+    epoch: _builtins.int
+    def __init__(
+        self,
+        *,
+        job: _builtins.str = ...,
+        run: _builtins.str = ...,
+        step: _builtins.int = ...,
+        epoch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "job", b"job", "run", b"run", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Mark: _TypeAlias = Mark  # noqa: Y015
 
 @_typing.final
 class Member(_message.Message):
@@ -906,16 +1125,29 @@ class ReportReply(_message.Message):
     LEASE_SECONDS_FIELD_NUMBER: _builtins.int
     OWNED_FIELD_NUMBER: _builtins.int
     CLOCK_FIELD_NUMBER: _builtins.int
+    NEEDED_FIELD_NUMBER: _builtins.int
+    SETTLED_FIELD_NUMBER: _builtins.int
+    MARKS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.str
     """of the coordinator's own life"""
     lease_seconds: _builtins.float
     clock: _builtins.int
     """the epoch of this moment; 0: the coordinator knows of none (minor 3)"""
+    settled: _builtins.bool
+    """it has heard all nodes, and so knows which these are (minor 4)"""
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___Member]: ...
     @_builtins.property
     def owned(self) -> _containers.RepeatedCompositeFieldContainer[Global___Ownership]:
         """by the caller; it has to claim again what is not among them (minor 3)"""
+
+    @_builtins.property
+    def needed(self) -> _containers.RepeatedCompositeFieldContainer[Global___Holding]:
+        """of the caller's holdings, parts of newest complete checkpoints (minor 4)"""
+
+    @_builtins.property
+    def marks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Mark]:
+        """of jobs of which the caller has something (minor 4)"""
 
     def __init__(
         self,
@@ -925,14 +1157,139 @@ class ReportReply(_message.Message):
         lease_seconds: _builtins.float = ...,
         owned: _abc.Iterable[Global___Ownership] | None = ...,
         clock: _builtins.int = ...,
+        needed: _abc.Iterable[Global___Holding] | None = ...,
+        settled: _builtins.bool = ...,
+        marks: _abc.Iterable[Global___Mark] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock", b"clock", "epoch", b"epoch", "lease_seconds", b"lease_seconds", "members", b"members", "owned", b"owned"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock", b"clock", "epoch", b"epoch", "lease_seconds", b"lease_seconds", "marks", b"marks", "members", b"members", "needed", b"needed", "owned", b"owned", "settled", b"settled"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportReply: _TypeAlias = ReportReply  # noqa: Y015
+
+@_typing.final
+class RestartRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    WORLD_SIZE_FIELD_NUMBER: _builtins.int
+    TOPOLOGY_FIELD_NUMBER: _builtins.int
+    BACKUPS_FIELD_NUMBER: _builtins.int
+    BUCKET_SILENT_FIELD_NUMBER: _builtins.int
+    LACKING_FIELD_NUMBER: _builtins.int
+    FORCED_FIELD_NUMBER: _builtins.int
+    identity: _builtins.str
+    """the caller has claimed it"""
+    node: _builtins.str
+    instance: _builtins.str
+    sequence: _builtins.int
+    run: _builtins.str
+    world_size: _builtins.int
+    topology: _builtins.str
+    bucket_silent: _builtins.str
+    """why the bucket could not be asked"""
+    forced: _builtins.int
+    """the step that a person wants"""
+    @_builtins.property
+    def backups(self) -> _containers.RepeatedCompositeFieldContainer[Global___Backup]: ...
+    @_builtins.property
+    def lacking(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """snapshots of the volume that are damaged, or that nobody has"""
+
+    def __init__(
+        self,
+        *,
+        identity: _builtins.str = ...,
+        node: _builtins.str = ...,
+        instance: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+        run: _builtins.str = ...,
+        world_size: _builtins.int = ...,
+        topology: _builtins.str = ...,
+        backups: _abc.Iterable[Global___Backup] | None = ...,
+        bucket_silent: _builtins.str = ...,
+        lacking: _abc.Iterable[_builtins.int] | None = ...,
+        forced: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_forced", b"_forced", "forced", b"forced"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_forced", b"_forced", "backups", b"backups", "bucket_silent", b"bucket_silent", "forced", b"forced", "identity", b"identity", "instance", b"instance", "lacking", b"lacking", "node", b"node", "run", b"run", "sequence", b"sequence", "topology", b"topology", "world_size", b"world_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__forced: _TypeAlias = _typing.Literal["forced"]  # noqa: Y015
+    _WhichOneofArgType__forced: _TypeAlias = _typing.Literal["_forced", b"_forced"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__forced) -> _WhichOneofReturnType__forced | None: ...
+
+Global___RestartRequest: _TypeAlias = RestartRequest  # noqa: Y015
+
+@_typing.final
+class RestartReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESTART_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    OTHERS_FIELD_NUMBER: _builtins.int
+    restart: _builtins.int
+    """0: no tree of the job names a step: each rank takes its newest snapshot"""
+    step: _builtins.int
+    number: _builtins.int
+    """0: no files"""
+    @_builtins.property
+    def others(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """replicas that are mounted, and go on as they are"""
+
+    def __init__(
+        self,
+        *,
+        restart: _builtins.int = ...,
+        step: _builtins.int | None = ...,
+        number: _builtins.int = ...,
+        others: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "step", b"step"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "number", b"number", "others", b"others", "restart", b"restart", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
+    _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__step) -> _WhichOneofReturnType__step | None: ...
+
+Global___RestartReply: _TypeAlias = RestartReply  # noqa: Y015
+
+@_typing.final
+class JoinRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    RESUMPTION_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    instance: _builtins.str
+    sequence: _builtins.int
+    @_builtins.property
+    def resumption(self) -> Global___Resumption: ...
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        instance: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+        resumption: Global___Resumption | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["resumption", b"resumption"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "node", b"node", "resumption", b"resumption", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JoinRequest: _TypeAlias = JoinRequest  # noqa: Y015
 
 @_typing.final
 class LocateRequest(_message.Message):
@@ -1207,6 +1564,8 @@ class MountRequest(_message.Message):
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     READ_ONLY_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    RESTORE_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
     identity: _builtins.str
     mountpoint: _builtins.str
     """absolute"""
@@ -1220,6 +1579,10 @@ class MountRequest(_message.Message):
     read_only: _builtins.bool
     version: _builtins.str
     """a complete checkpoint in the bucket, by its date; empty: none is named"""
+    restore: _builtins.str
+    """consistent or latest; empty: consistent where the job's size is known"""
+    step: _builtins.int
+    """the complete checkpoint that all ranks go back to"""
     def __init__(
         self,
         *,
@@ -1232,12 +1595,16 @@ class MountRequest(_message.Message):
         snapshot: _builtins.int = ...,
         read_only: _builtins.bool = ...,
         version: _builtins.str = ...,
+        restore: _builtins.str = ...,
+        step: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "mountpoint", b"mountpoint", "owner_uid", b"owner_uid", "read_only", b"read_only", "run", b"run", "snapshot", b"snapshot", "topology", b"topology", "version", b"version", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "identity", b"identity", "mountpoint", b"mountpoint", "owner_uid", b"owner_uid", "read_only", b"read_only", "restore", b"restore", "run", b"run", "snapshot", b"snapshot", "step", b"step", "topology", b"topology", "version", b"version", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
+    _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__step) -> _WhichOneofReturnType__step | None: ...
 
 Global___MountRequest: _TypeAlias = MountRequest  # noqa: Y015
 
@@ -1417,12 +1784,14 @@ class RestoreRequest(_message.Message):
     RUN_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     PARTIAL_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
     identity: _builtins.str
     snapshot: _builtins.int
     to: _builtins.str
     run: _builtins.str
     version: _builtins.str
     partial: _builtins.bool
+    step: _builtins.int
     def __init__(
         self,
         *,
@@ -1432,14 +1801,42 @@ class RestoreRequest(_message.Message):
         run: _builtins.str = ...,
         version: _builtins.str = ...,
         partial: _builtins.bool = ...,
+        step: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "step", b"step"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "identity", b"identity", "partial", b"partial", "run", b"run", "snapshot", b"snapshot", "step", b"step", "to", b"to", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
+    _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__step) -> _WhichOneofReturnType__step | None: ...
+
+Global___RestoreRequest: _TypeAlias = RestoreRequest  # noqa: Y015
+
+@_typing.final
+class MarkBadRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    job: _builtins.str
+    run: _builtins.str
+    step: _builtins.int
+    def __init__(
+        self,
+        *,
+        job: _builtins.str = ...,
+        run: _builtins.str = ...,
+        step: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "partial", b"partial", "run", b"run", "snapshot", b"snapshot", "to", b"to", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job", "run", b"run", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___RestoreRequest: _TypeAlias = RestoreRequest  # noqa: Y015
+Global___MarkBadRequest: _TypeAlias = MarkBadRequest  # noqa: Y015
 
 @_typing.final
 class PruneRequest(_message.Message):

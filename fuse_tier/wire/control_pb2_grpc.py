@@ -569,6 +569,11 @@ class StewardStub:
                 request_serializer=fuse__tier_dot_wire_dot_control__pb2.ReadersRequest.SerializeToString,
                 response_deserializer=fuse__tier_dot_wire_dot_control__pb2.ReferReply.FromString,
                 _registered_method=True)
+        self.JobInBucket = channel.unary_unary(
+                '/fuse_tier.v1.Steward/JobInBucket',
+                request_serializer=fuse__tier_dot_wire_dot_control__pb2.JobInBucketRequest.SerializeToString,
+                response_deserializer=fuse__tier_dot_wire_dot_control__pb2.JobInBucketReply.FromString,
+                _registered_method=True)
 
 
 class StewardServicer:
@@ -603,6 +608,13 @@ class StewardServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def JobInBucket(self, request, context):
+        """complete checkpoints of a job (minor 4)
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_StewardServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -625,6 +637,11 @@ def add_StewardServicer_to_server(servicer, server):
                     servicer.Readers,
                     request_deserializer=fuse__tier_dot_wire_dot_control__pb2.ReadersRequest.FromString,
                     response_serializer=fuse__tier_dot_wire_dot_control__pb2.ReferReply.SerializeToString,
+            ),
+            'JobInBucket': grpc.unary_unary_rpc_method_handler(
+                    servicer.JobInBucket,
+                    request_deserializer=fuse__tier_dot_wire_dot_control__pb2.JobInBucketRequest.FromString,
+                    response_serializer=fuse__tier_dot_wire_dot_control__pb2.JobInBucketReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -747,6 +764,33 @@ class Steward:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def JobInBucket(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fuse_tier.v1.Steward/JobInBucket',
+            fuse__tier_dot_wire_dot_control__pb2.JobInBucketRequest.SerializeToString,
+            fuse__tier_dot_wire_dot_control__pb2.JobInBucketReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class CoordinatorStub:
     """---- of the coordinator ----
@@ -783,6 +827,16 @@ class CoordinatorStub:
                 '/fuse_tier.v1.Coordinator/Picture',
                 request_serializer=fuse__tier_dot_wire_dot_control__pb2.Empty.SerializeToString,
                 response_deserializer=fuse__tier_dot_wire_dot_control__pb2.PictureReply.FromString,
+                _registered_method=True)
+        self.Restart = channel.unary_unary(
+                '/fuse_tier.v1.Coordinator/Restart',
+                request_serializer=fuse__tier_dot_wire_dot_control__pb2.RestartRequest.SerializeToString,
+                response_deserializer=fuse__tier_dot_wire_dot_control__pb2.RestartReply.FromString,
+                _registered_method=True)
+        self.Join = channel.unary_unary(
+                '/fuse_tier.v1.Coordinator/Join',
+                request_serializer=fuse__tier_dot_wire_dot_control__pb2.JoinRequest.SerializeToString,
+                response_deserializer=fuse__tier_dot_wire_dot_control__pb2.Empty.FromString,
                 _registered_method=True)
 
 
@@ -821,6 +875,20 @@ class CoordinatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Restart(self, request, context):
+        """from which step a job of several ranks goes on (minor 4)
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Join(self, request, context):
+        """its files are there, its pod starts (minor 4)
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CoordinatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -848,6 +916,16 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.Picture,
                     request_deserializer=fuse__tier_dot_wire_dot_control__pb2.Empty.FromString,
                     response_serializer=fuse__tier_dot_wire_dot_control__pb2.PictureReply.SerializeToString,
+            ),
+            'Restart': grpc.unary_unary_rpc_method_handler(
+                    servicer.Restart,
+                    request_deserializer=fuse__tier_dot_wire_dot_control__pb2.RestartRequest.FromString,
+                    response_serializer=fuse__tier_dot_wire_dot_control__pb2.RestartReply.SerializeToString,
+            ),
+            'Join': grpc.unary_unary_rpc_method_handler(
+                    servicer.Join,
+                    request_deserializer=fuse__tier_dot_wire_dot_control__pb2.JoinRequest.FromString,
+                    response_serializer=fuse__tier_dot_wire_dot_control__pb2.Empty.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -997,6 +1075,60 @@ class Coordinator:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def Restart(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fuse_tier.v1.Coordinator/Restart',
+            fuse__tier_dot_wire_dot_control__pb2.RestartRequest.SerializeToString,
+            fuse__tier_dot_wire_dot_control__pb2.RestartReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Join(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fuse_tier.v1.Coordinator/Join',
+            fuse__tier_dot_wire_dot_control__pb2.JoinRequest.SerializeToString,
+            fuse__tier_dot_wire_dot_control__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class NodeStub:
     """---- of a node, for its operator: a unix socket that is its owner's alone ----
@@ -1058,6 +1190,11 @@ class NodeStub:
                 '/fuse_tier.v1.Node/Prune',
                 request_serializer=fuse__tier_dot_wire_dot_control__pb2.PruneRequest.SerializeToString,
                 response_deserializer=fuse__tier_dot_wire_dot_control__pb2.Step.FromString,
+                _registered_method=True)
+        self.MarkBad = channel.unary_unary(
+                '/fuse_tier.v1.Node/MarkBad',
+                request_serializer=fuse__tier_dot_wire_dot_control__pb2.MarkBadRequest.SerializeToString,
+                response_deserializer=fuse__tier_dot_wire_dot_control__pb2.Empty.FromString,
                 _registered_method=True)
 
 
@@ -1127,6 +1264,13 @@ class NodeServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def MarkBad(self, request, context):
+        """a step of a job is not restored again
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1179,6 +1323,11 @@ def add_NodeServicer_to_server(servicer, server):
                     servicer.Prune,
                     request_deserializer=fuse__tier_dot_wire_dot_control__pb2.PruneRequest.FromString,
                     response_serializer=fuse__tier_dot_wire_dot_control__pb2.Step.SerializeToString,
+            ),
+            'MarkBad': grpc.unary_unary_rpc_method_handler(
+                    servicer.MarkBad,
+                    request_deserializer=fuse__tier_dot_wire_dot_control__pb2.MarkBadRequest.FromString,
+                    response_serializer=fuse__tier_dot_wire_dot_control__pb2.Empty.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1453,6 +1602,33 @@ class Node:
             '/fuse_tier.v1.Node/Prune',
             fuse__tier_dot_wire_dot_control__pb2.PruneRequest.SerializeToString,
             fuse__tier_dot_wire_dot_control__pb2.Step.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MarkBad(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fuse_tier.v1.Node/MarkBad',
+            fuse__tier_dot_wire_dot_control__pb2.MarkBadRequest.SerializeToString,
+            fuse__tier_dot_wire_dot_control__pb2.Empty.FromString,
             options,
             channel_credentials,
             insecure,

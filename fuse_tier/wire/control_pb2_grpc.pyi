@@ -176,6 +176,8 @@ class StewardStub:
     BackupTurn: _grpc.UnaryUnaryMultiCallable[_control_pb2.BackupTurnRequest, _control_pb2.BackupTurnReply]
     Readers: _grpc.UnaryUnaryMultiCallable[_control_pb2.ReadersRequest, _control_pb2.ReferReply]
     """who reads content there: the first that asks, and the others from it"""
+    JobInBucket: _grpc.UnaryUnaryMultiCallable[_control_pb2.JobInBucketRequest, _control_pb2.JobInBucketReply]
+    """complete checkpoints of a job (minor 4)"""
 
 @_typing.type_check_only
 class StewardAsyncStub(StewardStub):
@@ -189,6 +191,8 @@ class StewardAsyncStub(StewardStub):
     BackupTurn: _aio.UnaryUnaryMultiCallable[_control_pb2.BackupTurnRequest, _control_pb2.BackupTurnReply]  # type: ignore[assignment]
     Readers: _aio.UnaryUnaryMultiCallable[_control_pb2.ReadersRequest, _control_pb2.ReferReply]  # type: ignore[assignment]
     """who reads content there: the first that asks, and the others from it"""
+    JobInBucket: _aio.UnaryUnaryMultiCallable[_control_pb2.JobInBucketRequest, _control_pb2.JobInBucketReply]  # type: ignore[assignment]
+    """complete checkpoints of a job (minor 4)"""
 
 class StewardServicer(metaclass=_abc_1.ABCMeta):
     """---- of the node that looks after the bucket for all: who is alive says which one that is ----"""
@@ -224,6 +228,14 @@ class StewardServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_control_pb2.ReferReply, _abc.Awaitable[_control_pb2.ReferReply]]:
         """who reads content there: the first that asks, and the others from it"""
 
+    @_abc_1.abstractmethod
+    def JobInBucket(
+        self,
+        request: _control_pb2.JobInBucketRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.JobInBucketReply, _abc.Awaitable[_control_pb2.JobInBucketReply]]:
+        """complete checkpoints of a job (minor 4)"""
+
 def add_StewardServicer_to_server(servicer: StewardServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class CoordinatorStub:
@@ -238,6 +250,10 @@ class CoordinatorStub:
     Claim: _grpc.UnaryUnaryMultiCallable[_control_pb2.ClaimRequest, _control_pb2.ClaimReply]
     Release: _grpc.UnaryUnaryMultiCallable[_control_pb2.ReleaseRequest, _control_pb2.Empty]
     Picture: _grpc.UnaryUnaryMultiCallable[_control_pb2.Empty, _control_pb2.PictureReply]
+    Restart: _grpc.UnaryUnaryMultiCallable[_control_pb2.RestartRequest, _control_pb2.RestartReply]
+    """from which step a job of several ranks goes on (minor 4)"""
+    Join: _grpc.UnaryUnaryMultiCallable[_control_pb2.JoinRequest, _control_pb2.Empty]
+    """its files are there, its pod starts (minor 4)"""
 
 @_typing.type_check_only
 class CoordinatorAsyncStub(CoordinatorStub):
@@ -249,6 +265,10 @@ class CoordinatorAsyncStub(CoordinatorStub):
     Claim: _aio.UnaryUnaryMultiCallable[_control_pb2.ClaimRequest, _control_pb2.ClaimReply]  # type: ignore[assignment]
     Release: _aio.UnaryUnaryMultiCallable[_control_pb2.ReleaseRequest, _control_pb2.Empty]  # type: ignore[assignment]
     Picture: _aio.UnaryUnaryMultiCallable[_control_pb2.Empty, _control_pb2.PictureReply]  # type: ignore[assignment]
+    Restart: _aio.UnaryUnaryMultiCallable[_control_pb2.RestartRequest, _control_pb2.RestartReply]  # type: ignore[assignment]
+    """from which step a job of several ranks goes on (minor 4)"""
+    Join: _aio.UnaryUnaryMultiCallable[_control_pb2.JoinRequest, _control_pb2.Empty]  # type: ignore[assignment]
+    """its files are there, its pod starts (minor 4)"""
 
 class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
     """---- of the coordinator ----"""
@@ -288,6 +308,22 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.PictureReply, _abc.Awaitable[_control_pb2.PictureReply]]: ...
 
+    @_abc_1.abstractmethod
+    def Restart(
+        self,
+        request: _control_pb2.RestartRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.RestartReply, _abc.Awaitable[_control_pb2.RestartReply]]:
+        """from which step a job of several ranks goes on (minor 4)"""
+
+    @_abc_1.abstractmethod
+    def Join(
+        self,
+        request: _control_pb2.JoinRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.Empty, _abc.Awaitable[_control_pb2.Empty]]:
+        """its files are there, its pod starts (minor 4)"""
+
 def add_CoordinatorServicer_to_server(servicer: CoordinatorServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class NodeStub:
@@ -308,6 +344,8 @@ class NodeStub:
     Restore: _grpc.UnaryStreamMultiCallable[_control_pb2.RestoreRequest, _control_pb2.Step]
     Verify: _grpc.UnaryStreamMultiCallable[_control_pb2.NodeVerifyRequest, _control_pb2.Step]
     Prune: _grpc.UnaryStreamMultiCallable[_control_pb2.PruneRequest, _control_pb2.Step]
+    MarkBad: _grpc.UnaryUnaryMultiCallable[_control_pb2.MarkBadRequest, _control_pb2.Empty]
+    """a step of a job is not restored again"""
 
 @_typing.type_check_only
 class NodeAsyncStub(NodeStub):
@@ -325,6 +363,8 @@ class NodeAsyncStub(NodeStub):
     Restore: _aio.UnaryStreamMultiCallable[_control_pb2.RestoreRequest, _control_pb2.Step]  # type: ignore[assignment]
     Verify: _aio.UnaryStreamMultiCallable[_control_pb2.NodeVerifyRequest, _control_pb2.Step]  # type: ignore[assignment]
     Prune: _aio.UnaryStreamMultiCallable[_control_pb2.PruneRequest, _control_pb2.Step]  # type: ignore[assignment]
+    MarkBad: _aio.UnaryUnaryMultiCallable[_control_pb2.MarkBadRequest, _control_pb2.Empty]  # type: ignore[assignment]
+    """a step of a job is not restored again"""
 
 class NodeServicer(metaclass=_abc_1.ABCMeta):
     """---- of a node, for its operator: a unix socket that is its owner's alone ----"""
@@ -399,5 +439,13 @@ class NodeServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.PruneRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_control_pb2.Step], _abc.AsyncIterator[_control_pb2.Step]]: ...
+
+    @_abc_1.abstractmethod
+    def MarkBad(
+        self,
+        request: _control_pb2.MarkBadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.Empty, _abc.Awaitable[_control_pb2.Empty]]:
+        """a step of a job is not restored again"""
 
 def add_NodeServicer_to_server(servicer: NodeServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

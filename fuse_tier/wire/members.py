@@ -23,9 +23,17 @@ from fuse_tier.members import (
     VolumePicture,
 )
 from fuse_tier.wire import control_pb2 as pb
+from fuse_tier.wire.restarts import (
+    mark_from_wire,
+    mark_to_wire,
+    resumption_from_wire,
+    resumption_to_wire,
+    saves_from_wire,
+    saves_to_wire,
+)
 
 PROTOCOL = 1  # major version of control.proto: one of another is refused at Hello
-MINOR = 3  # grows when something is added, which is then used only with those who know it
+MINOR = 4  # grows when something is added, which is then used only with those who know it
 _LONGEST_LABEL = 253
 
 
@@ -49,14 +57,17 @@ def report_to_wire(report: Report, cluster: str) -> pb.ReportRequest:
         capacity_bytes=facts.capacity_bytes,
         free_bytes=max(0, facts.free_bytes),
         mounted=sorted(map(str, facts.mounted)),
-        holdings=_holdings_to_wire(facts.holdings),
-        bucket=_holdings_to_wire(facts.bucket),
+        holdings=holdings_to_wire(facts.holdings),
+        bucket=holdings_to_wire(facts.bucket),
         zone=report.domain.zone,
         pool=report.domain.pool,
         host=report.domain.host,
         leaving=report.leaving,
         owned=ownerships_to_wire(facts.epochs),
         clock=report.clock,
+        saves=saves_to_wire(facts.saved),
+        resumed=[resumption_to_wire(identity, one) for identity, one in facts.resumed.items()],
+        marks=map(mark_to_wire, facts.marks),
     )
 
 
@@ -72,9 +83,12 @@ def report_from_wire(message: pb.ReportRequest) -> Report:
             capacity_bytes=message.capacity_bytes,
             free_bytes=message.free_bytes,
             mounted=frozenset(map(parse_identity, message.mounted)),
-            holdings=_holdings_from_wire(message.holdings),
-            bucket=_holdings_from_wire(message.bucket),
+            holdings=holdings_from_wire(message.holdings),
+            bucket=holdings_from_wire(message.bucket),
             epochs=ownerships_from_wire(message.owned),
+            saved=saves_from_wire(message.saves),
+            resumed=dict(map(resumption_from_wire, message.resumed)),
+            marks=frozenset(map(mark_from_wire, message.marks)),
         ),
         domain=_domain(message.zone, message.pool, message.host),
         clock=parse_epoch(message.clock),
@@ -215,11 +229,13 @@ def _holders_to_wire(location: Location) -> list[pb.Holder]:
     return [pb.Holder(member=member_to_wire(member), numbers=numbers) for member, numbers in location.holders]
 
 
-def _holdings_to_wire(holdings: Holdings) -> list[pb.Holding]:
+def holdings_to_wire(holdings: Holdings) -> list[pb.Holding]:
+    """Numbers by volume."""
     return [pb.Holding(identity=str(identity), numbers=numbers) for identity, numbers in holdings.items()]
 
 
-def _holdings_from_wire(messages: Iterable[pb.Holding]) -> Holdings:
+def holdings_from_wire(messages: Iterable[pb.Holding]) -> Holdings:
+    """Raises InvalidRequest."""
     return {parse_identity(message.identity): _numbers(message.numbers) for message in messages}
 
 

@@ -90,9 +90,9 @@ async def test_snapshots_are_listed_with_their_tiers(node: AskedNode) -> None:
     node.snapshots = [listed(11, "ram", "peer", "bucket"), listed(12)]
     done = await run("ls", "default/llama/0", "--node", node.socket)
     head, first, second = (re.split(r"\s{2,}", line.strip()) for line in done.stdout.splitlines())
-    assert head == ["SNAPSHOT", "RUN", "FILES", "SIZE", "AGE", "NODE", "TIERS"]
-    assert (first[:4], first[5:]) == (["default/llama/0@11", "llama", "8", "3 MiB"], ["a", "ram,peer,bucket"])
-    assert second[6] == "-"
+    assert head == ["SNAPSHOT", "RUN", "STEP", "FILES", "SIZE", "AGE", "NODE", "TIERS"]
+    assert (first[:5], first[6:]) == (["default/llama/0@11", "llama", "-", "8", "3 MiB"], ["a", "ram,peer,bucket"])
+    assert second[7] == "-"
     assert node.requests[0].identity == "default/llama/0"
 
     done = await run("ls", "--json", "--node", node.socket)
@@ -106,6 +106,8 @@ async def test_snapshots_are_listed_with_their_tiers(node: AskedNode) -> None:
         "created_ns": CREATED_NS,
         "node": "a",
         "tiers": ["ram", "peer", "bucket"],
+        "step": None,
+        "set_aside": False,
     }
 
 

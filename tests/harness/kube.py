@@ -58,6 +58,20 @@ class ApiServer:
         configuration.retries = False
         return ApiClient(configuration)
 
+    @property
+    def kubeconfig(self) -> dict[str, Any]:
+        """For programs; with all rights."""
+        authority = str(self.directory / "certs" / "apiserver.crt")
+        cluster = {"server": f"https://127.0.0.1:{self.port}", "certificate-authority": authority}
+        return {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "a", "cluster": cluster}],
+            "users": [{"name": "a", "user": {"token": f"admin-{self.token}"}}],
+            "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}],
+            "current-context": "a",
+        }
+
     async def start(self) -> None:
         """Returns when it is ready."""
         command = [

@@ -80,7 +80,12 @@ def _missing_cgroups() -> str | None:
     except OSError as error:
         return f"needs to make control groups: {error.strerror}"
     try:
-        return None if (probe / "cgroup.kill").exists() else "needs cgroup.kill (Linux 5.14)"
+        if not (probe / "cgroup.kill").exists():
+            return "needs cgroup.kill (Linux 5.14)"
+        # With nsdelegate only who may enter the machine's own namespace leaves its group.
+        leave = f'echo $$ >{probe}/cgroup.procs && exec unshare --cgroup sh -c "echo \\$\\$ >{groups}/cgroup.procs"'
+        left = subprocess.run(["sh", "-c", leave], capture_output=True, text=True, check=False)
+        return f"needs to leave a control group: {left.stderr.strip()}" if left.returncode else None
     finally:
         probe.rmdir()
 

@@ -17,12 +17,12 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
 
 from fuse_tier.checkpoints import Checkpoint, Job, Saved, encode
+from fuse_tier.completeness import newest_complete
 from fuse_tier.emulator import Emulator, running_emulator
 from fuse_tier.errors import Damaged, MalformedManifest, MountError, NotFound
 from fuse_tier.hashing import hash_bytes
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Lineage
-from fuse_tier.replicate.completeness import newest_complete
 from fuse_tier.replicate.offline import Wanted, restore_from_bucket
 from fuse_tier.replicate.records import JobRecords
 from fuse_tier.replicate.steps import Report
@@ -281,7 +281,7 @@ async def test_the_command_needs_the_buckets_name_and_an_identity_only(
 
 async def test_the_command_refuses_what_does_not_go_together(tmp_path: Path) -> None:
     target = ("--identity", str(ZERO), "--to", str(tmp_path / "tree"))
-    for arguments in (("--step", "3"), ("--bucket", URL, "--snapshot", "1", "--step", "2")):
+    for arguments in (("--endpoint", URL), ("--bucket", URL, "--snapshot", "1", "--step", "2")):
         done = await run("restore", *arguments, *target)
         assert done.returncode == 2, arguments
 

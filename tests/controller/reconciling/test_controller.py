@@ -236,7 +236,7 @@ async def test_the_program_says_that_it_is_ready_once_the_kind_is_known_and_ends
     with api_server.client as api:
         cluster = Cluster(api_server, api)
         path = tmp_path / "kubeconfig"
-        path.write_text(yaml.safe_dump(_kubeconfig(api_server)))
+        path.write_text(yaml.safe_dump(api_server.kubeconfig))
         (port,) = free_ports(1)
         command = [
             *(sys.executable, "-m", "controller.reconciling.cli", "--kubeconfig-path", str(path)),
@@ -271,16 +271,3 @@ async def test_the_program_says_that_it_is_ready_once_the_kind_is_known_and_ends
             process.wait()
         (lease,) = (await cluster.writer.read(LEASES))["items"]
         assert not lease["spec"].get("holderIdentity"), "the next one need not wait"
-
-
-def _kubeconfig(server: ApiServer) -> dict[str, object]:
-    authority = str(server.directory / "certs" / "apiserver.crt")
-    address = f"https://127.0.0.1:{server.port}"
-    return {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": "a", "cluster": {"server": address, "certificate-authority": authority}}],
-        "users": [{"name": "a", "user": {"token": f"admin-{server.token}"}}],
-        "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}],
-        "current-context": "a",
-    }

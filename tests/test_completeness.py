@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fuse_tier.checkpoints import Checkpoint, Job, Saved
+from fuse_tier.completeness import find_complete, newest_complete
 from fuse_tier.epochs import number_before
 from fuse_tier.identity import SnapshotId
 from fuse_tier.manifest import Lineage
-from fuse_tier.replicate.completeness import find_complete, newest_complete
 
 JOB = Job("default", "llama")
 RUN = Lineage("llama", world_size=2)

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from fuse_tier.checkpoints import Checkpoint, Job, Saved
+from fuse_tier.completeness import newest_complete
 from fuse_tier.identity import SnapshotId
 from fuse_tier.manifest import Lineage
-from fuse_tier.replicate.completeness import newest_complete
 from fuse_tier.replicate.retention import Keep, plan_job_retention
 
 JOB = Job("default", "llama")

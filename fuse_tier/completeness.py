@@ -28,6 +28,19 @@ def representatives(saved: Iterable[Saved]) -> dict[int | None, Saved]:
     return last
 
 
+def whole_steps(saved: Mapping[str, Iterable[Saved]], size: int) -> dict[int, dict[str, Saved]]:
+    """The steps that all ``size`` ranks of a job have, with the snapshot of each replica, by step.
+
+    ``saved`` is what is known of each replica, of one run and one shape of the job.
+    """
+    parts: dict[int, dict[str, Saved]] = {}
+    for replica, several in saved.items():
+        for step, last in representatives(several).items():
+            if step is not None:
+                parts.setdefault(step, {})[replica] = last
+    return {step: whole for step, whole in sorted(parts.items()) if len(whole) == size}
+
+
 def find_complete(job: Job, listed: Collection[Saved], expected: Collection[str] = ()) -> tuple[Checkpoint, ...]:
     """The complete checkpoints of a job's newest run, oldest first.
 

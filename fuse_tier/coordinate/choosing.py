@@ -1,0 +1,213 @@
+"""From which step all ranks of a job go on: a pure decision from what is known of the job at one moment.
+
+The newest step that every rank has, in RAM anywhere or in the bucket. Never one that is older than where a rank has
+begun that is at work now: its files cannot be taken back under it. And nothing is begun anew, or from an older step,
+while it only seems that something is lost: what a node has that went away a moment ago is waited for, and where steps
+were saved of which no complete one is left, a person has to say what is to become of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from fuse_tier.checkpoints import Job, Saved
+from fuse_tier.completeness import representatives, whole_steps
+from fuse_tier.errors import NotFound, RunMismatch, TierRefused, TierUnavailable
+from fuse_tier.manifest import Lineage
+from fuse_tier.restarts import Question, Resumption, Verdict
+
+Parts = Mapping[str, Collection[Saved]]
+"""Snapshots by replica."""
+
+_NOTHING = -1  # in place of a step: no files
+_NAMED_AT_MOST = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of one run of a job. Only in ``ever`` is what was given up or is damaged."""
+
+    here: Parts  # what nodes list that are alive
+    awaited: Parts  # that, and copies that nodes have which went away a moment ago
+    ever: Parts  # whatever nodes have, or had that have not been heard of for longer, be it good or bad
+    wherever: Parts = field(default_factory=dict)  # as ``here``, of all nodes, be they gone for long
+    going_on: Mapping[str, Resumption] = field(default_factory=dict)  # of replicas that are mounted on live nodes
+    brought: Mapping[str, int] = field(default_factory=dict)  # the newest of each that a node brought to the bucket
+    other_shapes: Collection[Lineage] = ()  # in which snapshots of the run were taken, too
+
+
+@dataclass(frozen=True, slots=True)
+class Current:
+    """The last restart of a run, and who has joined it."""
+
+    restart: int
+    step: int | None
+    joined: frozenset[str]
+    is_forced: bool = False
+    is_heard: bool = False  # from nodes, by a coordinator that was not there when it began: others may have joined
+
+
+def choose(question: Question, known: Known, current: Current | None, restart: int) -> Verdict:
+    """The answer to a rank; ``restart`` is the number of the one that begins if ``current`` does not go on.
+
+    A restart goes on while ranks ask that have not joined it, all of these can have its step, and no newer one has
+    been completed since. Raises TierUnavailable (ask again), RunMismatch, TierRefused, and NotFound when a step is
+    forced that is not complete.
+    """
+    if _takes_newest(question, known):
+        return Verdict(0)
+    complete = _complete(question, known.here)
+    if question.forced is not None and question.forced not in complete:
+        raise NotFound(_not_complete(question, complete))
+    if current is not None and (number := _number_in(current, question, known)) is not None:
+        return Verdict(current.restart, current.step, number, _others(question, known, current.restart))
+    step = question.forced
+    if step is None:
+        step = _newest(complete)
+        _check_nothing_newer(question, known, complete)
+    if step is None:
+        _check_beginning(question, known)
+    _check_others(question, known, step)
+    return Verdict(restart, step, 0 if step is None else complete[step], _others(question, known, restart))
+
+
+def _takes_newest(question: Question, known: Known) -> bool:
+    """Whether the job has snapshots, none of which names a step. Raises RunMismatch for one of another shape."""
+    if question.backups or question.forced is not None:
+        return False
+    steps = [one.step for several in known.ever.values() for one in several]
+    if not steps and known.other_shapes:
+        other = next(iter(known.other_shapes))
+        raise RunMismatch(
+            f"run {question.lineage.run} of {Job.of(question.identity)} was saved with {_shape(other)}, and not with "
+            f"{_shape(question.lineage)}: start the job in its old shape, or say `restore: latest` to have each "
+            "replica's own files, or name another run to begin empty"
+        )
+    return bool(steps) and all(step is None for step in steps)
+
+
+def _shape(lineage: Lineage) -> str:
+    topology = f", topology {lineage.topology}" if lineage.topology else ""
+    return f"{lineage.world_size} ranks{topology}"
+
+
+def _complete(question: Question, saved: Parts) -> dict[int, int]:
+    """The steps that are complete in RAM or in the bucket, with the asker's part of each."""
+    numbers: dict[int, int] = {}
+    for step, parts in whole_steps(saved, question.lineage.world_size).items():
+        if (own := parts.get(question.identity.replica)) is not None:
+            numbers[step] = own.id.number
+    for backup in question.backups:
+        numbers[backup.step] = max(backup.number, numbers.get(backup.step, 0))
+    return numbers
+
+
+def _newest(complete: Mapping[int, int]) -> int | None:
+    """By its snapshots' numbers: a job that has gone back to an earlier step goes on from there."""
+    return max(complete, key=lambda step: (complete[step], step), default=None)
+
+
+def _rank(step: int | None) -> int:
+    return _NOTHING if step is None else step
+
+
+def _number_in(current: Current, question: Question, known: Known) -> int | None:
+    """The asker's part of the restart that has begun; None when that does not go on."""
+    replica = question.identity.replica
+    if replica in current.joined or question.forced not in (None, current.step):
+        return None
+    if current.is_heard and _has_gone_on(current, known):
+        return None
+    if question.forced is None:
+        since = tuple(backup for backup in question.backups if backup.epoch >= current.restart)
+        completed = [*whole_steps(known.here, question.lineage.world_size), *(backup.step for backup in since)]
+        # What a person has gone back from is given up as soon as somebody has joined.
+        if (current.joined or not current.is_forced) and any(step > _rank(current.step) for step in completed):
+            return None
+    if current.step is None:
+        return 0
+    parts = {
+        one: part.id.number
+        for one, several in known.here.items()
+        if (part := representatives(several).get(current.step)) is not None
+    }
+    backed_up = [backup.number for backup in question.backups if backup.step == current.step]
+    if not backed_up:
+        at_work = {one for one, resumed in known.going_on.items() if resumed.restart == current.restart}
+        if replica not in parts or len(parts.keys() | at_work) < question.lineage.world_size:
+            return None
+    return max([*backed_up, parts.get(replica, 0)])
+
+
+def _has_gone_on(current: Current, known: Known) -> bool:
+    """Whether somebody who joined a restart has saved since: all had joined it then, whoever can be asked now."""
+    return any(
+        one.step is not None and one.step > _rank(current.step)
+        for replica in current.joined
+        for one in known.wherever.get(replica, ())
+    )
+
+
+def _check_nothing_newer(question: Question, known: Known, complete: Mapping[int, int]) -> None:
+    """Raises TierUnavailable when there is, or may be, a newer complete checkpoint, of which somebody is away."""
+    newest = _newest(complete)
+    job = Job.of(question.identity)
+    expected = _newest(_complete(question, known.awaited))
+    if expected is not None and _rank(expected) > _rank(newest):
+        raise TierUnavailable(f"step {expected} of {job} is waited for: a node that has a part of it is away")
+    if question.bucket_silent:
+        parts = whole_steps(known.here, question.lineage.world_size).get(_rank(newest), {})
+        if all(known.brought.get(replica, 0) > part.id.number for replica, part in parts.items()):
+            raise TierUnavailable(
+                f"{question.bucket_silent}: it may have a newer complete checkpoint of {job}; try again then"
+            )
+
+
+def _check_beginning(question: Question, known: Known) -> None:
+    """A job whose first save was never complete begins anew. Raises TierRefused when there was more."""
+    saved = {
+        replica: sorted({one.step for one in several if one.step is not None})
+        for replica, several in known.ever.items()
+    }
+    if len({step for steps in saved.values() for step in steps}) < 2:
+        return
+    told = [f"{replica}: {', '.join(map(str, steps)) or 'no step'}" for replica, steps in sorted(saved.items())]
+    named = "; ".join(told[:_NAMED_AT_MOST]) + ("; …" if len(told) > _NAMED_AT_MOST else "")
+    raise TierRefused(
+        f"no step of {Job.of(question.identity)} (run {question.lineage.run}) is complete, of "
+        f"{question.lineage.world_size} ranks: {named}. If only some ranks save, say `restore: latest`; to begin "
+        "anew, name another run"
+    )
+
+
+def _check_others(question: Question, known: Known, step: int | None) -> None:
+    """Raises TierUnavailable when a rank is at work that has begun from a newer step than this one."""
+    beyond = [replica for replica in _others(question, known, 0) if _rank(known.going_on[replica].step) > _rank(step)]
+    if beyond:
+        begun = max(_rank(known.going_on[replica].step) for replica in beyond)
+        raise TierUnavailable(
+            f"{question.identity} can only go back to {_named(step)}, but {_several(beyond)} of its job went on from "
+            f"step {begun} and {'is' if len(beyond) == 1 else 'are'} mounted: stop all ranks of the job, then all go "
+            "back together"
+        )
+
+
+def _others(question: Question, known: Known, restart: int) -> tuple[str, ...]:
+    """Replicas beside the asker that are at work and have not joined a restart."""
+    own = question.identity.replica
+    return tuple(sorted(one for one, resumed in known.going_on.items() if one != own and resumed.restart != restart))
+
+
+def _several(replicas: Collection[str]) -> str:
+    some = ", ".join(sorted(replicas)[:_NAMED_AT_MOST]) + (", …" if len(replicas) > _NAMED_AT_MOST else "")
+    return f"replica{'s' if len(replicas) > 1 else ''} {some}"
+
+
+def _named(step: int | None) -> str:
+    return "the beginning" if step is None else f"step {step}"
+
+
+def _not_complete(question: Question, complete: Mapping[int, int]) -> str:
+    there = ", ".join(map(str, sorted(complete))) or "none"
+    return f"step {question.forced} of {Job.of(question.identity)} is not complete: those that are: {there}"

@@ -1,0 +1,238 @@
+"""What a volume's tree is made of before it is mounted.
+
+Its newest snapshot, or one that is named; or, with all other ranks of its job, the one of the step that was chosen
+for all of them (``coordinate/choosing.py``). Then nothing starts before it has said so: whoever is told that the step
+was chosen again begins once more. What stood in the tree beyond it stays in the list of snapshots, set aside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import structlog
+import trio
+
+from fuse_tier import failpoints, metrics
+from fuse_tier.deadlines import Deadline
+from fuse_tier.epochs import epoch_of
+from fuse_tier.errors import Damaged, FuseTierError, MountError, NotFound, TierUnavailable
+from fuse_tier.identity import Identity
+from fuse_tier.manifest import Lineage
+from fuse_tier.replicate.backups_of_job import BackupsOfJob
+from fuse_tier.replicate.choice import Chooser, Chosen
+from fuse_tier.replicate.membership import Membership
+from fuse_tier.replicate.restore import Restored, Restorer
+from fuse_tier.replicate.settling import final_snapshot
+from fuse_tier.replicate.steps import Report
+from fuse_tier.replicate.succession import was_left
+from fuse_tier.replicate.volume import Volume
+from fuse_tier.restarts import Question, Resumption, Verdict
+from fuse_tier.tiers.base import TierName
+
+log = structlog.get_logger(__name__)
+
+_AGAIN_SECONDS = 0.2
+_KNOWN_SECONDS = 1.0  # until the coordinator knows of what a node has lost
+_TRIES = 3  # with a snapshot that is listed somewhere, and that nobody gives
+
+Claim = Callable[[Identity, int], Awaitable[int]]
+"""Claims an identity under an epoch above another one."""
+
+
+AskBucketOfJob = Callable[[Identity, Lineage], Awaitable[BackupsOfJob]]
+
+
+@dataclass(frozen=True, slots=True)
+class MountOrder:
+    """What is to be mounted where. ``snapshot`` 0 means the newest of the run."""
+
+    identity: Identity
+    lineage: Lineage
+    mountpoint: str
+    snapshot: int = 0
+    read_only: bool = False
+    version: str = ""  # a complete checkpoint in the bucket, rather than the newest state
+    is_consistent: bool = False  # from the same step as all other ranks of the job
+    step: int | None = None  # which all of them go back to
+
+    @property
+    def goes_with_others(self) -> bool:
+        """Whether the job's ranks have to agree; who names a snapshot or a version has said what it wants."""
+        return self.is_consistent and not self.snapshot and not self.version
+
+
+class Preparing:
+    """Makes trees ready on one node."""
+
+    def __init__(self, chooser: Chooser, restorer: Restorer, membership: Membership) -> None:
+        self._chooser = chooser
+        self._restorer = restorer
+        self._membership = membership
+        self.refresh: Callable[[], Awaitable[None]] | None = None  # brings up to date what this node tells
+        self.ask_bucket: AskBucketOfJob | None = None  # of a node with a bucket
+
+    async def prepare(
+        self, volume: Volume, order: MountOrder, report: Report, epoch: int, claim: Claim
+    ) -> Restored | None:
+        """What was restored; None when the tree goes on as it is, or is begun.
+
+        Raises what the parts raise; the tree is then what it was, or a whole other one, and not to be mounted.
+        """
+        if order.goes_with_others:
+            return await self._with_others(volume, order, report, epoch, claim)
+        report.begin("looking for snapshots")
+        await _leave_nothing_unsaved(volume)
+        chosen = await self._chooser.choose(
+            order.identity, order.lineage, order.snapshot, order.version, known=volume.newest
+        )
+        named = bool(order.snapshot or chosen.is_forced)
+        is_current = not named and self._restorer.is_current(volume, order.lineage, chosen)
+        volume.resumption = None
+        return await self._make(volume, order, chosen, report, epoch, claim, is_current=is_current)
+
+    # ---- with all other ranks ----
+
+    async def _with_others(
+        self, volume: Volume, order: MountOrder, report: Report, epoch: int, claim: Claim
+    ) -> Restored | None:
+        give_up = trio.current_time() + Deadline.RESTART
+        lacking: dict[int, int] = {}
+        while True:
+            verdict = Verdict(0)
+            try:
+                report.begin("agreeing with the other ranks on a step")
+                await _leave_nothing_unsaved(volume)
+                verdict = await self._ask(order, tuple(one for one, tries in lacking.items() if tries >= _TRIES))
+                restored = await self._follow(volume, order, verdict, report, epoch, claim)
+                if verdict.restart:
+                    await self._join(volume, order, verdict)
+                return restored
+            except Damaged as error:
+                if not verdict.number:
+                    raise
+                log.error("restart.part_damaged", identity=str(order.identity), step=verdict.step, reason=str(error))
+                metrics.error("damaged")
+                lacking[verdict.number] = _TRIES
+            except NotFound as error:
+                if not verdict.number:
+                    raise
+                log.info("restart.part_not_found", identity=str(order.identity), step=verdict.step, reason=str(error))
+                lacking[verdict.number] = lacking.get(verdict.number, 0) + 1
+                await trio.sleep(_KNOWN_SECONDS)
+            except TierUnavailable as error:
+                if trio.current_time() > give_up:
+                    raise
+                log.debug("restart.again", identity=str(order.identity), reason=str(error))
+                report.begin(f"waiting: {error}")
+            await trio.sleep(_AGAIN_SECONDS)
+
+    async def _ask(self, order: MountOrder, lacking: tuple[int, ...]) -> Verdict:
+        if self.refresh is not None:
+            await self.refresh()
+        there, silent = BackupsOfJob(), ""
+        if self.ask_bucket is not None:
+            try:
+                there = await self.ask_bucket(order.identity, order.lineage)
+            except (NotFound, Damaged):  # restore.version names what is not there
+                raise
+            except FuseTierError as error:
+                silent = str(error)
+        forced = order.step if order.step is not None else there.forced
+        question = Question(order.identity, order.lineage, there.backups, silent, lacking, forced)
+        return await self._membership.restart(question)
+
+    async def _follow(
+        self, volume: Volume, order: MountOrder, verdict: Verdict, report: Report, epoch: int, claim: Claim
+    ) -> Restored | None:
+        identity = order.identity
+        if verdict.others:
+            log.info("restart.others_mounted", identity=str(identity), step=verdict.step, replicas=verdict.others)
+        if not verdict.restart:
+            volume.resumption = None
+        if not verdict.restart or not verdict.number:
+            chosen = await self._chooser.choose(identity, order.lineage, known=volume.newest)
+            if verdict.restart:
+                chosen = Chosen(None, (), chosen.highest)
+            is_current = self._restorer.is_current(volume, order.lineage, chosen)
+            if verdict.restart:
+                is_current = is_current and volume.newest is None
+            return await self._make(volume, order, chosen, report, epoch, claim, is_current=is_current)
+        chosen = await self._chooser.choose(identity, order.lineage, verdict.number, known=volume.newest)
+        newest = volume.newest
+        is_current = (
+            volume.has_tree
+            and not volume.superseded
+            and not volume.is_dirty
+            and newest is not None
+            and newest.id.number == verdict.number
+        )
+        return await self._make(volume, order, chosen, report, epoch, claim, is_current=is_current, whole_only=True)
+
+    async def _join(self, volume: Volume, order: MountOrder, verdict: Verdict) -> None:
+        failpoints.reached("restart.joining")
+        resumption = Resumption(
+            order.lineage.run, verdict.restart, verdict.step, self._membership.epoch(order.identity)
+        )
+        await self._membership.join(order.identity, resumption)
+        await volume.went_on_from(resumption)
+        failpoints.reached("restart.joined")
+        log.info(
+            "restart.joined", identity=str(order.identity), restart=verdict.restart, step=verdict.step,
+            snapshot=verdict.number,
+        )  # fmt: skip
+
+    # ---- the tree ----
+
+    async def _make(
+        self,
+        volume: Volume,
+        order: MountOrder,
+        chosen: Chosen,
+        report: Report,
+        epoch: int,
+        claim: Claim,
+        *,
+        is_current: bool,
+        whole_only: bool = False,
+    ) -> Restored | None:
+        highest = epoch_of(max(chosen.highest, volume.numbering.highest))
+        if highest >= epoch:  # of a bucket that another cluster uses, whose clock is ahead
+            epoch = await claim(order.identity, highest)
+        membership = self._membership
+        left = was_left(order.identity, chosen.manifest, membership.own(), membership.members())
+        if is_current:
+            volume.resume(order.lineage, chosen.highest, epoch, anew=left)
+            _note_bucket(volume, chosen)
+            log.info("volume.resumed", identity=str(order.identity), snapshot=volume.numbering.highest)
+            return None
+        if volume.superseded:
+            log.warning("volume.fork_replaced", identity=str(order.identity), by=volume.superseded)
+        elif volume.has_tree and volume.is_dirty:
+            raise MountError(
+                f"the files of {order.identity} here have changes that are in no snapshot yet, and would be "
+                "replaced: the log says why none can be taken (snapshot.postponed); nothing was changed"
+            )
+        if chosen.manifest is not None:
+            report.begin(f"restoring {chosen.manifest.id} from {chosen.places[0].place}", chosen.manifest.size)
+        newest, number = volume.newest, chosen.manifest.id.number if chosen.manifest is not None else 0
+        if order.goes_with_others and newest is not None and newest.id.number > number:
+            log.warning("restart.set_aside", snapshot=str(newest.id), restored=number)
+        restored = await self._restorer.into_volume(
+            volume, chosen, order.lineage, report.moved, epoch=epoch, anew=left, whole_only=whole_only
+        )
+        _note_bucket(volume, chosen)
+        return restored
+
+
+async def _leave_nothing_unsaved(volume: Volume) -> None:
+    if volume.has_tree and volume.is_dirty:
+        await final_snapshot(volume)
+
+
+def _note_bucket(volume: Volume, chosen: Chosen) -> None:
+    """What the bucket was seen to list need not be brought there: no node asks it anything at a mount."""
+    if chosen.manifest is not None and chosen.manifest == volume.newest:
+        for place in chosen.places:
+            if place.name is TierName.BUCKET:
+                volume.copies.stored(TierName.BUCKET, place.place, chosen.manifest.id.number)

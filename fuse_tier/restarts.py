@@ -1,0 +1,73 @@
+"""What nodes and the coordinator say to each other when a job of several ranks is started again.
+
+Values only: which step it is that all ranks go on from is decided in ``coordinate/choosing.py`` and kept in
+``coordinate/restarts.py``; what a node does then is ``replicate/resuming.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fuse_tier.checkpoints import Job
+from fuse_tier.epochs import epoch_of
+from fuse_tier.identity import Identity
+from fuse_tier.manifest import Lineage
+
+
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """From what a volume's files have gone on: all ranks that joined one restart have the same step."""
+
+    run: str
+    restart: int  # grows
+    step: int | None  # None: with no files
+    epoch: int  # under which the volume was owned then: what has a lower one is of the life before
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Somebody has said that a step of a run is not to be restored again."""
+
+    job: Job
+    run: str
+    step: int
+    epoch: int  # of the moment: a step of that number that is saved under a later one is another
+
+    def is_on(self, run: str, step: int | None, number: int) -> bool:
+        """Whether a snapshot is meant."""
+        return run == self.run and step == self.step and epoch_of(number) <= self.epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """A complete checkpoint in the bucket, and the snapshot of the asking volume that is part of it."""
+
+    step: int
+    number: int
+    epoch: int  # the lowest of its snapshots
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A node that is to mount a volume of a job asks from which step it goes on."""
+
+    identity: Identity
+    lineage: Lineage  # its world size says how many ranks the job has
+    backups: tuple[Backup, ...] = ()  # in the bucket, of this lineage, oldest first
+    bucket_silent: str = ""  # why the bucket could not be asked; empty: it was, or there is none
+    lacking: tuple[int, ...] = ()  # snapshots of this volume that are damaged, or that nobody has
+    forced: int | None = None  # the step that a person wants
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The answer: ``number`` of ``step``; with ``number`` 0 no files at all.
+
+    ``restart`` 0 says that no tree of the job names a step: each rank takes its newest snapshot, and nothing is
+    joined.
+    """
+
+    restart: int
+    step: int | None = None
+    number: int = 0
+    others: tuple[str, ...] = ()  # replicas that are mounted, and have not joined: they go on as they are

@@ -1,0 +1,170 @@
+"""How the values of ``restarts.py`` travel in ``control.proto``; parsing is strict, as in ``members.py`` here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from fuse_tier import epochs
+from fuse_tier.checkpoints import Job, Saved
+from fuse_tier.errors import ConfigError, InvalidRequest
+from fuse_tier.identity import Identity, SnapshotId, is_name
+from fuse_tier.manifest import Lineage
+from fuse_tier.restarts import Backup, Mark, Question, Resumption, Verdict
+from fuse_tier.wire import control_pb2 as pb
+
+_STEPS = 10**18  # the highest is below
+_LONGEST_REASON = 1000
+
+
+def saves_to_wire(saved: Mapping[Identity, Iterable[Saved]]) -> list[pb.Saves]:
+    """What holdings are part of."""
+    messages: dict[tuple[Identity, Lineage], pb.Saves] = {}
+    for identity, several in saved.items():
+        for one in several:
+            lineage = one.lineage
+            message = messages.setdefault(
+                (identity, lineage),
+                pb.Saves(
+                    identity=str(identity),
+                    run=lineage.run,
+                    world_size=lineage.world_size,
+                    topology=lineage.topology,
+                ),
+            )
+            message.numbers.append(one.id.number)
+            message.steps.append(0 if one.step is None else one.step + 1)
+    return list(messages.values())
+
+
+def saves_from_wire(messages: Iterable[pb.Saves]) -> dict[Identity, tuple[Saved, ...]]:
+    """Raises InvalidRequest."""
+    found: dict[Identity, tuple[Saved, ...]] = {}
+    for message in messages:
+        if len(message.numbers) != len(message.steps):
+            raise InvalidRequest(
+                f"{message.identity}: {len(message.numbers)} snapshots and {len(message.steps)} steps"
+            )
+        lineage = parse_lineage(message.run, message.world_size, message.topology)
+        try:
+            identity = Identity.parse(message.identity)
+            saved = [
+                Saved(SnapshotId(identity, number), lineage, _step(step - 1) if step else None, 0)
+                for number, step in zip(message.numbers, message.steps, strict=True)
+            ]
+        except ConfigError as error:
+            raise InvalidRequest(str(error)) from None
+        found[identity] = (*found.get(identity, ()), *saved)
+    return found
+
+
+def resumption_to_wire(identity: Identity, one: Resumption) -> pb.Resumption:
+    """From what a volume went on."""
+    return pb.Resumption(identity=str(identity), run=one.run, restart=one.restart, step=one.step, epoch=one.epoch)
+
+
+def resumption_from_wire(message: pb.Resumption) -> tuple[Identity, Resumption]:
+    """Raises InvalidRequest."""
+    step = _step(message.step) if message.HasField("step") else None
+    if not is_name(message.run):
+        raise InvalidRequest(f"{message.run!r} is no run")
+    if message.epoch > epochs.HIGHEST or message.restart > epochs.HIGHEST:
+        raise InvalidRequest(f"restart {message.restart} in epoch {message.epoch} is out of range")
+    return _identity(message.identity), Resumption(message.run, message.restart, step, message.epoch)
+
+
+def mark_to_wire(mark: Mark) -> pb.Mark:
+    """A step that is not to be restored."""
+    return pb.Mark(job=str(mark.job), run=mark.run, step=mark.step, epoch=mark.epoch)
+
+
+def mark_from_wire(message: pb.Mark) -> Mark:
+    """Raises InvalidRequest."""
+    if not is_name(message.run) or message.epoch > epochs.HIGHEST:
+        raise InvalidRequest(f"run {message.run!r}, epoch {message.epoch}: no mark has these")
+    return Mark(parse_job(message.job), message.run, _step(message.step), message.epoch)
+
+
+def parse_job(text: str) -> Job:
+    """Reads ``NAMESPACE/WORKLOAD``. Raises InvalidRequest."""
+    namespace, slash, workload = text.partition("/")
+    if not slash or not is_name(namespace) or not is_name(workload):
+        raise InvalidRequest(f"job {text[:80]!r} must have two parts: NAMESPACE/WORKLOAD")
+    return Job(namespace, workload)
+
+
+def question_to_wire(question: Question) -> pb.RestartRequest:
+    """What a node asks; it adds who it is."""
+    lineage = question.lineage
+    return pb.RestartRequest(
+        identity=str(question.identity),
+        run=lineage.run,
+        world_size=lineage.world_size,
+        topology=lineage.topology,
+        backups=map(backup_to_wire, question.backups),
+        bucket_silent=question.bucket_silent[:_LONGEST_REASON],
+        lacking=question.lacking,
+        forced=question.forced,
+    )
+
+
+def question_from_wire(message: pb.RestartRequest) -> Question:
+    """Raises InvalidRequest."""
+    identity = _identity(message.identity)
+    if message.world_size < 1:
+        raise InvalidRequest(f"{identity}: the size of its job is not said")
+    if any(not 1 <= number < 1 << 63 for number in message.lacking):
+        raise InvalidRequest(f"{identity}: it lacks what can be no snapshot")
+    return Question(
+        identity,
+        parse_lineage(message.run, message.world_size, message.topology),
+        tuple(map(backup_from_wire, message.backups)),
+        message.bucket_silent[:_LONGEST_REASON],
+        tuple(message.lacking),
+        _step(message.forced) if message.HasField("forced") else None,
+    )
+
+
+def verdict_to_wire(verdict: Verdict) -> pb.RestartReply:
+    """The answer."""
+    return pb.RestartReply(restart=verdict.restart, step=verdict.step, number=verdict.number, others=verdict.others)
+
+
+def verdict_from_wire(message: pb.RestartReply) -> Verdict:
+    """Raises InvalidRequest."""
+    step = _step(message.step) if message.HasField("step") else None
+    if bool(message.number) != (step is not None) or message.number >= 1 << 63:
+        raise InvalidRequest(f"step {step} is not snapshot {message.number}")
+    return Verdict(message.restart, step, message.number, tuple(message.others))
+
+
+def backup_to_wire(backup: Backup) -> pb.Backup:
+    """A complete checkpoint in the bucket."""
+    return pb.Backup(step=backup.step, number=backup.number, epoch=backup.epoch)
+
+
+def backup_from_wire(message: pb.Backup) -> Backup:
+    """Raises InvalidRequest."""
+    if not 1 <= message.number < 1 << 63:
+        raise InvalidRequest(f"{message.number} is the number of no snapshot")
+    return Backup(_step(message.step), message.number, message.epoch)
+
+
+def _identity(text: str) -> Identity:
+    try:
+        return Identity.parse(text)
+    except ConfigError as error:
+        raise InvalidRequest(str(error)) from None
+
+
+def parse_lineage(run: str, world_size: int, topology: str) -> Lineage:
+    """Raises InvalidRequest."""
+    try:
+        return Lineage(run, world_size=world_size, topology=topology)
+    except ConfigError as error:
+        raise InvalidRequest(str(error)) from None
+
+
+def _step(step: int) -> int:
+    if step >= _STEPS:
+        raise InvalidRequest(f"{step} is no step: they are below {_STEPS}")
+    return step

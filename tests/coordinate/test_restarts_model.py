@@ -1,0 +1,478 @@
+"""Whatever is lost, late or started again: no two ranks of a job go on from different steps, and no complete
+checkpoint is lost while somebody has every part of it.
+
+The model plays nodes as their workers behave: what is claimed, asked, restored and joined in that order, what is
+listed, what retention leaves. Its ranks save one step after another, some of them ahead of others. The coordinator,
+retention and what is set aside are the real ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hypothesis import event, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+
+from fuse_tier.checkpoints import Saved
+from fuse_tier.completeness import whole_steps
+from fuse_tier.coordinate.directory import Directory
+from fuse_tier.coordinate.restarts import Restarts
+from fuse_tier.epochs import epoch_of, number_before
+from fuse_tier.errors import IdentityBusy, TierRefused, TierUnavailable
+from fuse_tier.identity import Identity, SnapshotId
+from fuse_tier.manifest import Lineage
+from fuse_tier.members import LocalFacts, Report
+from fuse_tier.replicate.aside import stays_for_job
+from fuse_tier.replicate.retention import Keep, plan_retention
+from fuse_tier.restarts import Backup, Question, Resumption, Verdict
+
+LEASE = 5.0
+RANKS = (0, 1, 2)
+NODES = ("a", "b", "c", "d")
+RUN = Lineage("llama", world_size=len(RANKS))
+IDENTITIES = {rank: Identity("default", "llama", str(rank)) for rank in RANKS}
+
+ranks = st.sampled_from(RANKS)
+names = st.sampled_from(NODES)
+
+
+@dataclass
+class Node:
+    """What a machine has in its RAM, and what its worker knows."""
+
+    name: str
+    life: int = 1
+    sequence: int = 0
+    is_up: bool = True
+    listed: dict[Identity, dict[int, Saved]] = field(default_factory=dict)
+    resumed: dict[Identity, Resumption] = field(default_factory=dict)
+    needed: dict[Identity, tuple[int, ...]] | None = None
+    heard_at: float = 0.0  # what is needed
+
+    def next(self) -> int:
+        self.sequence += 1
+        return self.sequence
+
+
+@dataclass
+class Rank:
+    """A pod with its volume: where it is, how far its mount has come, and what its files are."""
+
+    number: int
+    node: str = ""  # where it is claimed
+    epoch: int = 0
+    verdict: Verdict | None = None  # its files are those of the step, and it has not joined
+    is_running: bool = False
+    began: int | None = None  # the step from which it went on; None: from no files
+    highest: int = 0  # of its snapshots
+    line: list[Saved] = field(default_factory=list)  # all that has led to its files, the newest last
+
+    @property
+    def identity(self) -> Identity:
+        return IDENTITIES[self.number]
+
+    def has_passed(self, step: int | None) -> bool:
+        """Whether its files have been those of a step since it began."""
+        if step == self.began:
+            return True
+        begun = -1 if self.began is None else self.began
+        return step is not None and step > begun and any(saved.step == step for saved in self.line)
+
+
+class Jobs(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 100.0
+        self.nodes = {name: Node(name) for name in NODES}
+        self.ranks = {rank: Rank(rank) for rank in RANKS}
+        self.bucket: dict[Identity, dict[int, Saved]] = {}
+        self.records: list[dict[str, Saved]] = []
+        self.steps_of_restarts: dict[int, int | None] = {}
+        self.lost_at = 0.0  # when content was lost
+        self._begin_coordinator()
+        self.time_passes(seconds=7)
+        self.pods_are_begun_and_start(first=0, last=0)
+        self.all_ranks_save(saves=2)
+
+    def _begin_coordinator(self) -> None:
+        self.directory = Directory(LEASE, self.now, int(self.now))
+        self.restarts = Restarts(self.directory)
+
+    # ---- what the nodes do ----
+
+    @rule(seconds=st.integers(1, 8))
+    def time_passes(self, seconds: int) -> None:
+        for _ in range(seconds):
+            self.now += 0.9
+            for node in self.nodes.values():
+                self._report(node)
+            self.directory.expire(self.now)
+
+    def _report(self, node: Node) -> None:
+        if not node.is_up:
+            return
+        claimed = {rank.identity: rank.epoch for rank in self.ranks.values() if rank.node == node.name}
+        facts = LocalFacts(
+            1,
+            1,
+            frozenset(claimed),
+            {identity: tuple(sorted(numbers)) for identity, numbers in node.listed.items() if numbers},
+            epochs=claimed,
+            saved={identity: tuple(numbers.values()) for identity, numbers in node.listed.items() if numbers},
+            resumed=dict(node.resumed),
+        )
+        report = Report(node.name, f"{node.name}{node.life}", node.next(), f"{node.name}:1", f"{node.name}:2", facts)
+        self.directory.report(report, self.now)
+        self.restarts.hear(report)
+        if self.directory.is_settled(self.now):
+            node.needed, node.heard_at = self.restarts.needed(node.name, self.now), self.now
+        granted = self.directory.granted(node.name, self.now)
+        for rank in self.ranks.values():
+            if rank.node == node.name and granted.get(rank.identity, 0) > rank.epoch:
+                rank.epoch = granted[rank.identity]
+
+    @rule(saves=st.integers(1, 2))
+    def all_ranks_save(self, saves: int) -> None:
+        for rank in (*RANKS,) * saves:
+            self.a_rank_saves(rank=rank, is_unheard=False)
+            self.a_copy_is_made(rank=rank, name=NODES[(rank + 1) % len(NODES)])
+
+    @rule(rank=ranks, is_unheard=st.booleans())
+    def a_rank_saves(self, rank: int, is_unheard: bool) -> None:
+        """The next step, if no rank is too far behind."""
+        one = self.ranks[rank]
+        if not one.is_running or len([other for other in self.ranks.values() if other.is_running]) < len(RANKS):
+            return
+        done = {number: self._step_of(other) for number, other in self.ranks.items()}
+        if done[rank] > min(done.values()) + 200:
+            return
+        if not is_unheard:  # saving takes longer than telling
+            self.time_passes(seconds=2)
+        self._save(one, done[rank] + 100, is_unheard=is_unheard)
+
+    @staticmethod
+    def _step_of(rank: Rank) -> int:
+        return (rank.line[-1].step or 0) if rank.line else 0
+
+    def _save(self, rank: Rank, step: int, *, is_unheard: bool = False) -> None:
+        rank.highest = max(rank.highest, number_before(rank.epoch)) + 1
+        assert epoch_of(rank.highest) == rank.epoch, "an epoch below that of a snapshot"
+        saved = Saved(SnapshotId(rank.identity, rank.highest), RUN, step, 0)
+        rank.line.append(saved)
+        self.nodes[rank.node].listed.setdefault(rank.identity, {})[saved.id.number] = saved
+        if not is_unheard:
+            self._report(self.nodes[rank.node])
+
+    @rule(rank=ranks, name=names)
+    def a_copy_is_made(self, rank: int, name: str) -> None:
+        one = self.ranks[rank]
+        if one.is_running and one.line and self.nodes[name].is_up:
+            held = self.nodes[name].listed.setdefault(one.identity, {})
+            if max(held, default=0) < one.line[-1].id.number:
+                held[one.line[-1].id.number] = one.line[-1]
+                self._report(self.nodes[name])
+
+    @rule(rank=ranks)
+    def a_backup_is_made(self, rank: int) -> None:
+        one = self.ranks[rank]
+        if not one.is_running or not one.line:
+            return
+        self.bucket.setdefault(one.identity, {})[one.line[-1].id.number] = one.line[-1]
+        whole = whole_steps({str(rank): self.bucket.get(IDENTITIES[rank], {}).values() for rank in RANKS}, len(RANKS))
+        if whole and (not self.records or self.records[-1] != whole[max(whole)]):
+            newest = whole[max(whole)]
+            before = self.records[-1] if self.records else {}
+            if all(part.id.number >= before[one].id.number for one, part in newest.items() if one in before):
+                self.records.append(newest)
+
+    @rule(name=names)
+    def a_node_tidies_up(self, name: str) -> None:
+        node = self.nodes[name]
+        before = self._complete()
+        for identity, numbers in node.listed.items():
+            if node.needed is None:
+                continue
+            several = list(numbers.values())
+            stays = stays_for_job(several, node.needed.get(identity, ()), node.resumed.get(identity))
+            for number in plan_retention(dict(numbers), Keep(1), needed=stays):
+                del numbers[number]
+        # What was superseded may go; that it is the newest again, since another was lost, has to be heard first.
+        if node.heard_at >= self.lost_at + 2:
+            assert self._complete() == before, "retention has lost the newest complete checkpoint"
+
+    # ---- what goes wrong ----
+
+    @rule(name=names)
+    def a_machine_dies(self, name: str) -> None:
+        node = self.nodes[name]
+        if sum(other.is_up for other in self.nodes.values()) < 3:
+            return
+        node.is_up = False
+        self.lost_at = self.now
+        node.listed.clear()
+        node.resumed.clear()
+        for rank in self.ranks.values():
+            if rank.node == name:
+                self._end(rank)
+
+    @rule(name=names)
+    def a_worker_is_away_for_a_moment(self, name: str) -> None:
+        """Its RAM and what it has mounted stay."""
+        node = self.nodes[name]
+        if node.is_up and not any(rank.node == name and not rank.is_running for rank in self.ranks.values()):
+            node.is_up = False
+            self.time_passes(seconds=7)
+            self._come_up(node)
+
+    @rule(name=names)
+    def a_machine_comes_up(self, name: str) -> None:
+        node = self.nodes[name]
+        if not node.is_up:
+            self._come_up(node)
+
+    def _come_up(self, node: Node) -> None:
+        node.is_up = True
+        node.life += 1
+        node.sequence = 0
+        node.needed = None
+        self._report(node)
+
+    @rule()
+    def the_coordinator_starts_again(self) -> None:
+        self._begin_coordinator()
+
+    # ---- restarts ----
+
+    @rule(rank=ranks)
+    def a_pod_ends(self, rank: int) -> None:
+        self._release(self.ranks[rank])
+
+    @rule()
+    def all_pods_end(self) -> None:
+        for rank in self.ranks.values():
+            self._release(rank)
+
+    def _release(self, rank: Rank) -> None:
+        node = self.nodes.get(rank.node)
+        if node is None or not node.is_up:
+            return
+        self._end(rank)
+        self._report(node)
+
+    @staticmethod
+    def _end(rank: Rank) -> None:
+        rank.node, rank.verdict, rank.is_running = "", None, False
+
+    @rule(first=st.integers(0, 3), last=st.integers(0, 3), at_once=st.booleans())
+    def pods_are_begun_and_start(self, first: int, last: int, at_once: bool = False) -> None:
+        """One after another, or all at once, up to some point in the middle perhaps."""
+        moves = [(rank, move) for rank in RANKS for move in range(3)]
+        if at_once:
+            moves.sort(key=lambda one: one[1])
+        for rank, move in moves[: len(moves) - last]:
+            if move == 0:
+                self.a_pod_is_begun(rank=rank, name=NODES[(rank + first) % len(NODES)])
+            elif move == 1:
+                self.a_rank_is_told_and_restored(rank=rank, is_lost=False)
+            else:
+                self.a_rank_joins(rank=rank, is_lost=False)
+
+    @rule(rank=ranks, name=names)
+    def a_pod_is_begun(self, rank: int, name: str) -> None:
+        one, node = self.ranks[rank], self.nodes[name]
+        if one.node or not node.is_up:
+            return
+        self._report(node)
+        try:
+            epoch = self.directory.claim(one.identity, name, f"{name}{node.life}", node.next(), self.now)
+        except (IdentityBusy, TierUnavailable):
+            return
+        one.node, one.epoch = name, epoch
+
+    @rule(rank=ranks, is_lost=st.booleans())
+    def a_rank_is_told_and_restored(self, rank: int, is_lost: bool) -> None:
+        one = self.ranks[rank]
+        if not one.node or one.is_running or not self.nodes[one.node].is_up:
+            return
+        complete = self._complete()
+        for node in self.nodes.values():
+            self._report(node)
+        try:
+            verdict = self.restarts.ask(self._question(one), one.node, self.now)
+        except TierRefused:
+            assert complete is None, f"refused, but {complete} is complete"
+            return
+        except TierUnavailable:
+            return
+        if is_lost:
+            return  # the answer, or the mount is given up
+        assert complete is None or (verdict.step or 0) >= complete, f"{complete} is complete, not {verdict.step} only"
+        one.verdict = verdict
+        if verdict.number and not self._has(one.identity, verdict.number):
+            one.verdict = None  # it has gone meanwhile: it asks again
+            return
+        node = self.nodes[one.node]
+        node.resumed.pop(one.identity, None)
+        if verdict.number:
+            found = next(held[verdict.number] for held in self._holders(one.identity) if verdict.number in held)
+            node.listed.setdefault(one.identity, {})[verdict.number] = found
+
+    def _question(self, rank: Rank) -> Question:
+        backups = tuple(
+            Backup(part.step, part.id.number, min(other.id.epoch for other in record.values()))
+            for record in self.records
+            if (part := record[str(rank.number)]).step is not None
+        )
+        return Question(rank.identity, RUN, backups)
+
+    def _has(self, identity: Identity, number: int) -> bool:
+        return any(number in listed for listed in self._holders(identity))
+
+    def _holders(self, identity: Identity) -> Iterator[dict[int, Saved]]:
+        yield self.bucket.get(identity, {})
+        for node in self.nodes.values():
+            if node.is_up:
+                yield node.listed.get(identity, {})
+
+    @rule(rank=ranks, goes_on=st.booleans())
+    def a_part_is_found_to_be_damaged(self, rank: int, goes_on: bool) -> None:
+        """Wherever it is; and then it is told that, and given something else."""
+        one = self.ranks[rank]
+        if one.verdict is None or not one.verdict.number or not self.nodes[one.node].is_up:
+            return
+        number = one.verdict.number
+        self.lost_at = self.now
+        for held in self._holders(one.identity):
+            held.pop(number, None)
+        self.records = [record for record in self.records if record[str(rank)].id.number != number]
+        one.verdict = None
+        with suppress(TierUnavailable, TierRefused):
+            self.restarts.ask(replace(self._question(one), lacking=(number,)), one.node, self.now)
+        if goes_on:
+            self.a_rank_is_told_and_restored(rank=rank, is_lost=False)
+            self.a_rank_joins(rank=rank, is_lost=False)
+
+    @rule(
+        moves=st.integers(1, 8),
+        at_once=st.booleans(),
+        name=names,
+        rank=ranks,
+        what=st.sampled_from(["dies", "away", "coordinator", "damaged"]),
+    )
+    def something_happens_in_the_middle_of_a_restart(
+        self, moves: int, at_once: bool, name: str, rank: int, what: str
+    ) -> None:
+        self.all_pods_end()
+        self.pods_are_begun_and_start(first=0, last=9 - moves, at_once=at_once)
+        if what == "dies":
+            self.a_machine_dies(name=name)
+        elif what == "away":
+            self.a_worker_is_away_for_a_moment(name=name)
+        elif what == "coordinator":
+            self.the_coordinator_starts_again()
+        else:
+            self.a_part_is_found_to_be_damaged(rank=rank, goes_on=True)
+        for other in RANKS:
+            self.a_rank_joins(rank=other, is_lost=False)
+        self.time_passes(seconds=7)
+        self.pods_are_begun_and_start(first=1, last=0)
+
+    @rule(rank=ranks, is_lost=st.booleans(), is_new=st.booleans())
+    def a_rank_joins(self, rank: int, is_lost: bool, is_new: bool = True) -> None:
+        one = self.ranks[rank]
+        if one.verdict is None or not self.nodes[one.node].is_up:
+            return
+        verdict, node = one.verdict, self.nodes[one.node]
+        assert verdict.restart, "a job whose trees name steps has all ranks agree"
+        resumption = Resumption(RUN.run, verdict.restart, verdict.step, one.epoch)
+        try:
+            self.restarts.join(one.identity, one.node, resumption, self.now)
+        except TierUnavailable:
+            one.verdict = None  # it is chosen again
+            return
+        if is_lost:
+            return  # it tries again
+        if verdict.step is not None:
+            event("a rank goes on from a step")
+            if one.line[-1].step != verdict.step:
+                event("a rank goes back")
+        self._check_agreed(one, verdict)
+        node.resumed[one.identity] = resumption
+        self._restore(one, verdict, is_new=is_new)
+
+    def _check_agreed(self, rank: Rank, verdict: Verdict) -> None:
+        assert self.steps_of_restarts.setdefault(verdict.restart, verdict.step) == verdict.step
+        for other in self.ranks.values():
+            if other is not rank and other.is_running and self._holds_lease(other):
+                assert other.has_passed(verdict.step), (
+                    f"{rank.number} goes on from {verdict.step}, {other.number} began at {other.began} and is at "
+                    f"{self._step_of(other)}"
+                )
+
+    def _holds_lease(self, rank: Rank) -> bool:
+        owned = self.directory.owner(rank.identity, self.now)
+        return owned is not None and owned.node == rank.node
+
+    def _restore(self, rank: Rank, verdict: Verdict, *, is_new: bool) -> None:
+        rank.is_running, rank.verdict, rank.began = True, None, verdict.step
+        at = next((at for at, saved in enumerate(rank.line) if saved.id.number == verdict.number), None)
+        if verdict.step is None:
+            rank.line = []
+            return
+        assert at is not None, f"{verdict.number} was given up"
+        newest = rank.line[-1].id.number == verdict.number
+        del rank.line[at + 1 :]
+        if not newest and is_new:  # else its pod ends before that
+            self._save(rank, verdict.step)  # going back is a new state
+
+    # ---- what has to be ----
+
+    def _complete(self) -> int | None:
+        """The newest step that every rank has come through, of which every part is somewhere."""
+        steps: list[set[int]] = []
+        for rank in self.ranks.values():
+            held = {number for listed in self._in_ram(rank.identity) for number in listed}
+            steps.append({saved.step for saved in rank.line if saved.id.number in held and saved.step is not None})
+        backed_up = {
+            part.step
+            for record in self.records
+            for part in [record["0"]]
+            if all(saved in self.ranks[int(one)].line for one, saved in record.items())
+        }
+        return max([*set.intersection(*steps), *(step for step in backed_up if step is not None)], default=None)
+
+    def _in_ram(self, identity: Identity) -> Iterator[dict[int, Saved]]:
+        return (node.listed.get(identity, {}) for node in self.nodes.values() if node.is_up)
+
+    def teardown(self) -> None:
+        """In the end all nodes are there, and the whole job is started again."""
+        for node in self.nodes.values():
+            if not node.is_up:
+                self._come_up(node)
+        self.time_passes(seconds=8)
+        self.all_pods_end()
+        self.time_passes(seconds=20)
+        complete = self._complete()
+        for _ in range(3):
+            for rank in self.ranks.values():
+                self.a_pod_is_begun(rank=rank.number, name=NODES[rank.number])
+                self.a_rank_is_told_and_restored(rank=rank.number, is_lost=False)
+                self.a_rank_joins(rank=rank.number, is_lost=False)
+        began = {rank.began if rank.is_running else "refused" for rank in self.ranks.values()}
+        assert len(began) == 1, f"they go on from {began}"
+        if complete is not None:
+            assert began == {complete}, f"{complete} is complete, and they go on from {began}"
+
+
+TestJobs = Jobs.TestCase
+TestJobs.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1800)
+def test_whatever_happens_to_many_jobs() -> None:
+    run_state_machine_as_test(Jobs, settings=settings(max_examples=3000, stateful_step_count=60, deadline=None))

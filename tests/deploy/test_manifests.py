@@ -1,0 +1,228 @@
+"""The manifests of ``deploy/``: put together and applied by a real kubectl, used with the rights that they grant."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import yaml
+from kubernetes.client import ApiClient
+
+from controller.ranks.book import RankBook
+from controller.ranks.followers import followed
+from controller.reconciling.certificates import RANKS
+from controller.reconciling.election import Times
+from controller.reconciling.world import CONFIGURATIONS
+from tests.controller.cluster import NAMESPACE, Cluster, path_of, running_controller
+from tests.controller.configurations import SETTINGS
+from tests.harness.kube import ApiServer, running_api_server
+from tests.harness.needs import TOOLS
+from tests.harness.waiting import until
+
+ROOT = TOOLS.parent
+KUBECTL = str(Path(sys.executable).parent / "kubectl")
+Right = tuple[str, str, str, str]  # namespace (empty: everywhere), group, resource, verb
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """What ``make multitier-images`` needs of the repository, without what it made in it."""
+    made = tmp_path / "checkout"
+    shutil.copytree(
+        ROOT / "deploy", made / "deploy", ignore=lambda *_: {"controller-image.yaml", "csi-container-images.yaml"}
+    )
+    for name in ("tools/multitier-files", "Makefile", "pyproject.toml"):
+        (made / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, made / name)
+    return made
+
+
+def make(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["make", *arguments], cwd=checkout, capture_output=True, text=True, check=False)
+
+
+def kubectl(*arguments: str, cwd: Path) -> str:
+    found = subprocess.run([KUBECTL, *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, (arguments, found.stdout, found.stderr)
+    return found.stdout
+
+
+def built(checkout: Path) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all(kubectl("kustomize", "deploy/multitier/controller", cwd=checkout)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "make multitier-images: REPO_PATH is missing: give the registry that has the images, REPO_PATH="),
+        (["REPO_PATH=a|b"], "make multitier-images: REPO_PATH 'a|b' is no image path"),
+        (["REPO_PATH=a/b", "MULTITIER_TAG=no tag"], "make multitier-images: MULTITIER_TAG 'no tag' is no tag"),
+        (
+            ["REPO_PATH=a/b", "REPLICATION_WORKER_DEBUG_BACKUP=true"],
+            "make multitier-images: REPLICATION_WORKER_DEBUG",
+        ),
+    ],
+)
+def test_a_mistake_is_told_in_one_line_and_makes_nothing(checkout: Path, arguments: list[str], line: str) -> None:
+    found = make(checkout, "multitier-images", *arguments)
+    assert found.returncode == 2
+    assert found.stderr.startswith(line)
+    assert found.stderr.splitlines()[1:] == [
+        one for one in found.stderr.splitlines()[1:] if one.startswith("make: ***")
+    ]
+    assert not list((checkout / "deploy/multitier/controller").glob("*image*.yaml"))
+
+
+def test_the_generated_files_name_the_images_and_are_removed_again(checkout: Path) -> None:
+    directory = checkout / "deploy/multitier/controller"
+    made = make(checkout, "multitier-images", "REPO_PATH=registry.example:5000/p/r", "MULTITIER_TAG=v7")
+    assert made.returncode == 0, made.stderr
+    objects = built(checkout)
+    (images,) = [one["data"] for one in objects if one["metadata"]["name"] == "checkpoint-image-config"]
+    assert images["csi-image"] == "registry.example:5000/p/r/fuse-tier-csi:v7"
+    deployments = [one for one in objects if one["kind"] == "Deployment"]
+    assert {one["spec"]["template"]["spec"]["containers"][0]["image"] for one in deployments} == {
+        "registry.example:5000/p/r/fuse-tier-controller:v7"
+    }
+    assert make(checkout, "clean-multitier-controller").returncode == 0
+    assert {one.name for one in directory.glob("*image*.yaml")} == {"csi-container-images.yaml"}
+    assert make(checkout, "clean-multitier").returncode == 0
+    assert not list(directory.glob("*image*.yaml"))
+    assert make(checkout, "multitier-images", "REPO_PATH=a/b").returncode == 0
+    assert "a/b/fuse-tier-csi:0" in (directory / "csi-container-images.yaml").read_text(), "the version is the tag"
+
+
+def test_programs_take_the_arguments_that_the_manifests_give_them(checkout: Path) -> None:
+    from click.testing import CliRunner
+
+    from controller.ranks.cli import ranks
+    from controller.reconciling.cli import controller
+
+    make(checkout, "multitier-images", "REPO_PATH=a/b")
+    commands = {"fuse-tier-controller": controller, "fuse-tier-ranks": ranks}
+    for one in built(checkout):
+        if one["kind"] == "Deployment":
+            (container,) = one["spec"]["template"]["spec"]["containers"]
+            found = CliRunner().invoke(commands[container["command"][0]], container["args"])
+            assert found.exit_code == 1, found.output
+            assert "no API server is known" in str(found.exception) or "no such file" in str(found.exception)
+
+
+def granted(objects: list[dict[str, Any]], account: str) -> set[Right]:
+    """What the bindings to a service account allow."""
+    rules = {(one["kind"], one["metadata"]["name"]): one["rules"] for one in objects if one["kind"].endswith("Role")}
+    found: set[Right] = set()
+    for one in objects:
+        if one["kind"].endswith("RoleBinding") and account in [subject["name"] for subject in one["subjects"]]:
+            for rule in rules[one["roleRef"]["kind"], one["roleRef"]["name"]]:
+                found |= {
+                    (one["metadata"].get("namespace", ""), group, resource, verb)
+                    for group in rule["apiGroups"]
+                    for resource in rule["resources"]
+                    for verb in rule["verbs"]
+                }
+    return found
+
+
+def used(method: str, path: str, query: Any, headers: Any) -> set[Right]:
+    """The rights that a call needs. Events are made where any object may be: their right is one for everywhere."""
+    parts = path.strip("/").split("/")
+    group, rest = ("", parts[2:]) if parts[0] == "api" else (parts[1], parts[3:])
+    namespace = ""
+    if rest[0] == "namespaces":
+        namespace, rest = rest[1], rest[2:]
+    resource = rest[0] if len(rest) < 3 else f"{rest[0]}/{rest[2]}"
+    verbs = {"POST": ["create"], "PUT": ["update"], "DELETE": ["delete"], "PATCH": ["patch"]}.get(method)
+    if verbs is None:
+        verbs = ["get"] if len(rest) > 1 else ["watch"] if ("watch", "1") in query else ["list"]
+    if "apply" in headers.get("Content-Type", ""):
+        verbs = ["patch", "create"]
+    return {("" if resource == "events" else namespace, group, resource, verb) for verb in verbs}
+
+
+def spied(api: ApiClient, calls: set[Right]) -> ApiClient:
+    ask = api.call_api
+
+    def call(path: str, method: str, *rest: Any, **more: Any) -> Any:
+        calls.update(used(method, path, more.get("query_params", ()), more.get("header_params", {})))
+        return ask(path, method, *rest, **more)
+
+    api.call_api = call
+    return api
+
+
+def client_of(server: ApiServer, account: str) -> ApiClient:
+    """With an account's rights, and no others."""
+    api = server.client
+    api.set_default_header("Impersonate-User", f"system:serviceaccount:{SETTINGS.namespace}:{account}")
+    return api
+
+
+@pytest.mark.kube
+async def test_what_is_applied_is_taken_and_both_programs_use_exactly_the_rights_that_they_get(
+    checkout: Path, tmp_path: Path
+) -> None:
+    make(checkout, "multitier-images", "REPO_PATH=a/b")
+    objects = built(checkout)
+    async with running_api_server(tmp_path / "kube") as server:
+        path = tmp_path / "kubeconfig"
+        path.write_text(yaml.safe_dump(server.kubeconfig))
+
+        async def run(*arguments: str) -> str:
+            return await trio.to_thread.run_sync(lambda: kubectl("--kubeconfig", str(path), *arguments, cwd=checkout))
+
+        first = await run("apply", "-k", "deploy/multitier/controller")
+        assert len(first.splitlines()) == len(objects)
+        again = await run("apply", "-k", "deploy/multitier/controller")
+        changed = [line for line in again.splitlines() if not line.endswith(" unchanged")]
+        # The API says of a budget's selector that patches replace it, and kubectl sends such a patch each time.
+        assert all(line.startswith("poddisruptionbudget.policy/") for line in changed), changed
+        await run("apply", "-f", str(ROOT / "crd/checkpointconfiguration.yaml"))
+        await run("wait", "--for=condition=Established", "crd/checkpointconfigurations.checkpointing.gke.io")
+        used_by_controller: set[Right] = set()
+        used_by_ranks: set[Right] = set()
+        account, ranks_account = "gke-checkpointing-multitier-controller", "gke-checkpointing-rank-server-sa"
+        with (
+            server.client as admin,
+            spied(client_of(server, account), used_by_controller) as api,
+            spied(client_of(server, ranks_account), used_by_ranks) as ranks_api,
+        ):
+            cluster = Cluster(server, admin)
+            kept: dict[str, Any] = {
+                "lease_namespace": SETTINGS.namespace, "times": Times(lease=2, renew_deadline=1.5, retry=0.1)
+            }  # fmt: skip
+            async with running_controller(api, **kept):
+                await run("apply", "-f", str(ROOT / "examples/checkpointconfiguration.yaml"))
+                daemonset = await cluster.daemonset()
+                await cluster.until_found(f"{NAMESPACE}/secrets/{RANKS}", lambda _: True)
+                await cluster.run_pods()
+                await cluster.until_condition("Ready", "True", "AllNodesReady")
+                assert (await run("get", "cpc")).splitlines()[1].split()[:4] == [
+                    "default",
+                    "my-checkpoints",
+                    "3",
+                    "3",
+                ]
+                assert "Ready" in await run("events", "--for=CheckpointConfiguration/default", "-n", "default")
+                await run("delete", "checkpointconfigurations", "--all", "--wait=false")
+                await cluster.until_found(path_of(daemonset), lambda one: "deletionTimestamp" in one["metadata"])
+                await cluster.writer.merge(path_of(daemonset), {"metadata": {"finalizers": None}})
+                await cluster.until_gone(f"{CONFIGURATIONS}/default")
+            async with trio.open_nursery() as nursery:
+                for collection in followed(ranks_api, SETTINGS.driver_name, RankBook()):
+                    await nursery.start(collection.follow)
+
+                async def has_all_watches() -> bool:
+                    return sum(right[3] == "watch" for right in used_by_ranks) == 4
+
+                await until(has_all_watches)
+                nursery.cancel_scope.cancel()
+    assert granted(objects, account) - used_by_controller == set(), "nobody uses these"
+    assert used_by_controller - granted(objects, account) == set(), "the programs lack these"
+    assert granted(objects, ranks_account) == used_by_ranks
+    assert granted(objects, SETTINGS.service_account) == set()

@@ -1,0 +1,102 @@
+"""A job of several ranks goes on from one step, whoever was ahead, and whatever was lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fuse_tier.errors import NotFound, RunMismatch
+from fuse_tier.localcluster import LocalCluster, LocalNode
+from tests.e2e.jobs import A_NODE_DIED, mount_when_free
+from tests.harness.clusters import Clusters
+from tests.harness.logs import ExpectedLogs
+from tests.harness.waiting import until
+
+pytestmark = [pytest.mark.fuse, pytest.mark.root]
+
+JOB = "default/llama"
+RANKS = 3
+
+
+def save(mount: Path, rank: int, step: int) -> None:
+    """As jobs save: under another name, and renamed when it is whole. Steps before the last one go."""
+    temporary = mount / f"{step}.tmp"
+    temporary.mkdir()
+    (temporary / "weights").write_bytes(f"rank {rank}, step {step}\n".encode() * 1000)
+    temporary.rename(mount / str(step))
+
+
+def steps_in(mount: Path) -> list[int]:
+    return sorted(int(path.name) for path in mount.iterdir())
+
+
+async def mount_rank(node: LocalNode, cluster: LocalCluster, rank: int, **request: Any) -> Path:
+    mount = cluster.mountpoint(f"{node.name}-rank{rank}")
+    await mount_when_free(node, mount, f"{JOB}/{rank}", world_size=RANKS, **request)
+    return mount
+
+
+async def wait_until_copied(node: LocalNode, rank: int) -> None:
+    await node.wait(f"{JOB}/{rank}", "peer", 60)
+
+
+async def test_a_survivor_that_is_ahead_goes_back_to_the_step_that_all_ranks_have(
+    make_cluster: Clusters, expected_logs: ExpectedLogs, tmp_path: Path
+) -> None:
+    expected_logs.allow(*A_NODE_DIED, r"restart\.set_aside")
+    cluster = await make_cluster("a", "b", "c", "d", bucket=False, settle="50ms")
+    nodes = [cluster["a"], cluster["b"], cluster["c"]]
+    mounts = [await mount_rank(node, cluster, rank) for rank, node in enumerate(nodes)]
+    for step in (100, 200):
+        for rank, (node, mount) in enumerate(zip(nodes, mounts, strict=True)):
+            save(mount, rank, step)
+            await wait_until_copied(node, rank)
+    # Two are ahead, and say so to their peers, too; the third dies before it has saved the step.
+    for rank in (0, 1):
+        save(mounts[rank], rank, 300)
+        await wait_until_copied(nodes[rank], rank)
+    await nodes[2].lose_ram()
+    for rank in (0, 1):
+        await nodes[rank].unmount(mounts[rank])
+
+    mounts = [await mount_rank(node, cluster, rank) for rank, node in enumerate((nodes[0], nodes[1], cluster["d"]))]
+    assert [steps_in(mount) for mount in mounts] == [[100, 200]] * RANKS
+    for rank, mount in enumerate(mounts):
+        assert (mount / "200/weights").read_text().startswith(f"rank {rank}, step 200\n")
+
+    async def aside() -> list[tuple[str, int]]:
+        shown = json.loads((await nodes[0].cli("ls", "--json")).stdout)
+        return sorted((fact["id"].rpartition("@")[0], fact["step"]) for fact in shown if fact["set_aside"])
+
+    async def is_listed() -> bool:
+        found = await aside()
+        return {(f"{JOB}/0", 300), (f"{JOB}/1", 300)} <= set(found)
+
+    await until(is_listed)
+    shown = (await nodes[0].cli("ls")).stdout
+    assert "300 (set aside)" in shown
+
+    # A person says that the step is bad; what is set aside can still be had by name.
+    nodes = [nodes[0], nodes[1], cluster["d"]]
+    done = await nodes[1].cli("mark-bad", "200", "--job", JOB)
+    assert done.returncode == 0, done.stderr
+    await all_unmounted(nodes, mounts)
+    mounts = [await mount_rank(node, cluster, rank) for rank, node in enumerate(nodes)]
+    assert [steps_in(mount) for mount in mounts] == [[100]] * RANKS
+    done = await nodes[0].cli("restore", "--identity", f"{JOB}/0", "--step", "300", "--to", str(tmp_path / "aside"))
+    assert done.returncode == 0, done.stderr
+    assert steps_in(tmp_path / "aside") == [100, 200, 300]
+
+    await all_unmounted(nodes, mounts)
+    with pytest.raises(NotFound, match=r"step 300 of default/llama is not complete: those that are: 100$"):
+        await mount_rank(nodes[0], cluster, 0, step=300)
+    with pytest.raises(RunMismatch, match="saved with 3 ranks, and not with 4 ranks"):
+        await nodes[0].mount(f"{JOB}/0", mounts[0], world_size=4)
+
+
+async def all_unmounted(nodes: list[LocalNode], mounts: list[Path]) -> None:
+    for node, mount in zip(nodes, mounts, strict=True):
+        await node.unmount(mount)
