@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from threading import Lock
 from typing import Any, Final
 
@@ -113,6 +114,9 @@ class Session:
 
     def _note(self, response: Any, **_: Any) -> None:
         metrics.bucket_answered(response.request.method, response.status_code)
+        if response.status_code == HTTPStatus.UNAUTHORIZED:
+            # The session may send the request again, and would leave an answer that is streamed open for good.
+            response.content  # noqa: B018 - reads it to its end
         with suppress(ValueError):  # something stands between the service and us that has no clock
             date = parsedate_to_datetime(response.headers.get("Date", ""))
             self._clock_ahead = date.timestamp() + 1 - time.time()  # it leaves out fractions
