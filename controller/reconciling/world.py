@@ -8,12 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import structlog
 from kubernetes.client import ApiClient
 
 from controller.driver import names
 from controller.driver.configuration import Configuration, read_configuration
 from controller.reconciling.selection import Node, read_node
 from controller.watching import Collection
+from fuse_tier.errors import ConfigError
+
+log = structlog.get_logger(__name__)
 
 CONFIGURATIONS = f"/apis/{names.GROUP}/v1/checkpointconfigurations"
 
@@ -51,7 +55,14 @@ class World:
         uid = found["metadata"]["uid"]
         if not _is_newer(found["metadata"], self.versions.get(uid)):
             return
-        before, self.configurations[uid] = self.configurations.get(uid), read_configuration(found)
+        try:
+            read = read_configuration(found)
+        except ConfigError as error:
+            # One that the schema let through must not end the watch, and with it all others.
+            remedy = "mend it; until then nothing of it is changed"
+            log.warning("configuration.unreadable", name=found["metadata"]["name"], reason=str(error), remedy=remedy)
+            return
+        before, self.configurations[uid] = self.configurations.get(uid), read
         self.versions[uid] = found["metadata"]["resourceVersion"]
         self._changed(uid)
         now = self.configurations[uid]

@@ -2,7 +2,7 @@
 
 Who restarts from a file reads it through a mapping, most often, and content that was written under a name without a
 predecessor has small pages (docs/memory.md). What trainers feel is interference: so nothing is done while anything is
-to be sealed or copied, and never for more than half of the time. Not an error ever: pages are as they are.
+to be sealed or being copied, and never for more than half of the time. Not an error ever: pages are as they are.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SPARED_BYTES: Final = 256 << 20  # of our own memory limit, for all else that w
 
 
 class Resting:
-    """Of one node. ``is_busy`` says whether copies are still to be made, ``bring`` does it (ram/hugepages.py)."""
+    """Of one node. ``is_busy`` says whether copies are being made, ``bring`` does it (ram/hugepages.py)."""
 
     def __init__(
         self,

@@ -121,7 +121,10 @@ class Worker:
             config.node, config.cluster, self._places, self._volumes, copier, self._supervisor, config.replicas
         )
         self._resting = self._inventory.resting = Resting(
-            layout, self._volumes, lambda: self._inventory.copies_waiting() > 0, huge_bytes_of(layout)
+            layout,
+            self._volumes,
+            lambda: any(meter.rate() for meter in copier.meters.values()),  # within the last ten seconds
+            huge_bytes_of(layout),
         )
         self._inventory.backups = self._duties.backups if self._duties else None
         self._preemption = Preemption(self._volumes, self._mounting, self._membership.report_soon, config.drain)

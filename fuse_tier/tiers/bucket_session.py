@@ -63,9 +63,12 @@ class Session:
 
         Raises what google-auth raises: to be called within ``errors.told``.
         """
+        import requests
         from google.auth.transport.requests import Request
 
-        self.http().credentials.refresh(Request())
+        credentials = self.http().credentials
+        with requests.Session() as session:  # one that is closed; Request alone would make one that nobody closes
+            credentials.refresh(Request(session))
 
     def close(self) -> None:
         """Closes the connections. A later request opens new ones."""

@@ -42,7 +42,7 @@ def save(group: str, path: Path, size: int) -> int:
 
 @pytest.mark.skipif(not huge_page_bytes(), reason="needs a kernel with huge pages")
 async def test_a_first_checkpoint_counts_against_its_job_only_until_the_node_is_at_rest(make_cluster: Any) -> None:
-    cluster = await make_cluster("a", ram_size="256MiB", replicas=0, bucket=False, settle="50ms")
+    cluster = await make_cluster("a", ram_size="256MiB", bucket=False, settle="50ms")
     node, mount = cluster["a"], cluster.mountpoint("a")
     await node.mount("default/job/0", mount)
     status = await node.status()

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fuse_tier.blobs import Blob
+from fuse_tier.config import load_node_config
 from fuse_tier.emulator import Emulator
 from fuse_tier.errors import Damaged, TierUnavailable
 from fuse_tier.hashing import hash_bytes
-from fuse_tier.tiers import bucket_claims, bucket_parts
+from fuse_tier.tiers import bucket, bucket_claims, bucket_parts
 from fuse_tier.tiers.bucket import BucketTier
 from fuse_tier.tiers.bucket_content import MappedContent, MemoryContent, UploadBody
 from fuse_tier.tiers.bucket_pace import Pace
@@ -329,6 +330,23 @@ def test_uploads_keep_to_their_share_of_the_processors() -> None:
     hash_bytes(bytes(20 * MIB))
     pace.wait(1, waits)
     assert waits.seconds
+
+
+def test_the_limits_of_a_node_hold_for_its_uploads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made: list[tuple[float | None, float | None]] = []
+
+    def make(bytes_per_second: float | None = None, processors: float | None = None) -> Pace:
+        made.append((bytes_per_second, processors))
+        return Pace(bytes_per_second, processors)
+
+    monkeypatch.setattr(bucket, "Pace", make)
+    path = tmp_path / "node.yaml"
+    path.write_text(
+        "{node: a, ram: {path: ram, size: 1GiB}, socket: s, listen: {control: 127.0.0.1:1, bulk: 127.0.0.1:2}, "
+        "bucket: {url: gs://checkpoints}, limits: {bucket: 80Mbps, bucketCpu: 0.5}}"
+    )
+    bucket.bucket_of(load_node_config(path))
+    assert made == [(10e6, 0.5)]
 
 
 def test_without_limits_nobody_waits() -> None:
