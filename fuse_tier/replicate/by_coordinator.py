@@ -126,6 +126,11 @@ class CoordinatorMembership(RosterMembership):
             await self._client.call("Join", request, Deadline.CONTROL_CALL)
             self._resumed[identity] = resumption  # before the turn ends, lest a report without it takes it back
 
+    @property
+    def agrees_on_steps(self) -> bool:
+        """See Membership."""
+        return True
+
     def needed(self, identity: Identity) -> frozenset[int] | None:
         """See Membership."""
         return None if self._needed is None else frozenset(self._needed.get(identity, ()))

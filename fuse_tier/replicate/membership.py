@@ -106,6 +106,11 @@ class Membership(Protocol):
         """Before a volume is mounted that has the files of the step. Raises TierUnavailable: it is chosen again."""
         ...
 
+    @property
+    def agrees_on_steps(self) -> bool:
+        """Whether somebody knows what all ranks of a job have."""
+        ...
+
     def needed(self, identity: Identity) -> frozenset[int] | None:
         """Parts of newest complete checkpoints, which stay in RAM; None while that is not known."""
         ...

@@ -100,6 +100,11 @@ class RosterMembership:
         """See Membership. Nothing to do."""
         await trio.lowlevel.checkpoint()
 
+    @property
+    def agrees_on_steps(self) -> bool:
+        """See Membership."""
+        return False
+
     def needed(self, identity: Identity) -> frozenset[int] | None:
         """See Membership. Without a coordinator nobody knows, and each node keeps what it is told to keep."""
         return frozenset()

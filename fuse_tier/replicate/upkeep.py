@@ -92,7 +92,7 @@ class Upkeep:
     ) -> tuple[Collection[int], Collection[int]]:
         """What stays for the other ranks of the volume's job (everything, while that is not known); what is aside."""
         several = [saved for saved in listed.values() if saved is not None and saved.lineage.world_size > 1]
-        if not several:
+        if not several or not self._places.membership.agrees_on_steps:
             return (), ()
         volume = self._find(identity)
         resumption = volume.resumption if volume is not None else None
