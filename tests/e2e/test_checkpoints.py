@@ -265,3 +265,20 @@ async def test_after_an_outage_of_the_bucket_the_newest_is_brought_and_not_what_
     proxy.faults.clear()
     await until(is_so(lambda: beside.steps()[-1:] == [400]), 90)
     assert beside.steps() == [100, 400]
+
+
+async def test_by_steps_the_first_at_or_after_each_multiple_is_brought(make_cluster: Clusters) -> None:
+    cluster = await make_cluster("a", "b", backup={"steps": 200}, settle="50ms")
+    beside = Beside(cluster)
+    mounts = await mount_job(cluster)
+    for step in (100, 200, 300, 500):
+        for rank, (node, mount) in enumerate(zip(cluster, mounts, strict=True)):
+            save(mount, rank, step)
+            await node.wait(f"{JOB}/{rank}", "peer", 60)
+        if step in (
+            100,
+            200,
+            500,
+        ):  # the first one is brought whatever the rule; 300 waits for 400 or what comes after
+            await until(is_so(lambda step=step: step in beside.steps()))  # type: ignore[misc]
+    assert beside.steps() == [100, 200, 500]

@@ -168,6 +168,14 @@ async def test_what_holds_and_retention_policies_protect_stays_and_is_told(tier:
     assert await tier.collect(0) == 4
 
 
+async def test_many_snapshots_are_dropped_by_few_requests(tier: BucketTier, proxy: Proxy) -> None:
+    kept = [(await keep(tier, {"a": b"0123"}, number)).id for number in range(1, 102)]
+    before = len(proxy.requests)
+    assert len((await tier.drop_all(kept)).removed) == 101
+    assert ["/batch/" in request for request in proxy.requests[before:]] == [True, True]
+    assert await tier.snapshots() == []
+
+
 async def test_a_document_is_written_once_and_of_two_writers_one_wins(tier: BucketTier, proxy: Proxy) -> None:
     proxy.faults.append(Fault("POST", "uploadType", lose_answer=True, times=2))
     assert await tier.documents.create("default/llama/2026-11-23_20-00", b"one")
