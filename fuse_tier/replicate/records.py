@@ -90,6 +90,17 @@ class JobRecords:
             tuple(document.name for _, document in uses if document.created < oldest),
         )
 
+    async def restoring(self) -> frozenset[SnapshotId]:
+        """What is being restored now, of all jobs."""
+        oldest = self._bucket.now() - USE_SECONDS
+        found: set[SnapshotId] = set()
+        for document in await self._bucket.documents.listed():
+            names = document.name.split("/", 2)
+            if document.created >= oldest and len(names) == 3 and is_name(names[0]) and is_name(names[1]):
+                used = _use_of(Job(names[0], names[1]), names[2])
+                found |= {used} if used is not None else set()
+        return frozenset(found)
+
     async def _forced(self, job: Job) -> str | None:
         try:
             text = await self._bucket.documents.read(f"{job}/{_VERSION}")

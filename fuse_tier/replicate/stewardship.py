@@ -246,7 +246,7 @@ class Stewardship:
 
     async def _collect_when_due(self) -> None:
         if trio.current_time() - self._collected > _COLLECT_EVERY_SECONDS:
-            await self._bucket.collect_garbage(SAFE_GRACE_SECONDS)
+            await self._bucket.collect_garbage(SAFE_GRACE_SECONDS, restoring=self._records.restoring)
             self._collected = trio.current_time()
 
     # ---- on demand ----
@@ -280,7 +280,9 @@ class Stewardship:
             if not dry_run:
                 kept += await self._drop(known)
         report.begin("collecting what no snapshot names")
-        removal = await self._bucket.collect_garbage(SAFE_GRACE_SECONDS, dry_run=dry_run)
+        removal = await self._bucket.collect_garbage(
+            SAFE_GRACE_SECONDS, dry_run=dry_run, restoring=self._records.restoring
+        )
         kept += removal.kept
         settings = await self._bucket.settings()
         return {

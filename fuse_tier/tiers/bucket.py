@@ -72,6 +72,10 @@ _LEFT_SECONDS: Final = 1.0  # for requests that nobody waits for to end, before 
 _NAMED_AT_MOST: Final = 3  # of what is missing, in a message
 
 
+async def _nothing() -> Collection[SnapshotId]:
+    return ()
+
+
 class BucketTier:
     """A bucket, or the part of one below a prefix.
 
@@ -199,11 +203,18 @@ class BucketTier:
         """
         return (await self.collect_garbage(grace_seconds)).freed
 
-    async def collect_garbage(self, grace_seconds: float, *, dry_run: bool = False) -> Removal:
-        """The same, and tells which objects went, or would go (``dry_run``), and which the bucket keeps, and why."""
+    async def collect_garbage(
+        self, grace_seconds: float, *, dry_run: bool = False, restoring: bucket_collection.Restoring = _nothing
+    ) -> Removal:
+        """The same, and tells which objects went, or would go (``dry_run``), and which the bucket keeps, and why.
+
+        Nothing goes while one of those that are ``restoring`` is not listed any more.
+        """
         await self._check_layout()
         started = time.monotonic()
-        collecting = bucket_collection.Collecting(self._objects, self._work, self._presence, self._named_or_removed)
+        collecting = bucket_collection.Collecting(
+            self._objects, self._work, self._presence, self._named_or_removed, restoring
+        )
         removal = await collecting.collect(grace_seconds, dry_run=dry_run)
         if dry_run:
             return removal

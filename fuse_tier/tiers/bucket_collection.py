@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence, Set
+from collections.abc import Awaitable, Callable, Collection, Sequence, Set
 from dataclasses import dataclass
 from typing import Final
 
+import structlog
 import trio
 
 from fuse_tier.blobs import Blob
@@ -21,6 +22,11 @@ from fuse_tier.tiers.bucket_presence import Presence
 from fuse_tier.tiers.bucket_task import Task
 from fuse_tier.tiers.bucket_transfer import read_whole
 from fuse_tier.tiers.bucket_work import Work
+
+log = structlog.get_logger(__name__)
+
+Restoring = Callable[[], Awaitable[Collection[SnapshotId]]]
+"""Asks which snapshots are being restored."""
 
 # Claims last: an upload in parts has one from before its first part until it has its name.
 _FOLDERS: Final = (layout.BLOBS, layout.PACKS, layout.PARTS, layout.CLAIMS)
@@ -48,11 +54,14 @@ def garbage(found: Collection[Found], named: Set[Blob], now: float, grace_second
 class Collecting:
     """One call of ``collect``. ``turn`` keeps commits of this process out while something is removed."""
 
-    def __init__(self, objects: Objects, work: Work, presence: Presence, turn: trio.Lock) -> None:
+    def __init__(
+        self, objects: Objects, work: Work, presence: Presence, turn: trio.Lock, restoring: Restoring
+    ) -> None:
         self._objects = objects
         self._work = work
         self._presence = presence
         self._turn = turn
+        self._restoring = restoring
         self._named: set[Blob] = set()
         self._read: set[SnapshotId] = set()
         self._removal = Removal()
@@ -69,6 +78,11 @@ class Collecting:
         found = await self._found(old)
         async with self._turn:
             await self._read_manifests()  # those that came meanwhile
+            # Asked last: a restore says so first, and then reads its manifest. One that still found it before it
+            # was dropped is known by now, and what it needs is not known any more.
+            if dropped := set(await self._restoring()) - self._read:
+                log.info("bucket.collection_postponed", restoring=sorted(map(str, dropped)))
+                return Removal()
             going = garbage(found, self._named, self._objects.now(), grace_seconds)
             if dry_run:
                 return Removal(tuple(stored.name for stored in going), sum(stored.size for stored in going))

@@ -177,6 +177,7 @@ async def test_a_snapshot_that_is_being_restored_is_so_for_everybody_until_the_e
 
     async def look() -> None:
         seen.append((await JobRecords(other).listing(JOB)).in_use)
+        assert await JobRecords(other).restoring() == seen[-1]
 
     await JobRecords(tier).while_using(SnapshotId(ZERO, 1), look)
     await look()
@@ -194,6 +195,22 @@ async def test_a_restore_that_ended_without_a_word_is_forgotten_in_time(
     assert listing.in_use == frozenset()
     await JobRecords(tier).forget_uses(listing)
     assert await tier.documents.listed() == ()
+
+
+async def test_what_a_restore_reads_is_not_collected_though_its_snapshot_was_dropped(tier: BucketTier) -> None:
+    records = JobRecords(tier)
+    kept = await keep(tier, {"a": b"0123"}, 1)
+
+    async def collect() -> int:
+        return (await tier.collect_garbage(0, restoring=records.restoring)).freed
+
+    async def restore() -> None:
+        await tier.drop(kept.id)  # by a steward that had listed who restores before this one said so
+        assert await collect() == 0
+        assert await tier.missing(kept.blobs) == set()
+
+    await records.while_using(kept.id, restore)
+    assert await collect() == 4
 
 
 async def test_work_that_uses_a_snapshot_raises_what_it_raises(tier: BucketTier) -> None:
