@@ -2,30 +2,56 @@ from __future__ import annotations
 
 import pytest
 import trio
-from trio.testing import MockClock
 
 from fuse_tier.blobs import Blob
+from fuse_tier.replicate import resting
 from fuse_tier.replicate.resting import Resting
+from tests.harness.waiting import until
 from tests.replicate.conftest import Bench
 
 MIB = 1 << 20
-LONG_SECONDS = 100.0  # of a clock that does not wait
 
 
 class Kernel:
-    """Takes notes of what it is asked to bring together."""
+    """Takes notes of what it is asked to bring together, and of how often somebody looks whether there is time."""
 
     def __init__(self, *, willing: bool = True) -> None:
         self.asked: list[tuple[str, int]] = []
         self.willing = willing
         self.busy = False
+        self.looks = 0
 
     def bring(self, path: str, offset: int, size: int) -> bool:
         self.asked.append((path, offset))
         return self.willing
 
+    def is_busy(self) -> bool:
+        self.looks += 1
+        return self.busy
+
     def resting(self, bench: Bench) -> Resting:
-        return Resting(bench.layout, [bench.volume], lambda: self.busy, 2 * MIB, self.bring)
+        return Resting(bench.layout, [bench.volume], self.is_busy, 2 * MIB, self.bring)
+
+    async def was_looked_at(self) -> None:
+        """Often enough for something to be done, if there were time."""
+        enough = self.looks + 5
+
+        async def are_enough() -> bool:
+            return self.looks >= enough
+
+        await until(are_enough)
+
+
+@pytest.fixture(autouse=True)
+def _often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resting, "_LOOK_EVERY_SECONDS", 0.01)
+
+
+async def until_nothing_waits(resting: Resting) -> None:
+    async def nothing_waits() -> bool:
+        return resting.waiting_bytes == 0
+
+    await until(nothing_waits)
 
 
 async def saved(bench: Bench, name: str, size: int) -> Blob:
@@ -37,27 +63,25 @@ async def saved(bench: Bench, name: str, size: int) -> Blob:
     return blob
 
 
-async def test_large_content_is_brought_together_once(
-    bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
+async def test_large_content_is_brought_together_once(bench: Bench, nursery: trio.Nursery) -> None:
     kernel = Kernel()
     resting = kernel.resting(bench)
     await saved(bench, "small", 2 * MIB - 5)
     large = await saved(bench, "l", 65 * MIB)
     assert resting.waiting_bytes == 65 * MIB
     nursery.start_soon(resting.run)
-    await trio.sleep(LONG_SECONDS)
+    await until_nothing_waits(resting)
     path = bench.layout.blob(large)
     assert kernel.asked == [(path, 0), (path, 32 * MIB)], "the last part is too small"
-    assert resting.waiting_bytes == 0
     more = await saved(bench, "m", 4 * MIB)
-    await trio.sleep(LONG_SECONDS)
+    await until_nothing_waits(resting)
+    await kernel.was_looked_at()
     assert kernel.asked[2:] == [(bench.layout.blob(more), 0)]
 
 
 @pytest.mark.parametrize("what", ["copies", "changes"])
 async def test_nothing_is_done_while_there_is_something_else_to_do(
-    bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock, what: str
+    bench: Bench, nursery: trio.Nursery, what: str
 ) -> None:
     kernel = Kernel()
     await saved(bench, "l", 4 * MIB)
@@ -65,18 +89,17 @@ async def test_nothing_is_done_while_there_is_something_else_to_do(
         kernel.busy = True
     else:
         bench.volume.changes.announce()
-    nursery.start_soon(kernel.resting(bench).run)
-    await trio.sleep(LONG_SECONDS)
+    resting = kernel.resting(bench)
+    nursery.start_soon(resting.run)
+    await kernel.was_looked_at()
     assert kernel.asked == []
     kernel.busy = False
     await bench.volume.take_snapshot()
-    await trio.sleep(LONG_SECONDS)
+    await until_nothing_waits(resting)
     assert len(kernel.asked) == 1
 
 
-async def test_what_was_interrupted_is_done_when_there_is_time_again(
-    bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
+async def test_what_was_interrupted_is_done_when_there_is_time_again(bench: Bench, nursery: trio.Nursery) -> None:
     class Interrupted(Kernel):
         def bring(self, path: str, offset: int, size: int) -> bool:
             self.busy = not self.asked
@@ -86,23 +109,24 @@ async def test_what_was_interrupted_is_done_when_there_is_time_again(
     await saved(bench, "l", 64 * MIB)
     resting = kernel.resting(bench)
     nursery.start_soon(resting.run)
-    await trio.sleep(LONG_SECONDS)
+
+    async def was_interrupted() -> bool:
+        return kernel.busy
+
+    await until(was_interrupted)
+    await kernel.was_looked_at()
     assert [offset for _, offset in kernel.asked] == [0]
     assert resting.waiting_bytes == 64 * MIB
     kernel.busy = False
-    await trio.sleep(LONG_SECONDS)
+    await until_nothing_waits(resting)
     assert [offset for _, offset in kernel.asked] == [0, 0, 32 * MIB]
-    assert resting.waiting_bytes == 0
 
 
-async def test_a_kernel_that_will_not_hear_of_it_is_not_asked_again(
-    bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
-) -> None:
+async def test_a_kernel_that_will_not_hear_of_it_is_not_asked_again(bench: Bench, nursery: trio.Nursery) -> None:
     kernel = Kernel(willing=False)
     await saved(bench, "l", 64 * MIB)
     await saved(bench, "m", 4 * MIB)
     resting = kernel.resting(bench)
     nursery.start_soon(resting.run)
-    await trio.sleep(LONG_SECONDS)
+    await until_nothing_waits(resting)
     assert len(kernel.asked) == 1
-    assert resting.waiting_bytes == 0
