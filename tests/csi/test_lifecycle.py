@@ -72,7 +72,9 @@ class Machine:
 @pytest.fixture
 async def machine(tmp_path: Path, expected_logs: ExpectedLogs) -> AsyncIterator[Machine]:
     # What a container's sudden end, or a replacement, makes others say.
-    expected_logs.allow("vault.stands_in", "daemon.ended", "worker.ended", "volume.daemon_lost", "worker.slow")
+    expected_logs.allow(
+        "vault.stands_in", "daemon.ended", "worker.ended", "volume.daemon_lost", "worker.slow", "worker.refused"
+    )
     expected_logs.watch(tmp_path)
     async with AsyncExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ft-csi-")))

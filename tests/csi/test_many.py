@@ -35,7 +35,9 @@ print(open("/proc/self/oom_score_adj").read())
 async def test_many_volumes_are_there_at_once_and_stay_whatever_is_killed(
     count: int, tmp_path: Path, expected_logs: ExpectedLogs
 ) -> None:
-    expected_logs.allow("vault.stands_in", "daemon.ended", "worker.ended", "volume.daemon_lost", "worker.slow")
+    expected_logs.allow(
+        "vault.stands_in", "daemon.ended", "worker.ended", "volume.daemon_lost", "worker.slow", "worker.refused"
+    )
     expected_logs.watch(tmp_path)
     async with AsyncExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ft-csi-")))
