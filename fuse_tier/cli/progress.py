@@ -51,6 +51,7 @@ async def working(work: Callable[[Report], Awaitable[T]]) -> T:
                 outcome.append(await work(report))
             except Exception as error:  # noqa: BLE001 - raised below, in no group
                 failure.append(error)
+            _update(bar, shown, report.step())  # how far it came, however brief it was
             nursery.cancel_scope.cancel()
     if failure:
         raise failure[0]
