@@ -59,6 +59,10 @@ def test_a_file_that_grew_gets_them(tmpfs: Path) -> None:
     path = grown(tmpfs / "file", 9 * MIB)
     if not bring_together(str(path), 0, 32 * MIB) or not are_to_be_had(tmpfs):
         pytest.skip("needs Linux 6.1, and memory for huge pages")
+    tries = 1  # the kernel leaves pages alone that somebody has in hand at that moment, itself included
+    while in_huge_pages(path) < 8 * MIB and tries < 200:
+        assert bring_together(str(path), 0, 32 * MIB)
+        tries += 1
     assert in_huge_pages(path) == 8 * MIB
 
 
