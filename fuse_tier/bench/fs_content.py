@@ -101,7 +101,10 @@ def _write_at_once(paths: list[Path], size_bytes: int, block: bytes) -> float:
 
 
 async def _write_next_checkpoint(directory: Path) -> Figure:
-    """A checkpoint of new names, while the one before it is there and those before that are gone."""
+    """A checkpoint of new names, while the one before it is there and those before that are gone.
+
+    Between two of them the node comes to rest, as it does between a job's.
+    """
     block = os.urandom(BLOCK_BYTES)
     async with _beside_a_tmpfs(directory) as (node, mount, plain):
         steps = 0
@@ -121,6 +124,7 @@ async def _write_next_checkpoint(directory: Path) -> Figure:
             await in_thread(partial(shutil.rmtree, mount / f"step{steps - 1}", ignore_errors=True))
             await settled(node, "ram")
             await until_room(node, 2 * GIB)
+            await at_rest(node)
             return GIB / seconds / 1e9
 
         async def overwrite() -> float:

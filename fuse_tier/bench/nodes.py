@@ -55,7 +55,7 @@ async def at_rest(node: LocalNode) -> None:
     with trio.fail_after(_WAIT_SECONDS):
         while True:
             (ram,) = (tier for tier in (await node.status())["tiers"] if tier["tier"] == "ram")
-            if not ram["small_pages_bytes"]:
+            if not ram["small_pages_bytes"] and not ram["spares_wanted_bytes"]:
                 return
             await trio.sleep(_POLL_SECONDS)
 

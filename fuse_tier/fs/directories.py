@@ -75,4 +75,4 @@ class DirectoryOperations(Shared):
 
     def statfs(self, request: Request) -> os.statvfs_result:
         """The room of the volume's share, or of the whole RAM tier."""
-        return self._share.of(os.fstatvfs(self._nodes.root))
+        return self._share.of(os.fstatvfs(self._nodes.root), self._reservations.spare_bytes)

@@ -42,8 +42,11 @@ class FileOperations(Shared):
             await self._changes.passed()
         access = flags & os.O_ACCMODE
         directory = self._nodes.directory(parent_inode)
+        spare = None
         try:
-            fd = os.open(name, access | _CREATE, stat.S_IMODE(mode), dir_fd=directory)
+            if room:
+                spare = self._reservations.take_spare(room, access, mode, directory, name)
+            fd = os.open(name, access | _CREATE, stat.S_IMODE(mode), dir_fd=directory) if spare is None else spare
         except FileExistsError:
             if request.resent:  # it was made for this very request
                 self._give_away(directory, name, mode | stat.S_IFREG, request)
@@ -67,7 +70,8 @@ class FileOperations(Shared):
         else:
             writing = self._begin_writing(found.st_ino, synced=False)
             if room:
-                await self._reservations.reserve(fd, room)
+                if spare is None:
+                    await self._reservations.reserve(fd, room)
                 writing.allocated = os.fstat(fd).st_blocks * 512
         opened = self._opened(
             OpenFile(found.st_ino, fd, writing), found.st_mode, flags, request, seen=self._share.is_used_up

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 from fuse_tier.fs.base import Shared
 from fuse_tier.fs.requests import Entry, Request
-from fuse_tier.fs.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, rename_with_flags
+from fuse_tier.ram.renaming import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, rename_with_flags
 
 
 class NameOperations(Shared):

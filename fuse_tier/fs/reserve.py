@@ -4,6 +4,8 @@ Three things come of it. Pages of a tmpfs are charged to the memory cgroup of wh
 allocated here is not charged to the job. Pages allocated at once are large ones, and written faster. And room is
 asked for when the worker can still give things up for it (replicate/room.py), not when a write fails.
 
+Where a spare of that size is kept (ram/spares.py), the file is made of it: its pages are there already.
+
 How much, is the size of the file's predecessor (sizes.py). That is a guess: a create never fails by it, no more is
 taken than is there, and what was too much is given back when the last writer closes. So a file has no room beyond
 its end once it is closed, also if the job itself has reserved some.
@@ -13,7 +15,9 @@ When all else is full, a new file gets a few pages from the node's reserve (ram/
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import time
 from typing import Final
 
@@ -30,6 +34,7 @@ from fuse_tier.fs.spec import MountSpec
 from fuse_tier.mount.deposits import Depositor
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.room import Reserve, allocate, room_of, trim
+from fuse_tier.ram.spares import LEAST_BYTES, Spares
 
 log = structlog.get_logger(__name__)
 
@@ -52,6 +57,7 @@ class Reservations:
         self._depositor = depositor
         self._tree = os.fsencode(layout.volume(spec.identity).tree)
         self._reserve = Reserve(layout)
+        self._spares = Spares(layout)
         self._sizes = Sizes(spec.expected_sizes)
         self._learned = False
         self._found: list[tuple[bytes, int]] | None = None  # large files of the tree, to be remembered
@@ -119,6 +125,20 @@ class Reservations:
         if answer["free"] < size:
             self._in_vain = trio.current_time()
 
+    @property
+    def spare_bytes(self) -> int:
+        """What spares take of the room, which is given up as soon as somebody needs it."""
+        return sum(self._spares.sizes())
+
+    def take_spare(self, size: int, access: int, mode: int, directory: int, name: bytes) -> int | None:
+        """Makes a file of a spare, as open(2) would, and gives its descriptor; None if there is none that fits.
+
+        Raises OSError, FileExistsError among them.
+        """
+        if size < LEAST_BYTES or _hands_things_on(directory):
+            return None
+        return self._spares.take(size, access, stat.S_IMODE(mode), directory, name)
+
     async def reserve(self, fd: int, size: int) -> None:
         """Allocates room for a file that was made, as much as there is."""
         # Huge pages are had in the time that a thread takes to begin; small ones a hundred times slower.
@@ -157,3 +177,17 @@ class Reservations:
     def _path(self, directory: int, name: bytes) -> bytes:
         above = os.readlink(b"/proc/self/fd/%d" % directory)
         return (above + b"/" + name).removeprefix(self._tree)
+
+
+def _hands_things_on(directory: int) -> bool:
+    """Whether a directory gives its group or permissions to what is made in it, which only the kernel does right."""
+    path = b"/proc/self/fd/%d" % directory
+    if os.stat(path).st_mode & stat.S_ISGID:
+        return True
+    try:
+        os.getxattr(path, "system.posix_acl_default")
+    except OSError as error:
+        if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+            raise
+        return False
+    return True

@@ -64,13 +64,13 @@ class Share:
         """So much came of what nobody saw."""
         self._used += size
 
-    def of(self, tier: os.statvfs_result) -> os.statvfs_result:
-        """What is told of room: the share's, and of that no more than the tier has."""
-        if not self.limit:
-            return tier
-        free = max(0, self.limit - self._used) // tier.f_frsize
-        changed = {"f_blocks": min(tier.f_blocks, self.limit // tier.f_frsize)}
-        changed |= {name: min(getattr(tier, name), free) for name in ("f_bfree", "f_bavail")}
+    def of(self, tier: os.statvfs_result, spare_bytes: int) -> os.statvfs_result:
+        """What is told of room: the share's, and of that no more than the tier has, with what spares take of it."""
+        changed = {name: getattr(tier, name) + spare_bytes // tier.f_frsize for name in ("f_bfree", "f_bavail")}
+        if self.limit:
+            left = max(0, self.limit - self._used) // tier.f_frsize
+            changed = {name: min(blocks, left) for name, blocks in changed.items()}
+            changed["f_blocks"] = min(tier.f_blocks, self.limit // tier.f_frsize)
         names = ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree", "f_favail", "f_flag",
                  "f_namemax")  # fmt: skip
         return os.statvfs_result([changed.get(name, getattr(tier, name)) for name in names])

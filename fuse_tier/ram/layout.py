@@ -8,6 +8,7 @@
     <root>/warmed.json                       what was made ready of the memory below; see warm.py
     <root>/blobs/<2 hex>/<blob name>         immutable content, node-wide
     <root>/incoming/<random>                 content on its way in; removed at the start of a worker
+    <root>/spares/<bytes>.<random>           pages for files that are made; see spares.py
     <root>/manifests/<ns>/<workload>/<replica>/<number>
     <root>/volumes/<ns>/<workload>/<replica>/
         tree/                                what the job sees at its mount
@@ -108,6 +109,11 @@ class Layout:
     def incoming(self) -> str:
         """Content that has no name yet."""
         return os.path.join(self.root, "incoming")
+
+    @property
+    def spares(self) -> str:
+        """Files that nobody has made yet."""
+        return os.path.join(self.root, "spares")
 
     @property
     def manifests(self) -> str:

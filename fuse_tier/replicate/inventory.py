@@ -16,6 +16,7 @@ from fuse_tier.errors import ConfigError, FuseTierError, TierRefused, TierUnavai
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Manifest
 from fuse_tier.members import Member
+from fuse_tier.ram.spares import Spares
 from fuse_tier.ram.tmpfs import huge_page_mode
 from fuse_tier.ram.warm import read_warmed
 from fuse_tier.replicate.aside import set_aside
@@ -23,6 +24,7 @@ from fuse_tier.replicate.backups import Backups
 from fuse_tier.replicate.copying import Copier
 from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.resting import Resting
+from fuse_tier.replicate.sparing import Sparing
 from fuse_tier.replicate.steps import Report
 from fuse_tier.replicate.supervisor import Supervisor
 from fuse_tier.replicate.volume import Volume
@@ -55,6 +57,7 @@ class Inventory:
         self._replicas = replicas
         self.backups: Backups | None = None  # of a node with a bucket
         self.resting: Resting | None = None
+        self.sparing: Sparing | None = None
 
     def _peers(self) -> list[Member]:
         return [member for member in self._places.membership.members() if member.alive and member.node != self._node]
@@ -131,6 +134,8 @@ class Inventory:
             "huge_pages": huge_page_mode(ram.layout.root),
             "warmed": read_warmed(ram.layout),
             "small_pages_bytes": self.resting.waiting_bytes if self.resting else 0,
+            "spare_bytes": sum(Spares(ram.layout).sizes()),
+            "spares_wanted_bytes": self.sparing.waiting_bytes if self.sparing else 0,
         }
 
     async def _tier_status(self, tiers: list[dict[str, Any]], index: int, tier: Tier, member: Member | None) -> None:

@@ -55,7 +55,7 @@ class Resting:
         rested = False
         while self._huge:
             await trio.sleep(_LOOK_EVERY_SECONDS)
-            before, rested = rested, self._is_at_rest()
+            before, rested = rested, self.is_at_rest()
             newest = {volume.newest.id for volume in self._volumes if volume.newest is not None}
             if before and rested and newest - self._gone_through and await self._go_through():
                 self._gone_through = newest
@@ -78,7 +78,8 @@ class Resting:
         self._done &= large
         return sorted(large - self._done)
 
-    def _is_at_rest(self) -> bool:
+    def is_at_rest(self) -> bool:
+        """Whether nothing is to be sealed or being copied, and our own memory limit leaves some room."""
         return not self._is_busy() and not any(volume.is_dirty for volume in self._volumes) and _may_take_memory()
 
     async def _go_through(self) -> bool:
@@ -95,7 +96,7 @@ class Resting:
                     self._huge = 0
                     return True
                 await trio.sleep(time.monotonic() - begun)
-                if not self._is_at_rest():
+                if not self.is_at_rest():
                     return False
             self._done.add(blob)
         return True

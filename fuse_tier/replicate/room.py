@@ -1,5 +1,7 @@
 """Keeping room in a node's RAM tier: looking how much is left, and giving up what eviction.py says.
 
+What goes first is what is kept for nobody yet (ram/spares.py).
+
 It looks twice a second while the tier is well filled, and after each commit, because the kernel writes for a job
 without asking us; and it is asked before a file is made for which there is no room. Ahead of need only what is
 superseded and elsewhere goes; content of live files, and what is superseded and only here, goes when hardly anything
@@ -23,6 +25,7 @@ from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.remote import mark
 from fuse_tier.ram.room import Reserve, room_of
+from fuse_tier.ram.spares import Spares
 from fuse_tier.replicate.broadcast import Broadcast
 from fuse_tier.replicate.eviction import Eviction, Listed, LiveFile, plan_eviction
 from fuse_tier.replicate.volume import Volume
@@ -57,6 +60,7 @@ class RoomKeeper:
         self._reserved = reserved_bytes
         self._needed = needed  # parts of jobs' newest complete checkpoints
         self._reserve = Reserve(layout)
+        self._spares = Spares(layout)
         self._turn = trio.Lock()
         self._known: dict[SnapshotId, frozenset[Blob]] = {}
         ram.spared = self.newest_content
@@ -113,6 +117,9 @@ class RoomKeeper:
 
     async def _free(self, wanted: int, *, live: bool, at_any_price: bool) -> None:
         async with self._turn:
+            if room_of(self._layout.root).free >= wanted:
+                return
+            self._spares.give_up()
             free = room_of(self._layout.root).free
             if free >= wanted:
                 return

@@ -48,6 +48,7 @@ from fuse_tier.replicate.resting import Resting, huge_bytes_of
 from fuse_tier.replicate.restore import Restorer
 from fuse_tier.replicate.room import RoomKeeper
 from fuse_tier.replicate.scrub import Scrubber
+from fuse_tier.replicate.sparing import Sparing
 from fuse_tier.replicate.succession import supersede
 from fuse_tier.replicate.supervisor import Supervisor
 from fuse_tier.replicate.surplus import Surplus
@@ -126,6 +127,7 @@ class Worker:
             lambda: any(meter.rate() for meter in copier.meters.values()),  # within the last ten seconds
             huge_bytes_of(layout),
         )
+        self._sparing = self._inventory.sparing = Sparing(layout, self._volumes, self._resting.is_at_rest)
         self._inventory.backups = self._duties.backups if self._duties else None
         self._preemption = Preemption(self._volumes, self._mounting, self._membership.report_soon, config.drain)
         surplus = Surplus(self._fanout)
@@ -200,6 +202,7 @@ class Worker:
         nursery.start_soon(self._room.run)
         nursery.start_soon(self._scrubber.run)
         nursery.start_soon(self._resting.run)
+        nursery.start_soon(self._sparing.run)
         if config.ram.warm:
             nursery.start_soon(warm_once, Layout(config.ram.path))
         nursery.start_soon(self._pass_members_on)

@@ -9,7 +9,6 @@ nothing while something is committed: so no listed manifest ever lacks a blob.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,8 @@ from fuse_tier.ram import upkeep
 from fuse_tier.ram.content import RamContent
 from fuse_tier.ram.layout import Layout, VolumeLayout
 from fuse_tier.ram.listing import RamListing
+from fuse_tier.ram.room import room_of
+from fuse_tier.ram.spares import Spares
 from fuse_tier.threads import run_interruptible
 from fuse_tier.tiers.base import Fetched, TierName, no_progress
 from fuse_tier.tiers.expected import Expected
@@ -48,6 +49,7 @@ class RamTier:
     def __init__(self, layout: Layout, node: str) -> None:
         self.place = f"ram of {node}"
         self.layout = layout
+        self._spares = Spares(layout)
         self._content = RamContent(layout, self.place)
         self._listing = RamListing(layout, self.place)
         self.spared: Callable[[], Collection[Blob]] = frozenset
@@ -102,13 +104,11 @@ class RamTier:
 
     def capacity_bytes(self) -> int:
         """How much the tmpfs may hold."""
-        found = os.statvfs(self.layout.root)
-        return found.f_blocks * found.f_frsize
+        return room_of(self.layout.root).capacity
 
     def free_bytes(self) -> int:
-        """How much room the tmpfs has left."""
-        found = os.statvfs(self.layout.root)
-        return found.f_bavail * found.f_frsize
+        """How much room the tmpfs has left, spares included."""
+        return room_of(self.layout.root).free + sum(self._spares.sizes())
 
     async def missing(self, blobs: Collection[Blob]) -> set[Blob]:
         """Which of these are not here yet. Who asks brings them: ``collect`` spares them all while they come."""

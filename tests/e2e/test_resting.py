@@ -1,4 +1,4 @@
-"""What a node does when it has nothing else to do: content that came to rest gets huge pages, and is the driver's."""
+"""What a node does when it has nothing else to do: huge pages for what came to rest, memory for what comes next."""
 
 from __future__ import annotations
 
@@ -62,3 +62,24 @@ async def test_a_first_checkpoint_counts_against_its_job_only_until_the_node_is_
         assert usage(group) < 16 * MIB
         assert (mount / "weights").read_bytes() == content
         (mount / "weights").unlink()
+
+
+async def test_the_next_checkpoint_is_written_into_memory_that_is_there_already(make_cluster: Any) -> None:
+    cluster = await make_cluster("a", ram_size="4GiB", bucket=False, settle="50ms")
+    node, mount = cluster["a"], cluster.mountpoint("a")
+    await node.mount("default/job/0", mount)
+
+    async def spare_bytes() -> int:
+        return int((await node.status())["tiers"][0]["spare_bytes"])
+
+    async def there_is_one() -> bool:
+        return await spare_bytes() == 64 * MIB
+
+    for step in range(1, 4):
+        content = step.to_bytes(1, "little") * (64 * MIB)
+        with (mount / f"step_{step}.bin").open("wb") as file:
+            assert await spare_bytes() == 0, "it is this file now"
+            await trio.to_thread.run_sync(file.write, content)
+        await node.wait("default/job/0", "ram", 60)
+        assert (mount / f"step_{step}.bin").read_bytes() == content
+        await until(there_is_one)

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import os
+import stat
+import time
+from pathlib import Path
+
+import pytest
+
+from fuse_tier.ram.layout import Layout
+from fuse_tier.ram.spares import Spares
+
+MIB = 1 << 20
+PAGES = 4 * MIB
+
+
+def kept(layout: Layout, size: int = PAGES) -> Spares:
+    """Spares with one of this size."""
+    spares = Spares(layout)
+    with spares.begin(size) as spare:
+        assert spare.fill(0, size)
+        assert spare.finish()
+    return spares
+
+
+def left(layout: Layout) -> list[str]:
+    return os.listdir(layout.spares)
+
+
+def test_a_spare_becomes_a_file_whose_pages_are_there(layout: Layout) -> None:
+    spares = kept(layout)
+    assert spares.sizes() == [PAGES]
+    before = time.time()
+    directory = os.open(layout.root, os.O_RDONLY)
+    fd = spares.take(PAGES, os.O_RDWR, 0o640, directory, b"file")
+    assert fd is not None
+    path = Path(layout.root, "file")
+    found = path.stat()
+    assert (found.st_size, found.st_blocks * 512, stat.S_IMODE(found.st_mode)) == (0, PAGES, 0o640)
+    assert found.st_mtime >= before - 1
+    os.write(fd, b"content")
+    os.ftruncate(fd, PAGES)
+    assert path.read_bytes() == b"content".ljust(PAGES, b"\0")
+    for one in (fd, directory):
+        os.close(one)
+    assert left(layout) == []
+
+
+def test_each_is_taken_once_and_only_for_its_size(layout: Layout) -> None:
+    spares = kept(layout)
+    kept(layout)
+    directory = os.open(layout.root, os.O_RDONLY)
+    assert spares.take(PAGES - 1, os.O_WRONLY, 0o600, directory, b"other") is None
+    taken = [spares.take(PAGES, os.O_WRONLY, 0o600, directory, b"%d" % number) for number in range(3)]
+    assert [fd is not None for fd in taken] == [True, True, False]
+    assert Path(layout.root, "0").stat().st_ino != Path(layout.root, "1").stat().st_ino
+    for fd in (directory, *taken[:2]):
+        os.close(fd or 0)
+
+
+def test_a_name_that_is_there_stays_whose_it_is(layout: Layout) -> None:
+    spares = kept(layout)
+    path = Path(layout.root, "file")
+    path.write_bytes(b"theirs")
+    directory = os.open(layout.root, os.O_RDONLY)
+    with pytest.raises(FileExistsError):
+        spares.take(PAGES, os.O_WRONLY, 0o600, directory, b"file")
+    os.close(directory)
+    assert path.read_bytes() == b"theirs"
+    assert left(layout) == []
+
+
+def test_one_that_is_being_made_is_nobodys(layout: Layout) -> None:
+    spares = Spares(layout)
+    with spares.begin(PAGES) as spare:
+        assert spare.fill(0, PAGES // 2)
+        assert spares.sizes() == []
+        assert spares._claim(PAGES) is None
+    assert left(layout) == []
+
+
+def test_what_is_given_up_while_it_is_made_is_gone(layout: Layout) -> None:
+    spares = kept(layout)
+    with spares.begin(PAGES) as spare:
+        assert spare.fill(0, PAGES // 2)
+        spares.give_up()
+        assert not spare.fill(PAGES // 2, PAGES // 2)
+        assert not spare.finish()
+    assert left(layout) == []
+
+
+def test_some_can_be_dropped(layout: Layout) -> None:
+    spares = kept(layout)
+    kept(layout, 2 * PAGES)
+    spares.drop(PAGES)
+    spares.drop(PAGES)
+    assert spares.sizes() == [2 * PAGES]
