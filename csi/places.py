@@ -111,9 +111,10 @@ class Ranks:
     async def rank_of(self, pod: Pod) -> Rank | None:
         """Its rank, if the coordinator knows the pod's job."""
         request = pb.UpdateRequest(state=pb.PENDING, node=self._node, pod_uid=pod.uid, rank=_NO_RANK)
+        request.hold_seconds = Deadline.RANKS
         try:
             async with Client(self._address, RanksServiceStub, self._tls) as client:
-                said = await client.call("Update", request, Deadline.CONTROL_CALL)
+                said = await client.call("Update", request, Deadline.RANKS_CALL)
         except TierUnavailable as error:
             raise not_now(
                 f"{pod} waits for its place in its job; the coordinator at {self._address} cannot be asked: {error}"

@@ -24,19 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0f\x63si/ranks.proto\x12\x05ranks\"\x83\x01\n\rUpdateRequest\x12\x1f\n\x05state\x18\x01 \x01(\x0e\x32\x10.ranks.Lifecycle\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x0f\n\x07pod_uid\x18\x03 \x01(\t\x12\x0c\n\x04rank\x18\x04 \x01(\x05\x12\x0e\n\x06jobset\x18\x05 \x01(\t\x12\x14\n\x0cjobset_shape\x18\x06 \x01(\t\"\x93\x01\n\x0eUpdateResponse\x12#\n\tnew_state\x18\x01 \x01(\x0e\x32\x10.ranks.Lifecycle\x12\x0c\n\x04rank\x18\x02 \x01(\x05\x12\x15\n\rcontroller_ip\x18\x03 \x01(\t\x12\x0e\n\x06jobset\x18\x04 \x01(\t\x12\x14\n\x0cjobset_shape\x18\x05 \x01(\t\x12\x11\n\twaits_for\x18\x06 \x01(\t*C\n\tLifecycle\x12\x0b\n\x07PENDING\x10\x00\x12\x0c\n\x08\x41SSIGNED\x10\x01\x12\r\n\tCOMPLETED\x10\x02\x12\x0c\n\x08SHUTDOWN\x10\x03\x32\x45\n\x0cRanksService\x12\x35\n\x06Update\x12\x14.ranks.UpdateRequest\x1a\x15.ranks.UpdateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0f\x63si/ranks.proto\x12\x05ranks\"\x99\x01\n\rUpdateRequest\x12\x1f\n\x05state\x18\x01 \x01(\x0e\x32\x10.ranks.Lifecycle\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x0f\n\x07pod_uid\x18\x03 \x01(\t\x12\x0c\n\x04rank\x18\x04 \x01(\x05\x12\x0e\n\x06jobset\x18\x05 \x01(\t\x12\x14\n\x0cjobset_shape\x18\x06 \x01(\t\x12\x14\n\x0chold_seconds\x18\x07 \x01(\x01\"\x93\x01\n\x0eUpdateResponse\x12#\n\tnew_state\x18\x01 \x01(\x0e\x32\x10.ranks.Lifecycle\x12\x0c\n\x04rank\x18\x02 \x01(\x05\x12\x15\n\rcontroller_ip\x18\x03 \x01(\t\x12\x0e\n\x06jobset\x18\x04 \x01(\t\x12\x14\n\x0cjobset_shape\x18\x05 \x01(\t\x12\x11\n\twaits_for\x18\x06 \x01(\t*C\n\tLifecycle\x12\x0b\n\x07PENDING\x10\x00\x12\x0c\n\x08\x41SSIGNED\x10\x01\x12\r\n\tCOMPLETED\x10\x02\x12\x0c\n\x08SHUTDOWN\x10\x03\x32\x45\n\x0cRanksService\x12\x35\n\x06Update\x12\x14.ranks.UpdateRequest\x1a\x15.ranks.UpdateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'csi.ranks_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LIFECYCLE']._serialized_start=310
-  _globals['_LIFECYCLE']._serialized_end=377
+  _globals['_LIFECYCLE']._serialized_start=332
+  _globals['_LIFECYCLE']._serialized_end=399
   _globals['_UPDATEREQUEST']._serialized_start=27
-  _globals['_UPDATEREQUEST']._serialized_end=158
-  _globals['_UPDATERESPONSE']._serialized_start=161
-  _globals['_UPDATERESPONSE']._serialized_end=308
-  _globals['_RANKSSERVICE']._serialized_start=379
-  _globals['_RANKSSERVICE']._serialized_end=448
+  _globals['_UPDATEREQUEST']._serialized_end=180
+  _globals['_UPDATERESPONSE']._serialized_start=183
+  _globals['_UPDATERESPONSE']._serialized_end=330
+  _globals['_RANKSSERVICE']._serialized_start=401
+  _globals['_RANKSSERVICE']._serialized_end=470
 # @@protoc_insertion_point(module_scope)

@@ -48,6 +48,7 @@ class UpdateRequest(_message.Message):
     RANK_FIELD_NUMBER: _builtins.int
     JOBSET_FIELD_NUMBER: _builtins.int
     JOBSET_SHAPE_FIELD_NUMBER: _builtins.int
+    HOLD_SECONDS_FIELD_NUMBER: _builtins.int
     state: Global___Lifecycle.ValueType
     node: _builtins.str
     pod_uid: _builtins.str
@@ -56,6 +57,8 @@ class UpdateRequest(_message.Message):
     """namespace/name"""
     jobset_shape: _builtins.str
     """slices x workers, such as 3x512"""
+    hold_seconds: _builtins.float
+    """the answer may be held so long rather than be PENDING"""
     def __init__(
         self,
         *,
@@ -65,10 +68,11 @@ class UpdateRequest(_message.Message):
         rank: _builtins.int = ...,
         jobset: _builtins.str = ...,
         jobset_shape: _builtins.str = ...,
+        hold_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["jobset", b"jobset", "jobset_shape", b"jobset_shape", "node", b"node", "pod_uid", b"pod_uid", "rank", b"rank", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hold_seconds", b"hold_seconds", "jobset", b"jobset", "jobset_shape", b"jobset_shape", "node", b"node", "pod_uid", b"pod_uid", "rank", b"rank", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -56,13 +56,15 @@ class Deadline:
     STRANDED: Final = 600.0  # a mount waits so long for a driver that has gone from its node altogether
     PROBE: Final = 6.0  # both of a node's processes say that they are there
     UNPUBLISH: Final = 9.5  # what kubelet waits for the end of a pod's volume
-    PUBLISH: Final = 100.0  # what kubelet waits for a pod's volume: less than the two minutes that it allows
+    PUBLISH: Final = 100.0  # a pod's volume; with RANKS_CALL before it, less than the two minutes of kubelet
     UNMOUNT: Final = 30.0  # the supervisor's answer to an unmount
     MATERIALIZE: Final = 600.0 + 60.0  # an open of a file whose content is elsewhere
     SYNC: Final = 600.0 + 60.0  # an fsync that waits for a tier
     RESTORE: Final = 24 * 3600.0  # a whole volume; progress is what BULK_STALL and BUCKET_CALL watch
     VERIFY: Final = 24 * 3600.0  # everything on a tier
     DRAIN: Final = 24 * 3600.0  # an unmount whose own drain only the node's configuration knows
+    RANKS: Final = 12.0  # a node's question for a rank is held so long while not all of the job have asked
+    RANKS_CALL: Final = 16.0  # the answer to that
     STATUS: Final = 10.0  # what a person waits for an answer about a node
     DOCTOR: Final = 120.0  # all that the doctor looks at in one place
     LISTING: Final = 90.0  # a listing or a manifest, of all tiers
@@ -98,6 +100,7 @@ def table() -> tuple[Wait, ...]:
         "DETACH": ("DETACH_TRY", "DETACH_TRY", "DETACH_TRY"),
         "PROBE": ("CHANNEL_CALL",),
         "UNPUBLISH": ("DETACH", "DETACH_TRY"),
+        "RANKS_CALL": ("RANKS", "CONTROL_CONNECT"),
         "RESTART": ("RETURN",),
         "PUBLISH": ("RESTART", "MOUNT", "SUPERVISOR_CONNECT", "CHANNEL_CALL"),
         "UNMOUNT": ("KERNEL_UNMOUNT", "DAEMON_STOP", "CHANNEL_CALL"),

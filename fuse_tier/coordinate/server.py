@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 from collections.abc import Sequence
+from functools import partial
 
 import structlog
 import trio
@@ -17,6 +19,10 @@ from fuse_tier.wire.grpc import Service, serve
 from fuse_tier.wire.tls import TlsFiles
 
 log = structlog.get_logger(__name__)
+
+_MOST_NODES = 20_000
+_DESCRIPTORS = 3  # of a connection: the node's, and two of the one to gRPC
+_OTHER_DESCRIPTORS = 256
 
 
 async def run_coordinator(config: CoordinatorConfig) -> None:
@@ -45,6 +51,16 @@ async def serve_coordinator(
         if config.metrics:
             await nursery.start(metrics.serve, config.metrics)
         services = [(add_CoordinatorServicer_to_server, service), *more]
-        await nursery.start(serve, services, str(config.listen), tls)
+        serving = partial(serve, most_connections=_most_connections(), most_calls=2 * _MOST_NODES)
+        await nursery.start(serving, services, str(config.listen), tls)
         log.info("coordinator.serving", address=str(config.listen), cluster=config.cluster, life=directory.life)
         task_status.started()
+
+
+def _most_connections() -> int:
+    """As many as there may be nodes, if the process may open as many descriptors."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most == resource.RLIM_INFINITY:
+        most = _DESCRIPTORS * _MOST_NODES + _OTHER_DESCRIPTORS
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    return max(1, min(_MOST_NODES, (most - _OTHER_DESCRIPTORS) // _DESCRIPTORS))

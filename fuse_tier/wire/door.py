@@ -26,7 +26,8 @@ from fuse_tier.wire.tls import TlsFiles, node_of, server_context
 log = structlog.get_logger(__name__)
 
 MOST_CONNECTIONS = 1024
-_MOST_STRANGERS = 64  # who have not shown yet who they are
+_LEAST_STRANGERS = 64  # who have not shown yet who they are; where many may be in, one of
+_STRANGERS = 16
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"  # RFC 9113, 3.4
 _TLS_HANDSHAKE = 0x16  # RFC 8446, 5.1
 _PUMPED = 1 << 16
@@ -54,7 +55,8 @@ class Door:
         self._name = f"fuse-tier-{secrets.token_hex(16)}"
         self._context = Renewing(tls, _context) if tls is not None else None
         self._places = trio.Semaphore(most_connections)
-        self._strangers = trio.Semaphore(_MOST_STRANGERS)
+        self._most_strangers = max(_LEAST_STRANGERS, most_connections // _STRANGERS)
+        self._strangers = trio.Semaphore(self._most_strangers)
         self._most = most_connections
         self._callers: dict[str, Caller] = {}
         self._rejections = Rejections("control.connection_refused")
@@ -91,7 +93,7 @@ class Door:
                 except trio.WouldBlock:
                     self._places.release()
                     connection.close()
-                    self._rejections.note("too_many", address, f"{_MOST_STRANGERS} others are being let in")
+                    self._rejections.note("too_many", address, f"{self._most_strangers} others are being let in")
                     continue
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 nursery.start_soon(self._take_in, trio.SocketStream(connection), address)

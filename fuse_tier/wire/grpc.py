@@ -1,8 +1,8 @@
 """Control calls: gRPC on the wire, trio on both sides of it.
 
-What reaches the server has come in by the door (door.py). A request is taken in a thread of gRPC's pool, and its
-handler runs as a task of the nursery that ``serve`` owns; the thread only waits for it. The client starts a call
-and waits for its end without a thread.
+What reaches the server has come in by the door (door.py). A request is taken in the loop that gRPC serves in
+(looping.py), and its handler runs as a task of the nursery that ``serve`` owns: neither side takes a thread for a
+call, however long that is held.
 
 Invariants: no handler outlives ``serve``, nor its caller's interest: it is cancelled when the caller goes
 away or its deadline passes. A handler's FuseTierError is raised again in the caller; any other exception is
@@ -12,18 +12,18 @@ logged here with its traceback, and the caller learns only that there was one.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from typing import Any, Self
 
 import grpc
+import grpc.aio
 import trio
 
 from fuse_tier.errors import FuseTierError, TierUnavailable
 from fuse_tier.manifest import MAX_ENCODED_BYTES
 from fuse_tier.threads import run_interruptible
-from fuse_tier.wire import statuses
+from fuse_tier.wire import looping, statuses
 from fuse_tier.wire.door import MOST_CONNECTIONS, Door
 from fuse_tier.wire.door import Caller as Caller
 from fuse_tier.wire.handlers import CLUSTER_KEY, Adapter, Bridge
@@ -32,9 +32,9 @@ from fuse_tier.wire.renewal import Renewing
 from fuse_tier.wire.tls import SERVER_NAME, TlsFiles, grpc_client_credentials
 
 _MAX_MESSAGE_BYTES = MAX_ENCODED_BYTES + (1 << 16)
-_HANDLER_THREADS = 64
-_MAX_CONCURRENT_CALLS = 256
+MOST_CALLS = 256
 _MAX_WAITING_STREAMS = 64
+_PENDING = "grpc.server.max_pending_requests"
 _KEEPALIVE_MILLISECONDS = 10_000
 _KEEPALIVE_TIMEOUT_MILLISECONDS = 5_000
 
@@ -61,7 +61,7 @@ _CLIENT_OPTIONS = (
     ("grpc.min_reconnect_backoff_ms", 3000),  # despite its name: how long one attempt to connect may take
 )
 
-Register = Callable[[Any, grpc.Server], None]
+Register = Callable[[Any, Any], None]
 Service = tuple[Register, object]
 
 
@@ -72,6 +72,7 @@ async def serve(
     *,
     cluster: str = "",
     most_connections: int = MOST_CONNECTIONS,
+    most_calls: int = MOST_CALLS,
     task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serves until cancelled; reports the bound port as started (0 for a unix socket).
@@ -79,16 +80,21 @@ async def serve(
     ``services`` are pairs of a generated ``add_XServicer_to_server`` and an object with ``async def
     Name(self, request, caller: Caller)`` for each call, an async generator where the answer is a stream.
     ``address`` is HOST:PORT, or unix:/path, which is the owner's alone and has no TLS. Callers of another ``cluster``
-    are refused. Raises ConfigError when it can not be listened on.
+    are refused. More than ``most_calls`` at once are turned away. Raises ConfigError when it can not be listened on.
     """
-    pool = ThreadPoolExecutor(_HANDLER_THREADS, thread_name_prefix="grpc-handler")
-    server = grpc.server(pool, options=_SERVER_OPTIONS, maximum_concurrent_rpcs=_MAX_CONCURRENT_CALLS)
+
+    async def make() -> grpc.aio.Server:
+        # Else of those that come at once, some beyond a thousand are turned away before they are counted.
+        pending = [(_PENDING, max(1000, most_calls)), (f"{_PENDING}_hard_limit", max(3000, 2 * most_calls))]
+        return grpc.aio.server(options=(*_SERVER_OPTIONS, *pending), maximum_concurrent_rpcs=most_calls)
+
+    server = await looping.do(make)
     try:
         if address.startswith(UNIX):
             path = address.removeprefix(UNIX)
             bind_unix(server, path)
             try:
-                await _handle(services, server, pool, None, 0, task_status, "")
+                await _handle(services, server, None, 0, task_status, "")
             finally:
                 unbind_unix(path)
             return
@@ -106,17 +112,16 @@ async def serve(
 
                 nursery.start_soon(keep_open)
                 try:
-                    await _handle(services, server, pool, door.callers, port, task_status, cluster)
+                    await _handle(services, server, door.callers, port, task_status, cluster)
                 finally:
                     open_door.cancel()
     finally:
-        pool.shutdown(wait=False)
+        await looping.do(partial(server.stop, None))  # also one that was never started
 
 
 async def _handle(
     services: Sequence[Service],
-    server: grpc.Server,
-    pool: ThreadPoolExecutor,
+    server: grpc.aio.Server,
     callers: Mapping[str, Caller] | None,
     port: int,
     task_status: trio.TaskStatus[int],
@@ -128,7 +133,7 @@ async def _handle(
     try:
         async with trio.open_nursery() as nursery:
             bridge.nursery = nursery
-            server.start()
+            await looping.do(server.start)
             try:
                 task_status.started(port)
                 await trio.sleep_forever()
@@ -136,13 +141,7 @@ async def _handle(
                 bridge.nursery = None
     finally:
         # All handlers have ended; what still arrives is turned away by the bridge, which needs this loop to run.
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(partial(_stop, server, pool))
-
-
-def _stop(server: grpc.Server, pool: ThreadPoolExecutor) -> None:
-    server.stop(grace=None).wait()
-    pool.shutdown()
+        await looping.do(partial(server.stop, None))
 
 
 class Client:

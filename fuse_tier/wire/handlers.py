@@ -1,20 +1,21 @@
-"""From the threads in which gRPC brings requests into trio, where they are handled, and back.
+"""From the loop in which gRPC brings requests into trio, where they are handled, and back.
 
-A thread only waits for its request's task. Invariant: no handler outlives the nursery, nor its caller's
+In the loop a request only waits for its task. Invariant: no handler outlives the nursery, nor its caller's
 interest: it is cancelled when the caller goes away or its deadline passes.
 """
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import CancelledError, Future
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
+import grpc.aio
 import structlog
 import trio
 
@@ -24,6 +25,10 @@ from fuse_tier.wire.door import Caller
 from fuse_tier.wire.rejections import Rejections
 
 log = structlog.get_logger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_STREAMED_AHEAD = 2  # answers that a caller has not taken yet
 
 CLUSTER_KEY = "fuse-tier-cluster"  # of a call's metadata: the cluster that the caller belongs to
 
@@ -44,8 +49,75 @@ class Adapter:
         return partial(self._bridge.unary, method)
 
 
-def _unimplemented(name: str, request: object, context: grpc.ServicerContext) -> None:
-    context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{name} is not served here")
+async def _unimplemented(name: str, request: object, context: Context) -> None:
+    await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{name} is not served here")
+
+
+class _Ended(Exception):
+    """The handler was cancelled, or never begun."""
+
+
+class _Task:
+    """A handler in trio, as the loop sees it. ``outcome`` is settled once the handler has ended."""
+
+    def __init__(self, token: trio.lowlevel.TrioToken) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.outcome: asyncio.Future[Any] = self.loop.create_future()
+        self.answers: asyncio.Queue[Any] = asyncio.Queue()
+        self.room = trio.Semaphore(_STREAMED_AHEAD)
+        self._token = token
+        self._scope = trio.CancelScope()
+
+    async def attempt(self, work: Callable[[], Awaitable[Any]]) -> None:
+        """In trio: does it, and tells the loop what came of it."""
+        result: Any = None
+        failure: Exception | None = None
+        try:
+            with self._scope:
+                result = await work()
+            if self._scope.cancelled_caught:
+                failure = _Ended()
+        except Exception as error:  # noqa: BLE001 - raised or logged by who waits for the outcome
+            failure = _sole_cause(error)
+        except BaseException:
+            failure = _Ended()
+            raise
+        finally:
+            self.tell(partial(self._settle, result, failure))
+
+    def never(self) -> None:
+        """Nothing is served any more."""
+        self.tell(partial(self._settle, None, _Ended()))
+
+    def tell(self, action: Callable[[], object]) -> None:
+        """From trio to the loop, which lasts as long as the process."""
+        self.loop.call_soon_threadsafe(action)
+
+    def soon(self, action: Callable[[], object]) -> None:
+        """From the loop to trio, which may have ended."""
+        try:
+            self._token.run_sync_soon(action)
+        except trio.RunFinishedError:
+            self._settle(None, _Ended())
+
+    def cancel(self) -> None:
+        """From the loop: nobody is interested any more."""
+        if not self.outcome.cancel() and not self.outcome.cancelled():
+            self.outcome.exception()  # as if somebody had looked at it
+        with suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(self._scope.cancel)
+
+    def _settle(self, result: Any, failure: Exception | None) -> None:
+        if self.outcome.done():  # the caller has gone
+            return
+        if failure is not None:
+            self.outcome.set_exception(failure)
+        else:
+            self.outcome.set_result(result)
+        self.answers.put_nowait(_END)
+
+
+_END = object()
 
 
 class Bridge:
@@ -65,103 +137,84 @@ class Bridge:
         self._of_others = Rejections("peer.refused")
         self.nursery: trio.Nursery | None = None
 
-    def unary(self, method: Callable[..., Any], request: object, context: grpc.ServicerContext) -> Any:
-        """Runs in a thread of the pool."""
-        caller = self._caller(context)
+    async def unary(self, method: Callable[..., Any], request: object, context: Context) -> Any:
+        """Runs in the loop."""
+        caller = await self._caller(context)
         if method.__name__ != "Hello":  # which tells more
-            self._check_cluster(caller, context)
+            await self._check_cluster(caller, context)
+        task = _Task(self._token)
+        self._start(task, method.__name__, lambda: method(request, caller))
+        try:
+            return await self._wait(task, method.__name__, context)
+        finally:
+            task.cancel()
 
-        async def work() -> Any:
-            return await method(request, caller)
-
-        return self._wait(self._start(method.__name__, work, context), method.__name__, context)
-
-    def stream(self, method: Callable[..., Any], request: object, context: grpc.ServicerContext) -> Iterator[Any]:
-        """Runs in a thread of the pool."""
-        caller = self._caller(context)
-        send, receive = trio.open_memory_channel[Any](1)
+    async def stream(self, method: Callable[..., Any], request: object, context: Context) -> AsyncIterator[Any]:
+        """Runs in the loop."""
+        caller = await self._caller(context)
+        task = _Task(self._token)
 
         async def work() -> None:
-            async with send:
-                generator = method(request, caller)
-                try:
-                    async for item in generator:
-                        await send.send(item)
-                finally:
-                    with trio.CancelScope(shield=True):
-                        await generator.aclose()
+            generator = method(request, caller)
+            try:
+                async for item in generator:
+                    await task.room.acquire()
+                    task.tell(partial(task.answers.put_nowait, item))
+            finally:
+                with trio.CancelScope(shield=True):
+                    await generator.aclose()
 
-        ended = self._start(method.__name__, work, context)
-        ended.add_done_callback(lambda _: self._soon(send.close))  # also when it was never begun
-        with suppress(trio.EndOfChannel, trio.RunFinishedError):
-            while True:
-                yield trio.from_thread.run(receive.receive, trio_token=self._token)
-        self._wait(ended, method.__name__, context)
+        self._start(task, method.__name__, work)
+        try:
+            while (item := await task.answers.get()) is not _END:
+                yield item
+                task.soon(task.room.release)
+            await self._wait(task, method.__name__, context)
+        finally:
+            task.cancel()
 
-    def _caller(self, context: grpc.ServicerContext) -> Caller:
+    async def _caller(self, context: Context) -> Caller:
         if self._callers is None:
             return Caller(None, "a local process")
         caller = self._callers.get(urllib.parse.unquote(context.peer()))
         if caller is None:  # it found the inner socket, or its connection has ended
-            context.abort(grpc.StatusCode.UNAUTHENTICATED, "calls come in by the control port only")
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "calls come in by the control port only")
         return caller
 
-    def _check_cluster(self, caller: Caller, context: grpc.ServicerContext) -> None:
-        said = dict(context.invocation_metadata()).get(CLUSTER_KEY, self._cluster)
+    async def _check_cluster(self, caller: Caller, context: Context) -> None:
+        said = dict(context.invocation_metadata() or ()).get(CLUSTER_KEY, self._cluster)
         if self._cluster and said != self._cluster:
             error = TierRefused(
                 f"this node belongs to cluster {self._cluster!r}, and the caller to {said!r}: correct the cluster or "
                 "the addresses in node.yaml"
             )
             self._of_others.note("cluster", caller.address, str(error))
-            self._abort(error, context)
+            await self._abort(error, context)
 
-    def _start(self, name: str, work: Callable[[], Any], context: grpc.ServicerContext) -> Future[Any]:
-        outcome: Future[Any] = Future()
-        scope = trio.CancelScope()
-
-        async def attempt() -> None:
-            try:
-                with scope:
-                    outcome.set_result(await work())
-            except Exception as error:  # noqa: BLE001 - raised or logged in _wait
-                outcome.set_exception(_sole_cause(error))
-            finally:
-                if not outcome.done():
-                    outcome.cancel()
-
+    def _start(self, task: _Task, name: str, work: Callable[[], Awaitable[Any]]) -> None:
         def begin() -> None:
             if self.nursery is None:
-                outcome.cancel()
+                task.never()
             else:
-                self.nursery.start_soon(attempt, name=f"grpc {name}")
+                self.nursery.start_soon(task.attempt, work, name=f"grpc {name}")
 
-        if context.add_callback(lambda: self._soon(scope.cancel)):
-            self._soon(begin)
-        else:  # the caller has gone already
-            outcome.cancel()
-        return outcome
+        task.soon(begin)
 
-    def _soon(self, action: Callable[[], object]) -> None:
-        with suppress(trio.RunFinishedError):
-            self._token.run_sync_soon(action)
-
-    def _wait(self, outcome: Future[Any], name: str, context: grpc.ServicerContext) -> Any:
+    async def _wait(self, task: _Task, name: str, context: Context) -> Any:
         try:
-            return outcome.result()
-        except CancelledError:
-            context.abort(grpc.StatusCode.UNAVAILABLE, "the process is shutting down, or the caller has gone")
+            return await task.outcome
+        except _Ended:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the process is shutting down, or the caller has gone")
         except FuseTierError as error:
             if isinstance(error, InvalidRequest) and self._callers is not None:
-                self._refused.note("request", self._caller(context).address, f"{name}: {error}")
-            self._abort(error, context)
+                self._refused.note("request", (await self._caller(context)).address, f"{name}: {error}")
+            await self._abort(error, context)
         except Exception:
             log.exception("grpc.handler_failed", call=name)
-            context.abort(grpc.StatusCode.INTERNAL, "an unexpected error")
+            await context.abort(grpc.StatusCode.INTERNAL, "an unexpected error")
 
-    def _abort(self, error: FuseTierError, context: grpc.ServicerContext) -> None:
-        context.set_trailing_metadata(statuses.metadata_of(error))
-        context.abort(statuses.code_of(error), statuses.details_of(error))
+    async def _abort(self, error: FuseTierError, context: Context) -> NoReturn:
+        await context.abort(statuses.code_of(error), statuses.details_of(error), statuses.metadata_of(error))
 
 
 def _sole_cause(error: Exception) -> Exception:

@@ -11,13 +11,13 @@ import socket
 import tempfile
 from contextlib import suppress
 
-import grpc
+import grpc.aio
 import trio
 
 from fuse_tier.errors import ConfigError
 
 UNIX = "unix:"
-_BACKLOG = 128
+_BACKLOG = 4096  # of a coordinator that comes back, all nodes
 _LONGEST_SOCKET_PATH = 107  # linux/un.h, UNIX_PATH_MAX without its NUL
 
 
@@ -43,7 +43,7 @@ async def listen_tcp(address: str) -> trio.socket.SocketType:
         raise ConfigError(f"cannot listen on {address}: {cause}") from error
 
 
-def bind_unix(server: grpc.Server, path: str) -> None:
+def bind_unix(server: grpc.aio.Server, path: str) -> None:
     """Has gRPC listen on a socket that is its owner's alone. Raises ConfigError.
 
     It is made in a directory of our own first: at no moment may another user connect, and a stale file gives way.
