@@ -10,20 +10,26 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
+import structlog
 import trio
 
+from csi.context import Pod
 from csi.places import Place
 from csi.refusals import ran_out
 from fuse_tier.config import NodeConfig
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import FuseTierError, TierUnavailable
+from fuse_tier.members import Domain
 from fuse_tier.mount.table import Mount, mount_at
 from fuse_tier.replicate.supervisor import Supervisor
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.control_pb2_grpc import NodeStub
 from fuse_tier.wire.grpc import Client
+from fuse_tier.wire.members import domain_from_wire
 
 T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
 
 _AGAIN_SECONDS: Final = 0.1
 
@@ -45,16 +51,19 @@ class Driver:
         self.node = config.node
         self.ram = config.ram.path
         self.share = config.ram.share or 0
+        self._configured = config.domain
+        self._has_coordinator = config.coordinator is not None
         self._worker = f"unix:{config.socket}"
         self._supervisor = Supervisor(f"{config.socket}.supervisor")
 
-    async def mount(self, place: Place, pod_uid: str, path: str, *, read_only: bool) -> None:
+    async def mount(self, place: Place, pod: Pod, path: str, *, read_only: bool) -> None:
         """Mounts a volume with the files that it had. Raises what the worker raises, StatedError."""
         request = pb.MountRequest(
             identity=str(place.identity),
             mountpoint=path,
             run=place.run,
-            owner_uid=pod_uid,
+            owner_uid=pod.uid,
+            user=str(pod),
             topology=place.topology,
             world_size=place.ranks,
             restore=place.restore if place.ranks else "",
@@ -109,6 +118,28 @@ class Driver:
                 return str(error)
             return ""
         return f"the driver's processes did not answer within {Deadline.PROBE:g} s"
+
+    async def domain(self) -> Domain:
+        """What the node fails together with: by its labels, which the worker hears of, else as configured.
+
+        Waits for that for a while: kubelet takes the topology that it is told first, and asks no more.
+        """
+        configured = Domain(self._configured.zone, self._configured.pool, self._configured.host)
+        reason = "the coordinator was not heard"
+        with trio.move_on_after(Deadline.TOPOLOGY):
+            while self._has_coordinator:
+                try:
+                    async with Client(self._worker, NodeStub, None) as client:
+                        said: pb.AliveReply = await client.call("Alive", pb.Empty(), Deadline.PROBE)
+                except FuseTierError as error:
+                    reason = str(error)
+                else:
+                    if said.HasField("domain"):
+                        return domain_from_wire(said.domain).or_else(configured)
+                await trio.sleep(_AGAIN_SECONDS)
+            return configured
+        log.warning("topology.unknown", node=self.node, reason=reason)
+        return configured
 
 
 def ours_at(path: str) -> Mount | None:

@@ -140,7 +140,7 @@ class Publisher:
         except OSError as error:
             raise failed(f"{order.volume_id} cannot be noted on the node's disk: {error.strerror}") from error
         try:
-            await self._driver.mount(place, order.pod.uid, path, read_only=order.read_only)
+            await self._driver.mount(place, order.pod, path, read_only=order.read_only)
         except IdentityBusy as error:
             raise not_now(await self._name_holder(place, error)) from error
         reason = await self._health.look_through(path)
@@ -190,7 +190,7 @@ class Publisher:
                     f"{identity} is the volume of {known.owner} on node {self._driver.node}: delete that pod, or "
                     "give this one another volumeAttributes.replica"
                 )
-        return str(error)
+        return f"{error}; where a pod has it, delete that pod, or give this one another volumeAttributes.replica"
 
     async def unpublish(self, volume_id: str, target: Target) -> None:
         """Returns when nothing of the volume is left in the pod's directory. Raises StatedError, MountError."""

@@ -21,7 +21,6 @@ from csi.refusals import malformed, not_found
 from csi.stats import Usage, stats_of
 from csi.targets import Target
 from fuse_tier import __version__
-from fuse_tier.config import DomainConfig
 from fuse_tier.wire.grpc import Caller
 
 DRIVER_NAME: Final = "multitier-checkpoint.csi.storage.gke.io"
@@ -68,7 +67,6 @@ class NodeService:
         health: Health,
         *,
         kubelet: str,
-        domain: DomainConfig,
         volume_limit: int,
     ) -> None:
         self._driver = driver
@@ -76,7 +74,6 @@ class NodeService:
         self._records = records
         self._health = health
         self._kubelet = kubelet
-        self._domain = domain
         self._volume_limit = volume_limit
 
     async def NodePublishVolume(  # noqa: N802
@@ -152,10 +149,11 @@ class NodeService:
 
     async def NodeGetInfo(self, request: pb.NodeGetInfoRequest, caller: Caller) -> pb.NodeGetInfoResponse:  # noqa: N802
         """The node's name, how many volumes it bears, and what it fails together with."""
+        domain = await self._driver.domain()
         labels = {
-            "topology.kubernetes.io/zone": self._domain.zone,
-            "cloud.google.com/gke-nodepool": self._domain.pool,
-            "kubernetes.io/hostname": self._domain.host,
+            "topology.kubernetes.io/zone": domain.zone,
+            "cloud.google.com/gke-nodepool": domain.pool,
+            "kubernetes.io/hostname": domain.host,
         }
         segments = {label: value for label, value in labels.items() if value}
         return pb.NodeGetInfoResponse(

@@ -61,7 +61,6 @@ async def run_plugin(config: NodeConfig, settings: Settings) -> None:
         records,
         health,
         kubelet=settings.kubelet,
-        domain=config.domain,
         volume_limit=settings.volume_limit,
     )
     services: list[grpc.Service] = [

@@ -54,6 +54,7 @@ class Deadline:
     DETACH: Final = 7.0  # the supervisor's answer to a detach, whatever hangs
     ABANDON: Final = 30.0  # who still uses a mount that was detached is cut off, so that it can be mounted elsewhere
     STRANDED: Final = 600.0  # a mount waits so long for a driver that has gone from its node altogether
+    TOPOLOGY: Final = 15.0  # a node learns its labels, before kubelet is told that nothing is known of them
     PROBE: Final = 6.0  # both of a node's processes say that they are there
     UNPUBLISH: Final = 9.5  # what kubelet waits for the end of a pod's volume
     PUBLISH: Final = 100.0  # a pod's volume; with RANKS_CALL before it, less than the two minutes of kubelet
@@ -99,6 +100,7 @@ def table() -> tuple[Wait, ...]:
         "MOUNT": ("DAEMON_START", "KERNEL_UNMOUNT", "CHANNEL_CALL", "CONTROL_CALL"),
         "DETACH": ("DETACH_TRY", "DETACH_TRY", "DETACH_TRY"),
         "PROBE": ("CHANNEL_CALL",),
+        "TOPOLOGY": ("PROBE", "CONTROL_CALL"),
         "UNPUBLISH": ("DETACH", "DETACH_TRY"),
         "RANKS_CALL": ("RANKS", "CONTROL_CONNECT"),
         "RESTART": ("RETURN",),

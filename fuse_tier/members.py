@@ -25,6 +25,10 @@ class Domain:
     pool: str = ""
     host: str = ""
 
+    def or_else(self, other: Domain) -> Domain:
+        """With what another one says where this one says nothing."""
+        return Domain(self.zone or other.zone, self.pool or other.pool, self.host or other.host)
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
@@ -51,6 +55,7 @@ class LocalFacts:
     holdings: Holdings = field(default_factory=dict)  # everything listed in its RAM tier, replicas included
     bucket: Holdings = field(default_factory=dict)  # what it has itself committed to the bucket
     epochs: Mapping[Identity, int] = field(default_factory=dict)  # of what is mounted: see ``epochs.py``
+    users: Mapping[Identity, str] = field(default_factory=dict)  # who has what is mounted, for people
     # Of jobs of several ranks: what holdings are part of, from what volumes went on, what must not be restored.
     saved: Mapping[Identity, tuple[Saved, ...]] = field(default_factory=dict)
     resumed: Mapping[Identity, Resumption] = field(default_factory=dict)

@@ -31,7 +31,6 @@ def node_yaml(configuration: Configuration, coordinator: str) -> str:
             "cert": f"{names.TLS_DIRECTORY}/${{NODE_NAME}}.crt",
             "key": f"{names.TLS_DIRECTORY}/${{NODE_NAME}}.key",
         },
-        "domain": {"host": "${NODE_NAME}"},
     }
     if "reserve" in spec:
         values["reserve"] = spec["reserve"]

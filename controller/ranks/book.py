@@ -16,6 +16,7 @@ from controller.ranks.assignment import Seat, assign
 from controller.ranks.objects import Name, Node, Owner, Place, Pod
 from controller.ranks.shape import Shape
 from fuse_tier.errors import InvalidRequest, NotFound, TierRefused, TierUnavailable
+from fuse_tier.members import Domain
 
 _NAMED_AT_MOST = 3
 
@@ -144,6 +145,11 @@ class RankBook:
             self._nodes.pop(name, None)
         else:
             self._nodes[name] = node
+
+    def domain_of(self, node: str) -> Domain:
+        """What a node fails together with, by its labels."""
+        known = self._nodes.get(node)
+        return Domain(known.zone, known.pool, known.host) if known else Domain()
 
     # ---- what nodes ask ----
 

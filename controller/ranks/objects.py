@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 POOL_LABEL: Final = "cloud.google.com/gke-nodepool"
+ZONE_LABEL: Final = "topology.kubernetes.io/zone"
+HOST_LABEL: Final = "kubernetes.io/hostname"
 
 _JOBSET: Final = "jobset.sigs.k8s.io/"
 _INDEX: Final = "batch.kubernetes.io/job-completion-index"
@@ -69,10 +71,12 @@ class Pod:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What ranks need to know of a node."""
+    """What is known of a node: what it fails together with, and where others reach it."""
 
     pool: str
     address: str
+    zone: str = ""
+    host: str = ""
 
 
 def read_pod(found: Object, driver: str) -> Pod | None:
@@ -88,10 +92,11 @@ def read_pod(found: Object, driver: str) -> Pod | None:
 
 
 def read_node(found: Object) -> Node:
-    """Its pool, and where others reach it."""
+    """What it fails together with, by its labels, and where others reach it."""
     addresses = {one.get("type"): one.get("address") for one in (found.get("status") or {}).get("addresses") or []}
     labels = found["metadata"].get("labels") or {}
-    return Node(labels.get(POOL_LABEL, ""), addresses.get("InternalIP") or addresses.get("Hostname") or "")
+    address = addresses.get("InternalIP") or addresses.get("Hostname") or ""
+    return Node(labels.get(POOL_LABEL, ""), address, labels.get(ZONE_LABEL, ""), labels.get(HOST_LABEL, ""))
 
 
 def read_workers(found: Object) -> int | None:

@@ -42,5 +42,7 @@ async def serve_ranks(
     async with trio.open_nursery() as nursery:
         for collection in followed(api, driver, book):
             await nursery.start(collection.follow)
-        await nursery.start(serve_coordinator, config, [(add_RanksServiceServicer_to_server, service)])
+        await nursery.start(
+            serve_coordinator, config, [(add_RanksServiceServicer_to_server, service)], book.domain_of
+        )
         task_status.started()

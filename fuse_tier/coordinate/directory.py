@@ -16,6 +16,7 @@ from __future__ import annotations
 import enum
 import secrets
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -23,7 +24,7 @@ from fuse_tier.coordinate.ownership import Conflict, Ownership, Ownerships
 from fuse_tier.epochs import EpochClock
 from fuse_tier.errors import IdentityBusy, TierRefused, TierUnavailable
 from fuse_tier.identity import Identity
-from fuse_tier.members import Holdings, Location, Member, Picture, Report, VolumePicture
+from fuse_tier.members import Domain, Holdings, Location, Member, Picture, Report, VolumePicture
 
 FORGET_SECONDS = 3600.0  # how long a node that is gone is still shown
 
@@ -73,9 +74,13 @@ class Directory:
     counts against no node.
     """
 
-    def __init__(self, lease_seconds: float, now: float, epoch: int = 1) -> None:
+    def __init__(
+        self, lease_seconds: float, now: float, epoch: int = 1, domain_of: Callable[[str], Domain] | None = None
+    ) -> None:
+        """``domain_of`` is what others than a node itself say of what it fails together with; it counts first."""
         self.lease_seconds = lease_seconds
         self.life = secrets.token_hex(8)
+        self._domain_of = domain_of
         self._nodes: dict[str, _Node] = {}
         self._clock = EpochClock(epoch, now)
         self._settled = now + lease_seconds
@@ -142,8 +147,11 @@ class Directory:
         caller = self._caller(node, instance, sequence, now)
         owned = self._owner_of(identity, now)
         if owned is not None and owned.node != node:
+            holder = self._nodes[owned.node].report
+            user = holder.facts.users.get(identity, "")
+            for_user = f" for {user}" if user else ""
             raise IdentityBusy(
-                f"{identity} is mounted on node {owned.node} ({self._nodes[owned.node].report.control}), seen there "
+                f"{identity} is mounted on node {owned.node} ({holder.control}){for_user}, seen there "
                 f"for {now - owned.since:.0f} s: unmount it there, or stop that node, or mount another identity"
             )
         epoch = self._owned.grant(identity, node, goes_on, above, now)
@@ -229,6 +237,10 @@ class Directory:
             owned = self._owner_of(identity, now)
             volumes.append(VolumePicture(identity, owned.node if owned else "", self.locate(identity, now)))
         return Picture(self.life, self.members(now), tuple(volumes))
+
+    def known_domain(self, node: str) -> Domain:
+        """What others than the node itself say of what it fails together with."""
+        return self._domain_of(node) if self._domain_of else Domain()
 
     def expire(self, now: float) -> tuple[str, ...]:
         """Drops the claims of nodes whose lease has ended, forgets old ones; gives the names of those newly gone."""
@@ -317,7 +329,7 @@ class Directory:
             alive=now < known.expires,
             capacity_bytes=report.facts.capacity_bytes,
             free_bytes=report.facts.free_bytes,
-            domain=report.domain,
+            domain=self.known_domain(report.node).or_else(report.domain),
             mounted=report.facts.mounted,
         )
 

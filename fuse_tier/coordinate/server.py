@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import structlog
@@ -14,6 +14,7 @@ from fuse_tier import epochs, metrics
 from fuse_tier.config import CoordinatorConfig
 from fuse_tier.coordinate.directory import Directory
 from fuse_tier.coordinate.service import CoordinatorService
+from fuse_tier.members import Domain
 from fuse_tier.wire.control_pb2_grpc import add_CoordinatorServicer_to_server
 from fuse_tier.wire.grpc import Service, serve
 from fuse_tier.wire.tls import TlsFiles
@@ -39,12 +40,16 @@ async def run_coordinator(config: CoordinatorConfig) -> None:
 async def serve_coordinator(
     config: CoordinatorConfig,
     more: Sequence[Service] = (),
+    domain_of: Callable[[str], Domain] | None = None,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serves until cancelled; started when it listens. ``more`` services are reached at the same address."""
+    """Serves until cancelled; started when it listens. ``more`` services are reached at the same address.
+
+    ``domain_of``: see Directory.
+    """
     tls = TlsFiles(config.tls.ca, config.tls.cert, config.tls.key) if config.tls else None
-    directory = Directory(config.lease, trio.current_time(), epochs.from_the_time())
+    directory = Directory(config.lease, trio.current_time(), epochs.from_the_time(), domain_of)
     service = CoordinatorService(config.cluster, directory, authenticated=tls is not None)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(service.keep_leases)

@@ -18,6 +18,7 @@ from fuse_tier.identity import Identity
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.grpc import Caller
 from fuse_tier.wire.members import (
+    domain_to_wire,
     holdings_to_wire,
     location_to_wire,
     member_to_wire,
@@ -71,6 +72,7 @@ class CoordinatorService:
             needed=holdings_to_wire(self._restarts.needed(report.node, now)),
             settled=self._directory.is_settled(now),
             marks=map(mark_to_wire, self._restarts.marks(report.node)),
+            domain=domain_to_wire(self._directory.known_domain(report.node)),
         )
 
     async def Claim(self, request: pb.ClaimRequest, caller: Caller) -> pb.ClaimReply:  # noqa: N802 - its wire name

@@ -20,7 +20,7 @@ from fuse_tier import epochs, metrics
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import DeadlineExceeded, FuseTierError, IdentityBusy, TierRefused, TierUnavailable
 from fuse_tier.identity import Identity
-from fuse_tier.members import Location
+from fuse_tier.members import Domain, Location, Member
 from fuse_tier.replicate.own import OwnNode
 from fuse_tier.replicate.roster import RosterMembership, ask_holders
 from fuse_tier.restarts import Mark, Question, Resumption, Verdict
@@ -28,6 +28,7 @@ from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.control_pb2_grpc import CoordinatorStub, PeerStub
 from fuse_tier.wire.grpc import Client
 from fuse_tier.wire.members import (
+    domain_from_wire,
     holdings_from_wire,
     location_from_wire,
     member_from_wire,
@@ -60,8 +61,18 @@ class CoordinatorMembership(RosterMembership):
         self._doubtful: frozenset[Identity] = frozenset()
         self._needed: Mapping[Identity, tuple[int, ...]] | None = None  # parts of newest complete checkpoints
         self._marks: frozenset[Mark] = frozenset()
+        self._domain: Domain | None = None  # as the coordinator knows it
         self._trouble = ""
         self._left = False
+
+    def own(self) -> Member:
+        """See Membership."""
+        own = super().own()
+        return own if self._domain is None else replace(own, domain=self._domain.or_else(own.domain))
+
+    def heard_domain(self) -> Domain | None:
+        """See Membership."""
+        return self._domain
 
     def report_soon(self) -> None:
         """See Membership."""
@@ -218,6 +229,7 @@ class CoordinatorMembership(RosterMembership):
             members = tuple(map(member_from_wire, reply.members))
             self._take_ownerships(report.facts.mounted, reply)
             self._take_needed(reply)
+            self._domain = domain_from_wire(reply.domain)
         if self._trouble:
             log.info("membership.coordinator_back", address=self._address)
         elif self._life and reply.epoch != self._life:

@@ -33,6 +33,10 @@ class Membership(Protocol):
         """This node, as others are told of it."""
         ...
 
+    def heard_domain(self) -> Domain | None:
+        """What others say that this node fails together with; None while they were not heard."""
+        ...
+
     def mounted(self) -> frozenset[Identity]:
         """What others have to be told is mounted here: what is, and what was claimed for it."""
         ...

@@ -62,6 +62,7 @@ class Mounting:
             # An end that is under way gives the claim back at last: after that, not in the middle of this.
             async with volume.ending:
                 report.begin("claiming the identity")
+                volume.user = order.user
                 epoch = await self._claim(order.identity, epoch_of(volume.numbering.highest))
                 try:
                     restored = await self._preparing.prepare(volume, order, report, epoch, self._claim)

@@ -15,6 +15,7 @@ from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import ConfigError, DeadlineExceeded, InvalidRequest, NotFound
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Lineage, Manifest, encode
+from fuse_tier.members import Domain
 from fuse_tier.replicate.choice import Chooser
 from fuse_tier.replicate.inventory import Inventory
 from fuse_tier.replicate.mounting import Mounting
@@ -26,6 +27,7 @@ from fuse_tier.replicate.volumes import Volumes
 from fuse_tier.tiers.base import TierName
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.grpc import Caller
+from fuse_tier.wire.members import domain_to_wire, parse_user
 from fuse_tier.wire.restarts import parse_job
 
 
@@ -42,6 +44,7 @@ class NodeService:
         nursery: trio.Nursery,
         stewardship: Stewardship | None = None,
         mark_bad: Callable[[Job, str, int], Awaitable[None]] | None = None,
+        heard_domain: Callable[[], Domain | None] = Domain,
         *,
         replicas: int,
         drain_seconds: float,
@@ -54,6 +57,7 @@ class NodeService:
         self._nursery = nursery
         self._stewardship = stewardship
         self._mark_bad = mark_bad
+        self._heard_domain = heard_domain
         self._copies = max(1, replicas)
         self._drain_seconds = drain_seconds
 
@@ -75,6 +79,7 @@ class NodeService:
             request.version,
             _is_consistent(request),
             request.step if request.HasField("step") else None,
+            parse_user(request.user),
         )
         async for step in steps(self._nursery, lambda report: self._mounting.mount(order, report)):
             yield step
@@ -94,8 +99,9 @@ class NodeService:
         return reply
 
     async def Alive(self, request: pb.Empty, caller: Caller) -> pb.AliveReply:  # noqa: N802
-        """That this worker's loop turns."""
-        return pb.AliveReply(version=__version__)
+        """That this worker's loop turns, and what it has heard of itself."""
+        domain = self._heard_domain()
+        return pb.AliveReply(version=__version__, domain=domain_to_wire(domain) if domain else None)
 
     async def Status(self, request: pb.Empty, caller: Caller) -> pb.StatusReply:  # noqa: N802
         """What this node is doing."""

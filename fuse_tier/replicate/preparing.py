@@ -55,6 +55,7 @@ class MountOrder:
     version: str = ""  # a complete checkpoint in the bucket, rather than the newest state
     is_consistent: bool = False  # from the same step as all other ranks of the job
     step: int | None = None  # which all of them go back to
+    user: str = ""  # who gets it, for people
 
     @property
     def goes_with_others(self) -> bool:

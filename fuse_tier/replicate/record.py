@@ -27,6 +27,7 @@ class TreeRecord:
 
     ``superseded`` names who went on with the volume meanwhile; empty: nobody. ``epoch`` is that under which this node
     last owned the volume. ``resumption`` is from what it went on with the other ranks of its job, if it did.
+    ``user`` is who has it mounted, or had it last, for people.
     """
 
     lineage: Lineage
@@ -34,6 +35,7 @@ class TreeRecord:
     superseded: str = ""
     epoch: int = 0
     resumption: Resumption | None = None
+    user: str = ""
 
 
 def read_record(volume: VolumeLayout) -> TreeRecord | None:
@@ -48,6 +50,7 @@ def read_record(volume: VolumeLayout) -> TreeRecord | None:
             str(fields.get("superseded", "")),
             int(fields.get("epoch", 0)),
             _resumption(fields.get("resumption")),
+            str(fields.get("user", "")),
         )
     except FileNotFoundError:
         return None
@@ -80,6 +83,7 @@ def write_record(volume: VolumeLayout, record: TreeRecord) -> None:
                 "superseded": record.superseded,
                 "epoch": record.epoch,
                 "resumption": asdict(record.resumption) if record.resumption else None,
+                "user": record.user,
             },
             file,
         )

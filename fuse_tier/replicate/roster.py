@@ -12,7 +12,7 @@ from fuse_tier import epochs
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import ConfigError, FuseTierError
 from fuse_tier.identity import Identity
-from fuse_tier.members import Member
+from fuse_tier.members import Domain, Member
 from fuse_tier.replicate.own import OwnNode
 from fuse_tier.restarts import Mark, Question, Resumption, Verdict
 from fuse_tier.wire import control_pb2 as pb
@@ -71,6 +71,10 @@ class RosterMembership:
     def own(self) -> Member:
         """See Membership."""
         return self._own.member(self._claimed)
+
+    def heard_domain(self) -> Domain | None:
+        """See Membership. There is nobody to say it."""
+        return Domain()
 
     def mounted(self) -> frozenset[Identity]:
         """See Membership."""

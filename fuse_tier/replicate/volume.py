@@ -82,6 +82,7 @@ class Volume:
         self._renumber = False
         self.coming: Chosen | None = None  # what a restore is still bringing, and from whom
         self.resumption: Resumption | None = None  # from what the tree has gone on, with the other ranks of its job
+        self.user = ""  # who has it mounted, or had it last, for people
         self.superseded = ""  # who else goes on with this volume, so that this tree must not; empty: nobody
 
     @property
@@ -148,7 +149,7 @@ class Volume:
             self.coming = Chosen(None) if await trio.to_thread.run_sync(coming_files, self.layout) else None
             self.numbering.heard_of(record.number)
             self.numbering.own(record.epoch)
-            self.superseded, self.resumption = record.superseded, record.resumption
+            self.superseded, self.resumption, self.user = record.superseded, record.resumption, record.user
             own = [number for number in numbers if number <= record.number]
             newest = await self._load_newest(own)
             if newest is not None:
@@ -327,7 +328,7 @@ class Volume:
         return manifest
 
     def _record(self, lineage: Lineage, number: int) -> None:
-        record = TreeRecord(lineage, number, self.superseded, self.numbering.epoch, self.resumption)
+        record = TreeRecord(lineage, number, self.superseded, self.numbering.epoch, self.resumption, self.user)
         write_record(self.layout, record)
 
     async def list_newest(self) -> None:

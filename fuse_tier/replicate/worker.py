@@ -166,6 +166,7 @@ class Worker:
             holdings=self._holdings,
             bucket={volume.identity: (number,) for volume in self._volumes if (number := volume.copies.in_bucket())},
             epochs={volume.identity: volume.numbering.epoch for volume in self._volumes if volume.numbering.epoch},
+            users={volume.identity: volume.user for volume in self._volumes if volume.user},
             saved=self._saved,
             resumed={
                 volume.identity: volume.resumption
@@ -247,6 +248,7 @@ class Worker:
             self._nursery,
             self._duties.stewardship if self._duties else None,
             self._mark_bad,
+            self._membership.heard_domain,
             replicas=config.replicas,
             drain_seconds=config.drain,
         )

@@ -855,21 +855,52 @@ class Ownership(_message.Message):
 
     IDENTITY_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
     identity: _builtins.str
     epoch: _builtins.int
+    user: _builtins.str
+    """who has it there, for people, such as a pod (minor 5)"""
     def __init__(
         self,
         *,
         identity: _builtins.str = ...,
         epoch: _builtins.int = ...,
+        user: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "identity", b"identity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "identity", b"identity", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Ownership: _TypeAlias = Ownership  # noqa: Y015
+
+@_typing.final
+class Domain(_message.Message):
+    """What a node fails together with; empty where nothing is known."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ZONE_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    zone: _builtins.str
+    pool: _builtins.str
+    host: _builtins.str
+    def __init__(
+        self,
+        *,
+        zone: _builtins.str = ...,
+        pool: _builtins.str = ...,
+        host: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "pool", b"pool", "zone", b"zone"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Domain: _TypeAlias = Domain  # noqa: Y015
 
 @_typing.final
 class ReportRequest(_message.Message):
@@ -1128,6 +1159,7 @@ class ReportReply(_message.Message):
     NEEDED_FIELD_NUMBER: _builtins.int
     SETTLED_FIELD_NUMBER: _builtins.int
     MARKS_FIELD_NUMBER: _builtins.int
+    DOMAIN_FIELD_NUMBER: _builtins.int
     epoch: _builtins.str
     """of the coordinator's own life"""
     lease_seconds: _builtins.float
@@ -1149,6 +1181,10 @@ class ReportReply(_message.Message):
     def marks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Mark]:
         """of jobs of which the caller has something (minor 4)"""
 
+    @_builtins.property
+    def domain(self) -> Global___Domain:
+        """of the caller, as the coordinator knows it from others (minor 5)"""
+
     def __init__(
         self,
         *,
@@ -1160,10 +1196,11 @@ class ReportReply(_message.Message):
         needed: _abc.Iterable[Global___Holding] | None = ...,
         settled: _builtins.bool = ...,
         marks: _abc.Iterable[Global___Mark] | None = ...,
+        domain: Global___Domain | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock", b"clock", "epoch", b"epoch", "lease_seconds", b"lease_seconds", "marks", b"marks", "members", b"members", "needed", b"needed", "owned", b"owned", "settled", b"settled"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock", b"clock", "domain", b"domain", "epoch", b"epoch", "lease_seconds", b"lease_seconds", "marks", b"marks", "members", b"members", "needed", b"needed", "owned", b"owned", "settled", b"settled"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1566,6 +1603,7 @@ class MountRequest(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     RESTORE_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
     identity: _builtins.str
     mountpoint: _builtins.str
     """absolute"""
@@ -1583,6 +1621,8 @@ class MountRequest(_message.Message):
     """consistent or latest; empty: consistent where the job's size is known"""
     step: _builtins.int
     """the complete checkpoint that all ranks go back to"""
+    user: _builtins.str
+    """who gets it, for people, such as a pod"""
     def __init__(
         self,
         *,
@@ -1597,10 +1637,11 @@ class MountRequest(_message.Message):
         version: _builtins.str = ...,
         restore: _builtins.str = ...,
         step: _builtins.int | None = ...,
+        user: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "identity", b"identity", "mountpoint", b"mountpoint", "owner_uid", b"owner_uid", "read_only", b"read_only", "restore", b"restore", "run", b"run", "snapshot", b"snapshot", "step", b"step", "topology", b"topology", "version", b"version", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "identity", b"identity", "mountpoint", b"mountpoint", "owner_uid", b"owner_uid", "read_only", b"read_only", "restore", b"restore", "run", b"run", "snapshot", b"snapshot", "step", b"step", "topology", b"topology", "user", b"user", "version", b"version", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
     _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015
@@ -1658,15 +1699,21 @@ class AliveReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     VERSION_FIELD_NUMBER: _builtins.int
+    DOMAIN_FIELD_NUMBER: _builtins.int
     version: _builtins.str
+    @_builtins.property
+    def domain(self) -> Global___Domain:
+        """what the coordinator knows of it; absent while the coordinator was not heard"""
+
     def __init__(
         self,
         *,
         version: _builtins.str = ...,
+        domain: Global___Domain | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

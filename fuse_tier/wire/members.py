@@ -33,8 +33,9 @@ from fuse_tier.wire.restarts import (
 )
 
 PROTOCOL = 1  # major version of control.proto: one of another is refused at Hello
-MINOR = 4  # grows when something is added, which is then used only with those who know it
+MINOR = 5  # grows when something is added, which is then used only with those who know it
 _LONGEST_LABEL = 253
+_LONGEST_USER = 1024
 
 
 def parse_identity(text: str) -> Identity:
@@ -63,7 +64,7 @@ def report_to_wire(report: Report, cluster: str) -> pb.ReportRequest:
         pool=report.domain.pool,
         host=report.domain.host,
         leaving=report.leaving,
-        owned=ownerships_to_wire(facts.epochs),
+        owned=ownerships_to_wire(facts.epochs, facts.users),
         clock=report.clock,
         saves=saves_to_wire(facts.saved),
         resumed=[resumption_to_wire(identity, one) for identity, one in facts.resumed.items()],
@@ -86,6 +87,7 @@ def report_from_wire(message: pb.ReportRequest) -> Report:
             holdings=holdings_from_wire(message.holdings),
             bucket=holdings_from_wire(message.bucket),
             epochs=ownerships_from_wire(message.owned),
+            users={parse_identity(one.identity): parse_user(one.user) for one in message.owned if one.user},
             saved=saves_from_wire(message.saves),
             resumed=dict(map(resumption_from_wire, message.resumed)),
             marks=frozenset(map(mark_from_wire, message.marks)),
@@ -96,9 +98,15 @@ def report_from_wire(message: pb.ReportRequest) -> Report:
     )
 
 
-def ownerships_to_wire(owned: Mapping[Identity, int]) -> list[pb.Ownership]:
-    """Volumes with the epochs under which they are a node's."""
-    return [pb.Ownership(identity=str(identity), epoch=epoch) for identity, epoch in owned.items()]
+def ownerships_to_wire(
+    owned: Mapping[Identity, int], users: Mapping[Identity, str] | None = None
+) -> list[pb.Ownership]:
+    """Volumes with the epochs under which they are a node's, and who has them there."""
+    told = users or {}
+    return [
+        pb.Ownership(identity=str(identity), epoch=epoch, user=told.get(identity, "")[:_LONGEST_USER])
+        for identity, epoch in owned.items()
+    ]
 
 
 def ownerships_from_wire(messages: Iterable[pb.Ownership]) -> dict[Identity, int]:
@@ -111,6 +119,16 @@ def parse_epoch(epoch: int) -> int:
     if epoch > epochs.HIGHEST:
         raise InvalidRequest(f"epoch {epoch} is out of range: the highest is {epochs.HIGHEST}")
     return epoch
+
+
+def domain_to_wire(domain: Domain) -> pb.Domain:
+    """What a node fails together with."""
+    return pb.Domain(zone=domain.zone, pool=domain.pool, host=domain.host)
+
+
+def domain_from_wire(message: pb.Domain) -> Domain:
+    """Raises InvalidRequest."""
+    return _domain(message.zone, message.pool, message.host)
 
 
 def member_to_wire(member: Member) -> pb.Member:
@@ -216,6 +234,15 @@ def numbers_by_identity(ids: Iterable[str]) -> dict[Identity, tuple[int, ...]]:
             raise InvalidRequest(str(error)) from None
         found.setdefault(snapshot.identity, set()).add(snapshot.number)
     return {identity: tuple(sorted(numbers)) for identity, numbers in found.items()}
+
+
+def parse_user(text: str) -> str:
+    """Who has a volume, for people. Raises InvalidRequest."""
+    if len(text) > _LONGEST_USER or not text.isprintable():
+        raise InvalidRequest(
+            f"{text[:40]!r} does not say who has a volume: up to {_LONGEST_USER} printable characters"
+        )
+    return text
 
 
 def _location(holders: Iterable[pb.Holder], bucket: Iterable[int]) -> Location:

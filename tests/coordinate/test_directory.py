@@ -11,9 +11,10 @@ from fuse_tier.coordinate.directory import FORGET_SECONDS, Change, Directory
 from fuse_tier.coordinate.ownership import Conflict
 from fuse_tier.errors import IdentityBusy, TierRefused, TierUnavailable
 from fuse_tier.identity import Identity
-from fuse_tier.members import LocalFacts, Report
+from fuse_tier.members import Domain, LocalFacts, Report
 
 LEASE = 5.0
+NOWHERE = Domain()
 LLAMA = Identity.parse("default/llama/0")
 GEMMA = Identity.parse("default/gemma/0")
 _calls = itertools.count(1)
@@ -29,6 +30,8 @@ def report(
     holdings: Mapping[Identity, tuple[int, ...]] | None = None,
     bucket: Mapping[Identity, tuple[int, ...]] | None = None,
     leaving: bool = False,
+    users: Mapping[Identity, str] | None = None,
+    domain: Domain = NOWHERE,
 ) -> Report:
     return Report(
         node=node,
@@ -36,8 +39,9 @@ def report(
         sequence=sequence or next(_calls),
         control=control or f"{node}:7460",
         bulk=f"{node}:7461",
-        facts=LocalFacts(1000, 500, mounted, holdings or {}, bucket or {}),
+        facts=LocalFacts(1000, 500, mounted, holdings or {}, bucket or {}, users=users or {}),
         leaving=leaving,
+        domain=domain,
     )
 
 
@@ -321,3 +325,25 @@ def test_who_has_a_volume_mounted_that_is_another_nodes_is_no_holder() -> None:
     claim(directory, LLAMA, "a", 10.0)
     directory.report(report("b", mounted=frozenset({LLAMA}), holdings={LLAMA: (58,)}), 11.0)
     assert directory.locate(LLAMA, 11.0).holders == ()
+
+
+def test_who_has_an_identity_is_named_with_its_node() -> None:
+    directory = settled("a", "b")
+    directory.report(report("a", mounted=frozenset({LLAMA}), users={LLAMA: "pod default/llama-0 (uid-0)"}), 10.5)
+    with pytest.raises(
+        IdentityBusy, match=r"is mounted on node a \(a:7460\) for pod default/llama-0 \(uid-0\), seen"
+    ):
+        claim(directory, LLAMA, "b", 10.6)
+    directory.report(report("a", mounted=frozenset({LLAMA})), 10.7)
+    with pytest.raises(IdentityBusy, match=r"is mounted on node a \(a:7460\), seen"):
+        claim(directory, LLAMA, "b", 10.8)
+
+
+def test_what_others_know_of_a_nodes_failure_domain_counts_before_what_it_says_itself() -> None:
+    labels = {"a": Domain(zone="z", host="by-label")}
+    directory = Directory(LEASE, now=0.0, domain_of=lambda node: labels.get(node, Domain()))
+    for node in ("a", "b"):
+        directory.report(report(node, domain=Domain(pool="own", host="10.0.0.1")), 1.0)
+    a, b = directory.members(1.0)
+    assert (a.domain, b.domain) == (Domain("z", "own", "by-label"), Domain("", "own", "10.0.0.1"))
+    assert directory.known_domain("b") == Domain()

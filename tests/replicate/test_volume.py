@@ -166,6 +166,16 @@ async def test_the_record_says_up_to_where_the_tree_has_come(bench: Bench) -> No
     assert record.number == 2
 
 
+async def test_who_has_a_volume_mounted_is_known_to_the_next_worker_too(bench: Bench) -> None:
+    bench.volume.user = "pod default/llama-0 (uid)"
+    bench.volume.resume(bench.volume.lineage, 0, 7, anew=False)
+    record = read_record(bench.volume.layout)
+    assert record is not None and record.user == "pod default/llama-0 (uid)"
+    bench.volume.user = ""
+    await bench.volume.load()
+    assert bench.volume.user == record.user
+
+
 async def test_a_file_tells_on_which_tiers_it_is(bench: Bench) -> None:
     (bench.tree / "a").write_bytes(b"a")
     taken = await bench.volume.take_snapshot()

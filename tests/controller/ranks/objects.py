@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from controller.ranks.objects import POOL_LABEL
+from controller.ranks.objects import HOST_LABEL, POOL_LABEL, ZONE_LABEL
 from csi.services import DRIVER_NAME
 
 Object = dict[str, Any]
@@ -58,7 +58,9 @@ def jobset_pod(job: str, slices: int, number: int, worker: int, *, attempt: int 
 def node(address: str, pool: str = "") -> Object:
     """A node."""
     return {
-        "metadata": {"labels": {POOL_LABEL: pool} if pool else {}},
+        "metadata": {
+            "labels": {POOL_LABEL: pool, ZONE_LABEL: f"zone-of-{pool}", HOST_LABEL: f"host-of-{pool}"} if pool else {}
+        },
         "status": {
             "addresses": [{"type": "Hostname", "address": "host"}, {"type": "InternalIP", "address": address}]
         },

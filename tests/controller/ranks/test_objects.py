@@ -83,6 +83,6 @@ def test_workers_are_counted_by_who_makes_them(spec: dict[str, object], workers:
     assert read_workers({"spec": spec}) == workers
 
 
-def test_a_node_is_reached_inside_the_cluster() -> None:
-    assert read_node(node("10.0.0.7", "pool-a")) == Node("pool-a", "10.0.0.7")
+def test_a_node_is_reached_inside_the_cluster_and_its_labels_say_what_it_fails_together_with() -> None:
+    assert read_node(node("10.0.0.7", "pool-a")) == Node("pool-a", "10.0.0.7", "zone-of-pool-a", "host-of-pool-a")
     assert read_node({"metadata": {}}) == Node("", "")

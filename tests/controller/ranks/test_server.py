@@ -16,7 +16,11 @@ from csi.services import DRIVER_NAME
 from fuse_tier.config import CoordinatorConfig
 from fuse_tier.errors import FuseTierError, TierUnavailable
 from fuse_tier.localcluster.ports import free_ports
+from fuse_tier.members import Domain
+from fuse_tier.wire import control_pb2 as core
+from fuse_tier.wire.control_pb2_grpc import CoordinatorStub
 from fuse_tier.wire.grpc import Client
+from fuse_tier.wire.members import domain_from_wire
 from tests.controller.ranks.objects import jobset_pod, node
 from tests.harness.kube import ApiServer
 from tests.harness.logs import ExpectedLogs
@@ -34,6 +38,15 @@ async def ranks_server(api_server: ApiServer) -> AsyncIterator[Client]:
             async with Client(str(config.listen), RanksServiceStub, None) as client:
                 yield client
             nursery.cancel_scope.cancel()
+
+
+async def domain_told_to(client: Client, name: str) -> Domain:
+    """What a node hears of itself when it reports to the coordinator, which is the same server."""
+    where = core.Addresses(control="10.0.0.0:7460", bulk="10.0.0.0:7461")
+    request = core.ReportRequest(cluster="default", node=name, instance="1", sequence=1, addresses=where)
+    async with Client(client._address, CoordinatorStub, None) as coordinator:
+        reply: core.ReportReply = await coordinator.call("Report", request, 5)
+    return domain_from_wire(reply.domain)
 
 
 async def make_job(server: ApiServer, number: int, workers: int) -> None:
@@ -89,6 +102,7 @@ async def test_a_jobs_pods_get_their_ranks_and_a_replacement_the_one_that_was_lo
     await make_node(api_server, "node-0", "pool")
     async with ranks_server(api_server) as client:
         await make_node(api_server, "node-1", "pool")
+        assert await domain_told_to(client, "node-0") == Domain("zone-of-pool", "pool", "host-of-pool")
         await make_job(api_server, 0, 2)
         first = await make_pod(api_server, 0, 0, "node-0")
         second = await make_pod(api_server, 0, 1, "node-1")
