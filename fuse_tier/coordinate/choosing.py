@@ -73,8 +73,13 @@ def choose(question: Question, known: Known, current: Current | None, restart: i
 
 
 def _takes_newest(question: Question, known: Known) -> bool:
-    """Whether the job has snapshots, none of which names a step. Raises RunMismatch for one of another shape."""
+    """Whether the job has snapshots, none of which names a step, and nobody at work has begun from one.
+
+    Raises RunMismatch for one of another shape.
+    """
     if question.backups or question.forced is not None:
+        return False
+    if any(known.going_on[replica].step is not None for replica in _others(question, known, 0)):
         return False
     steps = [one.step for several in known.ever.values() for one in several]
     if not steps and known.other_shapes:

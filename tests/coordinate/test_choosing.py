@@ -131,6 +131,12 @@ def test_a_job_whose_trees_name_no_step_takes_each_ranks_newest() -> None:
     assert choose(ask(), knows(parts(r0=[None, None], r1=[None])), None, NEW) == Verdict(0)
 
 
+def test_a_job_whose_trees_name_no_step_any_more_does_not_leave_behind_who_began_from_one() -> None:
+    known = knows(parts(r1=[None]), going_on=at_work(r1=0))
+    with pytest.raises(TierUnavailable, match="go back to the beginning, but replica 1 of its job went on from step 0"):
+        choose(ask("0"), known, Current(7, 0, frozenset({"0", "1"})), NEW)
+
+
 def test_another_shape_of_the_job_is_refused() -> None:
     known = knows({}, other_shapes=(Lineage("llama", world_size=4, topology="1x4"),))
     with pytest.raises(RunMismatch, match="saved with 4 ranks, topology 1x4, and not with 2 ranks"):
