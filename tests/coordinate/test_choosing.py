@@ -133,7 +133,7 @@ def test_a_job_whose_trees_name_no_step_takes_each_ranks_newest() -> None:
 
 def test_a_job_whose_trees_name_no_step_any_more_does_not_leave_behind_who_began_from_one() -> None:
     known = knows(parts(r1=[None]), going_on=at_work(r1=0))
-    with pytest.raises(TierUnavailable, match="go back to the beginning, but replica 1 of its job went on from step 0"):
+    with pytest.raises(TierUnavailable, match=r"the beginning, but replica 1 .* went on from step 0"):
         choose(ask("0"), known, Current(7, 0, frozenset({"0", "1"})), NEW)
 
 
