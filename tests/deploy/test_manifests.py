@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,34 +20,27 @@ from controller.reconciling.election import Times
 from controller.reconciling.world import CONFIGURATIONS
 from tests.controller.cluster import NAMESPACE, Cluster, path_of, running_controller
 from tests.controller.configurations import SETTINGS
+from tests.harness.checkouts import ROOT, give_recorder, make_checkout
 from tests.harness.kube import ApiServer, running_api_server
-from tests.harness.needs import TOOLS
 from tests.harness.waiting import until
 
-ROOT = TOOLS.parent
 KUBECTL = str(Path(sys.executable).parent / "kubectl")
+TARGETS = ("controller", "ranks", "csi", "fuse", "replication-worker")
 Right = tuple[str, str, str, str]  # namespace (empty: everywhere), group, resource, verb
 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """What ``make multitier-images`` needs of the repository, without what it made in it."""
-    made = tmp_path / "checkout"
-    shutil.copytree(
-        ROOT / "deploy", made / "deploy", ignore=lambda *_: {"controller-image.yaml", "csi-container-images.yaml"}
-    )
-    for name in ("tools/multitier-files", "Makefile", "pyproject.toml"):
-        (made / name).parent.mkdir(exist_ok=True)
-        shutil.copy(ROOT / name, made / name)
+    made = make_checkout(tmp_path / "checkout")
+    give_recorder(made)
     return made
 
 
 def make(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     # As from a shell: a make below another one, which may run these tests, talks otherwise.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
-    return subprocess.run(
-        ["make", *arguments], cwd=checkout, env=environment, capture_output=True, text=True, check=False
-    )
+    words = ["make", f"CONTAINER_TOOL={checkout}/tool", *arguments]
+    return subprocess.run(words, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
 
 
 def kubectl(*arguments: str, cwd: Path) -> str:
@@ -81,6 +73,61 @@ def test_a_mistake_is_told_in_one_line_and_makes_nothing(checkout: Path, argumen
         one for one in found.stderr.splitlines()[1:] if one.startswith("make: ***")
     ]
     assert not list((checkout / "deploy/multitier/controller").glob("*image*.yaml"))
+    assert not (checkout / "tool.calls").exists()
+
+
+def test_all_images_are_built_and_then_pushed_and_only_then_named(checkout: Path) -> None:
+    made = make(
+        checkout,
+        "multitier-images",
+        "REPO_PATH=a/b",
+        "MULTITIER_TAG=v7",
+        "BASE_IMAGE=mine:1",
+        "BUILD_OPTIONS=--layers --pull",
+        "PUSH_OPTIONS=--tls-verify=false",
+    )
+    assert made.returncode == 0, made.stderr
+    calls = (checkout / "tool.calls").read_text().splitlines()
+    names = [f"a/b/fuse-tier-{target}:v7" for target in TARGETS]
+    assert [one.split()[0] for one in calls] == ["build"] * 5 + ["push"] * 5
+    for name, target, call in zip(names, TARGETS, calls[:5], strict=True):
+        assert call.startswith("build --layers --pull --build-arg BASE_IMAGE=mine:1 --file deploy/images/Dockerfile")
+        assert f"--target {target} --build-arg VERSION=" in call
+        assert call.endswith(f" --tag {name} .")
+    assert calls[5:] == [f"push --tls-verify=false {name}" for name in names]
+
+
+@pytest.mark.parametrize("failing", ["build", "push"])
+def test_nothing_names_images_that_could_not_be_built_or_pushed(checkout: Path, failing: str) -> None:
+    (checkout / "tool").write_text(f"#!/bin/sh\n[ $1 != {failing} ]\n")
+    assert make(checkout, "multitier-images", "REPO_PATH=a/b").returncode == 2
+    assert not list((checkout / "deploy/multitier/controller").glob("*image*.yaml"))
+
+
+def test_a_container_tool_that_is_not_there_is_told_in_one_line(checkout: Path) -> None:
+    found = make(checkout, "multitier-images", "REPO_PATH=a/b", "CONTAINER_TOOL=no-such-tool")
+    assert found.returncode == 2
+    assert found.stderr.startswith("make multitier-images: CONTAINER_TOOL 'no-such-tool' is not here: install it")
+
+
+def test_kustomize_says_so_when_the_files_were_not_made_before_or_have_been_removed(checkout: Path) -> None:
+    def refusal() -> str:
+        command = [KUBECTL, "kustomize", "deploy/multitier/controller"]
+        found = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
+        assert found.returncode != 0
+        return found.stderr
+
+    assert "run-make-multitier-images-first.yaml: no such file" in refusal()
+    assert make(checkout, "multitier-images", "REPO_PATH=a/b").returncode == 0
+    assert built(checkout)
+    assert make(checkout, "clean-multitier-controller").returncode == 0
+    assert "run-make-multitier-images-first.yaml: no such file" in refusal()
+
+
+def test_the_manifests_alone_can_be_made_for_images_that_are_built_elsewhere(checkout: Path) -> None:
+    assert make(checkout, "multitier-files", "REPO_PATH=a/b").returncode == 0
+    assert len(list((checkout / "deploy/multitier/controller").glob("*-image*.yaml"))) == 3
+    assert not (checkout / "tool.calls").exists()
 
 
 def test_the_generated_files_name_the_images_and_are_removed_again(checkout: Path) -> None:
@@ -92,7 +139,8 @@ def test_the_generated_files_name_the_images_and_are_removed_again(checkout: Pat
     assert images["csi-image"] == "registry.example:5000/p/r/fuse-tier-csi:v7"
     deployments = [one for one in objects if one["kind"] == "Deployment"]
     assert {one["spec"]["template"]["spec"]["containers"][0]["image"] for one in deployments} == {
-        "registry.example:5000/p/r/fuse-tier-controller:v7"
+        "registry.example:5000/p/r/fuse-tier-controller:v7",
+        "registry.example:5000/p/r/fuse-tier-ranks:v7",
     }
     assert make(checkout, "clean-multitier-controller").returncode == 0
     assert {one.name for one in directory.glob("*image*.yaml")} == {"csi-container-images.yaml"}

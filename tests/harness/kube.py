@@ -1,6 +1,6 @@
 """A real API server with its etcd, on free ports, for as long as a block runs. Built by ``make kube``.
 
-Kubernetes' own controllers and kubelets are not there: what they would do to an object, a test does.
+Kubernetes' own controllers and kubelets are not there: what they would do to an object, a test does, or kwok.py.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ class ApiServer:
     port: int
     token: str
     _etcd: str
+    has_accounts: bool = False
+    """Whether pods need the service account that they name, as on any cluster where somebody makes accounts."""
     _process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -87,9 +89,9 @@ class ApiServer:
             "--authorization-mode=RBAC",
             "--service-cluster-ip-range=10.96.0.0/16",
             "--allow-privileged=true",
-            "--disable-admission-plugins=ServiceAccount",
+            *([] if self.has_accounts else ["--disable-admission-plugins=ServiceAccount"]),
         ]
-        self._process = _start(command, self.directory / "apiserver.log")
+        self._process = start_program(command, self.directory / "apiserver.log")
         await until(self._is_ready, _START_SECONDS)
 
     async def stop(self) -> None:
@@ -135,7 +137,7 @@ class ApiServer:
 
 
 @asynccontextmanager
-async def running_api_server(directory: Path) -> AsyncIterator[ApiServer]:
+async def running_api_server(directory: Path, has_accounts: bool = False) -> AsyncIterator[ApiServer]:
     """Runs one until the block is left."""
     directory.mkdir()
     token = secrets.token_hex(16)
@@ -147,7 +149,7 @@ async def running_api_server(directory: Path) -> AsyncIterator[ApiServer]:
     )
     port, for_clients, for_peers = free_ports(3)
     endpoint, peer = f"http://127.0.0.1:{for_clients}", f"http://127.0.0.1:{for_peers}"
-    etcd = _start(
+    etcd = start_program(
         [
             kube()["etcd"],
             f"--data-dir={directory / 'etcd'}",
@@ -160,7 +162,7 @@ async def running_api_server(directory: Path) -> AsyncIterator[ApiServer]:
         ],
         directory / "etcd.log",
     )
-    server = ApiServer(directory, port, token, endpoint)
+    server = ApiServer(directory, port, token, endpoint, has_accounts)
     try:
         await server.start()
         yield server
@@ -171,6 +173,7 @@ async def running_api_server(directory: Path) -> AsyncIterator[ApiServer]:
             await trio.to_thread.run_sync(etcd.wait)
 
 
-def _start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+def start_program(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """What it says goes to ``log``."""
     with log.open("ab") as out:
         return subprocess.Popen(command, stdout=out, stderr=out, stdin=subprocess.DEVNULL)

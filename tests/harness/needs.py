@@ -17,8 +17,8 @@ from pathlib import Path
 from csi.local.pod import control_groups
 
 REQUIRE = "FUSE_TIER_REQUIRE"
-NEEDS = ("root", "fuse", "namespaces", "csi_sanity", "kube", "cgroups")
-_KUBE = ("etcd", "kube-apiserver")
+NEEDS = ("root", "fuse", "namespaces", "csi_sanity", "kube", "images", "cgroups")
+_KUBE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kwok")
 TOOLS = Path(__file__).parents[2] / ".tools"
 
 
@@ -31,6 +31,7 @@ def missing(need: str) -> str | None:
         "namespaces": _missing_namespaces,
         "csi_sanity": _missing_csi_sanity,
         "kube": _missing_kube,
+        "images": _missing_images,
         "cgroups": _missing_cgroups,
     }
     return looks[need]()
@@ -100,7 +101,7 @@ def _missing_csi_sanity() -> str | None:
 
 
 def kube() -> dict[str, str]:
-    """The programs of an API server that are on this machine: KUBEBUILDER_ASSETS says where to look first."""
+    """The parts of Kubernetes that are on this machine: KUBEBUILDER_ASSETS says where to look first."""
     places = [os.environ.get("KUBEBUILDER_ASSETS", ""), str(TOOLS / "bin"), os.environ.get("PATH", "")]
     found = {name: shutil.which(name, path=os.pathsep.join(filter(None, places))) for name in _KUBE}
     return {name: path for name, path in found.items() if path}
@@ -109,6 +110,15 @@ def kube() -> dict[str, str]:
 def _missing_kube() -> str | None:
     lacking = sorted(set(_KUBE) - kube().keys())
     return f"needs {' and '.join(lacking)} (make kube, where Go is)" if lacking else None
+
+
+def _missing_images() -> str | None:
+    if os.geteuid() != 0:
+        return "needs root, for buildah's chroots"
+    base = os.environ.get("BASE_IMAGE") or (TOOLS / "images" / "base.tar").exists()
+    if not (base and shutil.which("buildah") and (TOOLS / "bin" / "docker-registry").exists()):
+        return "needs buildah, a base and a registry (make images-check)"
+    return None
 
 
 def _missing_fuse() -> str | None:
