@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Protocol, cast
@@ -19,7 +19,7 @@ import trio
 import urllib3
 from kubernetes.client import ApiClient, Configuration
 from kubernetes.client.exceptions import ApiException
-from kubernetes.config import ConfigException, load_incluster_config, new_client_from_config
+from kubernetes.config import ConfigException, load_incluster_config, load_kube_config
 
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import ConfigError, TierRefused, TierUnavailable
@@ -32,8 +32,21 @@ _WATCH_SECONDS: Final = 240  # then the server ends a watch, and another begins 
 _FIRST_PAUSE_SECONDS: Final = 0.2
 _LONGEST_PAUSE_SECONDS: Final = 30.0
 _GONE: Final = 410
+_TOO_MANY: Final = 429
 
 Object = Mapping[str, Any]
+
+
+class Forbidden(TierRefused):
+    """Whoever we are for the server may not do that."""
+
+
+class Throttled(TierUnavailable):
+    """The server has too much to do (429), and is to be left alone for ``pause`` seconds."""
+
+    def __init__(self, said: str, pause: float) -> None:
+        super().__init__(said)
+        self.pause = pause
 
 
 class Follower(Protocol):
@@ -58,8 +71,13 @@ class Collection:
         follower: Follower,
         selectors: Mapping[str, str] | None = None,
         longest_pause: float = _LONGEST_PAUSE_SECONDS,
+        refused: Callable[[str, str], None] = lambda _path, _reason: None,
     ) -> None:
-        """``longest_pause`` is in seconds, between two tries at a server that refuses or does not answer."""
+        """``longest_pause`` is in seconds, between two tries at a server that refuses or does not answer.
+
+        ``refused`` is told of the path and why the server says no, and without a why when it does not any more.
+        """
+        self._refused = refused
         self._api = api
         self._path = path
         self._follower = follower
@@ -90,7 +108,8 @@ class Collection:
                 await trio.sleep(_FIRST_PAUSE_SECONDS)  # a server that ends each watch at once is not flooded
             except (TierUnavailable, TierRefused) as error:
                 self._tell_trouble(error)
-                await trio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - so that not all come at once
+                least = error.pause if isinstance(error, Throttled) else 0.0
+                await trio.sleep(least + pause * random.uniform(0.5, 1.0))  # noqa: S311 - so that not all come at once
                 pause = min(2 * pause, self._longest_pause)
 
     async def _list(self) -> None:
@@ -182,9 +201,7 @@ class Collection:
         except ApiException as error:
             if error.status == _GONE:
                 self._version = ""
-            if error.status in (401, 403, 404):
-                raise TierRefused(f"{self._path}: {told(error)}") from error
-            raise TierUnavailable(f"{self._path}: {told(error)}") from error
+            raise refusal(self._path, error) from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise TierUnavailable(f"{self._path}: {error}") from error
         return cast(urllib3.BaseHTTPResponse, response)
@@ -196,26 +213,44 @@ class Collection:
         if self._trouble != type(error).__name__:
             self._trouble = type(error).__name__
             log.warning("api.unavailable", path=self._path, reason=str(error), remedy="it is asked again")
+            if isinstance(error, TierRefused):
+                self._refused(self._path, str(error))
 
     def _recovered(self) -> None:
         if self._trouble:
             self._trouble = ""
+            self._refused(self._path, "")
             log.info("api.back", path=self._path)
 
 
-def connect(kubeconfig: str = "") -> ApiClient:
-    """A client of the API server that a file names, or of the one whose pod this is.
+def connect(kubeconfig: str = "", agent: str = "fuse-tier") -> ApiClient:
+    """A client of the API server that a file names, or of the one whose pod this is; ``agent`` is what it is called.
 
     Raises ConfigError when there is no such file, or this is no pod.
     """
+    configuration = Configuration()
+    configuration.retries = False  # what calls decides when to call again, and does not sleep in a thread
     try:
         if kubeconfig:
-            return new_client_from_config(config_file=kubeconfig)
-        configuration = Configuration()
-        load_incluster_config(client_configuration=configuration)
-        return ApiClient(configuration)
+            load_kube_config(config_file=kubeconfig, client_configuration=configuration)
+        else:
+            load_incluster_config(client_configuration=configuration)
+        client = ApiClient(configuration)
+        client.user_agent = agent
+        return client
     except (ConfigException, OSError) as error:
         raise ConfigError(f"no API server is known: {error}; name a kubeconfig with --kubeconfig-path") from error
+
+
+def refusal(path: str, error: ApiException) -> TierUnavailable | TierRefused:
+    """What an answer of the server's means: that it may be asked again, or that it says no."""
+    said = f"{path}: {told(error)}"
+    if error.status == _TOO_MANY:
+        after = str((error.headers or {}).get("Retry-After", ""))  # or a date, which this server never sends
+        return Throttled(said, min(float(after), _LONGEST_PAUSE_SECONDS) if after.isdecimal() else 0.0)
+    if error.status == _GONE or not 400 <= error.status < 500:
+        return TierUnavailable(said)
+    return Forbidden(said) if error.status in (401, 403) else TierRefused(said)
 
 
 def told(error: ApiException) -> str:

@@ -7,7 +7,7 @@ https://kubernetes.io/docs/reference/using-api/server-side-apply/
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, cast
 
@@ -17,14 +17,15 @@ from kubernetes.client import ApiClient
 from kubernetes.client.exceptions import ApiException
 
 from controller.driver.names import MANAGER
-from controller.watching import told
+from controller.watching import Throttled, refusal, told
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import TierRefused, TierUnavailable
 
 _APPLY: Final = "application/apply-patch+yaml"  # JSON is YAML
 _MERGE: Final = "application/merge-patch+json"
 _JSON: Final = "application/json"
-_TOO_MANY: Final = 429
+_REFUSALS_BORNE: Final = 4  # of a server that has too much to do, until whoever calls is told
+_LONGEST_PAUSE_SECONDS: Final = 2.0  # of those that it asks for; a longer one is for whoever calls to decide
 
 Object = Mapping[str, Any]
 
@@ -38,10 +39,20 @@ class Gone(TierRefused):
 
 
 class Writer:
-    """Who writes. Any call raises TierUnavailable, TierRefused, Clash or Gone, with what the server said."""
+    """Who writes. Any call raises TierUnavailable, TierRefused, Clash or Gone, with what the server said.
 
-    def __init__(self, api: ApiClient, calls_per_second: float) -> None:
+    A server that has too much to do is asked again after the pause that it names, a few times.
+    ``answered`` is told of each answer: its method and status, 0 for none; from any thread.
+    """
+
+    def __init__(
+        self,
+        api: ApiClient,
+        calls_per_second: float,
+        answered: Callable[[str, int], None] = lambda _method, _status: None,
+    ) -> None:
         self._api = api
+        self._answered = answered
         self._pause = 1 / calls_per_second
         self._next = 0.0
         self._limiter = trio.CapacityLimiter(4)
@@ -67,17 +78,30 @@ class Writer:
         """Puts an object in place of the one of its ``metadata.resourceVersion``."""
         return await self._call("PUT", path, manifest, {"fieldManager": MANAGER})
 
-    async def delete(self, path: str, propagation: str = "Background") -> None:
-        """Has an object removed, and what it owns before it (``Foreground``) or after."""
-        await self._call("DELETE", path, {"propagationPolicy": propagation})
+    async def delete(self, path: str, propagation: str = "Background", uid: str = "") -> None:
+        """Has an object removed, and what it owns before it (``Foreground``) or after.
+
+        With ``uid`` only that very one: Clash says that it is another.
+        """
+        only = {"preconditions": {"uid": uid}} if uid else {}
+        await self._call("DELETE", path, {"propagationPolicy": propagation, **only})
 
     async def _call(
         self, method: str, path: str, body: Object | None = None, query: Mapping[str, str] | None = None,
         content_type: str = _JSON,
     ) -> Object:  # fmt: skip
-        await self._in_turn()
         send = partial(self._send, method, path, body, query or {}, content_type)
-        return cast(Object, await trio.to_thread.run_sync(send, limiter=self._limiter))
+        refusals = 0
+        while True:
+            await self._in_turn()
+            try:
+                return cast(Object, await trio.to_thread.run_sync(send, limiter=self._limiter))
+            except Throttled as error:
+                refusals += 1
+                if refusals == _REFUSALS_BORNE or error.pause > _LONGEST_PAUSE_SECONDS:
+                    raise
+                # The server did nothing of it, and means all our calls.
+                self._next = max(self._next, trio.current_time() + error.pause)
 
     async def _in_turn(self) -> None:
         now = trio.current_time()
@@ -101,16 +125,15 @@ class Writer:
                 _return_http_data_only=True,
                 _request_timeout=(Deadline.API_CALL, Deadline.API_CALL),
             )
+            self._answered(method, response.status)
             return json.loads(response.data)
         except ApiException as error:
-            raise _kind(error.status)(f"{path}: {told(error)}") from error
+            self._answered(method, error.status)
+            if error.status == 404:
+                raise Gone(f"{path}: {told(error)}") from error
+            if error.status == 409:
+                raise Clash(f"{path}: {told(error)}") from error
+            raise refusal(path, error) from error
         except (urllib3.exceptions.HTTPError, ValueError, OSError) as error:
+            self._answered(method, 0)
             raise TierUnavailable(f"{path}: {error}") from error
-
-
-def _kind(status: int) -> type[TierUnavailable] | type[TierRefused]:
-    if status == 404:
-        return Gone
-    if status == 409:
-        return Clash
-    return TierRefused if 400 <= status < 500 and status != _TOO_MANY else TierUnavailable

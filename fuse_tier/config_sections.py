@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from fuse_tier.config_fields import (
@@ -100,8 +102,9 @@ class BackupConfig(Section):
     """When the newest checkpoint goes to the bucket: whenever there is one, or less often."""
 
     every: PositiveSeconds | None = Field(default=None, description="At most so often; without it, always.")
-    steps: SomeCount | None = Field(
-        default=None, description="The first step at or after each multiple of this; without it, always."
+    steps: SomeCount | Literal["odd"] | None = Field(
+        default=None,
+        description="The first step at or after each multiple of this, or `odd` (each odd one); without it, always.",
     )
 
 

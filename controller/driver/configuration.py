@@ -7,10 +7,11 @@ it, and gets the default of ``node.yaml``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from controller.driver import names
+from fuse_tier.errors import ConfigError
 from fuse_tier.quantities import parse_duration, parse_size
 
 _MIB: Final = 1 << 20
@@ -56,6 +57,8 @@ class Configuration:
     is_deleted: bool
     finalizers: tuple[str, ...]
     status: Object
+    fault: str = ""
+    """What of the spec makes no sense though the schema let it through; then ``storage`` is what it was before."""
 
     @property
     def node_selector(self) -> Mapping[str, str]:
@@ -73,24 +76,39 @@ class Configuration:
         return parse_duration(self.spec.get("drain", _DRAIN))
 
 
-def read_configuration(found: Object) -> Configuration:
-    """From the object. Raises ConfigError for a size that the schema should not have let through."""
+def read_configuration(found: Object, before: Configuration | None = None) -> Configuration:
+    """From the object; ``before`` is what it was, which a spec that makes no sense does not change."""
     metadata, spec = found["metadata"], found["spec"]
-    ram = -(-parse_size(spec["inMemoryVolumeSize"]) // _MIB) * _MIB
-    prefix = spec.get("cloudStoragePrefix") or ""
-    bucket = f"gs://{spec['cloudStorageBucketName']}{'/' if prefix else ''}{prefix}"
-    return Configuration(
+    read = Configuration(
         name=metadata["name"],
         uid=metadata["uid"],
         generation=metadata["generation"],
         created=metadata["creationTimestamp"],
-        storage=Storage(ram, bucket, spec.get("cloudStorageEndpoint") or ""),
+        storage=before.storage if before else Storage(0, "", ""),
         spec=spec,
         allowed_loss=(metadata.get("annotations") or {}).get(names.DATA_LOSS_ANNOTATION, ""),
         is_deleted="deletionTimestamp" in metadata,
         finalizers=tuple(metadata.get("finalizers") or ()),
         status=found.get("status") or {},
     )
+    try:
+        return replace(read, storage=_storage(spec))
+    except ConfigError as error:
+        return replace(read, fault=str(error), spec=before.spec if before else spec)
+
+
+def _storage(spec: Object) -> Storage:
+    """Raises ConfigError."""
+    for name in ("inMemoryVolumeSize", "cloudStorageBucketName"):
+        if not spec.get(name):
+            raise ConfigError(f"spec.{name} is missing: give it (kubectl explain cpc.spec.{name})")
+    try:
+        ram = -(-parse_size(spec["inMemoryVolumeSize"]) // _MIB) * _MIB
+    except ConfigError as error:
+        raise ConfigError(f"spec.inMemoryVolumeSize: {error}") from error
+    prefix = spec.get("cloudStoragePrefix") or ""
+    bucket = f"gs://{spec['cloudStorageBucketName']}{'/' if prefix else ''}{prefix}"
+    return Storage(ram, bucket, spec.get("cloudStorageEndpoint") or "")
 
 
 def read_storage(daemonset: Object) -> Storage | None:

@@ -35,6 +35,8 @@ class Settings:
     driver_name: str
     ranks_port: int
     pull_policy: str = "IfNotPresent"
+    backs_up_odd_steps: bool = False
+    """Whatever a configuration says of backups: each odd step goes to the bucket, as tests of jobs want it."""
 
     @property
     def coordinator(self) -> str:

@@ -24,7 +24,7 @@ def config_map(configuration: Configuration, settings: Settings) -> dict[str, An
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": owned_metadata(configuration, names.daemonset_name(configuration.uid), settings),
-        "data": {"node.yaml": node_yaml(configuration, settings.coordinator)},
+        "data": {"node.yaml": _node_yaml(configuration, settings)},
     }
 
 
@@ -41,7 +41,7 @@ def owned_metadata(configuration: Configuration, name: str, settings: Settings) 
 
 def daemonset(configuration: Configuration, images: Images, settings: Settings) -> dict[str, Any]:
     """With the driver's pods."""
-    config = hashlib.sha256(node_yaml(configuration, settings.coordinator).encode()).hexdigest()[:16]
+    config = hashlib.sha256(_node_yaml(configuration, settings).encode()).hexdigest()[:16]
     selected = {**names.APP, names.UID_LABEL: configuration.uid}
     revision = _hash([config, containers(configuration, images, settings, ""), configuration.drain_seconds])
     storage = configuration.storage
@@ -99,7 +99,10 @@ def _pod(configuration: Configuration, images: Images, settings: Settings, revis
             {"name": "config", "configMap": {"name": names.daemonset_name(configuration.uid)}},
             {
                 "name": "certificates",
-                "secret": {"secretName": names.certificates_name(configuration.uid), "defaultMode": 0o400},
+                "projected": {
+                    "sources": [{"secret": {"name": name}} for name in names.certificates_names(configuration.uid)],
+                    "defaultMode": 0o400,
+                },
             },
             {"name": "tmp", "emptyDir": {}},
             _host("driver", names.DRIVER_DIRECTORY, "DirectoryOrCreate"),
@@ -109,6 +112,10 @@ def _pod(configuration: Configuration, images: Images, settings: Settings, revis
             _host("registration", f"{names.KUBELET}/plugins_registry", "Directory"),
         ],
     }
+
+
+def _node_yaml(configuration: Configuration, settings: Settings) -> str:
+    return node_yaml(configuration, settings.coordinator, backs_up_odd_steps=settings.backs_up_odd_steps)
 
 
 def _host(name: str, path: str, kind: str) -> dict[str, Any]:

@@ -14,11 +14,17 @@ HASH_ANNOTATION: Final = f"{GROUP}/manifest-hash"
 RAM_ANNOTATION: Final = f"{GROUP}/ram-bytes"
 BUCKET_ANNOTATION: Final = f"{GROUP}/bucket"
 ENDPOINT_ANNOTATION: Final = f"{GROUP}/bucket-endpoint"
+TRUST_CHANGED_ANNOTATION: Final = f"{GROUP}/trust-changed"
+"""On Secrets with certificates: when their authorities last changed. It takes a while until all readers know."""
+REPLACED_ANNOTATION: Final = f"{GROUP}/certificate-replaced"
+"""Likewise, when a certificate in them was last replaced."""
 UID_LABEL: Final = f"{GROUP}/configuration-uid"
 MANAGER: Final = "fuse-tier-controller"
 """Who has the fields that the controller applies."""
 
 APP: Final = {"k8s-app": "high-scale-checkpointing"}
+SELECTED: Final = {"labelSelector": ",".join(f"{key}={value}" for key, value in APP.items())}
+"""Of the API server's collections: what is ours."""
 RANKS_SERVICE: Final = "high-scale-checkpointing-controller"
 
 DRIVER_DIRECTORY: Final = "/run/fuse-tier"
@@ -26,6 +32,9 @@ RAM_DIRECTORY: Final = "/var/lib/fuse-tier"
 CONFIG_DIRECTORY: Final = "/etc/fuse-tier/config"
 TLS_DIRECTORY: Final = "/etc/fuse-tier/tls"
 KUBELET: Final = "/var/lib/kubelet"
+
+CERTIFICATE_SECRETS: Final = 16
+"""For the nodes of a configuration: each has room for 1 MiB, which is about 700 nodes."""
 
 CONTROL_PORT: Final = 7460
 BULK_PORT: Final = 7461
@@ -40,6 +49,6 @@ def daemonset_name(uid: str) -> str:
     return f"multitier-driver-{uid}"
 
 
-def certificates_name(uid: str) -> str:
-    """The Secret with its nodes' certificates."""
-    return f"multitier-driver-{uid}-certificates"
+def certificates_names(uid: str) -> tuple[str, ...]:
+    """The Secrets with its nodes' certificates, in the order of ``shard_of``."""
+    return tuple(f"multitier-driver-{uid}-certificates-{number}" for number in range(CERTIFICATE_SECRETS))

@@ -12,7 +12,7 @@ from controller.driver.configuration import Configuration
 _SAME = ("replicas", "fsync", "passthrough", "encryptPeerTraffic", "drain", "keep", "backup", "limits")
 
 
-def node_yaml(configuration: Configuration, coordinator: str) -> str:
+def node_yaml(configuration: Configuration, coordinator: str, *, backs_up_odd_steps: bool = False) -> str:
     """Its text; the containers have NODE_NAME and HOST_IP in their environment. ``coordinator`` is HOST:PORT."""
     storage, spec = configuration.storage, configuration.spec
     bucket = {"url": storage.bucket}
@@ -35,4 +35,6 @@ def node_yaml(configuration: Configuration, coordinator: str) -> str:
     if "reserve" in spec:
         values["reserve"] = spec["reserve"]
     values |= {key: spec[key] for key in _SAME if key in spec}
+    if backs_up_odd_steps:
+        values["backup"] = {"steps": "odd"}
     return yaml.safe_dump(values, sort_keys=False, default_flow_style=False)

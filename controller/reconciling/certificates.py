@@ -1,12 +1,13 @@
-"""Certificates of nodes and of the ranks server: made by an authority that is kept in a Secret, and renewed in time.
+"""Certificates of nodes and of the ranks server: which are kept, and which are made anew.
 
-All is decided from what the Secrets say, so a controller that is started anew makes nothing anew. Private keys are in
-Secrets of the driver's namespace, and for a moment in a temporary directory of this process's own.
+Decided from what the Secrets say and from when they were changed, so a controller that is started anew makes nothing
+anew. Private keys are in Secrets of the driver's namespace, and for a moment in a temporary directory of our own.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 import tempfile
 from collections.abc import Collection, Mapping
@@ -14,63 +15,73 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from controller.driver.names import CERTIFICATE_SECRETS
+from controller.reconciling.authorities import (
+    TRUSTED,
+    Authority,
+    Chain,
+    Files,
+    Held,
+    as_pem,
+    is_of,
+    is_trusted,
+    read_chain,
+    renewal,
+)
+from fuse_tier.wire.tls import make_certificate
 
-from fuse_tier.wire.tls import make_authority, make_certificate
-
-AUTHORITY: Final = "fuse-tier-authority"
-RANKS: Final = "high-scale-checkpointing-ranks-certificates"
 RANKS_NAME: Final = "high-scale-checkpointing-ranks"
-
-Files = Mapping[str, bytes]
 
 
 @dataclass(frozen=True, slots=True)
-class Authority:
-    """PEM."""
+class Signing:
+    """With whom and when: ``trusted`` is the bundle, ``is_known`` says that all know of the authority by now."""
 
-    certificate: bytes
-    key: bytes
+    authority: Authority
+    trusted: bytes
+    is_known: bool
+    now: datetime
 
-
-def new_authority() -> Files:
-    """What the authority's Secret holds. Blocks for some milliseconds, as all below."""
-    with tempfile.TemporaryDirectory() as directory:
-        make_authority(directory)
-        return {"ca.crt": _read(directory, "ca.pem"), "ca.key": _read(directory, "ca.key")}
-
-
-def nodes_files(authority: Authority, nodes: Collection[str], present: Files, now: datetime) -> Files:
-    """What the Secret of nodes shall hold: ``NODE.crt`` and ``NODE.key`` of each, kept where they are still good."""
-    files = {"ca.crt": authority.certificate}
-    with _workshop(authority) as directory:
-        for node in sorted(nodes):
-            certificate, key = f"{node}.crt", f"{node}.key"
-            if key in present and is_good(present.get(certificate, b""), authority, now):
-                files |= {certificate: present[certificate], key: present[key]}
-            else:
-                make_certificate(directory, node)
-                files |= {certificate: _read(directory, f"{node}.pem"), key: _read(directory, f"{node}.key")}
-    return files
+    def keeps(self, chain: Chain) -> bool:
+        """Whether a certificate that is there stays."""
+        if is_of(chain, self.authority) and self.now < renewal(chain[0]):
+            return True
+        # What others may not trust yet is put in the place only of what they trust even less.
+        is_valid = bool(chain) and self.now < chain[0].not_valid_after_utc
+        return not self.is_known and is_valid and is_trusted(chain, read_chain(self.trusted))
 
 
-def server_files(authority: Authority, present: Files, now: datetime) -> Files:
+def nodes_files(signing: Signing, nodes: Collection[str], present: Files) -> dict[str, bytes]:
+    """What a Secret of nodes shall hold: ``NODE.crt`` and ``NODE.key`` of each, kept where they are still good.
+
+    Raises ConfigError for a node whose name no certificate has room for. Blocks for some milliseconds each.
+    """
+    files = {TRUSTED: signing.trusted}
+    made: list[str] = []
+    for node in nodes:
+        certificate, key = present.get(f"{node}.crt", b""), present.get(f"{node}.key", b"")
+        if key and signing.keeps(read_chain(certificate)):
+            files |= {f"{node}.crt": certificate, f"{node}.key": key}
+        else:
+            made.append(node)
+    return files | _make(signing.authority, made)
+
+
+def server_files(signing: Signing, present: Files) -> dict[str, bytes]:
     """What the Secret of the ranks server shall hold: ``ca.crt``, ``tls.crt`` and ``tls.key``."""
-    kept = {f"{RANKS_NAME}.{kind}": present[f"tls.{kind}"] for kind in ("crt", "key") if f"tls.{kind}" in present}
-    made = nodes_files(authority, [RANKS_NAME], kept, now)
-    return {"ca.crt": made["ca.crt"], "tls.crt": made[f"{RANKS_NAME}.crt"], "tls.key": made[f"{RANKS_NAME}.key"]}
+    kept = {name.replace("tls.", f"{RANKS_NAME}."): content for name, content in present.items()}
+    found = nodes_files(signing, [RANKS_NAME], kept)
+    return {name.replace(f"{RANKS_NAME}.", "tls."): content for name, content in found.items()}
 
 
-def is_good(certificate: bytes, authority: Authority, now: datetime) -> bool:
-    """Whether a certificate is the authority's, and less than two thirds of its life are over."""
-    try:
-        found = x509.load_pem_x509_certificate(certificate)
-        found.verify_directly_issued_by(x509.load_pem_x509_certificate(authority.certificate))
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    life = found.not_valid_after_utc - found.not_valid_before_utc
-    return now < found.not_valid_before_utc + life * 2 / 3
+def shard_of(node: str) -> int:
+    """Which of its configuration's Secrets a node is in."""
+    return hashlib.sha256(node.encode()).digest()[0] % CERTIFICATE_SECRETS
+
+
+def first_end(held: Held) -> float | None:
+    """When the first certificate of a Secret ends, in seconds since 1970; None without any."""
+    return min((chain[0].not_valid_after_utc.timestamp() for chain in held.chains()), default=None)
 
 
 def decoded(secret: Mapping[str, Any]) -> dict[str, bytes]:
@@ -88,25 +99,22 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-class _workshop:  # noqa: N801 - a context manager that reads as a function
-    """A directory in which the authority can sign."""
-
-    def __init__(self, authority: Authority) -> None:
-        self._authority = authority
-        self._directory = tempfile.TemporaryDirectory()
-
-    def __enter__(self) -> str:
-        directory = self._directory.__enter__()
-        for name, content in (("ca.pem", self._authority.certificate), ("ca.key", self._authority.key)):
+def _make(authority: Authority, nodes: Collection[str]) -> dict[str, bytes]:
+    if not nodes:
+        return {}
+    files = {}
+    with tempfile.TemporaryDirectory() as directory:
+        for name, content in (("ca.pem", as_pem([authority.signer])), ("ca.key", authority.key)):
             descriptor = os.open(os.path.join(directory, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with open(descriptor, "wb") as file:
                 file.write(content)
-        return directory
+        for node in nodes:
+            made = make_certificate(directory, node)
+            files[f"{node}.crt"] = _read(made.cert) + authority.between
+            files[f"{node}.key"] = _read(made.key)
+    return files
 
-    def __exit__(self, *_: object) -> None:
-        self._directory.cleanup()
 
-
-def _read(directory: str, name: str) -> bytes:
-    with open(os.path.join(directory, name), "rb") as file:
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
         return file.read()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from csi.services import DRIVER_NAME
 from fuse_tier.cli.reporting import run_and_exit
+
+if TYPE_CHECKING:
+    from controller.reconciling.server import Serving
+    from fuse_tier.config import Address
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -45,6 +49,9 @@ def _duration(name: str, default: str, text: str) -> Callable[[Command], Command
 @click.option("--ranks-server-port", type=click.IntRange(1, 65535), default=19346, show_default=True,
               help="Of the ranks server's service.")  # fmt: skip
 @_switch("--local-deploy", "Pull images whenever a container starts.")
+@_switch("--replication-worker-debug-backup", "Back up each odd step, whatever configurations say.")
+@_switch("--enable-uptime-controller", "Delete driver pods that were not ready for five minutes.")
+@_duration("--uptime-controller-backoff", "5m", "Between two such pods.")
 @click.option("--http-endpoint", default=":22060", show_default=True, metavar="[HOST]:PORT",
               help="Where /healthz and /readyz are answered.")  # fmt: skip
 @click.option(
@@ -60,23 +67,7 @@ def _duration(name: str, default: str, text: str) -> Callable[[Command], Command
 @click.option("--kubeconfig-path", metavar="FILE", default="", help="Without it: the pod's own service account.")
 @click.option("--k8s-api-qps", type=click.FloatRange(min=1), default=150, show_default=True,
               help="Calls of the API server a second, at most.")  # fmt: skip
-def controller(
-    managed_namespace: str,
-    csi_service_account_name: str,
-    image_configmap_name: str,
-    driver_name: str,
-    ranks_server_port: int,
-    local_deploy: bool,
-    http_endpoint: str,
-    metrics_address: str,
-    leader_election: bool,
-    leader_election_namespace: str,
-    leader_election_lease_duration: float,
-    leader_election_renew_deadline: float,
-    leader_election_retry_period: float,
-    kubeconfig_path: str,
-    k8s_api_qps: float,
-) -> None:
+def controller(**flags: Any) -> None:
     """Makes daemonsets of CheckpointConfigurations, and says how they are. Ends on SIGTERM.
 
     \b
@@ -85,36 +76,55 @@ def controller(
     """
     import trio
 
+    from controller.reconciling.server import run_controller
+    from controller.watching import connect
+    from fuse_tier import logs
+
+    serving = serving_of(flags)
+    logs.configure("controller", "")
+    with connect(flags["kubeconfig_path"], "fuse-tier-controller") as api:
+        trio.run(run_controller, api, serving)
+
+
+def serving_of(flags: Mapping[str, Any]) -> Serving:
+    """What the flags say, by their names. Raises ConfigError."""
     from controller.driver.containers import Settings
     from controller.reconciling.election import Times
     from controller.reconciling.reconciler import Task
-    from controller.reconciling.server import Serving, run_controller
-    from controller.watching import connect
-    from fuse_tier import logs
-    from fuse_tier.config import Address
+    from controller.reconciling.server import Serving
     from fuse_tier.errors import ConfigError
 
-    def address(text: str) -> Address | None:
-        return Address.parse(f"0.0.0.0{text}" if text.startswith(":") else text) if text else None  # noqa: S104 - kubelet asks
-
-    times = Times(leader_election_lease_duration, leader_election_renew_deadline, leader_election_retry_period)
+    times = Times(
+        *(flags[f"leader_election_{name}"] for name in ("lease_duration", "renew_deadline", "retry_period"))
+    )
     if not times.retry < times.renew_deadline < times.lease:
         raise ConfigError(
             "--leader-election-retry-period, -renew-deadline, -lease-duration: each must be longer than the last"
         )
-    logs.configure("controller", "")
-    policy = "Always" if local_deploy else "IfNotPresent"
-    settings = Settings(managed_namespace, csi_service_account_name, driver_name, ranks_server_port, policy)
-    serving = Serving(
-        Task(settings, image_configmap_name, socket.gethostname()),
-        k8s_api_qps,
-        (leader_election_namespace or managed_namespace) if leader_election else "",
-        times,
-        address(http_endpoint),
-        address(metrics_address),
+    namespace = flags["managed_namespace"]
+    settings = Settings(
+        namespace,
+        flags["csi_service_account_name"],
+        flags["driver_name"],
+        flags["ranks_server_port"],
+        "Always" if flags["local_deploy"] else "IfNotPresent",
+        flags["replication_worker_debug_backup"],
     )
-    with connect(kubeconfig_path) as api:
-        trio.run(run_controller, api, serving)
+    return Serving(
+        Task(settings, flags["image_configmap_name"], socket.gethostname()),
+        flags["k8s_api_qps"],
+        (flags["leader_election_namespace"] or namespace) if flags["leader_election"] else "",
+        times,
+        _address(flags["http_endpoint"]),
+        _address(flags["metrics_address"]),
+        flags["uptime_controller_backoff"] if flags["enable_uptime_controller"] else None,
+    )
+
+
+def _address(text: str) -> Address | None:
+    from fuse_tier.config import Address
+
+    return Address.parse(f"0.0.0.0{text}" if text.startswith(":") else text) if text else None  # noqa: S104 - kubelet asks
 
 
 def main() -> None:

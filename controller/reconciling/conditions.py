@@ -8,6 +8,8 @@ from typing import Any
 
 from controller.driver import names
 
+RIGHTS = "kubectl apply -k deploy/multitier/controller gives the controller's service account its rights"
+
 Object = Mapping[str, Any]
 
 
@@ -32,6 +34,18 @@ class Findings:
     held: tuple[str, ...] = ()  # what the change that is held back would lose
     trouble: tuple[str, str] | None = None  # a reason, and what to do
     ignores_options: bool = False
+    unseen: str = ""
+    """What of the cluster the controller may not look at: then nothing else was found out."""
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What the coordinator tells of a configuration's nodes."""
+
+    volumes: int
+    step: int | None = None  # of the newest complete checkpoint
+    backup: str = ""  # when a complete one was last in the bucket, as the API writes times; empty: not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +70,9 @@ def read_rollout(daemonset: Object) -> Rollout:
 
 
 def conclude(found: Findings) -> tuple[Condition, ...]:
-    """Ready, Progressing, Degraded and Conflict."""
+    """Ready, Progressing, Degraded and Conflict; only Degraded where nothing else was found out."""
+    if found.unseen:
+        return (_degraded(found),)
     return (_ready(found), _progressing(found), _degraded(found), _conflict(found))
 
 
@@ -94,6 +110,8 @@ def _progressing(found: Findings) -> Condition:
 
 
 def _degraded(found: Findings) -> Condition:
+    if found.unseen:
+        return Condition("Degraded", True, "Forbidden", f"{found.unseen}: {RIGHTS}")
     if found.trouble is not None:
         return Condition("Degraded", True, *found.trouble)
     if found.ignores_options:
@@ -129,6 +147,14 @@ def status_of(found: Findings, before: Object, daemonset_name: str, now: str) ->
                 "lastTransitionTime": was["lastTransitionTime"] if was.get("status") == told else now,
             }
         )
+    if found.unseen:
+        kept = [one for one in before.get("conditions") or () if one["type"] != "Degraded"]
+        return {
+            "nodesDesired": before.get("nodesDesired", 0),
+            "nodesReady": before.get("nodesReady", 0),
+            "error": conditions[0]["message"],
+            "conditions": [*kept, *conditions],
+        }
     wrong = [found.conflict, "; ".join(found.held), found.trouble[1] if found.trouble else ""]
     rollout = found.rollout
     return {
@@ -137,8 +163,21 @@ def status_of(found: Findings, before: Object, daemonset_name: str, now: str) ->
         "error": "; ".join(filter(None, wrong)),
         "nodesDesired": rollout.desired if rollout else 0,
         "nodesReady": rollout.ready if rollout else 0,
+        **_used(found.usage),
         "conditions": conditions,
     }
+
+
+def _used(usage: Usage | None) -> dict[str, Any]:
+    """What is not known stays as it was said last."""
+    if usage is None:
+        return {}
+    told: dict[str, Any] = {"volumes": usage.volumes}
+    if usage.step is not None:
+        told["lastCompleteStep"] = usage.step
+    if usage.backup:
+        told["lastBackupTime"] = usage.backup
+    return told
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,9 @@ class Queue:
                 self._due[uid] = trio.current_time()
         self._changed.set()
 
+    def __len__(self) -> int:
+        return len(self._due)
+
     async def next(self) -> str:
         """The one that is due, when there is one; it is in the queue no longer."""
         while True:
@@ -42,11 +45,11 @@ class Queue:
             with trio.CancelScope(deadline=math.inf if uid is None else self._due[uid]):
                 await self._changed.wait()
 
-    def again(self, uid: str) -> None:
-        """It failed."""
+    def again(self, uid: str, least: float = 0.0) -> None:
+        """It failed, and is not to be tried within ``least`` seconds."""
         pause = self._pauses.get(uid, _FIRST_PAUSE_SECONDS)
         self._pauses[uid] = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-        self._due.setdefault(uid, trio.current_time() + pause)
+        self._due.setdefault(uid, trio.current_time() + max(pause, least))
         self._changed.set()
 
     def done(self, uid: str) -> None:

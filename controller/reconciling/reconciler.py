@@ -7,9 +7,10 @@ nothing has changed nothing is written.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 import structlog
 import trio
@@ -20,20 +21,23 @@ from controller.driver.containers import Settings
 from controller.driver.images import choose_images
 from controller.driver.manifests import config_map, daemonset
 from controller.driver.sameness import differences
-from controller.reconciling.conditions import Findings, events_between, read_rollout, status_of
-from controller.reconciling.issuing import Issuer
+from controller.reconciling import counts
+from controller.reconciling.conditions import RIGHTS, Findings, Usage, read_rollout
+from controller.reconciling.issuing import Issuer, TlsSecretUnusable
 from controller.reconciling.queue import Queue
 from controller.reconciling.selection import conflict_of
-from controller.reconciling.world import CONFIGURATIONS, Object, World
+from controller.reconciling.telling import Teller
+from controller.reconciling.world import CONFIGURATIONS, World
+from controller.watching import Forbidden, Throttled
 from controller.writing import Clash, Gone, Writer
 from fuse_tier.errors import ConfigError, TierRefused, TierUnavailable
 
 log = structlog.get_logger(__name__)
 
-_LOOK_AGAIN_SECONDS: Final = 3600.0
+_LOOK_SECONDS: Final = 60.0
 _FIRST_PAUSE_SECONDS: Final = 1.0
-_LONGEST_PAUSE_SECONDS: Final = 60.0
-_EVENTS: Final = "/api/v1/namespaces/default/events"  # where those of objects without a namespace are
+
+Trouble = tuple[str, str]  # a reason, and what to do
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +52,23 @@ class Task:
 
 
 class Reconciler:
-    """One for all configurations."""
+    """One for all configurations. ``usage`` gives what the coordinator tells of one; None where it is not known."""
 
-    def __init__(self, writer: Writer, world: World, queue: Queue, task: Task) -> None:
+    def __init__(
+        self,
+        writer: Writer,
+        world: World,
+        queue: Queue,
+        task: Task,
+        usage: Callable[[Configuration], Usage | None] = lambda _: None,
+    ) -> None:
         self._writer = writer
         self._world = world
         self._queue = queue
         self._task = task
+        self._usage = usage
         self._issuer = Issuer(writer, world, task.settings)
+        self._teller = Teller(writer, world, task.identity)
         self._failing: set[str] = set()
         apps = f"/apis/apps/v1/namespaces/{task.settings.namespace}"
         self._daemonsets = f"{apps}/daemonsets"
@@ -66,36 +79,59 @@ class Reconciler:
         """Until cancelled."""
         while True:
             uid = await self._queue.next()
+            counts.queued(len(self._queue))
             configuration = self._world.configurations.get(uid)
             if configuration is None:
                 self._queue.done(uid)
+                self._teller.forget(uid)
                 continue
+            began, failed = time.perf_counter(), True
             try:
-                await (self._remove if configuration.is_deleted else self._make)(configuration)
+                await self._look(configuration)
             except Clash as error:
                 log.info("reconcile.again", configuration=configuration.name, reason=str(error))
                 self._queue.again(uid)
             except (TierUnavailable, TierRefused) as error:
                 self._tell_failure(configuration, error)
-                self._queue.again(uid)
+                self._queue.again(uid, error.pause if isinstance(error, Throttled) else 0.0)
             else:
+                failed = False
                 self._failing.discard(uid)
                 self._queue.done(uid)
+            counts.looked(time.perf_counter() - began, failed=failed)
 
     async def look_again(self) -> None:
-        """Until cancelled: sees, at the start and each hour, to what grows old without any change: certificates."""
+        """Until cancelled: sees, at the start and whenever it is due, to what changes by itself: certificates."""
         pause = _FIRST_PAUSE_SECONDS
         while True:
             try:
                 await self._issuer.serve_ranks()
-            except (TierUnavailable, TierRefused) as error:
-                log.warning("certificates.not_issued", reason=str(error), remedy="it is tried again")
+            except (TierUnavailable, TierRefused, ConfigError) as error:
+                if pause == _FIRST_PAUSE_SECONDS:
+                    log.warning("certificates.not_issued", reason=str(error), remedy="it is tried again")
                 await trio.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+                pause = min(2 * pause, _LOOK_SECONDS)
                 continue
             pause = _FIRST_PAUSE_SECONDS
-            await trio.sleep(_LOOK_AGAIN_SECONDS)
+            self._issuer.tell_ends()
+            due = trio.current_time() + self._issuer.seconds_until_due()
+            while trio.current_time() < due:
+                await trio.sleep(min(_LOOK_SECONDS, due - trio.current_time()))
+                due = min(due, trio.current_time() + self._issuer.seconds_until_due())
             self._queue.add(self._world.configurations)
+
+    async def _look(self, configuration: Configuration) -> None:
+        if not self._world.is_complete:
+            if self._world.refused and not configuration.is_deleted:
+                # Nothing is made or removed while not all is known; but somebody may have to mend that.
+                unseen = "; ".join(self._world.refused.values())
+                await self._teller.tell(
+                    configuration, Findings(configuration.name, configuration.generation, None, unseen=unseen)
+                )
+        elif configuration.is_deleted:
+            await self._remove(configuration)
+        else:
+            await self._make(configuration)
 
     async def _make(self, configuration: Configuration) -> None:
         if names.FINALIZER not in configuration.finalizers:
@@ -107,47 +143,56 @@ class Reconciler:
         found = running.get(configuration.uid)
         held: tuple[str, ...] = ()
         wanted = configuration
-        if found is not None and (storage := read_storage(found)) is not None:
+        if found is not None and not configuration.fault and (storage := read_storage(found)) is not None:
             lost = storage.loses(configuration.storage)
             if lost and configuration.allowed_loss != str(configuration.generation):
                 held, wanted = lost, replace(configuration, storage=storage)
-        trouble = None
-        failure: TierRefused | None = None
-        if configuration.spec.get("tlsSecretName"):
-            trouble = (
-                "TlsSecretNotSupported",
-                "tlsSecretName is not supported yet: leave it out, and certificates are made",
-            )
+        trouble, failure = None, None
+        if configuration.fault:
+            trouble = ("SpecInvalid", f"{configuration.fault}; until then nothing of it is changed")
         elif found is not None or not conflict:
-            try:
-                await self._apply(wanted)
-            except ConfigError as error:
-                trouble = ("ImagesMissing", str(error))
-            except TierRefused as error:
-                trouble = ("Refused", f"the API server refuses what is to be made: {error}")
-                failure = error
+            trouble, failure = await self._try_to_apply(wanted)
+        if trouble is None and self._world.refused:
+            trouble = ("Forbidden", f"{'; '.join(self._world.refused.values())}: {RIGHTS}")
         found = running.get(configuration.uid)
-        rollout = None if found is None else read_rollout(found)
-        await self._tell(
+        await self._teller.tell(
             configuration,
             Findings(
                 configuration.name,
                 configuration.generation,
-                rollout,
+                None if found is None else read_rollout(found),
                 conflict,
                 held,
                 trouble,
                 bool(configuration.spec.get("gcsFuseMountOptions")),
+                usage=self._usage(configuration),
             ),
         )
         if failure is not None:
             raise failure
+
+    async def _try_to_apply(self, wanted: Configuration) -> tuple[Trouble | None, TierRefused | None]:
+        """What a person has to mend, and what is to be tried again all the same."""
+        try:
+            await self._apply(wanted)
+        except TlsSecretUnusable as error:
+            return ("TlsSecretUnusable", str(error)), None
+        except ConfigError as error:
+            return ("ImagesMissing", str(error)), None
+        except Forbidden as error:
+            return ("Forbidden", f"{error}: {RIGHTS}"), error
+        except Clash:
+            raise
+        except TierRefused as error:
+            return ("Refused", f"the API server refuses what is to be made: {error}"), error
+        return None, None
 
     async def _apply(self, configuration: Configuration) -> None:
         """Raises ConfigError without images."""
         settings, name = self._task.settings, names.daemonset_name(configuration.uid)
         wanted = daemonset(configuration, choose_images(self._task.images, self._world.images()), settings)
         await self._issuer.serve_nodes(configuration)
+        await self._issuer.serve_ranks()
         told = config_map(configuration, settings)
         if differences(told, self._world.config_maps.get(name, {})):
             self._world.see_config_map(await self._writer.apply(f"{self._config_maps}/{name}", told))
@@ -196,49 +241,9 @@ class Reconciler:
         if finalizers:
             self._world.see_configuration(found)
 
-    async def _tell(self, configuration: Configuration, findings: Findings) -> None:
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        status = status_of(findings, configuration.status, names.daemonset_name(configuration.uid), now)
-        if not differences(status, configuration.status):
-            return
-        path = f"{CONFIGURATIONS}/{configuration.name}/status"
-        # Of the object that was looked at, not of one that was made under its name since.
-        found = await self._writer.merge(path, {"metadata": {"uid": configuration.uid}, "status": status})
-        self._world.see_configuration(found)
-        for event in events_between(configuration.status, status):
-            await self._send_event(configuration, _event(configuration, self._task.identity, now, event))
-
-    async def _send_event(self, configuration: Configuration, event: Object) -> None:
-        """What it says is in the status, too: that it is not taken keeps nobody."""
-        try:
-            await self._writer.create(_EVENTS, event)
-        except (TierUnavailable, TierRefused) as error:
-            log.info("event.not_taken", configuration=configuration.name, reason=str(error))
-
     def _tell_failure(self, configuration: Configuration, error: Exception) -> None:
         if configuration.uid not in self._failing:
             self._failing.add(configuration.uid)
             log.warning(
                 "reconcile.failed", configuration=configuration.name, reason=str(error), remedy="it is tried again"
             )
-
-
-def _event(configuration: Configuration, identity: str, now: str, event: Any) -> dict[str, Any]:
-    return {
-        "metadata": {"generateName": f"{configuration.name}.", "namespace": "default"},
-        "involvedObject": {
-            "apiVersion": f"{names.GROUP}/v1",
-            "kind": "CheckpointConfiguration",
-            "name": configuration.name,
-            "uid": configuration.uid,
-        },
-        "type": "Warning" if event.is_warning else "Normal",
-        "reason": event.reason,
-        "message": event.message[:1024],  # the API's own limit
-        "source": {"component": names.MANAGER},
-        "reportingComponent": names.MANAGER,
-        "reportingInstance": identity,
-        "firstTimestamp": now,
-        "lastTimestamp": now,
-        "count": 1,
-    }

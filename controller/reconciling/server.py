@@ -10,10 +10,16 @@ import structlog
 import trio
 from kubernetes.client import ApiClient
 
+from controller.driver import names
+from controller.reconciling import counts
+from controller.reconciling.conditions import Event
 from controller.reconciling.election import Election, Times
 from controller.reconciling.queue import Queue
 from controller.reconciling.reconciler import Reconciler, Task
+from controller.reconciling.telling import Teller
+from controller.reconciling.uptime import GRACE_SECONDS, DriverPod, Uptime
 from controller.reconciling.world import World
+from controller.watching import Collection
 from controller.writing import Writer
 from fuse_tier import metrics
 from fuse_tier.config import Address
@@ -33,6 +39,9 @@ class Serving:
     times: Times = field(default_factory=Times)
     health: Address | None = None
     metrics: Address | None = None
+    uptime_backoff: float | None = None
+    """Seconds between two driver pods that are deleted since they are not ready; None: none is."""
+    uptime_grace: float = GRACE_SECONDS
 
 
 async def run_controller(api: ApiClient, serving: Serving) -> None:
@@ -57,21 +66,49 @@ async def serve_controller(
         for address in dict.fromkeys(one for one in (serving.health, serving.metrics) if one is not None):
             await nursery.start(partial(metrics.serve, address, ready=ready.is_set))
         task_status.started()
-        writer = Writer(api, serving.calls_per_second)
+        writer = Writer(api, serving.calls_per_second, counts.api_answered)
         reconciler = Reconciler(writer, world, queue, serving.task)
 
         async def act() -> None:
             # Only the one that acts looks at everything: a replica that waits costs the API server next to nothing.
+            counts.leads(True)
             async with trio.open_nursery() as following:
+                following.start_soon(reconciler.run)
                 for collection in world.collections(api, serving.task.settings.namespace):
                     await following.start(collection.follow)
+                world.complete()
+                following.start_soon(reconciler.look_again)
+                if serving.uptime_backoff is not None:
+                    following.start_soon(_keep_up, api, writer, world, serving, serving.uptime_backoff)
                 ready.set()
                 log.info("controller.ready", identity=serving.task.identity)
-                following.start_soon(reconciler.look_again)
-                await reconciler.run()
 
         if not serving.lease_namespace:
             await act()
         else:
             election = Election(writer, serving.lease_namespace, LEASE, serving.task.identity, serving.times)
             await election.lead(act, ready.set)
+
+
+async def _keep_up(api: ApiClient, writer: Writer, world: World, serving: Serving, backoff: float) -> None:
+    """Follows driver pods, and deletes those that stay unready."""
+    teller = Teller(writer, world, serving.task.identity)
+
+    async def tell(pod: DriverPod) -> None:
+        configuration = world.configurations.get(pod.configuration)
+        if configuration is not None:
+            minutes = serving.uptime_grace / 60
+            said = f"pod {pod.name} on node {pod.node} was not ready for {minutes:g} minutes: it is made anew"
+            await teller.send(configuration, Event(True, "DriverPodDeleted", said))
+
+    uptime = Uptime(
+        writer,
+        serving.task.settings.namespace,
+        world.answering_nodes,
+        tell,
+        backoff=backoff,
+        grace=serving.uptime_grace,
+    )
+    async with trio.open_nursery() as nursery:
+        await nursery.start(Collection(api, uptime.path, uptime, names.SELECTED).follow)
+        await uptime.run()

@@ -15,10 +15,11 @@ from controller.driver import names
 from controller.driver.configuration import Configuration, read_configuration
 from controller.reconciling.selection import Node, read_node
 from controller.watching import Collection
-from fuse_tier.errors import ConfigError
 
 log = structlog.get_logger(__name__)
 
+# Set while a kubelet does not answer: https://kubernetes.io/docs/reference/labels-annotations-taints/
+_SILENT = ("node.kubernetes.io/unreachable", "node.kubernetes.io/not-ready")
 CONFIGURATIONS = f"/apis/{names.GROUP}/v1/checkpointconfigurations"
 
 Object = Mapping[str, Any]
@@ -35,16 +36,38 @@ class World:
         self.config_maps: dict[str, Object] = {}  # by name
         self.secrets: dict[str, Object] = {}  # by name
         self.nodes: dict[str, Node] = {}  # by uid
+        self.is_complete = False
+        """Whether all that there is has been told once: nothing is concluded before."""
+        self.refused: dict[str, str] = {}
+        """Collections that the API server does not let be read, and what it said."""
+
+    def complete(self) -> None:
+        """All has been told."""
+        self.is_complete = True
+        self._changed(None)
+
+    def see_refusal(self, path: str, reason: str) -> None:
+        """The API server says no to a collection; or, with no reason, not any more."""
+        if reason:
+            self.refused[path] = reason
+        else:
+            self.refused.pop(path, None)
+        self._changed(None)
+
+    def answering_nodes(self) -> set[str]:
+        """Nodes whose kubelet Kubernetes hears of."""
+        return {one.name for one in self.nodes.values() if not any(key in _SILENT for key, _, _ in one.taints)}
 
     def collections(self, api: ApiClient, namespace: str) -> Iterator[Collection]:
-        """Everything that is followed."""
-        apps = f"/apis/apps/v1/namespaces/{namespace}/daemonsets"
-        ours = {"labelSelector": "&".join(f"{key}={value}" for key, value in names.APP.items())}
-        yield Collection(api, "/api/v1/nodes", _Nodes(self))
-        yield Collection(api, f"/api/v1/namespaces/{namespace}/configmaps", _Named(self, self.config_maps))
-        yield Collection(api, f"/api/v1/namespaces/{namespace}/secrets", _Named(self, self.secrets))
-        yield Collection(api, apps, _Daemonsets(self), ours)
-        yield Collection(api, CONFIGURATIONS, _Configurations(self), longest_pause=5.0)  # its kind may come later
+        """Everything that is followed: configurations first, so that they can be told what of the rest is refused."""
+        apps, space = f"/apis/apps/v1/namespaces/{namespace}/daemonsets", f"/api/v1/namespaces/{namespace}"
+        # Its kind may come later.
+        yield Collection(api, CONFIGURATIONS, _Configurations(self), longest_pause=5.0)
+        told = self.see_refusal
+        yield Collection(api, "/api/v1/nodes", _Nodes(self), refused=told)
+        yield Collection(api, f"{space}/configmaps", _Named(self, self.config_maps), refused=told)
+        yield Collection(api, f"{space}/secrets", _Named(self, self.secrets), refused=told)
+        yield Collection(api, apps, _Daemonsets(self), names.SELECTED, refused=told)
 
     def images(self) -> dict[str, Mapping[str, str]]:
         """The data of all config maps, by their names."""
@@ -55,17 +78,13 @@ class World:
         uid = found["metadata"]["uid"]
         if not _is_newer(found["metadata"], self.versions.get(uid)):
             return
-        try:
-            read = read_configuration(found)
-        except ConfigError as error:
-            # One that the schema let through must not end the watch, and with it all others.
-            remedy = "mend it; until then nothing of it is changed"
-            log.warning("configuration.unreadable", name=found["metadata"]["name"], reason=str(error), remedy=remedy)
-            return
-        before, self.configurations[uid] = self.configurations.get(uid), read
+        before = self.configurations.get(uid)
+        now = self.configurations[uid] = read_configuration(found, before)
         self.versions[uid] = found["metadata"]["resourceVersion"]
+        if now.fault and (before is None or before.fault != now.fault):
+            remedy = "mend it; until then nothing of it is changed"
+            log.warning("configuration.unreadable", name=now.name, reason=now.fault, remedy=remedy)
         self._changed(uid)
-        now = self.configurations[uid]
         if before is None or (before.node_selector, before.tolerations) != (now.node_selector, now.tolerations):
             self._changed(None)
 
@@ -73,6 +92,7 @@ class World:
         """It is gone."""
         self.configurations.pop(uid, None)
         self.versions.pop(uid, None)
+        self._changed(uid)
         self._changed(None)
 
     def see_daemonset(self, found: Object) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from fuse_tier.checkpoints import Job, content_of_step, step_of
 from fuse_tier.manifest import Manifest
@@ -22,7 +23,7 @@ class BackupPolicy:
     """At most one of the two is given; none means always."""
 
     every: float | None = None  # seconds
-    steps: int | None = None
+    steps: int | Literal["odd"] | None = None
 
     @property
     def is_always(self) -> bool:
@@ -41,17 +42,21 @@ def seconds_until_due(
     """
     if last is not None and newest.id.number <= last.id.number:
         return WHEN_THERE_IS_MORE
-    if policy.is_always or last is None or (last.id.number < demanded):
+    step = step_of(newest)
+    is_demanded = (last.id.number if last else 0) < demanded
+    if policy.steps == "odd" and step is not None and step % 2 == 0 and not is_demanded:
+        return WHEN_THERE_IS_MORE
+    if policy.is_always or last is None or is_demanded:
         return NOW
     if newest.lineage.run != last.lineage.run:
         return NOW
-    step, before = step_of(newest), step_of(last)
+    before = step_of(last)
     if step is not None and step == before:
         same = content_of_step(newest, step) == content_of_step(last, step)
         return WHEN_THERE_IS_MORE if same else NOW
     if policy.every is not None:
         return max(NOW, policy.every - since_last)
-    if policy.steps is None or step is None or before is None or step < before:
+    if not isinstance(policy.steps, int) or step is None or before is None or step < before:
         return NOW
     return NOW if step // policy.steps > before // policy.steps else WHEN_THERE_IS_MORE
 

@@ -84,6 +84,21 @@ def node_of(encoded: bytes | None) -> str:
     return str(names[0].value) if names else ""
 
 
+class MalformedKey(ConfigError):
+    """A private key that is of no use here; the text is a clause about what holds it."""
+
+
+def read_key(content: bytes) -> ec.EllipticCurvePrivateKey:
+    """From PEM. Raises MalformedKey."""
+    try:
+        key = serialization.load_pem_private_key(content, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:  # TypeError: the key has a password
+        raise MalformedKey("holds no PEM private key without a password") from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise MalformedKey("holds a key of another kind: use one of an elliptic curve, such as P-256")
+    return key
+
+
 def make_authority(directory: str, name: str = "fuse-tier authority") -> None:
     """Makes ``ca.pem`` and ``ca.key`` for ten years. Raises ConfigError when there is one already."""
     certificate_path, key_path = os.path.join(directory, "ca.pem"), os.path.join(directory, "ca.key")
@@ -213,14 +228,10 @@ def _certificates(path: str) -> list[x509.Certificate]:
 
 
 def _private_key(path: str) -> ec.EllipticCurvePrivateKey:
-    content = _read(path)
     try:
-        key = serialization.load_pem_private_key(content, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:  # TypeError: the key has a password
-        raise ConfigError(f"TLS file {path} holds no PEM private key without a password") from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise ConfigError(f"TLS file {path} holds a key of another kind: use one of an elliptic curve, such as P-256")
-    return key
+        return read_key(_read(path))
+    except MalformedKey as error:
+        raise ConfigError(f"TLS file {path} {error}") from error
 
 
 def _name_of(certificate: x509.Certificate, path: str) -> str:

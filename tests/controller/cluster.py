@@ -10,7 +10,9 @@ import trio
 import yaml
 from kubernetes.client import ApiClient
 
+from controller.driver import names
 from controller.driver.images import KEYS
+from controller.reconciling.certificates import decoded
 from controller.reconciling.reconciler import Task
 from controller.reconciling.server import Serving, serve_controller
 from controller.reconciling.world import CONFIGURATIONS
@@ -59,6 +61,7 @@ class Cluster:
             f"{NAMESPACE}/configmaps",
             f"{NAMESPACE}/secrets",
             LEASES,
+            f"{NAMESPACE}/pods",
             "/api/v1/nodes",
             EVENTS,
         ):
@@ -78,7 +81,7 @@ class Cluster:
     async def _remove(self, path: str) -> None:
         try:
             await self.writer.merge(path, {"metadata": {"finalizers": None}})
-            await self.writer.delete(path)
+            await self.server.delete(path)
         except Gone:
             return
 
@@ -123,6 +126,15 @@ class Cluster:
         path = f"{DAEMONSETS}/multitier-driver-{(await self.configuration(name))['metadata']['uid']}"
         return await self.until_found(path, lambda _: True)
 
+    async def certificates(self, name: str = "default") -> dict[str, bytes]:
+        """What the Secrets of a configuration's nodes hold, together."""
+        uid = (await self.configuration(name))["metadata"]["uid"]
+        found: dict[str, bytes] = {}
+        for secret in (await self.writer.read(f"{NAMESPACE}/secrets"))["items"]:
+            if secret["metadata"]["name"] in names.certificates_names(uid):
+                found |= decoded(secret)
+        return found
+
     async def until_found(self, path: str, fits: Callable[[Mapping[str, Any]], bool]) -> Mapping[str, Any]:
         """Waits until an object is there and is as it should be."""
         found: list[Mapping[str, Any]] = []
@@ -160,11 +172,28 @@ class Cluster:
         }
         await self.writer.merge(path_of(found) + "/status", {"status": status})
 
+    async def run_pod(self, node: str, name: str = "default") -> str:
+        """A driver pod on a node, which is not ready; gives its path. What is wrong with a new node is taken away."""
+        await self.writer.merge(f"/api/v1/nodes/{node}", {"spec": {"taints": None}})
+        uid = (await self.configuration(name))["metadata"]["uid"]
+        pod = {
+            "metadata": {"name": f"driver-{node}", "labels": {**names.APP, names.UID_LABEL: uid}},
+            "spec": {"nodeName": node, "containers": [{"name": "x", "image": "x"}]},
+        }
+        await self.writer.create(f"{NAMESPACE}/pods", pod)
+        return f"{NAMESPACE}/pods/driver-{node}"
+
     async def events(self, name: str = "default") -> list[str]:
         """Their reasons, oldest first."""
         found = (await self.writer.read(EVENTS))["items"]
         mine = [one for one in found if one["involvedObject"]["name"] == name]
         return [one["reason"] for one in sorted(mine, key=lambda one: int(one["metadata"]["resourceVersion"]))]
+
+    async def until_event(self, reason: str, name: str = "default") -> None:
+        async def so() -> bool:
+            return reason in await self.events(name)
+
+        await until(so)
 
 
 def path_of(daemonset: Mapping[str, Any]) -> str:

@@ -15,13 +15,14 @@ from kubernetes.client import ApiClient
 
 from controller.ranks.book import RankBook
 from controller.ranks.followers import followed
-from controller.reconciling.certificates import RANKS
 from controller.reconciling.election import Times
+from controller.reconciling.issuing import RANKS
 from controller.reconciling.world import CONFIGURATIONS
 from tests.controller.cluster import NAMESPACE, Cluster, path_of, running_controller
 from tests.controller.configurations import SETTINGS
 from tests.harness.checkouts import ROOT, give_recorder, make_checkout
 from tests.harness.kube import ApiServer, running_api_server
+from tests.harness.logs import ExpectedLogs
 from tests.harness.waiting import until
 
 KUBECTL = str(Path(sys.executable).parent / "kubectl")
@@ -218,8 +219,9 @@ def client_of(server: ApiServer, account: str) -> ApiClient:
 
 @pytest.mark.kube
 async def test_what_is_applied_is_taken_and_both_programs_use_exactly_the_rights_that_they_get(
-    checkout: Path, tmp_path: Path
+    checkout: Path, tmp_path: Path, expected_logs: ExpectedLogs
 ) -> None:
+    expected_logs.allow("uptime.pod_deleted")
     make(checkout, "multitier-images", "REPO_PATH=a/b")
     objects = built(checkout)
     async with running_api_server(tmp_path / "kube") as server:
@@ -249,7 +251,7 @@ async def test_what_is_applied_is_taken_and_both_programs_use_exactly_the_rights
             kept: dict[str, Any] = {
                 "lease_namespace": SETTINGS.namespace, "times": Times(lease=2, renew_deadline=1.5, retry=0.1)
             }  # fmt: skip
-            async with running_controller(api, **kept):
+            async with running_controller(api, **kept, uptime_backoff=3600.0, uptime_grace=0.1):
                 await run("apply", "-f", str(ROOT / "examples/checkpointconfiguration.yaml"))
                 daemonset = await cluster.daemonset()
                 await cluster.until_found(f"{NAMESPACE}/secrets/{RANKS}", lambda _: True)
@@ -261,6 +263,9 @@ async def test_what_is_applied_is_taken_and_both_programs_use_exactly_the_rights
                     "3",
                     "3",
                 ]
+                await cluster.writer.create("/api/v1/nodes", {"metadata": {"name": "a"}})
+                await cluster.run_pod("a")
+                await cluster.until_event("DriverPodDeleted")
                 assert "Ready" in await run("events", "--for=CheckpointConfiguration/default", "-n", "default")
                 await run("delete", "checkpointconfigurations", "--all", "--wait=false")
                 await cluster.until_found(path_of(daemonset), lambda one: "deletionTimestamp" in one["metadata"])

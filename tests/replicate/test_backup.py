@@ -50,6 +50,16 @@ def test_by_the_clock_the_next_step_waits_until_the_time_is_over() -> None:
     assert seconds_until_due(HALF_HOURLY, tree(2, 8), tree(1, 7), 1800) == NOW
 
 
+def test_odd_steps_alone_are_brought_but_for_whoever_waits() -> None:
+    odd = BackupPolicy(steps="odd")
+    assert seconds_until_due(odd, tree(1, 0), None, 0) == WHEN_THERE_IS_MORE
+    assert seconds_until_due(odd, tree(2, 1), None, 0) == NOW
+    assert seconds_until_due(odd, tree(3, 2), tree(2, 1), 0) == WHEN_THERE_IS_MORE
+    assert seconds_until_due(odd, tree(3, 2), tree(2, 1), 0, demanded=3) == NOW
+    assert seconds_until_due(odd, tree(4, 3), tree(2, 1), 0) == NOW
+    assert seconds_until_due(odd, tree(5, None), tree(2, 1), 0) == NOW
+
+
 def test_by_steps_the_first_at_or_after_each_multiple_is_brought() -> None:
     for last, newest, due in (
         (90, 100, True),

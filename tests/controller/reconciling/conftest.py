@@ -1,4 +1,4 @@
-"""One API server for a module's tests, emptied before each: to start one takes longer than most of them."""
+"""One API server for all tests here, emptied before each: to start one takes longer than most of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.controller.cluster import Cluster
 from tests.harness.kube import ApiServer, running_api_server
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shared_api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     started: queue.Queue[ApiServer | BaseException] = queue.Queue()
     over = threading.Event()

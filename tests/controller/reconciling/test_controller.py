@@ -15,8 +15,8 @@ import trio
 import yaml
 
 from controller.driver import names
-from controller.reconciling.certificates import RANKS
 from controller.reconciling.election import LeadershipLost, Times
+from controller.reconciling.issuing import AUTHORITY, RANKS
 from controller.reconciling.server import LEASE
 from controller.reconciling.world import CONFIGURATIONS
 from fuse_tier.localcluster.ports import free_ports
@@ -42,13 +42,16 @@ async def test_a_configuration_becomes_a_daemonset_and_tells_how_its_nodes_are_u
         config = f"{NAMESPACE}/configmaps/{daemonset['metadata']['name']}"
         told = await cluster.writer.read(config)
         assert "gs://my-checkpoints" in told["data"]["node.yaml"]
-        certificates = f"{NAMESPACE}/secrets/{daemonset['metadata']['name']}-certificates"
-        secret = await cluster.writer.read(certificates)
-        assert set(secret["data"]) == {"ca.crt", *(f"{node}.{kind}" for node in "abc" for kind in ("crt", "key"))}
+        secret = await cluster.certificates()
+        assert set(secret) == {"ca.crt", *(f"{node}.{kind}" for node in "abc" for kind in ("crt", "key"))}
         await cluster.until_found(f"{NAMESPACE}/secrets/{RANKS}", lambda one: "tls.key" in one["data"])
         await cluster.writer.create("/api/v1/nodes", {"metadata": {"name": "d", "labels": LABELS}})
-        found = await cluster.until_found(certificates, lambda one: "d.crt" in one["data"])
-        assert found["data"].items() >= secret["data"].items(), "a node that comes changes nobody else's"
+
+        async def has_one() -> bool:
+            return "d.crt" in await cluster.certificates()
+
+        await until(has_one)
+        assert (await cluster.certificates()).items() >= secret.items(), "a node that comes changes nobody else's"
         assert told["metadata"]["annotations"] == {names.CONFIGURATION_ANNOTATION: "default"}
         await cluster.until_condition("Ready", "False", "NotSeen")
         await cluster.run_pods(ready=1)
@@ -70,7 +73,8 @@ async def test_a_configuration_becomes_a_daemonset_and_tells_how_its_nodes_are_u
         await cluster.writer.merge(path_of(daemonset), {"metadata": {"finalizers": None}})
         await cluster.until_gone(f"{CONFIGURATIONS}/default")
         await cluster.until_gone(config)
-        await cluster.until_gone(certificates)
+        left = (await cluster.writer.read(f"{NAMESPACE}/secrets"))["items"]
+        assert {one["metadata"]["name"] for one in left} == {AUTHORITY, RANKS}
 
 
 async def test_changes_roll_but_those_that_lose_data_wait_for_an_annotation(cluster: Cluster) -> None:
