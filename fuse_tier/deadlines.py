@@ -61,6 +61,7 @@ class Deadline:
     UNMOUNT: Final = 30.0  # the supervisor's answer to an unmount
     MATERIALIZE: Final = 600.0 + 60.0  # an open of a file whose content is elsewhere
     SYNC: Final = 600.0 + 60.0  # an fsync that waits for a tier
+    FRAMEWORK: Final = 1800.0  # a framework's workers get the files of the step that was chosen for them
     RESTORE: Final = 24 * 3600.0  # a whole volume; progress is what BULK_STALL and BUCKET_CALL watch
     VERIFY: Final = 24 * 3600.0  # everything on a tier
     DRAIN: Final = 24 * 3600.0  # an unmount whose own drain only the node's configuration knows
@@ -108,6 +109,7 @@ def table() -> tuple[Wait, ...]:
         "UNMOUNT": ("KERNEL_UNMOUNT", "DAEMON_STOP", "CHANNEL_CALL"),
         "MATERIALIZE": ("BUCKET_TOTAL", "BULK_STALL"),
         "SYNC": ("BUCKET_TOTAL", "MANIFEST_TRANSFER", "CHANNEL_CALL"),
+        "FRAMEWORK": ("RESTART", "MATERIALIZE", "BUCKET_TOTAL", "SUPERVISOR_CONNECT"),
         "RESTORE": ("MANIFEST_TRANSFER", "BUCKET_TOTAL"),
         "VERIFY": ("MANIFEST_TRANSFER", "BUCKET_TOTAL"),
         "WORKER_STOP": ("UNMOUNT", "THREAD_SHUTDOWN"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 
 import structlog
@@ -42,6 +43,13 @@ _copies = Histogram(
 _copies_refused = Counter("fuse_tier_copies_refused", "Copies for which a peer had no room.", registry=REGISTRY)
 _commits = Counter("fuse_tier_commit", "Snapshots made visible.", ["tier"], registry=REGISTRY)
 _restores = Histogram("fuse_tier_restore_seconds", "One volume's restore.", buckets=_SECONDS, registry=REGISTRY)
+_node_operations = Histogram(
+    "node_operations_seconds",
+    "What a node does for a framework that speaks the file protocol, by the names of the replicator before this one.",
+    ["method_name", "framework", "grpc_status_code"],
+    buckets=_SECONDS,
+    registry=REGISTRY,
+)
 _errors = Counter("fuse_tier_errors", "What went wrong; the log says what.", ["kind"], registry=REGISTRY)
 _bulk_bytes = Counter(
     "fuse_tier_bulk_bytes", "Content moved over bulk streams with peers.", ["direction"], registry=REGISTRY
@@ -139,6 +147,22 @@ def committed(tier: str) -> None:
 def restored(seconds: float) -> None:
     """A volume was restored."""
     _restores.observe(seconds)
+
+
+@contextmanager
+def node_operation(method: str, framework: str) -> Iterator[None]:
+    """Around one operation for a framework; ``method`` is one of the names that dashboards know."""
+    started, code = time.monotonic(), "UNKNOWN"
+    try:
+        yield
+        code = "OK"
+    finally:
+        node_operated(method, framework, time.monotonic() - started, code)
+
+
+def node_operated(method: str, framework: str, seconds: float, code: str = "OK") -> None:
+    """One operation for a framework is over."""
+    _node_operations.labels(method, framework, code).observe(seconds)
 
 
 def error(kind: str) -> None:

@@ -45,6 +45,7 @@ class Backup:
     step: int
     number: int
     epoch: int  # the lowest of its snapshots
+    name: str = ""  # the date that it is called by, for people
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,20 +86,25 @@ def read(path: Path) -> Document:
         raise ConfigError(f"{path}: there is no such file: name an existing configuration with --config") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    return parse(content, str(path))
+
+
+def parse(content: bytes, name: str) -> Document:
+    """Reads one YAML document of that name in messages, as ``read`` does."""
     if len(content) > MAX_FILE_BYTES:
-        raise ConfigError(f"{path}: is longer than {MAX_FILE_BYTES} bytes: this is no configuration of ours")
-    document = Document(str(path))
+        raise ConfigError(f"{name}: is longer than {MAX_FILE_BYTES} bytes: this is no configuration of ours")
+    document = Document(name)
     try:
         root = yaml.compose(content, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        place = f"{name}:{mark.line + 1}" if mark else name
         what = "; ".join(part for part in (error.context, error.problem) if part)
         raise ConfigError(f"{place}: is no valid YAML: {what}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is no valid YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{name}: is no valid YAML: {' '.join(str(error).split())}") from error
     if root is None:
-        raise ConfigError(f"{path}: is empty: docs/configuration.md shows what it needs")
+        raise ConfigError(f"{name}: is empty: docs/configuration.md shows what it needs")
     document.lines[()] = root.start_mark.line + 1
     document.value = _Reader(document).read(root, ())
     if document.problems:

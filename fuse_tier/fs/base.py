@@ -7,13 +7,14 @@ import stat
 from dataclasses import dataclass
 from typing import Final
 
+from fuse_tier.fs.arranging import Arranging
 from fuse_tier.fs.attributes import Attributes
 from fuse_tier.fs.backing import Backings
 from fuse_tier.fs.changes import Changes
 from fuse_tier.fs.content import Content
 from fuse_tier.fs.handles import Handles
 from fuse_tier.fs.link import Link
-from fuse_tier.fs.nodes import Nodes
+from fuse_tier.fs.nodes import ROOT, Nodes
 from fuse_tier.fs.requests import Entry, Request
 from fuse_tier.fs.reserve import Reservations
 from fuse_tier.fs.share import Share
@@ -40,6 +41,7 @@ class Parts:
     link: Link
     reservations: Reservations
     share: Share
+    arranging: Arranging
     fsync: str
     """What an fsync waits for: ram, peer or bucket."""
 
@@ -57,12 +59,17 @@ class Shared:
         self._link = parts.link
         self._reservations = parts.reservations
         self._share = parts.share
+        self._arranging = parts.arranging
         self._fsync = parts.fsync
         self._chowns = os.geteuid() == 0
         self._ours = (os.geteuid(), os.getegid())
 
-    def _entry(self, found: os.stat_result) -> Entry:
-        """What the kernel shall know of an inode."""
+    def _entry_at(self, found: os.stat_result, parent: int, name: bytes) -> Entry:
+        """What the kernel shall know of an inode by a name."""
+        return self._entry(found, is_kept=parent != ROOT or self._arranging.may_be_kept(name))
+
+    def _entry(self, found: os.stat_result, *, is_kept: bool = True) -> Entry:
+        """What the kernel shall know of an inode, and whether it may keep the name."""
         mode = found.st_mode
         links = found.st_nlink
         valid_seconds = _CACHED_SECONDS
@@ -78,7 +85,7 @@ class Shared:
         return ENTRY.pack(
             number,
             0,
-            _CACHED_SECONDS,
+            _CACHED_SECONDS if is_kept else 0,
             valid_seconds,
             0,
             0,

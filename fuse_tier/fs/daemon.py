@@ -25,6 +25,7 @@ import trio
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import MountError
 from fuse_tier.fs import mounting
+from fuse_tier.fs.arranging import Arranging
 from fuse_tier.fs.attributes import Attributes
 from fuse_tier.fs.backing import Backings
 from fuse_tier.fs.base import Parts
@@ -68,9 +69,10 @@ class Daemon:
         self._handles = Handles(depositor, inheritance.generation)
         self._changes = Changes(inheritance.generation)
         self._backings = Backings(inheritance.device, enabled=passthrough)
-        self._link = Link(spec, self._changes, self._handles, depositor.settle, passthrough=passthrough)
-        self._content = Content(volume, Pins(layout, volume), self._link)
         self._nodes = Nodes(volume.tree, depositor, inherits=inheritance.generation > 0)
+        arranging = Arranging(volume, self._nodes, self._changes)
+        self._link = Link(spec, self._changes, self._handles, arranging, depositor.settle, passthrough=passthrough)
+        self._content = Content(volume, Pins(layout, volume), self._link)
         self._reservations = Reservations(spec, self._nodes, self._link, depositor)
         self._content.make_room = self._reservations.make_room
         attributes = Attributes(spec, self._nodes, self._handles, self._content, self._link)
@@ -85,6 +87,7 @@ class Daemon:
                 link=self._link,
                 reservations=self._reservations,
                 share=Share(spec.share, volume.tree, self._changes),
+                arranging=arranging,
                 fsync=spec.fsync,
             )
         )

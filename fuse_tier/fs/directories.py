@@ -45,7 +45,7 @@ class DirectoryOperations(Shared):
             except FileNotFoundError:
                 continue
             number = self._nodes.number(found.st_ino)
-            if not reply.add(name, number, found.st_mode, self._entry(found), position + 1):
+            if not reply.add(name, number, found.st_mode, self._entry_at(found, inode, name), position + 1):
                 if not opened.kept:
                     self._handles.keep_listing(handle, opened)
                 return

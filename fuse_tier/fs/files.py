@@ -58,7 +58,7 @@ class FileOperations(Shared):
                 found = self._give_away(directory, name, mode | stat.S_IFREG, request)
             else:
                 found = os.fstat(fd)
-            entry = self._entry(found)
+            entry = self._entry_at(found, parent_inode, name)
         except BaseException:
             os.close(fd)
             os.unlink(name, dir_fd=directory)
@@ -103,7 +103,8 @@ class FileOperations(Shared):
         self._nodes.seen(found, parent, name)
         try:
             opened = await self.open(found.st_ino, flags, request)
-            return opened, self._entry(os.fstat(self._handles.files[opened.handle].fd))
+            now = os.fstat(self._handles.files[opened.handle].fd)
+            return opened, self._entry_at(now, parent, name)
         except BaseException:
             self._nodes.forget([(found.st_ino, 1)])
             raise
@@ -162,7 +163,7 @@ class FileOperations(Shared):
 
     def entry_of(self, handle: int) -> Entry:
         """The attributes of a file that is open."""
-        return self._entry(os.fstat(self._handles.files[handle].fd))
+        return self._entry(os.fstat(self._handles.files[handle].fd), is_kept=False)
 
     def _begin_writing(self, inode: int, *, synced: bool) -> Writing:
         writing = self._handles.begin_writing(inode, synced=synced)

@@ -18,6 +18,7 @@ import trio
 from fuse_tier.blobs import Blob
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import DeadlineExceeded, FuseTierError
+from fuse_tier.fs.arranging import Arranging
 from fuse_tier.fs.changes import ANNOUNCE_EVERY_SECONDS, Changes
 from fuse_tier.fs.handles import Handles
 from fuse_tier.fs.spec import MountSpec
@@ -40,6 +41,7 @@ class Link:
         spec: MountSpec,
         changes: Changes,
         handles: Handles,
+        arranging: Arranging,
         settle: Callable[[], None],
         *,
         passthrough: bool,
@@ -48,6 +50,7 @@ class Link:
         self._spec = spec
         self._changes = changes
         self._handles = handles
+        self._arranging = arranging
         self._settle = settle
         self._passthrough = passthrough
         self._channel: Channel | None = None
@@ -75,6 +78,7 @@ class Link:
             "hold": self._hold,
             "release": self._release,
             "retire": self._retire,
+            "arrange": self._arrange,
         }
         greeted = False
         try:
@@ -179,6 +183,14 @@ class Link:
                 if inode not in opened and mark(layout, volume, inode, Blob.parse(name))
             ]
         }
+
+    async def _arrange(self, arguments: Arguments) -> dict[str, Any]:
+        """Moves names of the root away, and others to it."""
+        await self._arranging.arrange(
+            [os.fsencode(name) for name in arguments["away"]],
+            [(os.fsencode(source), os.fsencode(name)) for source, name in arguments["bring"]],
+        )
+        return {}
 
     async def _release(self, arguments: Arguments) -> dict[str, Any]:
         self._changes.release()

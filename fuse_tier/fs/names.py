@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from fuse_tier.fs.base import Shared
+from fuse_tier.fs.nodes import ROOT
 from fuse_tier.fs.requests import Entry, Request
 from fuse_tier.ram.renaming import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, rename_with_flags
 
@@ -25,6 +26,8 @@ class NameOperations(Shared):
 
     def lookup(self, parent_inode: int, name: bytes, request: Request) -> Entry:
         """Finds a name."""
+        if parent_inode == ROOT:
+            self._arranging.asked(name)
         found = os.stat(name, dir_fd=self._nodes.directory(parent_inode), follow_symlinks=False)
         return self._known(found, parent_inode, name)
 
@@ -154,7 +157,7 @@ class NameOperations(Shared):
         return self._known(found, parent, name)
 
     def _known(self, found: os.stat_result, parent: int, name: bytes) -> Entry:
-        entry = self._entry(found)
+        entry = self._entry_at(found, parent, name)
         self._nodes.seen(found, parent, name)
         return entry
 

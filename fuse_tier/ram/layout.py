@@ -19,6 +19,9 @@
         lock                                 flock: changes of pins
         keeper                               flock: the keeper that has it mounted; where that is, and how it is found
         volume.json                          lineage of the tree, by atomic replacement
+        order.json                           what the job's replicator.yaml said, and how far the answer has come
+        staged/ swept/                       what comes to the root of the tree and what was taken away from it: names
+                                             of the file protocol only; see fs/arranging.py
 
 Nothing else keeps state: what a process knows beyond this it can derive.
 """
@@ -67,6 +70,21 @@ class VolumeLayout:
     def record(self) -> str:
         """The lineage of the live tree."""
         return os.path.join(self.root, "volume.json")
+
+    @property
+    def order(self) -> str:
+        """What a job said by the file protocol since its volume was mounted."""
+        return os.path.join(self.root, "order.json")
+
+    @property
+    def staged(self) -> str:
+        """What is about to appear at the root of the tree."""
+        return os.path.join(self.root, "staged")
+
+    @property
+    def swept(self) -> str:
+        """What was moved away from the root of the tree."""
+        return os.path.join(self.root, "swept")
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ WHEN_THERE_IS_MORE = math.inf
 
 @dataclass(frozen=True, slots=True)
 class BackupPolicy:
-    """At most one of the two is given; none means always."""
+    """At most one of these is given; none means always."""
 
     every: float | None = None  # seconds
     steps: int | Literal["odd"] | None = None

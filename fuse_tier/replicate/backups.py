@@ -57,6 +57,7 @@ class Backups:
         self._turn = turn
         self._told = told
         self._states: dict[Identity, _State] = {}
+        self.policies: dict[Identity, BackupPolicy] = {}  # of jobs that say themselves what they want
 
     def _state(self, volume: Volume) -> _State:
         return self._states.setdefault(volume.identity, _State())
@@ -73,23 +74,30 @@ class Backups:
         if volume.copies.durable(TierName.BUCKET) == 0:
             state.last = None  # the tree was made anew, and nothing of it is there yet
         demanded = newest.id.number if self._is_short() else volume.demanded
-        wait = seconds_until_due(self._policy, newest, state.last, trio.current_time() - state.last_at, demanded)
+        policy = self.policies.get(volume.identity, self._policy)
+        wait = seconds_until_due(policy, newest, state.last, trio.current_time() - state.last_at, demanded)
         chosen = newest if wait <= NOW else None
-        if self._policy.every is not None and demanded <= volume.copies.durable(TierName.BUCKET):
-            chosen, wait = await self._ask(volume, newest, state, chosen, wait)
+        if policy.every is not None and demanded <= volume.copies.durable(TierName.BUCKET):
+            chosen, wait = await self._ask(volume, newest, state, policy.every, chosen, wait)
         state.due_at = trio.current_time() + wait
         return chosen, wait
 
     async def _ask(
-        self, volume: Volume, newest: Manifest, state: _State, chosen: Manifest | None, wait: float
+        self,
+        volume: Volume,
+        newest: Manifest,
+        state: _State,
+        every: float,
+        chosen: Manifest | None,
+        wait: float,
     ) -> tuple[Manifest | None, float]:
         """By the clock all volumes of a job have to choose the same step: one node says which."""
         step = step_of(newest)
-        if step is None or self._policy.every is None or wait == WHEN_THERE_IS_MORE:
+        if step is None or wait == WHEN_THERE_IS_MORE:
             return chosen, wait
         if state.last is not None and chosen is not None and step_of(state.last) == step:
             return chosen, wait  # a save that went on
-        turn = await self._turn(volume.identity, newest.lineage.run, step, self._policy.every)
+        turn = await self._turn(volume.identity, newest.lineage.run, step, every)
         if turn.step == step:
             return newest, NOW
         earlier = await self._snapshot_of(volume, turn.step, state) if turn.step is not None else None

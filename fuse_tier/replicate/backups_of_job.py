@@ -33,5 +33,5 @@ def backups_of(
             continue
         if not one.ids <= set(listed):
             continue
-        found[one.step, number] = Backup(one.step, number, min(map(epoch_of, one.snapshots.values())))
+        found[one.step, number] = Backup(one.step, number, min(map(epoch_of, one.snapshots.values())), one.names[0])
     return tuple(found.values())

@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from fuse_tier.config import NodeConfig
+from fuse_tier.identity import Identity
 from fuse_tier.replicate.backup import BackupPolicy
 from fuse_tier.replicate.backups import Backups
 from fuse_tier.replicate.membership import Membership
@@ -55,6 +56,13 @@ class BucketDuties:
         places.ask_bucket = self.steward.in_bucket
         places.use_in_bucket = self.records.while_using
         places.readers_of_bucket = self.readers.refer
+
+    def follow(self, identity: Identity, policy: BackupPolicy | None) -> None:
+        """A job says itself which of its steps are backed up; None: as the node is configured."""
+        if policy is None:
+            self.backups.policies.pop(identity, None)
+        else:
+            self.backups.policies[identity] = policy
 
     def services(self) -> list[Any]:
         """What is served to other nodes beside ``Peer``."""

@@ -7,7 +7,7 @@ a tree that is not touched until the supervisor says that its mount has ended, o
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 
 import structlog
@@ -90,7 +90,7 @@ class DaemonSession:
         volume = self._volume
         if volume is not None and volume.gate is self._gate:
             volume.gate = None
-            volume.retire = None
+            volume.retire = volume.arrange = None
             volume.news.announce()
             await self._ended(volume, self._orderly)
 
@@ -103,6 +103,7 @@ class DaemonSession:
         self._gate = DaemonGate(self._channel)
         volume.gate = self._gate
         volume.retire = self._retire
+        volume.arrange = self._arrange
         volume.mountpoint = arguments["mountpoint"]
         volume.changes.announce()
         volume.news.announce()
@@ -158,6 +159,10 @@ class DaemonSession:
         pairs = [[inode, blob.name] for inode, blob in files.items()]
         retired = await self._channel.call("retire", Deadline.CHANNEL_CALL, files=pairs)
         return [inode for inode in retired["inodes"] if inode in files]
+
+    async def _arrange(self, away: Collection[str], bring: Collection[tuple[str, str]]) -> None:
+        names = {"away": list(away), "bring": [list(pair) for pair in bring]}
+        await self._channel.call("arrange", Deadline.CHANNEL_CALL, **names)
 
     async def _goodbye(self, arguments: Arguments) -> None:
         self._orderly = True

@@ -48,6 +48,7 @@ class Mounting:
         self._supervisor = supervisor
         self.claimed: set[Identity] = set()  # until the last snapshot after the unmount
         self._found: list[Volume] = []  # mounted when we started
+        self.before_mount: Callable[[Volume], Awaitable[None]] | None = None  # an earlier pod's life is over
         self.before_release: Callable[[], Awaitable[None]] | None = None  # brings up to date what this node tells
 
     async def mount(self, order: MountOrder, report: Report) -> dict[str, Any]:
@@ -63,9 +64,11 @@ class Mounting:
             async with volume.ending:
                 report.begin("claiming the identity")
                 volume.user = order.user
-                epoch = await self._claim(order.identity, epoch_of(volume.numbering.highest))
+                epoch = await self.claim(order.identity, epoch_of(volume.numbering.highest))
                 try:
-                    restored = await self._preparing.prepare(volume, order, report, epoch, self._claim)
+                    if self.before_mount is not None:
+                        await self.before_mount(volume)
+                    restored = await self._preparing.prepare(volume, order, report, epoch, self.claim)
                     report.begin("mounting")
                     volume.gate = None
                     await self._supervisor.mount(order.identity, order.mountpoint, read_only=order.read_only)
@@ -89,7 +92,7 @@ class Mounting:
             return
         raise MountError(f"{volume.identity} was mounted at {volume.mountpoint}, and that is still ending: try again")
 
-    async def _claim(self, identity: Identity, above: int) -> int:
+    async def claim(self, identity: Identity, above: int) -> int:
         """The epoch. An unmount elsewhere may have ended a moment ago, and its last snapshot be under way."""
         give_up = trio.current_time() + Deadline.CLAIM_BUSY
         while True:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import structlog
 import trio
@@ -31,6 +32,8 @@ from fuse_tier.restarts import Question, Resumption, Verdict
 from fuse_tier.tiers.base import TierName
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 _AGAIN_SECONDS = 0.2
 _KNOWN_SECONDS = 1.0  # until the coordinator knows of what a node has lost
@@ -61,6 +64,19 @@ class MountOrder:
     def goes_with_others(self) -> bool:
         """Whether the job's ranks have to agree; who names a snapshot or a version has said what it wants."""
         return self.is_consistent and not self.snapshot and not self.version
+
+
+@dataclass(frozen=True, slots=True)
+class Agreed:
+    """What all ranks go on from, and what the bucket was seen to have."""
+
+    verdict: Verdict
+    there: BackupsOfJob
+
+    @property
+    def backup(self) -> str:
+        """What the complete checkpoint in the bucket is called that has the step; empty where none has."""
+        return next((one.name for one in self.there.backups if one.number == self.verdict.number), "")
 
 
 class Preparing:
@@ -97,18 +113,43 @@ class Preparing:
     async def _with_others(
         self, volume: Volume, order: MountOrder, report: Report, epoch: int, claim: Claim
     ) -> Restored | None:
+        async def save() -> None:
+            await _leave_nothing_unsaved(volume)
+
+        async def follow(agreed: Agreed) -> Restored | None:
+            restored = await self._follow(volume, order, agreed.verdict, report, epoch, claim)
+            if restored is not None:
+                volume.backup = agreed.backup if restored.is_from_bucket else ""
+            return restored
+
+        return await self.together(volume, order, report, save, follow)
+
+    async def together(
+        self,
+        volume: Volume,
+        order: MountOrder,
+        report: Report,
+        save: Callable[[], Awaitable[None]],
+        follow: Callable[[Agreed], Awaitable[T]],
+    ) -> T:
+        """Agrees with all other ranks on a step, has ``follow`` bring it, and says so: until all of that is done.
+
+        ``save`` is called before each question. Raises what ``follow`` does: Damaged and NotFound only where no other
+        step is to be had, TierUnavailable after ``Deadline.RESTART``.
+        """
         give_up = trio.current_time() + Deadline.RESTART
         lacking: dict[int, int] = {}
         while True:
             verdict = Verdict(0)
             try:
                 report.begin("agreeing with the other ranks on a step")
-                await _leave_nothing_unsaved(volume)
-                verdict = await self._ask(order, tuple(one for one, tries in lacking.items() if tries >= _TRIES))
-                restored = await self._follow(volume, order, verdict, report, epoch, claim)
+                await save()
+                agreed = await self._ask(order, tuple(one for one, tries in lacking.items() if tries >= _TRIES))
+                verdict = agreed.verdict
+                followed = await follow(agreed)
                 if verdict.restart:
                     await self._join(volume, order, verdict)
-                return restored
+                return followed
             except Damaged as error:
                 if not verdict.number:
                     raise
@@ -128,7 +169,7 @@ class Preparing:
                 report.begin(f"waiting: {error}")
             await trio.sleep(_AGAIN_SECONDS)
 
-    async def _ask(self, order: MountOrder, lacking: tuple[int, ...]) -> Verdict:
+    async def _ask(self, order: MountOrder, lacking: tuple[int, ...]) -> Agreed:
         if self.refresh is not None:
             await self.refresh()
         there, silent = BackupsOfJob(), ""
@@ -141,7 +182,7 @@ class Preparing:
                 silent = str(error)
         forced = order.step if order.step is not None else there.forced
         question = Question(order.identity, order.lineage, there.backups, silent, lacking, forced)
-        return await self._membership.restart(question)
+        return Agreed(await self._membership.restart(question), there)
 
     async def _follow(
         self, volume: Volume, order: MountOrder, verdict: Verdict, report: Report, epoch: int, claim: Claim

@@ -46,6 +46,11 @@ class Trees:
         failpoints.reached("restore.built")
         os.rename(fresh, volume.layout.tree)
 
+    def build(self, volume: Volume, manifest: Manifest, target: str) -> None:
+        """Makes the tree of a snapshot at ``target`` beside the live tree, of content that the RAM tier has."""
+        remove_tree(target)
+        build_tree(manifest, target, lambda blob, path: self._place(volume, blob, path, (), ()))
+
     def clear(self, volume: Volume) -> None:
         """Takes the tree away. Before another is made: its inodes are those of the blobs that that one links."""
         if os.path.exists(volume.layout.record):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 import trio
@@ -18,7 +18,7 @@ from fuse_tier.blobs import Blob, Progress, Sink
 from fuse_tier.errors import Damaged, NotFound, TierError, TierUnavailable
 from fuse_tier.hashing import hash_descriptor
 from fuse_tier.identity import Identity, SnapshotId
-from fuse_tier.manifest import Lineage, Manifest
+from fuse_tier.manifest import Entry, Lineage, Manifest
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.remote import Refill
 from fuse_tier.replicate.choice import Chosen
@@ -51,6 +51,7 @@ class Restored:
     unreadable: tuple[str, ...] = ()  # files whose content no place could give
     passed_over: tuple[int, ...] = ()  # newer snapshots that are damaged or gone
     coming: int = 0  # bytes that come after the mount, first those of what is opened
+    is_from_bucket: bool = False  # because no node had it
 
 
 class Restorer:
@@ -190,6 +191,36 @@ class Restorer:
         )
         return restored
 
+    async def into_stage(
+        self,
+        volume: Volume,
+        chosen: Chosen,
+        entries: tuple[Entry, ...],
+        target: str,
+        progress: Progress = no_progress,
+    ) -> dict[str, int]:
+        """Makes a tree of ``entries``, whose content is the chosen snapshot's, on the RAM tier beside a live tree.
+
+        Gives the bytes that each place gave. Raises TierUnavailable, Damaged, TierFull, OSError, as ``into_volume``
+        does for what must be whole.
+        """
+        if chosen.manifest is None:
+            raise NotFound(f"{volume.identity} has no snapshot to restore")
+        part, ram = replace(chosen.manifest, entries=entries), self._places.ram
+        with ram.unfinished():
+            absent = await ram.missing(part.blobs)
+            damaged = await self._damaged(part.blobs - absent, progress)
+            elsewhere = Chosen(part, tuple(place for place in chosen.places if place is not ram))
+            sources, failed = await self.fetch(part.id, absent | damaged, ram, elsewhere, progress)
+            if failed:
+                hopeful = [error for error in failed.values() if not isinstance(error, Damaged | NotFound)]
+                told = (
+                    f"{part.id}: the content of {len(failed)} files could not be had ({next(iter(failed.values()))})"
+                )
+                raise TierUnavailable(f"{told}: try again later") if hopeful else Damaged(told)
+            await trio.to_thread.run_sync(self._trees.build, volume, part, target)
+        return sources or {ram.place: part.size}
+
     async def _into_ram(
         self, manifest: Manifest, chosen: Chosen, progress: Progress
     ) -> tuple[dict[str, int], dict[Blob, TierError], frozenset[Blob]]:
@@ -302,4 +333,7 @@ def _report(
 ) -> Restored:
     files = sum(1 for entry in manifest.entries if entry.blob is not None)
     later = sum(blob.size for blob in coming)
-    return Restored(manifest.id, files, manifest.size, seconds, sources, unreadable, chosen.passed_over, later)
+    bucket_only = all(place.name is TierName.BUCKET for place in chosen.places)
+    return Restored(
+        manifest.id, files, manifest.size, seconds, sources, unreadable, chosen.passed_over, later, bucket_only
+    )

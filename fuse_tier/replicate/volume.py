@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -41,6 +41,9 @@ log = structlog.get_logger(__name__)
 Retire = Callable[[dict[int, Blob]], Awaitable[list[int]]]
 """Marks those of these files that are not open (ram/remote.py), and gives their inode numbers."""
 
+Arrange = Callable[[Collection[str], Collection[tuple[str, str]]], Awaitable[None]]
+"""Moves names of the root away, and staged ones in (fs/arranging.py). Raises ChannelClosed, OSError."""
+
 
 @dataclass(frozen=True, slots=True)
 class VolumeOptions:
@@ -66,6 +69,7 @@ class Volume:
         self.news = Broadcast()  # of snapshots, of where they are, and of mounting
         self.copies = Copies(identity, options.replicas, self.news)
         self.retire: Retire | None = None  # asks the mount's daemon
+        self.arrange: Arrange | None = None  # likewise
         self.unreserved_bytes = 0  # memory that the job was the first to touch
         self.mounting = trio.Lock()
         self.evicting = trio.Lock()
@@ -76,12 +80,14 @@ class Volume:
         self.options = options
         self._lineage: Lineage | None = None
         self.numbering = Numbering()
-        self._snapshotting = trio.Lock()
+        self.still = trio.Lock()  # while it is held nobody takes a snapshot
+        self.is_arranged = False  # steps are out of sight until a job is answered: that is no state to save
         self._snapshotter = Snapshotter(layout, self.layout, options.node, hashing, self.evicting)
         self._seen = -1
         self._renumber = False
         self.coming: Chosen | None = None  # what a restore is still bringing, and from whom
         self.resumption: Resumption | None = None  # from what the tree has gone on, with the other ranks of its job
+        self.backup = ""  # the complete checkpoint in the bucket from which the tree was made, if it was
         self.user = ""  # who has it mounted, or had it last, for people
         self.superseded = ""  # who else goes on with this volume, so that this tree must not; empty: nobody
 
@@ -136,6 +142,7 @@ class Volume:
 
     def _recover(self) -> TreeRecord | None:
         self.make_directories()
+        self.is_arranged = os.path.isdir(self.layout.staged)
         self.pins.recover()
         return read_record(self.layout) if os.path.isdir(self.layout.tree) else None
 
@@ -265,15 +272,22 @@ class Volume:
         out what an earlier run left. Raises FuseTierError (no tree, or it changes for too long, or the daemon is
         away), OSError (no room).
         """
+        while True:
+            async with self.still:
+                if not self.is_arranged:
+                    return await self.take_snapshot_in_hand()
+            await self.news.wait_beyond(self.news.version)
+
+    async def take_snapshot_in_hand(self) -> Manifest | None:
+        """As ``take_snapshot``, for who holds ``still``."""
         if self.superseded:
             raise FuseTierError(
                 f"{self.identity} was taken over by {self.superseded}, and no more snapshots are taken here: "
                 "unmount it; a new mount continues with the files of there"
             )
-        async with self._snapshotting:
-            gate = await self._wait_for_gate()
-            with self._ram.unfinished():
-                return await self._take_snapshot(gate)
+        gate = await self._wait_for_gate()
+        with self._ram.unfinished():
+            return await self._take_snapshot(gate)
 
     async def _take_snapshot(self, gate: Gate) -> Manifest | None:
         version, previous, started = self.changes.version, self.newest, trio.current_time()

@@ -18,6 +18,7 @@ import structlog
 from fuse_tier.blobs import Blob
 from fuse_tier.errors import FuseTierError
 from fuse_tier.manifest import Entry, Kind
+from fuse_tier.protocolfiles import is_message
 from fuse_tier.ram.layout import VolumeLayout
 from fuse_tier.ram.pins import Pins
 from fuse_tier.ram.remote import remote_files
@@ -69,7 +70,8 @@ def walk_tree(volume: VolumeLayout, pins: Pins, writers: Writers, previous: Mapp
     A file that is being written stands there as it was last sealed (``previous`` has that), and not at all if
     it never was. A file whose content is in the bucket only stands there as if it were here; one whose content no
     source could give is left out.
-    Sockets and device nodes are never part of a snapshot. Raises TreeChanged.
+    Sockets and device nodes are never part of a snapshot, nor are messages between a framework and its replicator.
+    Raises TreeChanged.
     """
     remote = remote_files(volume)
     found: list[tuple[bytes, os.stat_result, str]] = []
@@ -90,7 +92,10 @@ def _collect(directory: bytes, prefix: bytes, found: list[tuple[bytes, os.stat_r
         with os.scandir(directory) as listing:
             for item in listing:
                 path = prefix + item.name
-                found.append((path, item.stat(follow_symlinks=False), os.fsdecode(item.path)))
+                status = item.stat(follow_symlinks=False)
+                if not prefix and is_message(item.name, status):
+                    continue
+                found.append((path, status, os.fsdecode(item.path)))
                 if item.is_dir(follow_symlinks=False):
                     pending.append((item.path, path + b"/"))
 

@@ -43,6 +43,9 @@ from fuse_tier.replicate.peer_service import PeerService
 from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.preemption import Preemption
 from fuse_tier.replicate.preparing import Preparing
+from fuse_tier.replicate.protocol.adapter import Adapter
+from fuse_tier.replicate.protocol.cycle import Means
+from fuse_tier.replicate.protocol.order import Order
 from fuse_tier.replicate.replacing import Trees
 from fuse_tier.replicate.resting import Resting, huge_bytes_of
 from fuse_tier.replicate.restore import Restorer
@@ -131,6 +134,8 @@ class Worker:
         self._inventory.backups = self._duties.backups if self._duties else None
         self._preemption = Preemption(self._volumes, self._mounting, self._membership.report_soon, config.drain)
         surplus = Surplus(self._fanout)
+        frameworks = self._frameworks = self._speak_to_frameworks(preparing)
+        self._mounting.before_mount = frameworks.forget
         self._volumes.tasks = [
             ownership.keep,
             self._fanout.keep_peers,
@@ -139,7 +144,20 @@ class Worker:
             surplus.keep_down,
             Leftovers(Trees(layout, self._ram), self._membership).keep_down,
             self._filling.keep_filled,
+            frameworks.watch,
         ]
+
+    def _speak_to_frameworks(self, preparing: Preparing) -> Adapter:
+        duties = self._duties
+
+        def followed(identity: Identity, order: Order | None) -> None:
+            if duties is not None:
+                duties.follow(identity, order.backups if order else None)
+
+        means = Means(
+            preparing, self._chooser, self._restorer, self._membership, self._mounting.claim, duties is not None
+        )
+        return Adapter(means, followed)
 
     def _mounted_on(self, identity: Identity) -> frozenset[str]:
         return frozenset(
@@ -186,6 +204,7 @@ class Worker:
         await self._refresh_holdings()
         await self._volumes.discover()
         await self._mounting.find_mounted()
+        self._frameworks.begins.set()
         nursery, config = self._nursery, self._config
         await nursery.start(partial(self._membership.run))
         await nursery.start(self._serve_bulk)

@@ -633,26 +633,31 @@ Global___JobInBucketReply: _TypeAlias = JobInBucketReply  # noqa: Y015
 
 @_typing.final
 class Backup(_message.Message):
-    """A complete checkpoint; the number is that of the asking volume's part, the epoch the lowest of all parts."""
+    """A complete checkpoint; the number is that of the asking volume's part, the epoch the lowest of all parts; the name is
+    a date.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     STEP_FIELD_NUMBER: _builtins.int
     NUMBER_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     number: _builtins.int
     epoch: _builtins.int
+    name: _builtins.str
     def __init__(
         self,
         *,
         step: _builtins.int = ...,
         number: _builtins.int = ...,
         epoch: _builtins.int = ...,
+        name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "number", b"number", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "name", b"name", "number", b"number", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from fuse_tier import epochs
-from fuse_tier.checkpoints import Job, Saved
+from fuse_tier.checkpoints import Job, Saved, is_checkpoint_name
 from fuse_tier.errors import ConfigError, InvalidRequest
 from fuse_tier.identity import Identity, SnapshotId, is_name
 from fuse_tier.manifest import Lineage
@@ -139,14 +139,15 @@ def verdict_from_wire(message: pb.RestartReply) -> Verdict:
 
 def backup_to_wire(backup: Backup) -> pb.Backup:
     """A complete checkpoint in the bucket."""
-    return pb.Backup(step=backup.step, number=backup.number, epoch=backup.epoch)
+    return pb.Backup(step=backup.step, number=backup.number, epoch=backup.epoch, name=backup.name)
 
 
 def backup_from_wire(message: pb.Backup) -> Backup:
     """Raises InvalidRequest."""
     if not 1 <= message.number < 1 << 63:
         raise InvalidRequest(f"{message.number} is the number of no snapshot")
-    return Backup(_step(message.step), message.number, message.epoch)
+    name = message.name if is_checkpoint_name(message.name) else ""
+    return Backup(_step(message.step), message.number, message.epoch, name)
 
 
 def _identity(text: str) -> Identity:

@@ -1,0 +1,177 @@
+"""Jobs that talk to the replicator by files at the root of their mount, on real nodes."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import trio
+
+from fuse_tier import failpoints
+from fuse_tier.deadlines import Deadline
+from fuse_tier.localcluster import LocalCluster, LocalNode
+from fuse_tier.wire.channel import connected
+from tests.e2e.frameworks.client import Client, Failed, order
+from tests.e2e.jobs import A_NODE_DIED, mount_when_free
+from tests.harness.clusters import Clusters
+from tests.harness.logs import ExpectedLogs
+
+pytestmark = [pytest.mark.fuse, pytest.mark.root]
+
+JOB = "default/llama"
+
+
+async def mount_rank(node: LocalNode, cluster: LocalCluster, rank: int, ranks: int) -> Client:
+    mount = cluster.mountpoint(f"{node.name}-rank{rank}")
+    await mount_when_free(node, mount, f"{JOB}/{rank}", world_size=ranks)
+    return Client(mount)
+
+
+async def test_all_ranks_are_given_the_step_that_all_have_and_see_no_other(
+    make_cluster: Clusters, expected_logs: ExpectedLogs
+) -> None:
+    cluster = await make_cluster("a", "b", "c", bucket=False, settle="50ms")
+    nodes = [cluster["a"], cluster["b"]]
+    clients = [await mount_rank(node, cluster, rank, 2) for rank, node in enumerate(nodes)]
+
+    # A job that has never saved.
+    for rank, client in enumerate(clients):
+        assert await client.start(order(rank, 2)) is None
+        assert client.prerestore() == {}
+        assert client.seen[-1] <= {"replicator.prerestore", f"llama-s0-n{rank}-w0.restore", "replicator.errors"}
+    for step in (10, 20):
+        for rank, client in enumerate(clients):
+            client.save(step, b"rank %d, step %d\n" % (rank, step) * 1000)
+            await nodes[rank].wait(f"{JOB}/{rank}", "peer", 60)
+    clients[0].save(30, b"ahead" * 1000)
+    await nodes[0].wait(f"{JOB}/0", "peer", 60)
+
+    # Both containers start again in their place: rank 0 was ahead.
+    expected_logs.allow(r"restart\.set_aside")
+    for rank, client in enumerate(clients):
+        await client.order(order(rank, 2))
+        assert not [name for name in client.seen[-1] if name.isdigit()]
+    for rank, client in enumerate(clients):
+        assert await client.take() == 20
+        assert client.prerestore() == {"restore-step": 20}
+        assert client.steps() == [20]
+        assert (client.mount / "20/state/weights").read_bytes() == b"rank %d, step 20\n" % rank * 1000
+        assert client.remarks.startswith("this node has no bucket")
+
+
+async def test_a_job_that_lost_nodes_goes_on_from_ram_and_from_the_bucket(
+    make_cluster: Clusters, expected_logs: ExpectedLogs
+) -> None:
+    cluster = await make_cluster("a", "b", "c", settle="50ms")
+    nodes = [cluster["a"], cluster["b"]]
+    clients = [await mount_rank(node, cluster, rank, 2) for rank, node in enumerate(nodes)]
+    keys = {"backup_interval_minutes": None, "backup_interval_steps": 20}
+    for rank, client in enumerate(clients):
+        assert await client.start(order(rank, 2, **keys)) is None
+        assert client.remarks == ""
+    for step in (10, 20, 30):
+        for rank, client in enumerate(clients):
+            client.save(step, b"rank %d, step %d\n" % (rank, step) * 1000)
+            await nodes[rank].wait(f"{JOB}/{rank}", "peer", 60)
+
+    # A node is lost with its RAM: the newest step is with its peers.
+    expected_logs.allow(*A_NODE_DIED, r"restart\.set_aside")
+    await nodes[1].lose_ram()
+    await nodes[0].unmount(clients[0].mount)
+    nodes = [cluster["a"], cluster["c"]]
+    clients = [await mount_rank(node, cluster, rank, 2) for rank, node in enumerate(nodes)]
+    for rank, client in enumerate(clients):
+        assert await client.start(order(rank, 2, **keys)) == 30
+        assert client.prerestore() == {"restore-step": 30}
+        assert (client.mount / "30/state/weights").read_bytes() == b"rank %d, step 30\n" % rank * 1000
+        assert client.steps() == [30]
+
+    # All are lost: of the steps that went to the bucket the newest is 20 or later.
+    for node in nodes:
+        await node.lose_ram()
+    for node in nodes:
+        await node.start()
+    clients = [await mount_rank(node, cluster, rank, 2) for rank, node in enumerate(nodes)]
+    given = [await client.start(order(rank, 2, **keys)) for rank, client in enumerate(clients)]
+    assert given in ([20, 20], [30, 30])
+    for rank, client in enumerate(clients):
+        told = client.prerestore()
+        assert told["restore-step"] == given[0]
+        assert len(told["restore-backup"]) == len("2026-01-31_12-00")
+        assert (client.mount / f"{given[0]}/state/weights").read_bytes().startswith(b"rank %d, step" % rank)
+
+
+async def test_an_order_that_cannot_be_followed_is_answered_at_once_and_changes_nothing(
+    make_cluster: Clusters, expected_logs: ExpectedLogs
+) -> None:
+    cluster = await make_cluster("a", bucket=False, settle="50ms")
+    client = await mount_rank(cluster["a"], cluster, 0, 1)
+    assert await client.start(order(0, 1)) is None
+    client.save(5, b"five")
+    expected_logs.allow(r"replicator\.failed")
+    for keys, told in (
+        (order(0, 1, framework="tensorflow"), "replicator.yaml:3: framework: 'tensorflow' is none of"),
+        (order(1, 1), "node-rank: 1 is out of range"),
+        ("job-name: [", "is no valid YAML"),
+        (order(0, 2), "nodes: 2 stands in replicator.yaml, but default/llama/0 was mounted as one of 1 ranks"),
+    ):
+        with pytest.raises(Failed) as caught:
+            await client.order(keys)
+        assert told in str(caught.value)
+        assert str(caught.value).count("\n") == 1
+        assert client.steps() == [5]
+    (client.mount / "replicator.yaml").mkdir()
+    with pytest.raises(Failed, match="is no file"):
+        await client.take()
+    # What stood there is as usable as before; some clients write their order in place.
+    text = "job-name: llama\nframework: orbax\nnode-rank: 0\nnodes: 1\nbackup-interval-minutes: 30\n"
+    with (client.mount / "replicator.yaml").open("w") as file:
+        file.write(text[:20])
+        file.flush()
+        file.write(text[20:])
+    assert await client.take() == 5
+    # An empty order begins the last one anew.
+    (client.mount / "replicator.yaml").touch()
+    assert await client.take() == 5
+    assert (client.mount / "5/state/weights").read_bytes() == b"five"
+
+
+async def test_a_job_is_answered_wherever_the_worker_dies_meanwhile(
+    make_cluster: Clusters, expected_logs: ExpectedLogs
+) -> None:
+    cluster = await make_cluster("a", bucket=False, start=False, settle="50ms")
+    node = cluster["a"]
+    armed = node.directory / "failpoint"
+    node.family.environment[failpoints.VARIABLE] = str(armed)
+    await cluster.start()
+    client = await mount_rank(node, cluster, 0, 1)
+    assert await client.start(order(0, 1)) is None
+    expected_logs.allow("worker.ended", "channel.notification_failed", r"coordinator\..*", r"membership\..*")
+    for step, name in enumerate(sorted(name for name in failpoints.NAMES if name.startswith("replicator.")), 1):
+        client.save(step, b"%d" % step)
+        failpoints.arm(str(armed), name, "kill")
+        assert await client.start(order(0, 1)) == step, name
+        assert not armed.exists(), name
+        assert client.steps() == [step]
+        assert (client.mount / f"{step}/state/weights").read_bytes() == b"%d" % step
+
+    # And when the daemon dies that has the kernel's ear.
+    expected_logs.allow(r"daemon\..*", r"volume\.daemon_lost")
+    client.save(9, b"9")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(kill_daemons, node, 3)
+        assert await client.start(order(0, 1)) == 9
+    assert client.steps() == [9]
+
+
+async def kill_daemons(node: LocalNode, times: int) -> None:
+    """Of the node's one mount, each as soon as it is there."""
+    killed = 0
+    async with connected(f"{node.socket}.supervisor", {}) as channel:
+        while times:
+            (mount,) = await channel.call("mounts", Deadline.MOUNT)
+            if mount["daemon"] not in (0, None, killed):
+                killed = mount["daemon"]
+                os.kill(killed, signal.SIGKILL)
+                times -= 1
