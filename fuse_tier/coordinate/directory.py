@@ -16,7 +16,7 @@ from __future__ import annotations
 import enum
 import secrets
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -187,6 +187,11 @@ class Directory:
     def owner(self, identity: Identity, now: float) -> Ownership | None:
         """The live node that has the identity, and under which epoch."""
         return self._owner_of(identity, now)
+
+    def alive(self, nodes: Iterable[str], now: float) -> frozenset[str]:
+        """Those of some nodes that hold a lease."""
+        self._now = now
+        return frozenset(node for node in nodes if self._lives(node))
 
     def presence(self, now: float) -> dict[str, Presence]:
         """Every node known."""

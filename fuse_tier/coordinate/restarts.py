@@ -22,7 +22,7 @@ from fuse_tier.manifest import Lineage
 from fuse_tier.members import Report
 from fuse_tier.restarts import Backup, Mark, Question, Resumption, Verdict
 
-_COUNT_EVERY_SECONDS = 1.0  # what is complete
+_COUNT_EVERY_SECONDS = 1.0  # what is complete, at most
 _FORGET_SECONDS = 60.0  # a job of which nobody has anything, and nobody asks
 
 
@@ -46,7 +46,8 @@ class _Job:
     begun: dict[str, _Begun] = field(default_factory=dict)  # the last restart of each run
     resumed: dict[Identity, tuple[str, Resumption]] = field(default_factory=dict)  # and on which node
     damaged: set[SnapshotId] = field(default_factory=set)
-    counted_at: float = float("-inf")
+    looked_at: float = float("-inf")  # whether what is complete has to be counted again
+    counted_of: frozenset[str] = frozenset()  # the nodes that were alive then
     asked_at: float = float("-inf")
     is_changed: bool = True
     needed: dict[Identity, tuple[int, ...]] = field(default_factory=dict)  # parts of the newest complete checkpoints
@@ -175,9 +176,13 @@ class Restarts:
             return needed  # what is complete cannot be told before all are heard
         for name in self._of_node.get(node, ()):
             job = self._jobs[name]
-            if job.is_changed and now - job.counted_at >= _COUNT_EVERY_SECONDS:
-                job.is_changed, job.counted_at = False, now
-                job.needed = self._count(job, now)
+            if now - job.looked_at >= _COUNT_EVERY_SECONDS:
+                job.looked_at = now
+                # A node that is gone tells nobody so: what is complete without it has to stay from then on.
+                alive = self._directory.alive(job.saved, now)
+                if job.is_changed or alive != job.counted_of:
+                    job.is_changed, job.counted_of = False, alive
+                    job.needed = self._count(job, alive)
             needed |= {one: job.needed[one] for one in job.saved.get(node, ()) if one in job.needed}
         return needed
 
@@ -274,9 +279,13 @@ class Restarts:
             }
         )
 
-    def _count(self, job: _Job, now: float) -> dict[Identity, tuple[int, ...]]:
-        """Of what is listed by nodes that are alive, and of all that was: a node may come back."""
-        alive = {node for node, one in self._directory.presence(now).items() if one.alive}
+    def _count(self, job: _Job, alive: Collection[str]) -> dict[Identity, tuple[int, ...]]:
+        """Of what is listed by nodes that are alive, and of all that was: a node may come back.
+
+        While parts of the newest are on one node only, the newest of which each is on two stays as well: else the
+        loss of one node would leave no complete checkpoint in RAM.
+        """
+        copied = _on_several(job.saved, alive)
         shapes = {
             _shape(one.lineage): one.lineage
             for of_node in job.saved.values()
@@ -285,11 +294,26 @@ class Restarts:
         }
         needed: dict[Identity, set[int]] = {}
         for lineage in shapes.values():
-            for nodes in (alive, set(job.saved)):
-                whole = whole_steps(self._parts(job, lineage, nodes), lineage.world_size)
-                for part in whole[max(whole)].values() if whole else ():
+            here, ever = (
+                list(whole_steps(self._parts(job, lineage, nodes), lineage.world_size).values())
+                for nodes in (alive, job.saved)
+            )
+            safe = [whole for whole in here if all(part.id in copied for part in whole.values())]
+            for whole in (*here[-1:], *ever[-1:], *safe[-1:]):
+                for part in whole.values():
                     needed.setdefault(part.id.identity, set()).add(part.id.number)
         return {identity: tuple(sorted(numbers)) for identity, numbers in needed.items()}
+
+
+def _on_several(saved: Mapping[str, Mapping[Identity, tuple[Saved, ...]]], nodes: Collection[str]) -> set[SnapshotId]:
+    """Snapshots that more than one of some nodes list."""
+    once: set[SnapshotId] = set()
+    more: set[SnapshotId] = set()
+    for node in nodes:
+        for several in saved[node].values():
+            for one in several:
+                (more if one.id in once else once).add(one.id)
+    return more
 
 
 def _merge(one: Mapping[str, list[Saved]], other: Mapping[str, list[Saved]]) -> dict[str, list[Saved]]:
