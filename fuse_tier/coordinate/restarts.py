@@ -28,13 +28,13 @@ _FORGET_SECONDS = 60.0  # a job of which nobody has anything, and nobody asks
 
 @dataclass(slots=True)
 class _Begun:
-    """The last restart of a run. Who has joined it is kept here, also of nodes that are gone."""
+    """The last restart of a run. Who has joined it, under which epoch, is kept here, also of nodes that are gone."""
 
     restart: int
     step: int | None
     is_forced: bool = False
     is_heard: bool = False
-    joined: set[str] = field(default_factory=set)
+    joined: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -46,8 +46,8 @@ class _Job:
     begun: dict[str, _Begun] = field(default_factory=dict)  # the last restart of each run
     resumed: dict[Identity, tuple[str, Resumption]] = field(default_factory=dict)  # and on which node
     damaged: set[SnapshotId] = field(default_factory=set)
-    looked_at: float = float("-inf")  # whether what is complete has to be counted again
-    counted_of: frozenset[str] = frozenset()  # the nodes that were alive then
+    counted_at: float = float("-inf")  # what is complete
+    counted_when: int = -1  # of the directory's comings and goings
     asked_at: float = float("-inf")
     is_changed: bool = True
     needed: dict[Identity, tuple[int, ...]] = field(default_factory=dict)  # parts of the newest complete checkpoints
@@ -105,7 +105,7 @@ class Restarts:
         if begun is None or one.restart > begun.restart:
             begun = job.begun[one.run] = _Begun(one.restart, one.step, is_heard=True)
         if one.restart == begun.restart:
-            begun.joined.add(identity.replica)
+            begun.joined[identity.replica] = one.epoch
 
     def _drop(self, identity: Identity) -> None:
         if (before := self._job(identity).resumed.pop(identity, None)) is not None:
@@ -176,14 +176,15 @@ class Restarts:
             return needed  # what is complete cannot be told before all are heard
         for name in self._of_node.get(node, ()):
             job = self._jobs[name]
-            if now - job.looked_at >= _COUNT_EVERY_SECONDS:
-                job.looked_at = now
-                # A node that is gone tells nobody so: what is complete without it has to stay from then on.
-                alive = self._directory.alive(job.saved, now)
-                if job.is_changed or alive != job.counted_of:
-                    job.is_changed, job.counted_of = False, alive
-                    job.needed = self._count(job, alive)
-            needed |= {one: job.needed[one] for one in job.saved.get(node, ()) if one in job.needed}
+            around = self._directory.comings_and_goings
+            if (job.is_changed or job.counted_when != around) and now - job.counted_at >= _COUNT_EVERY_SECONDS:
+                job.is_changed, job.counted_at, job.counted_when = False, now, around
+                job.needed = self._count(job, now)
+            listed = job.saved.get(node, {})
+            if job.counted_when == around:
+                needed |= {one: job.needed[one] for one in listed if one in job.needed}
+            else:  # somebody has gone or come since: until it is counted again, all stays
+                needed |= {one: tuple(saved.id.number for saved in several) for one, several in listed.items()}
         return needed
 
     def marks(self, node: str) -> tuple[Mark, ...]:
@@ -245,10 +246,22 @@ class Restarts:
 
     def _is_given_up(self, identity: Identity, run: str, step: int | None, number: int) -> bool:
         """Whether it is of the life before the volume's last restart, and beyond the step of that."""
-        resumed = self._job(identity).resumed.get(identity)
-        if resumed is None or resumed[1].run != run or epoch_of(number) >= resumed[1].epoch or step is None:
+        last = self._last_restart(identity, run)
+        if last is None or epoch_of(number) >= last.epoch or step is None:
             return False
-        return resumed[1].step is None or step > resumed[1].step
+        return last.step is None or step > last.step
+
+    def _last_restart(self, identity: Identity, run: str) -> Resumption | None:
+        """The last one of a run that a volume is known to have joined, though the node that would tell is gone."""
+        job = self._job(identity)
+        told = job.resumed.get(identity)
+        resumed = told[1] if told is not None and told[1].run == run else None
+        begun = job.begun.get(run)
+        if begun is None or identity.replica not in begun.joined:
+            return resumed
+        if resumed is not None and resumed.restart >= begun.restart:
+            return resumed
+        return Resumption(run, begun.restart, begun.step, begun.joined[identity.replica])
 
     def _usable(self, question: Question, job: _Job) -> tuple[Backup, ...]:
         run, identity = question.lineage.run, question.identity
@@ -279,12 +292,16 @@ class Restarts:
             }
         )
 
-    def _count(self, job: _Job, alive: Collection[str]) -> dict[Identity, tuple[int, ...]]:
+    def _count(self, job: _Job, now: float) -> dict[Identity, tuple[int, ...]]:
         """Of what is listed by nodes that are alive, and of all that was: a node may come back.
 
         While parts of the newest are on one node only, the newest of which each is on two stays as well: else the
-        loss of one node would leave no complete checkpoint in RAM.
+        loss of one node would leave no complete checkpoint in RAM. What was needed before stays until something
+        newer is complete on nodes that are alive: those that are gone may come back, or not. Where nothing is, all
+        stays as long as those who have just gone are waited for.
         """
+        alive = self._directory.alive(job.saved, now)
+        away = job.saved.keys() - alive - self._directory.gone_for(Deadline.RETURN, now)
         copied = _on_several(job.saved, alive)
         shapes = {
             _shape(one.lineage): one.lineage
@@ -293,6 +310,7 @@ class Restarts:
             for one in several
         }
         needed: dict[Identity, set[int]] = {}
+        complete: dict[Identity, int] = {}
         for lineage in shapes.values():
             here, ever = (
                 list(whole_steps(self._parts(job, lineage, nodes), lineage.world_size).values())
@@ -302,6 +320,16 @@ class Restarts:
             for whole in (*here[-1:], *ever[-1:], *safe[-1:]):
                 for part in whole.values():
                     needed.setdefault(part.id.identity, set()).add(part.id.number)
+            for part in here[-1].values() if here else ():
+                complete[part.id.identity] = max(part.id.number, complete.get(part.id.identity, 0))
+            if not here and away:
+                job.is_changed = True  # it is counted again until they are back, or have been gone for longer
+                for several in self._parts(job, lineage, alive, be_it_bad=True).values():
+                    for one in several:
+                        needed.setdefault(one.id.identity, set()).add(one.id.number)
+        for identity, numbers in job.needed.items():
+            newer = {number for number in numbers if number > complete.get(identity, 0)}
+            needed.setdefault(identity, set()).update(newer)
         return {identity: tuple(sorted(numbers)) for identity, numbers in needed.items()}
 
 
