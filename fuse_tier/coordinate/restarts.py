@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from fuse_tier.checkpoints import Job, Saved
-from fuse_tier.completeness import whole_steps
 from fuse_tier.coordinate.choosing import Current, Known, choose
 from fuse_tier.coordinate.directory import Directory, Presence
+from fuse_tier.coordinate.needed import Listed, needed_parts, on_several
 from fuse_tier.deadlines import Deadline
 from fuse_tier.epochs import epoch_of
 from fuse_tier.errors import TierUnavailable
@@ -293,55 +294,25 @@ class Restarts:
         )
 
     def _count(self, job: _Job, now: float) -> dict[Identity, tuple[int, ...]]:
-        """Of what is listed by nodes that are alive, and of all that was: a node may come back.
-
-        While parts of the newest are on one node only, the newest of which each is on two stays as well: else the
-        loss of one node would leave no complete checkpoint in RAM. What was needed before stays until something
-        newer is complete on nodes that are alive: those that are gone may come back, or not. Where nothing is, all
-        stays as long as those who have just gone are waited for.
-        """
         alive = self._directory.alive(job.saved, now)
-        away = job.saved.keys() - alive - self._directory.gone_for(Deadline.RETURN, now)
-        copied = _on_several(job.saved, alive)
-        shapes = {
+        awaited = job.saved.keys() - alive - self._directory.gone_for(Deadline.RETURN, now)
+        if awaited:
+            job.is_changed = True  # it is counted again until they are back, or have been gone for longer
+        lineages = {
             _shape(one.lineage): one.lineage
             for of_node in job.saved.values()
             for several in of_node.values()
             for one in several
         }
-        needed: dict[Identity, set[int]] = {}
-        complete: dict[Identity, int] = {}
-        for lineage in shapes.values():
-            here, ever = (
-                list(whole_steps(self._parts(job, lineage, nodes), lineage.world_size).values())
-                for nodes in (alive, job.saved)
-            )
-            safe = [whole for whole in here if all(part.id in copied for part in whole.values())]
-            for whole in (*here[-1:], *ever[-1:], *safe[-1:]):
-                for part in whole.values():
-                    needed.setdefault(part.id.identity, set()).add(part.id.number)
-            for part in here[-1].values() if here else ():
-                complete[part.id.identity] = max(part.id.number, complete.get(part.id.identity, 0))
-            if not here and away:
-                job.is_changed = True  # it is counted again until they are back, or have been gone for longer
-                for several in self._parts(job, lineage, alive, be_it_bad=True).values():
-                    for one in several:
-                        needed.setdefault(one.id.identity, set()).add(one.id.number)
-        for identity, numbers in job.needed.items():
-            newer = {number for number in numbers if number > complete.get(identity, 0)}
-            needed.setdefault(identity, set()).update(newer)
-        return {identity: tuple(sorted(numbers)) for identity, numbers in needed.items()}
-
-
-def _on_several(saved: Mapping[str, Mapping[Identity, tuple[Saved, ...]]], nodes: Collection[str]) -> set[SnapshotId]:
-    """Snapshots that more than one of some nodes list."""
-    once: set[SnapshotId] = set()
-    more: set[SnapshotId] = set()
-    for node in nodes:
-        for several in saved[node].values():
-            for one in several:
-                (more if one.id in once else once).add(one.id)
-    return more
+        return needed_parts(
+            [
+                Listed(one.world_size, self._parts(job, one, alive), self._parts(job, one, job.saved))
+                for one in lineages.values()
+            ],
+            on_several(chain.from_iterable(job.saved[node].values()) for node in alive),
+            job.needed,
+            is_awaited=bool(awaited),
+        )
 
 
 def _merge(one: Mapping[str, list[Saved]], other: Mapping[str, list[Saved]]) -> dict[str, list[Saved]]:

@@ -200,8 +200,8 @@ class Jobs(RuleBasedStateMachine):
             stays = stays_for_job(several, node.needed.get(identity, ()), node.resumed.get(identity))
             for number in plan_retention(dict(numbers), Keep(1), needed=stays):
                 del numbers[number]
-        # What was superseded may go; that it is the newest again, since another was lost, has to be heard first. Nobody
-        # knows of a machine that dies before its lease has ended, and then it is counted what is complete without it.
+        # What was superseded may go; that it is the newest again, since another was lost, has to be heard first. That
+        # a machine has died is known when its lease has ended, and a second later what is complete without it.
         if node.heard_at >= self.lost_at + LEASE + 2:
             assert self._complete() == before, "retention has lost the newest complete checkpoint"
 
