@@ -82,6 +82,19 @@ class Refused(Exception):
         super().__init__(f"{self.code.name}: {self.message}")
 
 
+async def ask(socket: str, stub: type, name: str, request: Any, deadline_seconds: float = DEADLINE_SECONDS) -> Any:
+    """One call over a connection of its own. Raises Refused."""
+
+    def work() -> Any:
+        with grpc.insecure_channel(f"unix:{socket}", options=(("grpc.enable_http_proxy", 0),)) as channel:
+            try:
+                return getattr(stub(channel), name)(request, timeout=deadline_seconds)
+            except grpc.RpcError as error:
+                raise Refused(error) from None
+
+    return await trio.to_thread.run_sync(work)
+
+
 class Kubelet:
     """One node's."""
 
@@ -89,18 +102,11 @@ class Kubelet:
         self.directory = directory
         self.socket = socket
         (directory / "pods").mkdir(parents=True)
+        (directory / "plugins_registry").mkdir()
 
     async def call(self, stub: type, name: str, request: Any, deadline_seconds: float = DEADLINE_SECONDS) -> Any:
-        """One call over a connection of its own. Raises Refused."""
-
-        def work() -> Any:
-            with grpc.insecure_channel(f"unix:{self.socket}", options=(("grpc.enable_http_proxy", 0),)) as channel:
-                try:
-                    return getattr(stub(channel), name)(request, timeout=deadline_seconds)
-                except grpc.RpcError as error:
-                    raise Refused(error) from None
-
-        return await trio.to_thread.run_sync(work)
+        """One call of the plugin. Raises Refused."""
+        return await ask(self.socket, stub, name, request, deadline_seconds)
 
     def stage(self, name: str, **settings: Any) -> PodVolume:
         """Makes a pod's directories, as kubelet does before it asks for a volume."""
