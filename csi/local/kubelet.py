@@ -7,6 +7,7 @@ of no mount that comes later: what kubelet and a container runtime make of a vol
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -40,6 +41,8 @@ class PodVolume:
     read_only: bool = False
     group: str = ""
     namespace: str = "default"
+    user: int = 0
+    """As whom its container's writer writes."""
 
     @property
     def volume_id(self) -> str:
@@ -183,6 +186,7 @@ def container(pod: PodVolume, *command: str) -> Iterator[subprocess.Popen[str]]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        env={**os.environ, "WRITES_AS": str(pod.user), "GROUP": pod.group or "0"},
     )
     try:
         yield process
@@ -198,6 +202,10 @@ WRITER = """
 import json, os, sys, threading, time
 # Writes checkpoints as a job does, reads them back, and keeps one file open throughout; tells of each error.
 told = threading.Event()
+if user := int(os.environ["WRITES_AS"]):
+    os.setgroups([int(os.environ["GROUP"])])
+    os.setgid(user)
+    os.setuid(user)
 threading.Thread(target=lambda: (sys.stdin.read(), told.set()), daemon=True).start()
 steps, errors, longest = 0, [], 0.0
 held = open("/mnt/held", "w+b", buffering=0)
