@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,17 @@ def kept_by(scraping: dict[str, Any]) -> dict[str, str]:
         for one in scraping["relabel_configs"]
         if one.get("action") == "keep"
     }
+
+
+def test_kustomize_puts_all_files_into_config_maps_where_grafana_looks_for_its_own() -> None:
+    command = [str(Path(sys.executable).parent / "kubectl"), "kustomize", str(MONITORING)]
+    made = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    maps = {one["metadata"]["name"]: one for one in yaml.safe_load_all(made)}
+    files = {name: text for one in maps.values() for name, text in one["data"].items()}
+    assert files == {
+        path.name: path.read_text() for path in MONITORING.iterdir() if path.name != "kustomization.yaml"
+    }
+    assert maps["fuse-tier-dashboard"]["metadata"]["labels"]["grafana_dashboard"] == "1"
 
 
 def test_every_alert_is_in_the_operators_guide() -> None:
