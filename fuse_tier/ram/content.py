@@ -71,9 +71,15 @@ class RamContent:
         try:
             return self._landing(blob)
         except TierFull:
-            if not self.partials.give_up():
+            if not self._give_way():
                 raise
         return self._landing(blob)
+
+    def _give_way(self) -> bool:
+        """Frees what is only kept because it may be of use; whether there was anything."""
+        ready = sum(self._spares.sizes())
+        self._spares.give_up()
+        return self.partials.give_up() + ready > 0
 
     def _landing(self, blob: Blob, kept: Kept | None = None) -> _Landing:
         return _Landing(self._layout, self._place, blob, self.partials, self._spares, kept)
@@ -86,7 +92,7 @@ class RamContent:
         try:
             self._keep(blob, content)
         except TierFull:
-            if not self.partials.give_up():
+            if not self._give_way():
                 raise
             self._keep(blob, content)
 

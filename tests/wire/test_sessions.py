@@ -24,15 +24,16 @@ async def test_a_token_begins_its_session_once(mock_clock: MockClock) -> None:
 
 async def test_a_node_knows_that_content_comes_until_the_last_session_has_ended(mock_clock: MockClock) -> None:
     sessions = Sessions()
-    assert not sessions.is_receiving
+    seen = [sessions.is_receiving]
     token = sessions.grant(session())
     sessions.grant(Session("a", Direction.PUSH, (hash_bytes(b"4567"),), encrypted=True))
     sessions.ended(sessions.redeem(token, "a", encrypted=True))
-    assert sessions.is_receiving
+    seen.append(sessions.is_receiving)
     mock_clock.jump(UNUSED_SECONDS + 1)
-    assert not sessions.is_receiving
+    seen.append(sessions.is_receiving)
     sessions.grant(Session("a", Direction.PULL, (hash_bytes(b"0123"),), encrypted=True))
-    assert not sessions.is_receiving
+    seen.append(sessions.is_receiving)
+    assert seen == [False, True, False, False]
 
 
 async def test_a_token_that_was_not_granted_begins_nothing(mock_clock: MockClock) -> None:
