@@ -62,6 +62,7 @@ async def _snapshot_to_peer(directory: Path) -> Figure:
                 return seconds
 
             async def copy() -> float:
+                await in_thread(warm, plain, GIB + GIB // 2)  # the host took back what lay free while ours rested
                 seconds: float = await in_thread(_bare_copies, plain / "source", plain / "target")
                 return seconds
 
