@@ -6,7 +6,6 @@ import re
 import time
 from collections.abc import AsyncIterator
 from functools import partial
-from pathlib import Path
 
 import pytest
 import trio
@@ -14,9 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fuse_tier import metrics
 from fuse_tier.config import Address
-from fuse_tier.coordinate import counts
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import ConfigError
+from tests.harness.metrics import declared, operators_rows
 
 
 class Health:
@@ -199,10 +198,9 @@ async def test_an_address_that_is_taken_is_named(port: int) -> None:
         await metrics.serve(Address("127.0.0.1", port))
 
 
-def test_every_metric_is_in_the_operators_guide() -> None:
-    guide = (Path(__file__).parents[1] / "docs/operations.md").read_text()
-    assert counts  # a coordinator's are in the same registry
-    names = {family.name for family in metrics.REGISTRY.collect()}
-    told = re.findall(r"`((?:fuse_tier|node_operations)_[a-z_]+)", guide)
-    documented = {name.removesuffix("_total") for name in told}
-    assert names <= documented
+def test_every_metric_is_in_the_operators_guide_with_its_labels() -> None:
+    documented = operators_rows()
+    for name, required in declared().items():
+        family = re.sub("_(bucket|count|sum)$", "", name)
+        assert family in documented, name
+        assert set(re.findall(r"`(\w+)`", documented[family])) >= required - {"le"}, name

@@ -17,10 +17,12 @@ from pathlib import Path
 from csi.local.pod import control_groups
 
 REQUIRE = "FUSE_TIER_REQUIRE"
-NEEDS = ("root", "fuse", "namespaces", "csi_sanity", "kube", "images", "cgroups", "sidecars")
+NEEDS = ("root", "fuse", "namespaces", "csi_sanity", "kube", "jobset", "promtool", "images", "cgroups", "sidecars")
 _KUBE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kwok")
 SIDECARS = ("csi-node-driver-registrar", "livenessprobe")
 TOOLS = Path(__file__).parents[2] / ".tools"
+JOBSET_CRD = TOOLS / "jobset/crd.yaml"
+PROMTOOL = TOOLS / "bin/promtool"
 
 
 @cache
@@ -32,6 +34,8 @@ def missing(need: str) -> str | None:
         "namespaces": _missing_namespaces,
         "csi_sanity": _missing_csi_sanity,
         "kube": _missing_kube,
+        "jobset": _missing_jobset,
+        "promtool": _missing_promtool,
         "images": _missing_images,
         "cgroups": _missing_cgroups,
         "sidecars": _missing_sidecars,
@@ -117,6 +121,14 @@ def kube() -> dict[str, str]:
 def _missing_kube() -> str | None:
     lacking = sorted(set(_KUBE) - kube().keys())
     return f"needs {' and '.join(lacking)} (make kube, where Go is)" if lacking else None
+
+
+def _missing_jobset() -> str | None:
+    return None if JOBSET_CRD.exists() else "needs the schema of JobSets (make kube, where Go is)"
+
+
+def _missing_promtool() -> str | None:
+    return None if PROMTOOL.exists() else "needs promtool (make kube, where Go is)"
 
 
 def _missing_images() -> str | None:
