@@ -89,8 +89,8 @@ def leave_container() -> None:
     with open("/proc/self/cgroup") as groups:
         if not first and not any(line.split(":", 2)[2].startswith("/..") for line in groups):
             raise FuseTierError(
-                "this process cannot leave its container: that has to be privileged, and process 1 of the machine have "
-                "no capability beyond its own"
+                "this process cannot leave its container: that has to be privileged, and the machine's process 1 "
+                "to have no capability beyond its own"
             )
 
 
