@@ -27,7 +27,7 @@ chaos: setup-chaos ## hundreds of random examples, faults and public suites; ARG
 
 test-tools: setup-chaos ## the public suites that tests run, from Debian, crates.io and Go modules, into .tools
 
-kube: setup-kube ## etcd and an API server, which make test runs where they are: minutes to build, once
+kube: setup-kube ## etcd, an API server and promtool, which make test runs where they are: minutes to build, once
 
 csi-sanity: setup-sanity ## of these only the CSI community's, which make test runs where it is
 

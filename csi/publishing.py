@@ -88,10 +88,17 @@ class Publisher:
     async def publish(self, order: Order) -> None:
         """Returns when a look through the mount has shown the pod's volume. Raises StatedError, FuseTierError."""
         async with self._alone(order.volume_id, order.target, _PUBLISHED):
-            if ours_at(order.target.path) is not None:
-                await self._confirm(order)
-            else:
-                await self._publish(order)
+            with trio.move_on_after(Deadline.PUBLISH_ANSWER):
+                if ours_at(order.target.path) is not None:
+                    await self._confirm(order)
+                else:
+                    await self._publish(order)
+                return
+            raise ran_out(
+                f"the volume of {order.pod} was not ready within {Deadline.PUBLISH_ANSWER:g} s"
+                + (f": all its files are given to group {order.group} (fsGroup) first" if order.group else "")
+                + "; it is tried again, and goes on from where it is"
+            )
 
     async def _confirm(self, order: Order) -> None:
         """What an earlier call has published, or left half done."""
@@ -173,13 +180,10 @@ class Publisher:
             if group is not None:
                 give_to_group(path, group)
 
-        with trio.move_on_after(Deadline.PUBLISH):
-            try:
-                await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
-            except OSError as error:
-                raise failed(f"{path} cannot be made ready for {order.pod}: {error.strerror}") from error
-            return
-        raise ran_out(f"{path} could not be given to group {group} within {Deadline.PUBLISH:g} s")
+        try:
+            await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
+        except OSError as error:
+            raise failed(f"{path} cannot be made ready for {order.pod}: {error.strerror}") from error
 
     async def _name_holder(self, place: Place, error: IdentityBusy) -> str:
         """Who has the identity, by the name of the pod where it is one of this node's."""

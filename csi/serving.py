@@ -102,6 +102,9 @@ async def _refuse_taken(endpoint: str) -> None:
 def _check(settings: Settings) -> None:
     if not os.path.isdir(settings.kubelet):
         raise ConfigError(f"--kubelet: {settings.kubelet} is no directory: mount kubelet's into this container")
+    if (there := os.path.realpath(settings.kubelet)) != settings.kubelet:
+        # The mount table knows no symlinks, and is what says which volumes are there.
+        raise ConfigError(f"--kubelet: {settings.kubelet} leads to {there} by a symlink: bind-mount it there instead")
     try:
         os.makedirs(os.path.dirname(settings.endpoint), exist_ok=True)
     except OSError as error:

@@ -55,9 +55,13 @@ async def stats_of(volume_id: str, path: str, driver: Driver, records: Records, 
 
 
 def _measure(ram: str, share: int, identity: Identity) -> tuple[Usage, Usage, str]:
-    found = os.statvfs(ram)
     used = files = 0
     trouble = ""
+    try:
+        found = os.statvfs(ram)
+    except OSError as error:
+        nothing = Usage(0, 0, 0)
+        return nothing, nothing, f"the RAM tier at {ram} cannot be read: {error.strerror}"
     try:
         for _, directories, names, fd in os.fwalk(Layout(ram).volume(identity).tree):
             files += len(directories) + len(names)

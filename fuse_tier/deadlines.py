@@ -57,7 +57,8 @@ class Deadline:
     TOPOLOGY: Final = 15.0  # a node learns its labels, before kubelet is told that nothing is known of them
     PROBE: Final = 6.0  # both of a node's processes say that they are there
     UNPUBLISH: Final = 9.5  # what kubelet waits for the end of a pod's volume
-    PUBLISH: Final = 100.0  # a pod's volume; with RANKS_CALL before it, less than the two minutes of kubelet
+    PUBLISH: Final = 100.0  # a pod's volume is mounted, with the files that it had
+    PUBLISH_ANSWER: Final = 118.0  # all of a publish; kubelet waits for two minutes
     UNMOUNT: Final = 30.0  # the supervisor's answer to an unmount
     MATERIALIZE: Final = 600.0 + 60.0  # an open of a file whose content is elsewhere
     SYNC: Final = 600.0 + 60.0  # an fsync that waits for a tier
@@ -106,6 +107,7 @@ def table() -> tuple[Wait, ...]:
         "RANKS_CALL": ("RANKS", "CONTROL_CONNECT"),
         "RESTART": ("RETURN",),
         "PUBLISH": ("RESTART", "MOUNT", "SUPERVISOR_CONNECT", "CHANNEL_CALL"),
+        "PUBLISH_ANSWER": ("RANKS_CALL", "PUBLISH"),
         "UNMOUNT": ("KERNEL_UNMOUNT", "DAEMON_STOP", "CHANNEL_CALL"),
         "MATERIALIZE": ("BUCKET_TOTAL", "BULK_STALL"),
         "SYNC": ("BUCKET_TOTAL", "MANIFEST_TRANSFER", "CHANNEL_CALL"),

@@ -1,7 +1,7 @@
 """xxh3-128 of file content.
 
 Reads rather than a mapping: a file that is truncated under a mapping would kill the process (SIGBUS), and
-the buffer stays in the processor's cache. Only a file that nobody else has, while it is received, is mapped.
+the buffer stays in the processor's cache. Only a file that nobody else may truncate, while it is received, is mapped.
 """
 
 from __future__ import annotations

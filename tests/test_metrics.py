@@ -15,7 +15,7 @@ from fuse_tier import metrics
 from fuse_tier.config import Address
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import ConfigError
-from tests.harness.metrics import ROOT, declared
+from tests.harness.metrics import declared, operators_rows
 
 
 class Health:
@@ -199,12 +199,7 @@ async def test_an_address_that_is_taken_is_named(port: int) -> None:
 
 
 def test_every_metric_is_in_the_operators_guide_with_its_labels() -> None:
-    """Its rows begin with the names, and are followed by the labels, and values that these have."""
-    documented: dict[str, str] = {}
-    for row in (ROOT / "docs/operations.md").read_text().splitlines():
-        if row.startswith("| `"):
-            names, labels = row.strip("| ").split(" | ")[:2]
-            documented |= dict.fromkeys(re.findall(r"`((?:fuse_tier|node_operations)_[a-z_]+)`", names), labels)
+    documented = operators_rows()
     for name, required in declared().items():
         family = re.sub("_(bucket|count|sum)$", "", name)
         assert family in documented, name

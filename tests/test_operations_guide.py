@@ -23,7 +23,7 @@ def loud_events(module: Path) -> Iterator[str]:
 
 
 def test_every_event_that_is_a_warning_or_worse_has_its_row() -> None:
-    section = (ROOT / "docs/operations.md").read_text().partition("### What to do")[2].partition("\n## ")[0]
+    section = section_of_guide("### What to do")
     cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("|")]
     known = {name for cell in cells for name in re.findall(r"`([a-z_.]+)`", cell)}
     logged = {
@@ -33,3 +33,38 @@ def test_every_event_that_is_a_warning_or_worse_has_its_row() -> None:
         for event in loud_events(module)
     }
     assert logged - known == set(), "add a row to docs/operations.md, 'What to do'"
+
+
+# Words of Kubernetes in the controller's code that are no reasons of conditions or events.
+_NO_REASONS = {
+    "Always", "Background", "CheckpointConfiguration", "Command", "Exists", "False", "Foreground", "Found",
+    "IfNotPresent", "Normal", "Opaque", "PreferNoSchedule", "Secret", "True", "Warning",
+}  # fmt: skip
+
+
+def test_every_condition_reason_and_event_of_a_configuration_is_explained() -> None:
+    texts = {
+        node.value
+        for module in (ROOT / "controller/reconciling").glob("*.py")
+        for node in ast.walk(ast.parse(module.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    said = {text for text in texts if re.fullmatch("([A-Z][a-z]+)+", text)}
+    known = set(re.findall(r"\b[A-Z][A-Za-z]+", section_of_guide("## Kubernetes: what a configuration says")))
+    assert {"Ready", "ImagesMissing", "DriverPodDeleted"} <= said
+    assert said - _NO_REASONS - known == set(), "explain it in docs/operations.md, or it is no reason"
+
+
+def test_every_code_that_the_plugin_refuses_with_is_explained() -> None:
+    codes = re.findall(r"StatusCode\.([A-Z_]+)", (ROOT / "csi/refusals.py").read_text())
+    section = section_of_guide("### Events of pods")
+    for code in codes:
+        assert f"`{code.title().replace('_', '')}`" in section, code
+
+
+def section_of_guide(heading: str) -> str:
+    """Up to the next one of its level."""
+    level = heading.partition(" ")[0]
+    _, found, rest = (ROOT / "docs/operations.md").read_text().partition(f"{heading}\n")
+    assert found, heading
+    return re.split(rf"^#{{2,{len(level)}}} ", rest, maxsplit=1, flags=re.MULTILINE)[0]

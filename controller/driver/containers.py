@@ -145,7 +145,7 @@ def _replication_worker(image: str) -> dict[str, Any]:
         "args": [f"--config={_NODE_YAML}", "--part=worker"],
         "env": _ENVIRONMENT,
         "livenessProbe": _ask("", names.WORKER_METRICS_PORT, period=20, failures=6),
-        "securityContext": _with_capabilities("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "MKNOD"),
+        "securityContext": _with_capabilities("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "LEASE", "MKNOD"),
         "resources": {"requests": {"cpu": "200m", "memory": "300Mi"}},
         "volumeMounts": [*_COMMON, _mount("ram", names.RAM_DIRECTORY, "HostToContainer")],
     }

@@ -7,6 +7,7 @@ of no mount that comes later: what kubelet and a container runtime make of a vol
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -40,6 +41,8 @@ class PodVolume:
     read_only: bool = False
     group: str = ""
     namespace: str = "default"
+    user: int = 0
+    """As whom its container's writer writes."""
 
     @property
     def volume_id(self) -> str:
@@ -82,6 +85,19 @@ class Refused(Exception):
         super().__init__(f"{self.code.name}: {self.message}")
 
 
+async def ask(socket: str, stub: type, name: str, request: Any, deadline_seconds: float = DEADLINE_SECONDS) -> Any:
+    """One call over a connection of its own. Raises Refused."""
+
+    def work() -> Any:
+        with grpc.insecure_channel(f"unix:{socket}", options=(("grpc.enable_http_proxy", 0),)) as channel:
+            try:
+                return getattr(stub(channel), name)(request, timeout=deadline_seconds)
+            except grpc.RpcError as error:
+                raise Refused(error) from None
+
+    return await trio.to_thread.run_sync(work)
+
+
 class Kubelet:
     """One node's."""
 
@@ -89,18 +105,11 @@ class Kubelet:
         self.directory = directory
         self.socket = socket
         (directory / "pods").mkdir(parents=True)
+        (directory / "plugins_registry").mkdir()
 
     async def call(self, stub: type, name: str, request: Any, deadline_seconds: float = DEADLINE_SECONDS) -> Any:
-        """One call over a connection of its own. Raises Refused."""
-
-        def work() -> Any:
-            with grpc.insecure_channel(f"unix:{self.socket}", options=(("grpc.enable_http_proxy", 0),)) as channel:
-                try:
-                    return getattr(stub(channel), name)(request, timeout=deadline_seconds)
-                except grpc.RpcError as error:
-                    raise Refused(error) from None
-
-        return await trio.to_thread.run_sync(work)
+        """One call of the plugin. Raises Refused."""
+        return await ask(self.socket, stub, name, request, deadline_seconds)
 
     def stage(self, name: str, **settings: Any) -> PodVolume:
         """Makes a pod's directories, as kubelet does before it asks for a volume."""
@@ -177,6 +186,7 @@ def container(pod: PodVolume, *command: str) -> Iterator[subprocess.Popen[str]]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        env={**os.environ, "WRITES_AS": str(pod.user), "GROUP": pod.group or "0"},
     )
     try:
         yield process
@@ -192,6 +202,10 @@ WRITER = """
 import json, os, sys, threading, time
 # Writes checkpoints as a job does, reads them back, and keeps one file open throughout; tells of each error.
 told = threading.Event()
+if user := int(os.environ["WRITES_AS"]):
+    os.setgroups([int(os.environ["GROUP"])])
+    os.setgid(user)
+    os.setuid(user)
 threading.Thread(target=lambda: (sys.stdin.read(), told.set()), daemon=True).start()
 steps, errors, longest = 0, [], 0.0
 held = open("/mnt/held", "w+b", buffering=0)

@@ -24,7 +24,7 @@ from fuse_tier.node.turns import VARIABLE
 CONTAINERS: Final = ("csi", "fuse", "replication-worker")
 CAPABILITIES: Final = {
     "csi": ("dac_override", "chown", "fowner", "linux_immutable"),
-    "replication-worker": ("dac_override", "chown", "fowner", "fsetid", "mknod"),
+    "replication-worker": ("dac_override", "chown", "fowner", "fsetid", "lease", "mknod"),
 }
 """What containers that are not privileged have; docs/csi.md says why."""
 _WORKER: Final = "fuse_tier.replicate"

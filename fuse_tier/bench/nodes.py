@@ -50,6 +50,16 @@ async def until_room(node: LocalNode, size_bytes: int) -> None:
             await trio.sleep(_POLL_SECONDS)
 
 
+async def until_spares(node: LocalNode, size_bytes: int) -> None:
+    """Waits until the node has pages ready for the next checkpoint, as it has when the job computes for a while."""
+    with trio.fail_after(_WAIT_SECONDS):
+        while True:
+            (ram,) = (tier for tier in (await node.status())["tiers"] if tier["tier"] == "ram")
+            if ram["spare_bytes"] >= size_bytes:
+                return
+            await trio.sleep(_POLL_SECONDS)
+
+
 async def at_rest(node: LocalNode) -> None:
     """Waits until nothing is left that a node does when it has nothing else to do."""
     with trio.fail_after(_WAIT_SECONDS):

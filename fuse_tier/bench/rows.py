@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import sys
@@ -14,7 +15,7 @@ import trio
 from fuse_tier.bench import bare
 from fuse_tier.bench.bucket_rows import BUCKET_ROWS
 from fuse_tier.bench.frame import Figure, Row, alternating
-from fuse_tier.bench.nodes import in_thread, mounted, settled, until_room, worker_peak_megabytes
+from fuse_tier.bench.nodes import in_thread, mounted, settled, until_room, until_spares, worker_peak_megabytes
 from fuse_tier.bench.places import BLOCK_BYTES, GIB, tmpfs, warm, write_file, write_files
 from fuse_tier.errors import FuseTierError
 
@@ -43,19 +44,25 @@ async def _snapshot_to_peer(directory: Path) -> Figure:
         await in_thread(write_files, plain / "source", 8, GIB // 8)
         keep: dict[str, Any] = {"keep": {"ram": 1}, "encryptPeerTraffic": False}
         async with mounted(directory / "c", ["a", "b"], ram_size="5GiB", **keep) as (cluster, mount):
+            steps = itertools.count()
 
             async def replicate() -> float:
+                step = next(steps)
                 for node in cluster:
                     await until_room(node, GIB + GIB // 2)
-                await in_thread(write_files, mount / "step", 8, GIB // 8)
+                    if step:
+                        await until_spares(node, GIB)
+                await in_thread(write_files, mount / f"step_{step}", 8, GIB // 8)
                 begun = time.perf_counter()
                 await settled(cluster["a"], "peer")
                 seconds = time.perf_counter() - begun
-                await in_thread(shutil.rmtree, mount / "step")
-                await settled(cluster["a"], "peer")
+                if step:
+                    await in_thread(shutil.rmtree, mount / f"step_{step - 1}")
+                    await settled(cluster["a"], "peer")
                 return seconds
 
             async def copy() -> float:
+                await in_thread(warm, plain, GIB + GIB // 2)  # the host took back what lay free while ours rested
                 seconds: float = await in_thread(_bare_copies, plain / "source", plain / "target")
                 return seconds
 

@@ -88,7 +88,10 @@ def leave_container() -> None:
     # Seen from a namespace of one's own, what is outside of that begins so.
     with open("/proc/self/cgroup") as groups:
         if not first and not any(line.split(":", 2)[2].startswith("/..") for line in groups):
-            raise FuseTierError("this process cannot leave its container: that has to be privileged")
+            raise FuseTierError(
+                "this process cannot leave its container: that has to be privileged, and the machine's process 1 "
+                "to have no capability beyond its own"
+            )
 
 
 def _enter_first_namespace() -> bool:

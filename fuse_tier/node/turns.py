@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Sequence
 from typing import Final
 
 import trio
@@ -34,17 +35,32 @@ class Turn:
         """
         if not self._pod:
             return True
-        os.makedirs(os.path.dirname(self._path), exist_ok=True)
-        with open(self._path, "a+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            file.seek(0)
-            pods = file.read().split()
+        directory = os.path.dirname(self._path)
+        os.makedirs(directory, exist_ok=True)
+        lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            pods = self._read()
             if self._pod not in pods:
                 pods = [*pods[-_REMEMBERED:], self._pod]
-                file.truncate(0)
-                file.write("\n".join(pods) + "\n")
-                file.flush()
+                self._write(pods)
             return pods[-1] == self._pod
+        finally:
+            os.close(lock)
+
+    def _read(self) -> list[str]:
+        try:
+            with open(self._path) as file:
+                return file.read().split()
+        except FileNotFoundError:
+            return []
+
+    def _write(self, pods: Sequence[str]) -> None:
+        # As a whole: were the list lost here, an earlier pod that looks next would have the node.
+        temporary = f"{self._path}.tmp"
+        with open(temporary, "w") as file:
+            file.write("\n".join(pods) + "\n")
+        os.rename(temporary, self._path)
 
     async def until_superseded(self) -> None:
         """Returns when another pod has the node; never where no pod is named."""

@@ -130,7 +130,7 @@ class _Arriving:
         self._inode = inode
         self.fd, self._held = arrivals.held(inode)
         self._before = os.fstat(self.fd)
-        self._hash = RunningHash(self.fd, blob.size)
+        self._hash = self._from_start()
         try:
             arrivals.room_for(self.fd, blob)
         except BaseException:
@@ -143,7 +143,11 @@ class _Arriving:
 
     def restart(self) -> None:
         self._hash.close()
-        self._hash = RunningHash(self.fd, self._blob.size)
+        self._hash = self._from_start()
+
+    def _from_start(self) -> RunningHash:
+        # Mapped: whoever cuts a marked file off takes its lock first (remote.py), and we hold that.
+        return RunningHash(self.fd, self._blob.size, mapped=True)
 
     def landed(self, offset: int) -> None:
         self._hash.advance(offset)

@@ -22,11 +22,13 @@ from fuse_tier.errors import Damaged, NotFound, TierFull, TierRefused
 from fuse_tier.files import write_new
 from fuse_tier.hashing import RunningHash, hash_bytes
 from fuse_tier.ram.layout import Layout
-from fuse_tier.ram.partials import SMALLEST_KEPT, Partials
+from fuse_tier.ram.partials import SMALLEST_KEPT, Kept, Partials
+from fuse_tier.ram.spares import LEAST_BYTES, Spares
 
 log = structlog.get_logger(__name__)
 
 _ASIDE = "damaged-"
+_OF_CONTENT = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM})
 
 
@@ -36,6 +38,7 @@ class RamContent:
     def __init__(self, layout: Layout, place: str) -> None:
         self._layout = layout
         self._place = place
+        self._spares = Spares(layout)
         self.partials = Partials()
 
     def open(self, blob: Blob) -> int:
@@ -62,15 +65,24 @@ class RamContent:
         kept = self.partials.take(blob)
         if kept is not None:
             try:
-                return _Landing(self._layout, self._place, blob, self.partials, kept.path, kept.partial)
+                return self._landing(blob, kept)
             except FileNotFoundError:
                 pass  # somebody cleared it away: it is asked for from its start
         try:
-            return _Landing(self._layout, self._place, blob, self.partials)
+            return self._landing(blob)
         except TierFull:
-            if not self.partials.give_up():
+            if not self._give_way():
                 raise
-        return _Landing(self._layout, self._place, blob, self.partials)
+        return self._landing(blob)
+
+    def _give_way(self) -> bool:
+        """Frees what is only kept because it may be of use; whether there was anything."""
+        ready = sum(self._spares.sizes())
+        self._spares.give_up()
+        return self.partials.give_up() + ready > 0
+
+    def _landing(self, blob: Blob, kept: Kept | None = None) -> _Landing:
+        return _Landing(self._layout, self._place, blob, self.partials, self._spares, kept)
 
     def take(self, blob: Blob, content: memoryview) -> None:
         """Keeps content that is all in memory, if it is the blob. Raises Damaged, TierFull."""
@@ -80,7 +92,7 @@ class RamContent:
         try:
             self._keep(blob, content)
         except TierFull:
-            if not self.partials.give_up():
+            if not self._give_way():
                 raise
             self._keep(blob, content)
 
@@ -167,6 +179,21 @@ def room_in(place: str) -> Iterator[None]:
         raise TierFull(f"the {place} is full: {error.strerror}; give it more (ram.size), or keep less") from error
 
 
+def _allocated(spares: Spares, path: str, size: int) -> int:
+    """A new file of ``size`` bytes, all of whose pages are there. Raises OSError."""
+    spare = spares.take_for_content(size, path) if size >= LEAST_BYTES else None
+    fd = os.open(path, _OF_CONTENT | os.O_CREAT | os.O_EXCL, 0o600) if spare is None else spare
+    try:
+        if size and spare is None:
+            os.posix_fallocate(fd, 0, size)
+        failpoints.reached("content.allocated")
+    except BaseException:
+        os.close(fd)
+        os.unlink(path)
+        raise
+    return fd
+
+
 class _Landing:
     def __init__(
         self,
@@ -174,32 +201,23 @@ class _Landing:
         place: str,
         blob: Blob,
         partials: Partials,
-        path: str | None = None,
-        partial: Partial | None = None,
+        spares: Spares,
+        kept: Kept | None,
     ) -> None:
         self._blob = blob
         self._place = place
         self._partials = partials
-        self._path = path or os.path.join(layout.incoming, secrets.token_hex(8))
+        self._path = kept.path if kept is not None else os.path.join(layout.incoming, secrets.token_hex(8))
         self._target = layout.blob(blob)
-        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
-        if partial is not None:
-            self.fd = os.open(self._path, flags)
+        if kept is not None:
+            self.fd = os.open(self._path, _OF_CONTENT)
         else:
             with room_in(place):
-                self.fd = os.open(self._path, flags | os.O_CREAT | os.O_EXCL, 0o600)
-                try:
-                    if blob.size:
-                        os.posix_fallocate(self.fd, 0, blob.size)
-                    failpoints.reached("content.allocated")
-                except BaseException:
-                    os.close(self.fd)
-                    os.unlink(self._path)
-                    raise
+                self.fd = _allocated(spares, self._path, blob.size)
         self._hash = RunningHash(self.fd, blob.size, mapped=True)
-        if partial is not None:
-            self._hash.advance(partial.size)  # memory may have changed since
-            if self._hash.digest() != partial.digest:
+        if kept is not None:
+            self._hash.advance(kept.partial.size)  # memory may have changed since
+            if self._hash.digest() != kept.partial.digest:
                 self.restart()
 
     @property

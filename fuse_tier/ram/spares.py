@@ -104,6 +104,13 @@ class Spares:
             with suppress(FileNotFoundError):
                 os.unlink(spare)
 
+    def take_for_content(self, size: int, path: str) -> int | None:
+        """The same for content that lands at a path where nothing is: of this size at once, for us alone."""
+        fd = self.take(size, os.O_RDWR, 0o600, _UNUSED, os.fsencode(path))
+        if fd is not None:
+            os.ftruncate(fd, size)  # its pages stay: only what is beyond the end would go
+        return fd
+
     def _claim(self, size: int) -> str | None:
         """Takes one out of the others' sight: whoever renames it is alone with it."""
         wanted = f"{size}."

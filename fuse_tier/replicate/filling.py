@@ -1,6 +1,7 @@
 """The second half of a restore: names are there and mounted, and content follows behind.
 
-What the job opens comes first, by itself; the rest in the background, from several places at once. Until all of it
+What the job opens comes first, by itself; the rest in the background, from several places at once, those before the
+others that the job will probably open next. Until all of it
 is here nothing is copied elsewhere: those who have it are those it comes from. A worker that is started again finds
 in ``remote/`` what is still coming. Content that no place has is asked for a few times; then its files answer EIO.
 """
@@ -8,7 +9,7 @@ in ``remote/`` what is still coming. Content that no place has is asked for a fe
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -42,6 +43,23 @@ class _UnderWay:
 
     begun: set[Blob] = field(default_factory=set)  # in the background
     urgent: set[Blob] = field(default_factory=set)
+    opened: list[int] = field(default_factory=list)  # inodes of the last two that were urgent
+    is_behind: bool = False  # something was urgent since the background last chose what to bring
+
+
+def as_wanted(waiting: Mapping[Blob, Sequence[int]], blobs: Iterable[Blob], opened: Sequence[int]) -> list[Blob]:
+    """In the order in which a job will want them that goes on as it did with the last two that it opened.
+
+    Inodes ascend in the order in which files were made, and a listing of a tmpfs shows the newest first: a job that
+    opens what it lists goes backwards.
+    """
+    last, goes_back = opened[-1], opened[-1] < opened[0]
+
+    def place(blob: Blob) -> tuple[bool, int]:
+        ahead = (last - waiting[blob][0]) if goes_back else (waiting[blob][0] - last)
+        return ahead < 0, abs(ahead)
+
+    return sorted(blobs, key=place)
 
 
 class Filling:
@@ -74,6 +92,8 @@ class Filling:
         if blob is None:
             return await self._restorer.materialize(volume, inode, self._make_room)
         under_way.urgent.add(blob)
+        under_way.opened = [*under_way.opened[-1:], inode]
+        under_way.is_behind = True
         try:
             sink = Arrivals(self._layout, volume.layout, volume.pins, {blob: [inode]}, self._ram.place)
             chosen = volume.coming or Chosen(None)
@@ -127,8 +147,15 @@ class Filling:
         sink = Arrivals(self._layout, volume.layout, volume.pins, waiting, self._ram.place, skipped=under_way.urgent)
         # As they were made, which is how they are read more often than not.
         ordered = sorted(waiting, key=lambda blob: min(waiting[blob]))
+
+        def reorder(blobs: Sequence[Blob]) -> list[Blob] | None:
+            is_behind, under_way.is_behind = under_way.is_behind, False
+            return as_wanted(waiting, blobs, under_way.opened) if is_behind else None
+
         try:
-            return await self._restorer.fetch(volume.identity, ordered, sink, chosen, begins=under_way.begun.update)
+            return await self._restorer.fetch(
+                volume.identity, ordered, sink, chosen, begins=under_way.begun.update, reorder=reorder
+            )
         finally:
             under_way.begun.clear()
 

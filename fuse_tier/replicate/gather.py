@@ -37,6 +37,9 @@ FetchFrom = Callable[[Tier, Collection[Blob]], Awaitable[Fetched]]
 Refer = Callable[[Tier, Sequence[Blob]], Awaitable[Mapping[Blob, Tier]]]
 """Asks a place who else is just getting content that it has: that is to be asked instead."""
 
+Reorder = Callable[[Sequence[Blob]], Sequence[Blob] | None]
+"""What is still to be brought, in another order; None if that is to stay as it is."""
+
 
 async def nobody_else(place: Tier, blobs: Sequence[Blob]) -> Mapping[Blob, Tier]:
     """Each place gives all that is asked of it."""
@@ -59,20 +62,23 @@ async def gather(
     fetch: FetchFrom,
     refer: Refer = nobody_else,
     *,
-    in_order: bool = False,
+    reorder: Reorder | None = None,
 ) -> Gathered:
     """Brings blobs from the places of each rank in turn. ``what`` is named in the log. Never raises TierError.
 
-    Large ones come first, so that all places end at about the same time; ``in_order``, as they stand in ``blobs``.
+    Large ones come first, so that all places end at about the same time; with ``reorder``, as they stand in
+    ``blobs``, or as it says before each part.
     """
     gathered = Gathered()
     wanted = (
-        list(dict.fromkeys(blobs)) if in_order else sorted(set(blobs), key=lambda blob: (-blob.size, blob.digest))
+        list(dict.fromkeys(blobs))
+        if reorder is not None
+        else sorted(set(blobs), key=lambda blob: (-blob.size, blob.digest))
     )
     for places in ranks:
         if wanted:
             async with trio.open_nursery() as nursery:
-                heap = _Heap(what, wanted, gathered, fetch, refer, nursery)
+                heap = _Heap(what, wanted, gathered, fetch, refer, nursery, reorder)
                 for place in places:
                     for _ in range(_PARTS_AT_ONCE if place.name is TierName.PEER else 1):
                         nursery.start_soon(heap.take_from, place)
@@ -92,6 +98,7 @@ class _Heap:
         fetch: FetchFrom,
         refer: Refer,
         nursery: trio.Nursery,
+        reorder: Reorder | None,
     ) -> None:
         self.wanted = set(wanted)
         self._what = what
@@ -99,6 +106,7 @@ class _Heap:
         self._fetch = fetch
         self._refer = refer
         self._nursery = nursery
+        self._reorder = reorder
         self._insisted: set[Blob] = set()  # others had nothing after all
         self._free = [*reversed(list(wanted))]  # taken from the end
         self._part_bytes = max(_PART_BYTES, sum(blob.size for blob in wanted) // _PARTS)
@@ -123,6 +131,8 @@ class _Heap:
                 return
 
     def _take(self, place: Tier, asked: set[Blob]) -> list[Blob]:
+        if self._reorder is not None and (reordered := self._reorder(self._free)) is not None:
+            self._free = [*reversed(reordered)]
         part: list[Blob] = []
         left: list[Blob] = []
         size = 0

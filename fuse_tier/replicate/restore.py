@@ -22,7 +22,7 @@ from fuse_tier.manifest import Entry, Lineage, Manifest
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.remote import Refill
 from fuse_tier.replicate.choice import Chosen
-from fuse_tier.replicate.gather import gather, nobody_else
+from fuse_tier.replicate.gather import Reorder, gather, nobody_else
 from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.record import read_record
 from fuse_tier.replicate.replacing import Trees
@@ -81,12 +81,13 @@ class Restorer:
         *,
         stays: bool = True,
         begins: Callable[[Collection[Blob]], object] | None = None,
+        reorder: Reorder | None = None,
     ) -> tuple[dict[str, int], dict[Blob, TierError]]:
         """Brings blobs into a sink, from those that have the snapshot, nearest first, then from anybody else.
 
         Gives the bytes that each place gave, and what nobody could give, with the last reason. What ``stays`` in the
         RAM tier others may take from here while it comes: then those that want the same feed each other. ``begins``
-        is told of each part that a place is asked for; then they come in the order of ``blobs``.
+        is told of each part that a place is asked for; for ``reorder`` see ``gather``.
         """
 
         async def fetch_from(place: Tier, part: Collection[Blob]) -> Fetched:
@@ -100,7 +101,7 @@ class Restorer:
 
         ranks = self._ranks(chosen)
         others = refer if stays else nobody_else
-        gathered = await gather(what, blobs, ranks, fetch_from, others, in_order=begins is not None)
+        gathered = await gather(what, blobs, ranks, fetch_from, others, reorder=reorder)
         return gathered.sources, gathered.failed
 
     def _ranks(self, chosen: Chosen) -> list[list[Tier]]:

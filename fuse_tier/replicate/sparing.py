@@ -1,4 +1,5 @@
-"""Keeps spares for the next checkpoint of each mounted volume, once the node is at rest (ram/spares.py).
+"""Keeps spares for the next checkpoints, once the node is at rest (ram/spares.py): of each volume that is mounted
+here, and then of those whose copies come here (expecting.py).
 
 What the next checkpoint needs is what the newest one has: of the large files whose paths differ in nothing but
 numbers, those with the highest step, the number that stands farthest to the left. A spare is a convenience. So there
@@ -11,7 +12,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
 import structlog
@@ -52,8 +53,14 @@ def next_sizes(entries: Iterable[Entry]) -> list[int]:
     return sorted((size for _, sizes in newest.values() for size in sizes), reverse=True)
 
 
+async def nothing() -> list[int]:
+    """No copies of others come here."""
+    await trio.lowlevel.checkpoint()
+    return []
+
+
 class Sparing:
-    """Of one node. ``is_at_rest`` says whether there is time."""
+    """Of one node. ``is_at_rest`` says whether there is time, ``expected`` what sizes peers will send."""
 
     def __init__(
         self,
@@ -61,12 +68,15 @@ class Sparing:
         volumes: Iterable[Volume],
         is_at_rest: Callable[[], bool],
         smallest_tier_bytes: int = _SMALLEST_TIER_BYTES,
+        expected: Callable[[], Awaitable[list[int]]] = nothing,
     ) -> None:
         self._layout = layout
         self._spares = Spares(layout)
         self._volumes = volumes
         self._is_at_rest = is_at_rest
         self._smallest = smallest_tier_bytes
+        self._expected = expected
+        self._coming: list[int] = []
         self._thread = trio.CapacityLimiter(1)
         self._known: dict[SnapshotId, list[int]] = {}
 
@@ -105,7 +115,7 @@ class Sparing:
         return room.capacity // 2 - room.used
 
     def _wanted(self) -> list[int]:
-        """Those for which there is room, the largest first."""
+        """Those for which there is room: first our jobs', who wait for them, of each the largest first."""
         mounted = [volume for volume in self._volumes if volume.mountpoint is not None]
         newest = [volume.newest for volume in mounted if volume.newest is not None]
         self._known = {
@@ -115,13 +125,15 @@ class Sparing:
         room = self._room_for_spares() if own is None else min(self._room_for_spares(), own - _OWN_BYTES)
         left = room + sum(self._spares.sizes())
         wanted: list[int] = []
-        for size in sorted((size for sizes in self._known.values() for size in sizes), reverse=True):
+        own_sizes = sorted((size for sizes in self._known.values() for size in sizes), reverse=True)
+        for size in (*own_sizes, *sorted(self._coming, reverse=True)):
             if size <= left and len(wanted) < _MOST:
                 wanted.append(size)
                 left -= size
         return wanted
 
     async def _adapt(self) -> None:
+        self._coming = await self._expected()
         wanted, there = Counter(self._wanted()), Counter(self._spares.sizes())
         for size in (there - wanted).elements():
             self._spares.drop(size)

@@ -28,6 +28,7 @@ from fuse_tier.replicate.bucket_duties import BucketDuties
 from fuse_tier.replicate.choice import Chooser, Chosen
 from fuse_tier.replicate.copying import Copier
 from fuse_tier.replicate.daemons import DaemonSession
+from fuse_tier.replicate.expecting import Expecting
 from fuse_tier.replicate.fanout import Fanout
 from fuse_tier.replicate.filling import Filling
 from fuse_tier.replicate.inventory import Inventory
@@ -127,10 +128,14 @@ class Worker:
         self._resting = self._inventory.resting = Resting(
             layout,
             self._volumes,
-            lambda: any(meter.rate() for meter in copier.meters.values()),  # within the last ten seconds
+            # Within the last ten seconds, or now.
+            lambda: self._sessions.is_receiving or any(meter.rate() for meter in copier.meters.values()),
             huge_bytes_of(layout),
         )
-        self._sparing = self._inventory.sparing = Sparing(layout, self._volumes, self._resting.is_at_rest)
+        expecting = Expecting(self._ram, lambda identity: bool(self._mounted_on(identity) - {config.node}))
+        self._sparing = self._inventory.sparing = Sparing(
+            layout, self._volumes, self._resting.is_at_rest, expected=expecting.sizes
+        )
         self._inventory.backups = self._duties.backups if self._duties else None
         self._preemption = Preemption(self._volumes, self._mounting, self._membership.report_soon, config.drain)
         surplus = Surplus(self._fanout)

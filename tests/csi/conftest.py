@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from csi.local.kubelet import Kubelet
+from csi.services import DRIVER_NAME
 from fuse_tier.localcluster import LocalCluster, LocalNode
 from fuse_tier.localcluster.processes import Family
 from tests.harness.logs import ExpectedLogs
@@ -49,7 +50,7 @@ async def plugin_beside(
 ) -> AsyncIterator[Plugin]:
     """A plugin for a node."""
     with tempfile.TemporaryDirectory(prefix="ft-csi-") as place:
-        kubelet = Kubelet(Path(place) / "kubelet", f"{place}/csi.sock")
+        kubelet = Kubelet(Path(place) / "kubelet", f"{place}/kubelet/plugins/{DRIVER_NAME}/csi.sock")
         log = directory / "plugin.log"
         expected_logs.watch(log)
         command = [

@@ -36,7 +36,13 @@ async def test_many_volumes_are_there_at_once_and_stay_whatever_is_killed(
     count: int, tmp_path: Path, expected_logs: ExpectedLogs
 ) -> None:
     expected_logs.allow(
-        "vault.stands_in", "daemon.ended", "worker.ended", "volume.daemon_lost", "worker.slow", "worker.refused"
+        "snapshot.postponed",
+        "vault.stands_in",
+        "daemon.ended",
+        "worker.ended",
+        "volume.daemon_lost",
+        "worker.slow",
+        "worker.refused",
     )
     expected_logs.watch(tmp_path)
     async with AsyncExitStack() as stack:

@@ -18,7 +18,7 @@ import trio
 from csi import csi_pb2 as pb
 from csi.csi_pb2_grpc import IdentityServicer, add_IdentityServicer_to_server
 from tests.csi.conftest import Plugin
-from tests.harness.needs import csi_sanity
+from tests.harness import needs
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root, pytest.mark.csi_sanity]
 
@@ -92,7 +92,7 @@ async def test_csi_sanity_passes(
     plugin: Plugin, controller: str, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     report = tmp_path / "report.json"
-    program = csi_sanity()
+    program = needs.program("csi-sanity")
     assert program is not None
     mountdir = plugin.kubelet.directory / "pods" / _POD / "volumes" / "kubernetes.io~csi" / "ckpt"
     mountdir.parent.mkdir(parents=True)

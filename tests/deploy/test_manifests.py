@@ -61,8 +61,8 @@ def built(checkout: Path) -> list[dict[str, Any]]:
         (["REPO_PATH=a|b"], "make multitier-images: REPO_PATH 'a|b' is no image path"),
         (["REPO_PATH=a/b", "MULTITIER_TAG=no tag"], "make multitier-images: MULTITIER_TAG 'no tag' is no tag"),
         (
-            ["REPO_PATH=a/b", "REPLICATION_WORKER_DEBUG_BACKUP=true"],
-            "make multitier-images: REPLICATION_WORKER_DEBUG",
+            ["REPO_PATH=a/b", "REPLICATION_WORKER_DEBUG_BACKUP=yes"],
+            "make multitier-images: REPLICATION_WORKER_DEBUG_BACKUP 'yes' is neither true nor false",
         ),
     ],
 )
@@ -96,6 +96,19 @@ def test_all_images_are_built_and_then_pushed_and_only_then_named(checkout: Path
         assert f"--target {target} --build-arg VERSION=" in call
         assert call.endswith(f" --tag {name} .")
     assert calls[5:] == [f"push --tls-verify=false {name}" for name in names]
+
+
+@pytest.mark.parametrize("said", ["true", "false"])
+def test_the_controller_is_told_whether_odd_steps_are_backed_up(checkout: Path, said: str) -> None:
+    arguments = [] if said == "false" else [f"REPLICATION_WORKER_DEBUG_BACKUP={said}"]
+    assert make(checkout, "multitier-images", "REPO_PATH=a/b", *arguments).returncode == 0
+    (controller,) = (
+        one
+        for one in built(checkout)
+        if one["kind"] == "Deployment" and one["metadata"]["name"] == "high-scale-checkpointing-controller"
+    )
+    (container,) = controller["spec"]["template"]["spec"]["containers"]
+    assert container["args"][-1] == f"--replication-worker-debug-backup={said}"
 
 
 @pytest.mark.parametrize("failing", ["build", "push"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -27,6 +28,16 @@ def declared() -> Mapping[str, frozenset[str]]:
         for collector in REGISTRY._collector_to_names  # nothing public tells of metrics that have no samples yet
         for name, labels in _series(collector)
     }
+
+
+def operators_rows() -> Mapping[str, str]:
+    """Metrics as the operators' guide has them: what its tables say of labels, with the values that these have."""
+    found: dict[str, str] = {}
+    for row in (ROOT / "docs/operations.md").read_text().splitlines():
+        if row.startswith("| `"):
+            named, labels = row.strip("| ").split(" | ")[:2]
+            found |= dict.fromkeys(re.findall(r"`((?:fuse_tier|node_operations)_[a-z_]+)`", named), labels)
+    return found
 
 
 def _series(collector: Collector) -> Iterator[tuple[str, frozenset[str]]]:

@@ -17,9 +17,12 @@ from pathlib import Path
 from csi.local.pod import control_groups
 
 REQUIRE = "FUSE_TIER_REQUIRE"
-NEEDS = ("root", "fuse", "namespaces", "csi_sanity", "kube", "images", "cgroups")
+NEEDS = ("root", "fuse", "namespaces", "csi_sanity", "kube", "jobset", "promtool", "images", "cgroups", "sidecars")
 _KUBE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kwok")
+SIDECARS = ("csi-node-driver-registrar", "livenessprobe")
 TOOLS = Path(__file__).parents[2] / ".tools"
+JOBSET_CRD = TOOLS / "jobset/crd.yaml"
+PROMTOOL = TOOLS / "bin/promtool"
 
 
 @cache
@@ -31,8 +34,11 @@ def missing(need: str) -> str | None:
         "namespaces": _missing_namespaces,
         "csi_sanity": _missing_csi_sanity,
         "kube": _missing_kube,
+        "jobset": _missing_jobset,
+        "promtool": _missing_promtool,
         "images": _missing_images,
         "cgroups": _missing_cgroups,
+        "sidecars": _missing_sidecars,
     }
     return looks[need]()
 
@@ -91,13 +97,18 @@ def _missing_cgroups() -> str | None:
         probe.rmdir()
 
 
-def csi_sanity() -> str | None:
-    """The program, if it is on this machine."""
-    return shutil.which("csi-sanity", path=f"{TOOLS / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}")
+def program(name: str) -> str | None:
+    """One that a test runs, if it is on this machine."""
+    return shutil.which(name, path=f"{TOOLS / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}")
 
 
 def _missing_csi_sanity() -> str | None:
-    return None if csi_sanity() else "needs csi-sanity (make test-tools, where Go is)"
+    return None if program("csi-sanity") else "needs csi-sanity (make test-tools, where Go is)"
+
+
+def _missing_sidecars() -> str | None:
+    lacking = [name for name in SIDECARS if program(name) is None]
+    return f"needs {' and '.join(lacking)}, of the Kubernetes project, in .tools/bin or PATH" if lacking else None
 
 
 def kube() -> dict[str, str]:
@@ -110,6 +121,14 @@ def kube() -> dict[str, str]:
 def _missing_kube() -> str | None:
     lacking = sorted(set(_KUBE) - kube().keys())
     return f"needs {' and '.join(lacking)} (make kube, where Go is)" if lacking else None
+
+
+def _missing_jobset() -> str | None:
+    return None if JOBSET_CRD.exists() else "needs the schema of JobSets (make kube, where Go is)"
+
+
+def _missing_promtool() -> str | None:
+    return None if PROMTOOL.exists() else "needs promtool (make kube, where Go is)"
 
 
 def _missing_images() -> str | None:

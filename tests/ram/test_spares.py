@@ -70,6 +70,19 @@ def test_a_name_that_is_there_stays_whose_it_is(layout: Layout) -> None:
     assert left(layout) == []
 
 
+def test_for_content_that_lands_it_has_its_size_its_pages_and_no_content(layout: Layout) -> None:
+    spares = kept(layout)
+    path = Path(layout.root, "file")
+    fd = spares.take_for_content(PAGES, str(path))
+    assert fd is not None
+    found = os.fstat(fd)
+    assert (found.st_size, found.st_blocks * 512, stat.S_IMODE(found.st_mode)) == (PAGES, PAGES, 0o600)
+    assert path.stat().st_ino == found.st_ino
+    assert path.read_bytes() == bytes(PAGES)
+    os.close(fd)
+    assert spares.take_for_content(PAGES, str(path)) is None
+
+
 def test_one_that_is_being_made_is_nobodys(layout: Layout) -> None:
     spares = Spares(layout)
     with spares.begin(PAGES) as spare:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 
 import pytest
@@ -53,6 +54,19 @@ async def test_several_places_give_about_equally_much_each_part_once(autojump_cl
     assert sum(gathered.sources.values()) == sum(blob.size for blob in PARTS)
     assert {len(asked) for asked in places.asked.values()} == {4}
     assert trio.current_time() - begun == pytest.approx(2)
+
+
+async def test_what_is_left_may_be_put_in_another_order_before_each_part(autojump_clock: MockClock) -> None:
+    places = Places("a")
+    looks = itertools.count()
+
+    def reorder(left: Sequence[Blob]) -> Sequence[Blob] | None:
+        return [*reversed(PARTS[2:])] if next(looks) == 2 else None
+
+    await gather("it", PARTS, [places.tiers], places.fetch, reorder=reorder)
+    asked, due = places.asked["a"], [*PARTS[:2], *reversed(PARTS[2:])]
+    pairs = range(0, len(PARTS), 2)  # two parts are asked for at once
+    assert [set(asked[first : first + 2]) for first in pairs] == [set(due[first : first + 2]) for first in pairs]
 
 
 async def test_the_faster_gives_more(autojump_clock: MockClock) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
@@ -12,11 +13,12 @@ from fuse_tier.ram.room import Room, room_of
 from fuse_tier.ram.spares import Spares
 from fuse_tier.replicate import sparing
 from fuse_tier.replicate.broadcast import Broadcast
+from fuse_tier.replicate.expecting import Expecting
 from fuse_tier.replicate.room import RoomKeeper
-from fuse_tier.replicate.sparing import Sparing, next_sizes
+from fuse_tier.replicate.sparing import Sparing, next_sizes, nothing
 from fuse_tier.replicate.volumes import Volumes
 from tests.harness.waiting import until
-from tests.replicate.conftest import Bench
+from tests.replicate.conftest import IDENTITY, Bench
 
 MIB = 1 << 20
 SIZE = 32 * MIB
@@ -66,8 +68,8 @@ class Node:
         self.looks += 1
         return self.rests
 
-    def sparing(self, smallest: int = 0) -> Sparing:
-        return Sparing(self._bench.layout, [self._bench.volume], self.is_at_rest, smallest)
+    def sparing(self, smallest: int = 0, expected: Callable[[], Awaitable[list[int]]] = nothing) -> Sparing:
+        return Sparing(self._bench.layout, [self._bench.volume], self.is_at_rest, smallest, expected)
 
     async def saves(self, name: str) -> None:
         os.truncate(_made(self._bench, name), SIZE)
@@ -76,7 +78,7 @@ class Node:
 
     async def until_there_are(self, *sizes: int) -> None:
         async def there_are() -> bool:
-            return self.spares.sizes() == list(sizes)
+            return sorted(self.spares.sizes()) == list(sizes)
 
         await until(there_are)
 
@@ -137,6 +139,37 @@ async def test_spares_of_what_is_not_mounted_any_more_go(node: Node, bench: Benc
     await node.until_there_are(SIZE)
     bench.volume.mountpoint = None
     await node.until_there_are()
+
+
+async def test_what_peers_will_send_has_spares_once_our_own_jobs_have_theirs(
+    node: Node, nursery: trio.Nursery
+) -> None:
+    await node.saves("step_1")
+    expected = [2 * SIZE, SIZE]
+
+    async def peers() -> list[int]:
+        await trio.lowlevel.checkpoint()
+        return expected
+
+    node.used = 18 * SIZE  # 2 are left for spares
+    nursery.start_soon(node.sparing(expected=peers).run)
+    await node.until_there_are(SIZE, SIZE)
+    node.used = 0
+    await node.until_there_are(SIZE, SIZE, 2 * SIZE)
+    expected.clear()
+    await node.until_there_are(SIZE)
+
+
+async def test_peers_send_what_the_newest_copies_have_of_volumes_that_are_mounted_elsewhere(bench: Bench) -> None:
+    mounted = {IDENTITY}
+    expecting = Expecting(bench.ram, mounted.__contains__)
+    assert await expecting.sizes() == []
+    for number, name in enumerate(("step_1", "step_2"), 1):
+        os.truncate(_made(bench, name), SIZE * number)
+        await bench.snapshot(number)
+    assert await expecting.sizes() == [2 * SIZE]
+    mounted.clear()
+    assert await expecting.sizes() == []
 
 
 async def test_a_small_tier_has_none(node: Node) -> None:

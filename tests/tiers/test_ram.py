@@ -13,6 +13,7 @@ from fuse_tier.hashing import hash_bytes
 from fuse_tier.identity import SnapshotId
 from fuse_tier.manifest import encode
 from fuse_tier.ram.layout import Layout
+from fuse_tier.ram.spares import LEAST_BYTES, Spares
 from fuse_tier.ram.tmpfs import create_directories
 from fuse_tier.tiers.base import Tier
 from fuse_tier.tiers.memory import MemoryBlobs
@@ -89,6 +90,19 @@ async def test_the_room_for_a_blob_is_there_before_its_first_byte(tier: RamTier)
     incoming = tier.create(Blob(bytes(16), 1 << 20))
     assert os.fstat(incoming.fd).st_blocks * 512 >= 1 << 20
     incoming.discard()
+
+
+async def test_a_large_blob_lands_in_pages_that_were_made_ready(layout: Layout, tier: RamTier) -> None:
+    content = os.urandom(LEAST_BYTES)
+    with Spares(layout).begin(LEAST_BYTES) as spare:
+        spare.fill(0, LEAST_BYTES)
+        assert spare.finish()
+    (ready,) = os.scandir(layout.spares)
+    blob = hash_bytes(content)
+    await tier.store([blob], holding([content]))
+    assert os.stat(layout.blob(blob)).st_ino == ready.inode()
+    assert Path(layout.blob(blob)).read_bytes() == content
+    assert (names_below(layout.spares), names_below(layout.incoming)) == ([], [])
 
 
 async def test_a_blob_without_room_is_refused_and_leaves_nothing(layout: Layout, tier: RamTier) -> None:

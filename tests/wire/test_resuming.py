@@ -16,6 +16,7 @@ from fuse_tier.hashing import hash_beginning, hash_bytes
 from fuse_tier.ram.content import RamContent
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.partials import SMALLEST_KEPT, Partials
+from fuse_tier.ram.spares import Spares
 from fuse_tier.ram.tmpfs import create_directories
 from fuse_tier.tiers.memory import MemoryBlobs
 from fuse_tier.wire import control_pb2 as pb
@@ -167,15 +168,18 @@ def test_what_landed_is_told_with_its_digest(memory_path: Path, source: MemoryBl
     assert os.listdir(f"{memory_path}/a/incoming") == []
 
 
-def test_room_that_beginnings_take_is_given_up_for_what_comes(
-    memory_path: Path, source: MemoryBlobs, monkeypatch: pytest.MonkeyPatch
+def test_room_that_beginnings_and_spares_take_is_given_up_for_what_comes(
+    memory_path: Path, source: MemoryBlobs
 ) -> None:
-    content = content_in(memory_path, "a")
+    content, spares = content_in(memory_path, "a"), Spares(Layout(f"{memory_path}/a"))
     ((blob, whole),) = source.contents.items()
     begin(content, blob, whole[: 8 << 20])
+    with spares.begin(1 << 20) as spare:
+        assert spare.finish()
     with pytest.raises(TierFull):
         content.create(Blob(bytes(16), 1 << 62))
     assert content.partial(blob) is None
+    assert spares.sizes() == []
     assert os.listdir(f"{memory_path}/a/incoming") == []
 
 

@@ -22,6 +22,20 @@ async def test_a_token_begins_its_session_once(mock_clock: MockClock) -> None:
         sessions.redeem(token, "a", encrypted=True)
 
 
+async def test_a_node_knows_that_content_comes_until_the_last_session_has_ended(mock_clock: MockClock) -> None:
+    sessions = Sessions()
+    seen = [sessions.is_receiving]
+    token = sessions.grant(session())
+    sessions.grant(Session("a", Direction.PUSH, (hash_bytes(b"4567"),), encrypted=True))
+    sessions.ended(sessions.redeem(token, "a", encrypted=True))
+    seen.append(sessions.is_receiving)
+    mock_clock.jump(UNUSED_SECONDS + 1)
+    seen.append(sessions.is_receiving)
+    sessions.grant(Session("a", Direction.PULL, (hash_bytes(b"0123"),), encrypted=True))
+    seen.append(sessions.is_receiving)
+    assert seen == [False, True, False, False]
+
+
 async def test_a_token_that_was_not_granted_begins_nothing(mock_clock: MockClock) -> None:
     with pytest.raises(NotAuthorized):
         Sessions().redeem(bytes(32), None, encrypted=False)

@@ -52,6 +52,12 @@ class Sessions:
         self._expire()
         return blob in self._coming
 
+    @property
+    def is_receiving(self) -> bool:
+        """Whether anybody is sending anything, or is about to."""
+        self._expire()
+        return bool(self._coming)
+
     def ended(self, session: Session) -> None:
         """A session's stream has ended, however."""
         if session.direction is Direction.PUSH:

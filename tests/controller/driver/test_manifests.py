@@ -83,7 +83,7 @@ def test_only_the_container_that_mounts_is_privileged_and_the_others_have_what_t
         "registrar": [],
         "liveness-probe": [],
         "csi": ["CHOWN", "DAC_OVERRIDE", "FOWNER", "LINUX_IMMUTABLE"],
-        "replication-worker": ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "MKNOD"],
+        "replication-worker": ["CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "LEASE", "MKNOD"],
     }
     for name in added:
         assert contexts[name]["capabilities"]["drop"] == ["ALL"], name

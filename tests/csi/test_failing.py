@@ -1,0 +1,52 @@
+"""What the plugin makes of a machine on which something is not as it should be, without one of ours to ask."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from csi.driver import Driver
+from csi.health import Health
+from csi.records import Publication, Records
+from csi.services import DRIVER_NAME
+from csi.serving import Settings, run_plugin
+from csi.stats import Usage, stats_of
+from fuse_tier.config import NodeConfig
+from fuse_tier.errors import ConfigError
+from fuse_tier.localcluster.ports import free_ports
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> NodeConfig:
+    control, bulk = free_ports(2)
+    return NodeConfig.model_validate(
+        {
+            "node": "a",
+            "ram": {"path": str(tmp_path / "gone"), "size": "1MiB"},
+            "socket": str(tmp_path / "node.sock"),
+            "listen": {"control": f"127.0.0.1:{control}", "bulk": f"127.0.0.1:{bulk}"},
+        }
+    )
+
+
+async def test_statistics_of_a_volume_whose_ram_tier_is_gone_say_that_it_is_unwell(
+    config: NodeConfig, tmp_path: Path
+) -> None:
+    driver, records = Driver(config), Records(str(tmp_path / "published"))
+    target = str(tmp_path / "mount")
+    records.write(Publication("v", target, "default", "llama-0", "uid", "default/llama/0", read_only=False))
+    stats = await stats_of("v", target, driver, records, Health(driver, records))
+    assert stats.bytes == stats.inodes == Usage(0, 0, 0)
+    assert "is not mounted: delete pod default/llama-0" in stats.trouble
+
+
+async def test_a_directory_of_kubelets_that_is_a_symlink_is_refused_at_the_start(
+    config: NodeConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "kubelet").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to("kubelet")
+    settings = Settings(str(tmp_path / "csi.sock"), str(link), DRIVER_NAME, 100, jax_init_info=False)
+    with pytest.raises(ConfigError, match=rf"leads to {tmp_path / 'kubelet'} by a symlink: bind-mount it there"):
+        await run_plugin(config, settings)
