@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import pytest
-from hypothesis import event, settings
+from hypothesis import Phase, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
@@ -470,7 +470,8 @@ class Jobs(RuleBasedStateMachine):
 
 
 TestJobs = Jobs.TestCase
-TestJobs.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+# Examples of sixty steps take minutes to shrink: the long form does so, and a failure prints how to run it again.
+TestJobs.settings = settings(max_examples=60, stateful_step_count=60, deadline=None, phases=set(Phase) - {Phase.shrink})
 
 
 @pytest.mark.chaos
