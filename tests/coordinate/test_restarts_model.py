@@ -471,7 +471,8 @@ class Jobs(RuleBasedStateMachine):
 
 TestJobs = Jobs.TestCase
 # Examples of sixty steps take minutes to shrink: the long form does so, and a failure prints how to run it again.
-TestJobs.settings = settings(max_examples=60, stateful_step_count=60, deadline=None, phases=set(Phase) - {Phase.shrink})
+_WITHOUT_SHRINKING = set(Phase) - {Phase.shrink, Phase.explain}
+TestJobs.settings = settings(max_examples=60, stateful_step_count=60, deadline=None, phases=_WITHOUT_SHRINKING)
 
 
 @pytest.mark.chaos
