@@ -17,7 +17,7 @@ from tests.harness.logs import ExpectedLogs
 from tests.harness.needs import TOOLS
 from tests.harness.waiting import until
 
-pytestmark = pytest.mark.kube
+pytestmark = [pytest.mark.kube, pytest.mark.timeout(420)]
 DRIVER = "multitier-driver-"
 # Kubernetes' collector looks for kinds that are new every 30 s, and for their objects ever more seldom until then.
 _COLLECTED_SECONDS = 240
