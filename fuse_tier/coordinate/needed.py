@@ -1,7 +1,8 @@
 """Which parts of a job's checkpoints nodes are to keep for the sake of its other ranks. Pure.
 
-The invariant: as long as the loss of one node can be borne, and those that have just gone may come back, what is kept
-holds a complete checkpoint.
+The invariant: where there is a step of which each part is on two nodes, what is kept holds a complete checkpoint
+though one node is lost. Ranks that save faster than they are copied may have copies of different steps, and then
+there is none.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from dataclasses import dataclass
 
 from fuse_tier.checkpoints import Saved
 from fuse_tier.completeness import whole_steps
+from fuse_tier.coordinate.choosing import Parts
 from fuse_tier.identity import Identity, SnapshotId
 
 Numbers = Mapping[Identity, tuple[int, ...]]
-Parts = Mapping[str, list[Saved]]  # what is listed of each replica
 
 
 @dataclass(frozen=True, slots=True)
