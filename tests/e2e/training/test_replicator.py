@@ -35,7 +35,12 @@ _EVERY = 50
 _OPTIONS = ("--save-every", str(_EVERY), "--backup-every", str(_EVERY), "--width", "256", "--steps", "100000")
 _STEP = re.compile(r"^step (\d+): loss \S+, sha256 ([0-9a-f]{64})$", re.MULTILINE)
 # How many processes there are JAX asks the cluster; of those that it knows, Slurm's answer is a few variables.
-_SLURM = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": str(len(RANKS)), "SLURM_LOCALID": "0"}
+_SLURM = {
+    "SLURM_JOB_ID": "1",
+    "SLURM_STEP_NODELIST": "localhost",
+    "SLURM_NTASKS": str(len(RANKS)),
+    "SLURM_LOCALID": "0",
+}
 _ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"} | _SLURM
 
 
