@@ -1,4 +1,4 @@
-"""Trains in several processes, saves with Orbax's ReplicatorCheckpointManager: ``python train_replicator.py MOUNT``.
+"""Trains in several processes, and saves with Orbax's ReplicatorCheckpointManager: ``train_replicator.py DIRECTORY``.
 
 Each process has a part of every matrix, and saves only that, to its own directory: a mount whose replicator is asked
 by the file protocol (docs/frameworks.md), as MaxText asks it. Which process this is stands in the directory's

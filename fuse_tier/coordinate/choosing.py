@@ -146,11 +146,16 @@ def _number_in(current: Current, question: Question, known: Known) -> int | None
 
 
 def _has_gone_on(current: Current, known: Known) -> bool:
-    """Whether somebody who joined a restart has saved since: all had joined it then, whoever can be asked now."""
+    """Whether somebody has saved since a restart: all had joined it then, whoever can be asked now.
+
+    Those who saved are known to have joined it, or the epoch of what they saved is not before that of the restart.
+    """
     return any(
-        one.step is not None and one.step > _rank(current.step)
-        for replica in current.joined
-        for one in known.wherever.get(replica, ())
+        one.step is not None
+        and one.step > _rank(current.step)
+        and (replica in current.joined or one.id.epoch >= current.restart)
+        for replica, several in known.wherever.items()
+        for one in several
     )
 
 

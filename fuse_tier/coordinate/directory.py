@@ -16,7 +16,7 @@ from __future__ import annotations
 import enum
 import secrets
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -90,6 +90,7 @@ class Directory:
         self._conflicts: set[Conflict] = set()
         self._copied: dict[Identity, int] = {}  # the newest that a node had which had not mounted the volume
         self._observed = self._now = now
+        self.comings_and_goings = 0  # grows whenever another set of nodes is alive
 
     def report(self, report: Report, now: float) -> Accepted:
         """Takes a node's report in and renews its lease.
@@ -117,6 +118,8 @@ class Directory:
         known.announced_gone = report.leaving
         if report.leaving:
             change = Change.LEFT
+        if change is not Change.SAME:
+            self.comings_and_goings += 1
         for identity, numbers in report.facts.holdings.items():
             if numbers and identity not in report.facts.mounted:
                 self._copied[identity] = max(numbers[-1], self._copied.get(identity, 0))
@@ -190,6 +193,19 @@ class Directory:
         """The live node that has the identity, and under which epoch."""
         return self._owner_of(identity, now)
 
+    def alive(self, nodes: Iterable[str], now: float) -> frozenset[str]:
+        """Those of some nodes that hold a lease."""
+        self._now = now
+        return frozenset(node for node in nodes if self._lives(node))
+
+    def gone_for(self, seconds: float, now: float) -> frozenset[str]:
+        """Nodes that left in order, or whose lease ended so long ago."""
+        return frozenset(
+            name
+            for name, known in self._nodes.items()
+            if now >= known.expires and (known.report.leaving or now - known.expires >= seconds)
+        )
+
     def presence(self, now: float) -> dict[str, Presence]:
         """Every node known."""
         return {
@@ -255,6 +271,7 @@ class Directory:
             if not known.announced_gone:
                 known.announced_gone = True
                 gone.append(name)
+                self.comings_and_goings += 1
             if now >= known.expires + FORGET_SECONDS:
                 del self._nodes[name]
                 forgotten = True

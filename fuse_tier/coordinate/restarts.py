@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from fuse_tier.checkpoints import Job, Saved
-from fuse_tier.completeness import whole_steps
 from fuse_tier.coordinate.choosing import Current, Known, choose
 from fuse_tier.coordinate.directory import Directory, Presence
-from fuse_tier.coordinate.standing import Listed, standings
+from fuse_tier.coordinate.needed import Listed, needed_parts, on_several
+from fuse_tier.coordinate.standing import Held, standings
 from fuse_tier.deadlines import Deadline
 from fuse_tier.epochs import epoch_of
 from fuse_tier.errors import TierUnavailable
@@ -24,19 +25,19 @@ from fuse_tier.members import Report
 from fuse_tier.restarts import Backup, Mark, Question, Resumption, Verdict
 from fuse_tier.standing import Standing, merged
 
-_COUNT_EVERY_SECONDS = 1.0  # what is complete
+_COUNT_EVERY_SECONDS = 1.0  # what is complete, at most
 _FORGET_SECONDS = 60.0  # a job of which nobody has anything, and nobody asks
 
 
 @dataclass(slots=True)
 class _Begun:
-    """The last restart of a run. Who has joined it is kept here, also of nodes that are gone."""
+    """The last restart of a run. Who has joined it, under which epoch, is kept here, also of nodes that are gone."""
 
     restart: int
     step: int | None
     is_forced: bool = False
     is_heard: bool = False
-    joined: set[str] = field(default_factory=set)
+    joined: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -48,7 +49,8 @@ class _Job:
     begun: dict[str, _Begun] = field(default_factory=dict)  # the last restart of each run
     resumed: dict[Identity, tuple[str, Resumption]] = field(default_factory=dict)  # and on which node
     damaged: set[SnapshotId] = field(default_factory=set)
-    counted_at: float = float("-inf")
+    counted_at: float = float("-inf")  # what is complete
+    counted_when: int = -1  # of the directory's comings and goings
     asked_at: float = float("-inf")
     is_changed: bool = True
     needed: dict[Identity, tuple[int, ...]] = field(default_factory=dict)  # parts of the newest complete checkpoints
@@ -106,7 +108,7 @@ class Restarts:
         if begun is None or one.restart > begun.restart:
             begun = job.begun[one.run] = _Begun(one.restart, one.step, is_heard=True)
         if one.restart == begun.restart:
-            begun.joined.add(identity.replica)
+            begun.joined[identity.replica] = one.epoch
 
     def _drop(self, identity: Identity) -> None:
         if (before := self._job(identity).resumed.pop(identity, None)) is not None:
@@ -177,10 +179,15 @@ class Restarts:
             return needed  # what is complete cannot be told before all are heard
         for name in self._of_node.get(node, ()):
             job = self._jobs[name]
-            if job.is_changed and now - job.counted_at >= _COUNT_EVERY_SECONDS:
-                job.is_changed, job.counted_at = False, now
+            around = self._directory.comings_and_goings
+            if (job.is_changed or job.counted_when != around) and now - job.counted_at >= _COUNT_EVERY_SECONDS:
+                job.is_changed, job.counted_at, job.counted_when = False, now, around
                 job.needed = self._count(job, now)
-            needed |= {one: job.needed[one] for one in job.saved.get(node, ()) if one in job.needed}
+            listed = job.saved.get(node, {})
+            if job.counted_when == around:
+                needed |= {one: job.needed[one] for one in listed if one in job.needed}
+            else:  # somebody has gone or come since: until it is counted again, all stays
+                needed |= {one: tuple(saved.id.number for saved in several) for one, several in listed.items()}
         return needed
 
     def marks(self, node: str) -> tuple[Mark, ...]:
@@ -195,16 +202,16 @@ class Restarts:
         told = [one for known in presence.values() for one in known.standings if wanted in (None, one.job)]
         for name in self._jobs if wanted is None else [wanted]:
             if (job := self._jobs.get(name)) is not None:
-                told += standings(name, self._listed(job, presence), self._bad(job))
+                told += standings(name, self._held(job, presence), self._bad(job))
         return merged(told)
 
-    def _listed(self, job: _Job, presence: Mapping[str, Presence]) -> Iterator[Listed]:
+    def _held(self, job: _Job, presence: Mapping[str, Presence]) -> Iterator[Held]:
         for node, volumes in job.saved.items():
             known = presence.get(node)
             for identity, several in volumes.items():
                 is_copy = known is not None and identity not in known.mounted
                 for one in several:
-                    yield Listed(one, known is not None and known.alive, is_copy)
+                    yield Held(one, known is not None and known.alive, is_copy)
 
     def _bad(self, job: _Job) -> frozenset[SnapshotId]:
         every = {one for of_node in job.saved.values() for several in of_node.values() for one in several}
@@ -268,10 +275,22 @@ class Restarts:
 
     def _is_given_up(self, identity: Identity, run: str, step: int | None, number: int) -> bool:
         """Whether it is of the life before the volume's last restart, and beyond the step of that."""
-        resumed = self._job(identity).resumed.get(identity)
-        if resumed is None or resumed[1].run != run or epoch_of(number) >= resumed[1].epoch or step is None:
+        last = self._last_restart(identity, run)
+        if last is None or epoch_of(number) >= last.epoch or step is None:
             return False
-        return resumed[1].step is None or step > resumed[1].step
+        return last.step is None or step > last.step
+
+    def _last_restart(self, identity: Identity, run: str) -> Resumption | None:
+        """The last one of a run that a volume is known to have joined, though the node that would tell is gone."""
+        job = self._job(identity)
+        told = job.resumed.get(identity)
+        resumed = told[1] if told is not None and told[1].run == run else None
+        begun = job.begun.get(run)
+        if begun is None or identity.replica not in begun.joined:
+            return resumed
+        if resumed is not None and resumed.restart >= begun.restart:
+            return resumed
+        return Resumption(run, begun.restart, begun.step, begun.joined[identity.replica])
 
     def _usable(self, question: Question, job: _Job) -> tuple[Backup, ...]:
         run, identity = question.lineage.run, question.identity
@@ -303,21 +322,25 @@ class Restarts:
         )
 
     def _count(self, job: _Job, now: float) -> dict[Identity, tuple[int, ...]]:
-        """Of what is listed by nodes that are alive, and of all that was: a node may come back."""
-        alive = {node for node, one in self._directory.presence(now).items() if one.alive}
-        shapes = {
+        alive = self._directory.alive(job.saved, now)
+        awaited = job.saved.keys() - alive - self._directory.gone_for(Deadline.RETURN, now)
+        if awaited:
+            job.is_changed = True  # it is counted again until they are back, or have been gone for longer
+        lineages = {
             _shape(one.lineage): one.lineage
             for of_node in job.saved.values()
             for several in of_node.values()
             for one in several
         }
-        needed: dict[Identity, set[int]] = {}
-        for lineage in shapes.values():
-            for nodes in (alive, set(job.saved)):
-                whole = whole_steps(self._parts(job, lineage, nodes), lineage.world_size)
-                for part in whole[max(whole)].values() if whole else ():
-                    needed.setdefault(part.id.identity, set()).add(part.id.number)
-        return {identity: tuple(sorted(numbers)) for identity, numbers in needed.items()}
+        return needed_parts(
+            [
+                Listed(one.world_size, self._parts(job, one, alive), self._parts(job, one, job.saved))
+                for one in lineages.values()
+            ],
+            on_several(chain.from_iterable(job.saved[node].values()) for node in alive),
+            job.needed,
+            is_awaited=bool(awaited),
+        )
 
 
 def _merge(one: Mapping[str, list[Saved]], other: Mapping[str, list[Saved]]) -> dict[str, list[Saved]]:

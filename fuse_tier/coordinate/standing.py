@@ -13,7 +13,7 @@ from fuse_tier.standing import PEER, RAM, Standing
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class Held:
     """A part of a checkpoint, as one node lists it."""
 
     saved: Saved
@@ -21,7 +21,7 @@ class Listed:
     is_copy: bool  # the node does not have the volume mounted
 
 
-def standings(job: Job, listed: Iterable[Listed], bad: Collection[SnapshotId] = ()) -> tuple[Standing, ...]:
+def standings(job: Job, listed: Iterable[Held], bad: Collection[SnapshotId] = ()) -> tuple[Standing, ...]:
     """The complete checkpoints of all runs and shapes of a job; ``bad`` are parts that are not to be restored."""
     by_shape: dict[tuple[str, int, str], dict[str, dict[int, Saved]]] = {}
     here: set[SnapshotId] = set()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from fuse_tier.checkpoints import Saved
 from fuse_tier.coordinate.choosing import Current, Known, Parts, choose
+from fuse_tier.epochs import number_before
 from fuse_tier.errors import FuseTierError, NotFound, RunMismatch, TierRefused, TierUnavailable
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Lineage
@@ -89,6 +90,16 @@ def test_a_restart_is_over_when_a_newer_step_has_been_completed_since() -> None:
 def test_a_rank_that_has_joined_a_restart_begins_another() -> None:
     known = knows(parts(r0=[100], r1=[100]))
     assert choose(ask(), known, Current(7, 100, frozenset({"0"})), NEW).restart == NEW
+
+
+def test_nobody_joins_a_restart_since_which_somebody_saved_whose_node_has_forgotten_it() -> None:
+    first = number_before(7) + 1
+    saved = [
+        Saved(SnapshotId(identity("0"), number), RUN, step, 0) for number, step in ((first, 100), (first + 1, 200))
+    ]
+    begun = Current(7, None, frozenset({"1"}), is_heard=True)
+    with pytest.raises(TierRefused, match="no step of default/llama"):
+        choose(ask("0"), knows({"0": saved}, wherever={"0": saved}), begun, NEW)
 
 
 def test_when_the_step_of_a_restart_is_lost_nobody_goes_back_behind_one_who_has_begun() -> None:

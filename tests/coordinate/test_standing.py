@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fuse_tier.checkpoints import Job, Saved
-from fuse_tier.coordinate.standing import Listed, standings
+from fuse_tier.coordinate.standing import Held, standings
 from fuse_tier.identity import SnapshotId
 from fuse_tier.manifest import Lineage
 from fuse_tier.standing import Standing, merged, newest_by_tier
@@ -18,9 +18,9 @@ def part(rank: int, step: int, lineage: Lineage = RUN) -> Saved:
     return Saved(SnapshotId(JOB.identity(str(rank)), step), lineage, step, 1000 * step + rank, 10)
 
 
-def on(node: str, *parts: Saved, owns: int, is_alive: bool = True) -> Iterator[Listed]:
+def on(node: str, *parts: Saved, owns: int, is_alive: bool = True) -> Iterator[Held]:
     for one in parts:
-        yield Listed(one, is_alive, one.id.identity.replica != str(owns))
+        yield Held(one, is_alive, one.id.identity.replica != str(owns))
 
 
 def test_a_step_is_complete_where_every_rank_has_it() -> None:

@@ -6,8 +6,8 @@ with its commands, arguments and volumes, all of them anew when one has ended.
 
 from __future__ import annotations
 
-import fcntl
 import os
+import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -44,7 +44,8 @@ JOB: dict[str, Any] = REPLICATED["template"]["spec"]
 POD: dict[str, Any] = JOB["template"]["spec"]
 (CONTAINER,) = POD["containers"]
 NODES = ("a", "b", "c")
-_SMALLEST_PIPE = 4096
+# Bytes of what a pod says; the kernel makes it a few lines. So no shard is far ahead of another, as in a real job.
+_SMALLEST_BUFFER = 0
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Running:
     process: subprocess.Popen[str]
 
     async def says(self, text: str) -> str:
-        """The next line that has this; what it says beyond it fills a small pipe, and then it waits."""
+        """The next line that has this; what it says beyond it, a few lines, waits to be read, and so does it."""
 
         def read() -> str:
             assert self.process.stdout is not None
@@ -130,14 +131,16 @@ def container(index: int, places: Mapping[str, Path]) -> Iterator[subprocess.Pop
     """The manifest's command with its arguments, which sees directories where the manifest has them."""
     made = [f'mkdir -p "{path}" && mount --bind "{directory}" "{path}"' for path, directory in places.items()]
     script = " && ".join(["mount --make-rprivate /", "mount -t tmpfs none /mnt", *made, 'exec "$@"'])
-    process = subprocess.Popen(
-        ["unshare", "--mount", "sh", "-c", script, "sh", *CONTAINER["command"], *CONTAINER["args"]],
-        env={"PATH": os.environ["PATH"], "JOB_COMPLETION_INDEX": str(index)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, _SMALLEST_PIPE)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SMALLEST_BUFFER)
+        process = subprocess.Popen(
+            ["unshare", "--mount", "sh", "-c", script, "sh", *CONTAINER["command"], *CONTAINER["args"]],
+            env={"PATH": os.environ["PATH"], "JOB_COMPLETION_INDEX": str(index)},
+            stdout=theirs.fileno(),
+            text=True,
+        )
+        process.stdout = ours.makefile("r")
     try:
         yield process
     finally:
