@@ -93,11 +93,12 @@ class Saved:
     lineage: Lineage
     step: int | None  # None: no name in the tree says it
     created_ns: int  # UTC, since 1970
+    size: int = 0  # bytes of all its files; 0: not known
 
     @classmethod
     def of(cls, manifest: Manifest) -> Saved:
         """What a manifest says."""
-        return cls(manifest.id, manifest.lineage, step_of(manifest), manifest.created_ns)
+        return cls(manifest.id, manifest.lineage, step_of(manifest), manifest.created_ns, manifest.size)
 
 
 @dataclass(frozen=True, slots=True)

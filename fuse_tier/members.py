@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from fuse_tier.checkpoints import Saved
 from fuse_tier.identity import Identity
 from fuse_tier.restarts import Mark, Resumption
+from fuse_tier.standing import Standing
 
 Holdings = Mapping[Identity, tuple[int, ...]]
 """Numbers of the snapshots that are listed in a place, ascending, by volume."""
@@ -60,6 +61,7 @@ class LocalFacts:
     saved: Mapping[Identity, tuple[Saved, ...]] = field(default_factory=dict)
     resumed: Mapping[Identity, Resumption] = field(default_factory=dict)
     marks: frozenset[Mark] = frozenset()
+    standings: tuple[Standing, ...] = ()  # of the steward: what is complete in the bucket
 
 
 @dataclass(frozen=True, slots=True)

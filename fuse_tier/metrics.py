@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import structlog
@@ -43,6 +43,12 @@ _copies = Histogram(
 _copies_refused = Counter("fuse_tier_copies_refused", "Copies for which a peer had no room.", registry=REGISTRY)
 _commits = Counter("fuse_tier_commit", "Snapshots made visible.", ["tier"], registry=REGISTRY)
 _restores = Histogram("fuse_tier_restore_seconds", "One volume's restore.", buckets=_SECONDS, registry=REGISTRY)
+_goodput_lost = Counter(
+    "fuse_tier_goodput_lost_seconds",
+    "Time in which a job saved, or waited for its files: what it cannot have trained in if it waits for both.",
+    ["identity", "cause"],
+    registry=REGISTRY,
+)
 _node_operations = Histogram(
     "node_operations_seconds",
     "What a node does for a framework that speaks the file protocol, by the names of the replicator before this one.",
@@ -87,6 +93,9 @@ class _Ages(Collector):
     def note(self, *labels: str, created_ns: int) -> None:
         self._created_ns[labels] = created_ns
 
+    def replace(self, created_ns: Mapping[tuple[str, ...], int]) -> None:
+        self._created_ns = dict(created_ns)
+
     def forget(self, *beginning: str) -> None:
         for key in [key for key in list(self._created_ns) if key[: len(beginning)] == beginning]:
             self._created_ns.pop(key, None)
@@ -106,8 +115,8 @@ _ages = _Ages(
 )
 _checkpoints = _Ages(
     "fuse_tier_checkpoint_age_seconds",
-    "Time since a job's newest complete checkpoint in the bucket was taken.",
-    "job",
+    "Time since the newest checkpoint of a job that is complete on a tier was taken.",
+    *("job", "tier"),
 )
 REGISTRY.register(_ages)
 REGISTRY.register(_checkpoints)
@@ -147,6 +156,11 @@ def committed(tier: str) -> None:
 def restored(seconds: float) -> None:
     """A volume was restored."""
     _restores.observe(seconds)
+
+
+def goodput_lost(identity: str, cause: str, seconds: float) -> None:
+    """A volume's job was ``saving``, or ``restoring``, for so long."""
+    _goodput_lost.labels(identity, cause).inc(max(0.0, seconds))
 
 
 @contextmanager
@@ -198,6 +212,9 @@ def durable(identity: str, tier: str, created_ns: int) -> None:
 def forget_volume(identity: str) -> None:
     """The volume is none of this node's any more: its age is not our matter."""
     _ages.forget(identity)
+    for cause in ("saving", "restoring"):
+        with suppress(KeyError):
+            _goodput_lost.remove(identity, cause)
 
 
 def given_up(size: int) -> None:
@@ -210,14 +227,12 @@ def backed_up(outcome: str) -> None:
     _backups.labels(outcome).inc()
 
 
-def checkpoint_complete(job: str, created_ns: int) -> None:
-    """The newest complete checkpoint of a job in the bucket was taken at this time; told by one node alone."""
-    _checkpoints.note(job, created_ns=created_ns)
+def checkpoints_complete(created_ns: Mapping[tuple[str, str], int]) -> None:
+    """When the newest complete checkpoint of each job, on each tier, was taken; of others nothing is told any more.
 
-
-def forget_checkpoints() -> None:
-    """This node tells of no job's checkpoints any more: another one does."""
-    _checkpoints.forget()
+    Of the bucket one node tells, of RAM the coordinator. A time that is not known (0) is left out.
+    """
+    _checkpoints.replace({key: at for key, at in created_ns.items() if at})
 
 
 def unwell(count: int) -> None:

@@ -115,11 +115,23 @@ async def test_what_was_counted_is_read(port: int) -> None:
     assert after["fuse_tier_ram_free_bytes", frozenset()] == 40
 
 
-async def test_a_complete_checkpoint_grows_old_and_only_one_node_tells_of_it(port: int) -> None:
-    key = ("fuse_tier_checkpoint_age_seconds", frozenset({"ns/w"}))
-    metrics.checkpoint_complete("ns/w", time.time_ns() - 3600 * 10**9)
+async def test_a_complete_checkpoint_grows_old_on_each_tier_until_nobody_tells_of_it(port: int) -> None:
+    key = ("fuse_tier_checkpoint_age_seconds", frozenset({"ns/w", "bucket"}))
+    of_ram = ("fuse_tier_checkpoint_age_seconds", frozenset({"ns/w", "ram"}))
+    metrics.checkpoints_complete({("ns/w", "bucket"): time.time_ns() - 3600 * 10**9, ("ns/w", "ram"): 0})
     assert (await scrape(port))[key] >= 3600
-    metrics.forget_checkpoints()
+    assert of_ram not in await scrape(port)  # when it was taken is not known
+    metrics.checkpoints_complete({})
+    assert key not in await scrape(port)
+
+
+async def test_time_that_a_job_lost_adds_up_until_its_volume_is_forgotten(port: int) -> None:
+    key = ("fuse_tier_goodput_lost_seconds_total", frozenset({"ns/w/0", "saving"}))
+    metrics.goodput_lost("ns/w/0", "saving", 2.0)
+    metrics.goodput_lost("ns/w/0", "saving", 1.5)
+    metrics.goodput_lost("ns/w/0", "saving", -1.0)
+    assert (await scrape(port))[key] == 3.5
+    metrics.forget_volume("ns/w/0")
     assert key not in await scrape(port)
 
 

@@ -12,6 +12,7 @@ import click
 from fuse_tier.cli.options import (
     TIERS,
     IdentityType,
+    JobType,
     SecondsType,
     SnapshotType,
     bucket_option,
@@ -34,16 +35,26 @@ if TYPE_CHECKING:
 @node_option
 @click.option("--watch", is_flag=True, help="Show it again and again, until interrupted.")
 @click.option("--interval", type=SecondsType(), default=1.0, show_default=True, help="How often, with --watch.")
+@click.option("--job", type=JobType(), help="The complete checkpoints of a job instead, on all nodes.")
 @json_option
-def status(socket: str | None, watch: bool, interval: float, as_json: bool) -> None:
+def status(socket: str | None, watch: bool, interval: float, job: str | None, as_json: bool) -> None:
     """Shows a node's tiers and volumes, what is durable where, its queue and rates.
+
+    With --job, which checkpoints of that job every rank has, and whether they are in RAM (somewhere), on peers (so
+    that any one node may be lost) and in the bucket: as the coordinator knows it, whichever node is asked.
 
     \b
     Example:
       fuse-tier status --node run/a/node.sock --watch
+      fuse-tier status --job default/llama
     """
     from fuse_tier.cli.node_client import connected
 
+    if job is not None:
+        if watch:
+            raise click.UsageError("--watch shows a node: leave out --job")
+        _job_status(socket, job, as_json)
+        return
     if watch:
         _watch_status(socket, interval, as_json)
         return
@@ -55,6 +66,25 @@ def status(socket: str | None, watch: bool, interval: float, as_json: bool) -> N
         from fuse_tier.cli.rendering import print_out, status_view
 
         print_out(status_view(facts))
+
+
+def _job_status(socket: str | None, job: str, as_json: bool) -> None:
+    from fuse_tier.cli.node_client import connected
+    from fuse_tier.cli.rendering import print_out
+    from fuse_tier.cli.reports import standings_view
+    from fuse_tier.wire import control_pb2 as pb
+    from fuse_tier.wire.standing import standings_from_wire
+
+    with connected(socket) as node:
+        reply = node.call("Checkpoints", pb.CheckpointsRequest(job=job), Deadline.LISTING)
+    found = standings_from_wire(reply.standings)
+    facts = [asdict(one) | {"job": str(one.job), "restorable": one.restorable} for one in found]
+    if as_json:
+        print_json(facts)
+    elif facts:
+        print_out(standings_view(facts))
+    else:
+        click.echo(f"no checkpoint of {job} is complete: `fuse-tier ls` shows what each volume has")
 
 
 def _status(node: NodeClient) -> dict[str, Any]:

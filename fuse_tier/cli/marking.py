@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from fuse_tier.cli.options import node_option
+from fuse_tier.cli.options import JobType, node_option
 from fuse_tier.cli.volumes import run_option
 from fuse_tier.deadlines import Deadline
 
@@ -12,7 +12,7 @@ from fuse_tier.deadlines import Deadline
 @click.command("mark-bad", short_help="Have a step not restored again.")
 @click.argument("step", type=click.IntRange(min=0))
 @node_option
-@click.option("--job", required=True, metavar="NS/WORKLOAD", help="Whose step.")
+@click.option("--job", required=True, type=JobType(), help="Whose step.")
 @run_option
 def mark_bad(step: int, socket: str | None, job: str, run: str) -> None:
     """Marks a step of a job as bad: at the next restart an older one is taken, on all nodes.

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from fuse_tier.errors import ConfigError
-from fuse_tier.identity import Identity, SnapshotId
+from fuse_tier.identity import Identity, SnapshotId, is_name
 from fuse_tier.quantities import parse_duration
 
 TIERS = ("ram", "peer", "bucket")
@@ -29,6 +29,23 @@ class IdentityType(click.ParamType[str]):
             return str(Identity.parse(value))
         except ConfigError as error:
             self.fail(str(error), param, ctx)
+
+
+class JobType(click.ParamType[str]):
+    """``NAMESPACE/WORKLOAD``; the value is its text."""
+
+    name = "job"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """What help shows."""
+        return "NS/WORKLOAD"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Checks it."""
+        namespace, slash, workload = value.partition("/")
+        if not slash or not is_name(namespace) or not is_name(workload):
+            self.fail(f"job {value!r} must have two parts: NAMESPACE/WORKLOAD", param, ctx)
+        return str(value)
 
 
 class SnapshotType(click.ParamType[str]):

@@ -36,6 +36,23 @@ def checkpoints_view(checkpoints: Iterable[dict[str, Any]]) -> Table:
     return table(("CHECKPOINT", "JOB", "RUN", "STEP>", "AGE>", "SNAPSHOTS"), rows)
 
 
+def standings_view(standings: Iterable[dict[str, Any]]) -> Table:
+    """The table of ``status --job``."""
+    rows = [
+        (
+            "-" if one["step"] is None else str(one["step"]),
+            one["run"],
+            str(one["ranks"]),
+            ", ".join(one["tiers"]) or "-",
+            format_size(one["size"]),
+            age(one["created_ns"]),
+            "yes" if one["restorable"] else "marked bad" if one["is_bad"] else "no: parts are on nodes that are away",
+        )
+        for one in standings
+    ]
+    return table(("STEP>", "RUN", "RANKS>", "COMPLETE ON", "SIZE>", "AGE>", "RESTORABLE"), rows)
+
+
 def prune_view(facts: dict[str, Any]) -> Table:
     """The table of ``prune``."""
     rows = [

@@ -25,6 +25,7 @@ from fuse_tier.epochs import EpochClock
 from fuse_tier.errors import IdentityBusy, TierRefused, TierUnavailable
 from fuse_tier.identity import Identity
 from fuse_tier.members import Domain, Holdings, Location, Member, Picture, Report, VolumePicture
+from fuse_tier.standing import Standing
 
 FORGET_SECONDS = 3600.0  # how long a node that is gone is still shown
 
@@ -37,6 +38,7 @@ class Presence:
     gone_seconds: float
     mounted: frozenset[Identity]
     bucket: Holdings
+    standings: tuple[Standing, ...] = ()
 
 
 class Change(enum.StrEnum):
@@ -212,6 +214,7 @@ class Directory:
                 float("inf") if known.report.leaving else now - known.expires,
                 known.report.facts.mounted,
                 known.report.facts.bucket,
+                known.report.facts.standings,
             )
             for name, known in self._nodes.items()
         }

@@ -15,6 +15,7 @@ from fuse_tier.checkpoints import Job, Saved
 from fuse_tier.coordinate.choosing import Current, Known, choose
 from fuse_tier.coordinate.directory import Directory, Presence
 from fuse_tier.coordinate.needed import Listed, needed_parts, on_several
+from fuse_tier.coordinate.standing import Held, standings
 from fuse_tier.deadlines import Deadline
 from fuse_tier.epochs import epoch_of
 from fuse_tier.errors import TierUnavailable
@@ -22,6 +23,7 @@ from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Lineage
 from fuse_tier.members import Report
 from fuse_tier.restarts import Backup, Mark, Question, Resumption, Verdict
+from fuse_tier.standing import Standing, merged
 
 _COUNT_EVERY_SECONDS = 1.0  # what is complete, at most
 _FORGET_SECONDS = 60.0  # a job of which nobody has anything, and nobody asks
@@ -191,6 +193,32 @@ class Restarts:
     def marks(self, node: str) -> tuple[Mark, ...]:
         """Which steps of the jobs that a node has something of are not to be restored."""
         return tuple(mark for name in self._of_node.get(node, ()) for mark in self._jobs[name].marks)
+
+    # ---- what people ask ----
+
+    def standings(self, now: float, wanted: Job | None = None) -> tuple[Standing, ...]:
+        """The complete checkpoints of one job, or of all, and where they are; the newest first."""
+        presence = self._directory.presence(now)
+        told = [one for known in presence.values() for one in known.standings if wanted in (None, one.job)]
+        for name in self._jobs if wanted is None else [wanted]:
+            if (job := self._jobs.get(name)) is not None:
+                told += standings(name, self._held(job, presence), self._bad(job))
+        return merged(told)
+
+    def _held(self, job: _Job, presence: Mapping[str, Presence]) -> Iterator[Held]:
+        for node, volumes in job.saved.items():
+            known = presence.get(node)
+            for identity, several in volumes.items():
+                is_copy = known is not None and identity not in known.mounted
+                for one in several:
+                    yield Held(one, known is not None and known.alive, is_copy)
+
+    def _bad(self, job: _Job) -> frozenset[SnapshotId]:
+        every = {one for of_node in job.saved.values() for several in of_node.values() for one in several}
+        marked = {
+            one.id for one in every if any(mark.is_on(one.lineage.run, one.step, one.id.number) for mark in job.marks)
+        }
+        return frozenset(marked | job.damaged)
 
     # ---- what is known ----
 

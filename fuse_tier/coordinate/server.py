@@ -53,6 +53,7 @@ async def serve_coordinator(
     service = CoordinatorService(config.cluster, directory, authenticated=tls is not None)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(service.keep_leases)
+        nursery.start_soon(service.keep_ages)
         if config.metrics:
             await nursery.start(metrics.serve, config.metrics)
         services = [(add_CoordinatorServicer_to_server, service), *more]

@@ -10,11 +10,13 @@ import structlog
 import trio
 
 from fuse_tier import members, metrics
+from fuse_tier.checkpoints import Job
 from fuse_tier.coordinate import counts
 from fuse_tier.coordinate.directory import Accepted, Change, Directory
 from fuse_tier.coordinate.restarts import Restarts
 from fuse_tier.errors import FuseTierError, IdentityBusy, InvalidRequest, NotAuthorized, TierRefused, TierUnavailable
 from fuse_tier.identity import Identity
+from fuse_tier.standing import Standing
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.grpc import Caller
 from fuse_tier.wire.members import (
@@ -28,12 +30,20 @@ from fuse_tier.wire.members import (
     picture_to_wire,
     report_from_wire,
 )
-from fuse_tier.wire.restarts import mark_to_wire, question_from_wire, resumption_from_wire, verdict_to_wire
+from fuse_tier.wire.restarts import (
+    mark_to_wire,
+    parse_job,
+    question_from_wire,
+    resumption_from_wire,
+    verdict_to_wire,
+)
+from fuse_tier.wire.standing import standing_to_wire
 
 log = structlog.get_logger(__name__)
 
 _PROBE_SECONDS = 1.0
 _TOLD_AT_MOST = 1000
+_AGES_EVERY_SECONDS = 5.0
 
 
 class CoordinatorService:
@@ -131,6 +141,21 @@ class CoordinatorService:
     async def Picture(self, request: pb.Empty, caller: Caller) -> pb.PictureReply:  # noqa: N802 - its wire name
         """Everything, for people."""
         return picture_to_wire(self._directory.picture(trio.current_time()))
+
+    async def Checkpoints(self, request: pb.CheckpointsRequest, caller: Caller) -> pb.CheckpointsReply:  # noqa: N802
+        """Complete checkpoints, for people."""
+        job = parse_job(request.job) if request.job else None
+        return pb.CheckpointsReply(standings=map(standing_to_wire, self.standings(job)))
+
+    def standings(self, job: Job | None = None) -> tuple[Standing, ...]:
+        """The complete checkpoints of one job, or of all, as far as nodes have told of them."""
+        return self._restarts.standings(trio.current_time(), job)
+
+    async def keep_ages(self) -> None:
+        """Says of each job how old its newest complete checkpoint is in RAM, until cancelled."""
+        while True:
+            await trio.sleep(_AGES_EVERY_SECONDS)
+            counts.complete(self.standings())
 
     async def keep_leases(self) -> None:
         """Ends leases that were not renewed, until cancelled."""

@@ -17,6 +17,7 @@ import structlog
 import trio
 
 from fuse_tier import epochs, metrics
+from fuse_tier.checkpoints import Job
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import DeadlineExceeded, FuseTierError, IdentityBusy, TierRefused, TierUnavailable
 from fuse_tier.identity import Identity
@@ -24,6 +25,7 @@ from fuse_tier.members import Domain, Location, Member
 from fuse_tier.replicate.own import OwnNode
 from fuse_tier.replicate.roster import RosterMembership, ask_holders
 from fuse_tier.restarts import Mark, Question, Resumption, Verdict
+from fuse_tier.standing import Standing
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.control_pb2_grpc import CoordinatorStub, PeerStub
 from fuse_tier.wire.grpc import Client
@@ -37,6 +39,7 @@ from fuse_tier.wire.members import (
     report_to_wire,
 )
 from fuse_tier.wire.restarts import mark_from_wire, question_to_wire, resumption_to_wire, verdict_from_wire
+from fuse_tier.wire.standing import standings_from_wire
 
 log = structlog.get_logger(__name__)
 
@@ -127,6 +130,11 @@ class CoordinatorMembership(RosterMembership):
         async with self._turn:
             request.node, request.instance, request.sequence = *self._caller, next(self._sequence)
             return verdict_from_wire(await self._client.call("Restart", request, Deadline.CONTROL_CALL))
+
+    async def checkpoints(self, job: Job) -> tuple[Standing, ...]:
+        """See Membership."""
+        request = pb.CheckpointsRequest(job=str(job))
+        return standings_from_wire((await self._client.call("Checkpoints", request, Deadline.CONTROL_CALL)).standings)
 
     async def join(self, identity: Identity, resumption: Resumption) -> None:
         """See Membership."""

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import trio
 
+from fuse_tier.checkpoints import Job
 from fuse_tier.config import NodeConfig
 from fuse_tier.identity import Identity
 from fuse_tier.members import Domain, LocalFacts, Location, Member
@@ -18,6 +19,7 @@ from fuse_tier.replicate.by_coordinator import CoordinatorMembership
 from fuse_tier.replicate.by_peers import PeerMembership
 from fuse_tier.replicate.own import OwnNode
 from fuse_tier.restarts import Mark, Question, Resumption, Verdict
+from fuse_tier.standing import Standing
 from fuse_tier.wire.tls import TlsFiles
 
 
@@ -108,6 +110,10 @@ class Membership(Protocol):
 
     async def join(self, identity: Identity, resumption: Resumption) -> None:
         """Before a volume is mounted that has the files of the step. Raises TierUnavailable: it is chosen again."""
+        ...
+
+    async def checkpoints(self, job: Job) -> tuple[Standing, ...]:
+        """The complete checkpoints of a job, and on which tiers each is. Raises ConfigError without a coordinator."""
         ...
 
     @property

@@ -57,6 +57,7 @@ class Mounting:
         What a failed mount leaves is what was there before, or the restored files, not mounted.
         """
         volume = await self._volumes.open(order.identity)
+        began = trio.current_time()
         async with volume.mounting:
             mountpoint = await self._supervisor.check(order.identity, order.mountpoint)
             await self._wait_until_ended(volume)
@@ -73,6 +74,7 @@ class Mounting:
                     volume.gate = None
                     await self._supervisor.mount(order.identity, order.mountpoint, read_only=order.read_only)
                     await self._wait_until_serving(volume)
+                    metrics.goodput_lost(str(order.identity), "restoring", trio.current_time() - began)
                 except BaseException:
                     with trio.CancelScope(shield=True):
                         await self._undo(volume, mountpoint)

@@ -15,9 +15,9 @@ from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import ConfigError, DeadlineExceeded, InvalidRequest, NotFound
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Lineage, Manifest, encode
-from fuse_tier.members import Domain
 from fuse_tier.replicate.choice import Chooser
 from fuse_tier.replicate.inventory import Inventory
+from fuse_tier.replicate.membership import Membership
 from fuse_tier.replicate.mounting import Mounting
 from fuse_tier.replicate.preparing import MountOrder
 from fuse_tier.replicate.restore import Restorer
@@ -29,6 +29,7 @@ from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.grpc import Caller
 from fuse_tier.wire.members import domain_to_wire, parse_user
 from fuse_tier.wire.restarts import parse_job
+from fuse_tier.wire.standing import standing_to_wire
 
 
 class NodeService:
@@ -42,9 +43,9 @@ class NodeService:
         restorer: Restorer,
         inventory: Inventory,
         nursery: trio.Nursery,
-        stewardship: Stewardship | None = None,
-        mark_bad: Callable[[Job, str, int], Awaitable[None]] | None = None,
-        heard_domain: Callable[[], Domain | None] = Domain,
+        stewardship: Stewardship | None,
+        mark_bad: Callable[[Job, str, int], Awaitable[None]],
+        membership: Membership,
         *,
         replicas: int,
         drain_seconds: float,
@@ -57,7 +58,7 @@ class NodeService:
         self._nursery = nursery
         self._stewardship = stewardship
         self._mark_bad = mark_bad
-        self._heard_domain = heard_domain
+        self._membership = membership
         self._copies = max(1, replicas)
         self._drain_seconds = drain_seconds
 
@@ -100,7 +101,7 @@ class NodeService:
 
     async def Alive(self, request: pb.Empty, caller: Caller) -> pb.AliveReply:  # noqa: N802
         """That this worker's loop turns, and what it has heard of itself."""
-        domain = self._heard_domain()
+        domain = self._membership.heard_domain()
         return pb.AliveReply(version=__version__, domain=domain_to_wire(domain) if domain else None)
 
     async def Status(self, request: pb.Empty, caller: Caller) -> pb.StatusReply:  # noqa: N802
@@ -187,9 +188,13 @@ class NodeService:
     async def MarkBad(self, request: pb.MarkBadRequest, caller: Caller) -> pb.Empty:  # noqa: N802
         """A step is not restored again, unless somebody names it."""
         job = parse_job(request.job)
-        if self._mark_bad is not None:
-            await self._mark_bad(job, Lineage(request.run or job.workload).run, request.step)
+        await self._mark_bad(job, Lineage(request.run or job.workload).run, request.step)
         return pb.Empty()
+
+    async def Checkpoints(self, request: pb.CheckpointsRequest, caller: Caller) -> pb.CheckpointsReply:  # noqa: N802
+        """The complete checkpoints of a job, as the coordinator knows of them."""
+        found = await self._membership.checkpoints(parse_job(request.job))
+        return pb.CheckpointsReply(standings=map(standing_to_wire, found))
 
     async def Prune(self, request: pb.PruneRequest, caller: Caller) -> AsyncIterator[pb.Step]:  # noqa: N802
         """Gives up in the bucket what was superseded, or tells what would be."""

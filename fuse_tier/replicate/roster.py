@@ -9,12 +9,14 @@ import structlog
 import trio
 
 from fuse_tier import epochs
+from fuse_tier.checkpoints import Job
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import ConfigError, FuseTierError
 from fuse_tier.identity import Identity
 from fuse_tier.members import Domain, Member
 from fuse_tier.replicate.own import OwnNode
 from fuse_tier.restarts import Mark, Question, Resumption, Verdict
+from fuse_tier.standing import Standing
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.grpc import Client
 from fuse_tier.wire.members import numbers_by_identity
@@ -98,6 +100,14 @@ class RosterMembership:
         raise ConfigError(
             "`restore: consistent` needs a coordinator, which knows what all ranks have: set `coordinator` in "
             "node.yaml, or say `restore: latest`"
+        )
+
+    async def checkpoints(self, job: Job) -> tuple[Standing, ...]:
+        """See Membership."""
+        await trio.lowlevel.checkpoint()
+        raise ConfigError(
+            f"which checkpoints of {job} are complete only a coordinator knows: set `coordinator` in node.yaml; "
+            "`fuse-tier ls` shows what there is of each volume"
         )
 
     async def join(self, identity: Identity, resumption: Resumption) -> None:

@@ -8,7 +8,7 @@ own: everything is read from the bucket, and two stewards at once harm nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from fuse_tier.replicate.catalog import READ_AT_ONCE, Catalog
 from fuse_tier.replicate.records import InBucket, JobListing, JobRecords
 from fuse_tier.replicate.retention import JobPlan, Keep, plan_job_retention
 from fuse_tier.replicate.steps import Report
+from fuse_tier.standing import BUCKET, Standing, newest_by_tier
 from fuse_tier.tiers.bucket import SAFE_GRACE_SECONDS, BucketTier
 from fuse_tier.tiers.bucket_layout import manifest_object
 from fuse_tier.tiers.bucket_many import Kept
@@ -51,6 +52,7 @@ class _Known:
     newest: Checkpoint | None  # if it has no record yet
     records: dict[str, Checkpoint]
     plan: JobPlan
+    sizes: Mapping[SnapshotId, int]  # of snapshots whose manifests can be read
 
 
 class Stewardship:
@@ -73,6 +75,7 @@ class Stewardship:
         self._noted: set[Job] = set()
         self._wake = Broadcast()
         self._collected = -math.inf
+        self._standings: dict[Job, tuple[Standing, ...]] = {}
         self._is_troubled = False
 
     # ---- answers ----
@@ -123,6 +126,10 @@ class Stewardship:
         """Which step of a job is backed up now."""
         return self._turns.ask(job, run, step, every, trio.current_time())
 
+    def standings(self) -> tuple[Standing, ...]:
+        """What is complete in the bucket, of the jobs that this node has looked at as the steward."""
+        return tuple(one for several in self._standings.values() for one in several)
+
     def note(self, job: Job) -> None:
         """Something new of a job has come to the bucket: it will be looked at soon. Never waits."""
         self._noted.add(job)
@@ -152,7 +159,7 @@ class Stewardship:
         trouble: FuseTierError | None = None
         is_steward = self._is_steward()
         if not is_steward:
-            metrics.forget_checkpoints()
+            self._standings = {}
         try:
             if at_everything and is_steward:
                 jobs |= set(await self._records.every())
@@ -169,6 +176,9 @@ class Stewardship:
                 await self._collect_when_due()
         except FuseTierError as error:
             trouble = error
+        metrics.checkpoints_complete(
+            {(str(job), tier): at for (job, tier), at in newest_by_tier(self.standings()).items()}
+        )
         self._tell(trouble)
         return trouble is None
 
@@ -191,6 +201,13 @@ class Stewardship:
         known = await self._record(known) or known
         await self._end_forced(known)
         await self._drop(known)
+        self._note_standings(known)
+
+    def _note_standings(self, known: _Known) -> None:
+        gone = set(known.plan.records)
+        self._standings[known.listing.job] = tuple(
+            _standing(record, known.sizes) for name, record in known.records.items() if name not in gone
+        )
 
     async def _look_at(self, job: Job) -> _Known:
         listing = await self._catalog.listing(job)
@@ -202,16 +219,13 @@ class Stewardship:
         if records.keys() >= set(listing.checkpoints):
             plan = plan_job_retention(saved, records, self._keep, in_use=listing.in_use)
         # Else nothing goes: what a record names that cannot be read, by this version at least, is not known.
-        return _Known(listing, newest, records, plan)
+        return _Known(listing, newest, records, plan, {one.id: one.size for one in readable})
 
     async def _record(self, known: _Known) -> _Known | None:
         """What is known after the newest complete checkpoint was recorded; None when it had been."""
         newest, job = known.newest, known.listing.job
-        if known.records:
-            metrics.checkpoint_complete(str(job), max(record.created_ns for record in known.records.values()))
         if newest is None:
             return None
-        metrics.checkpoint_complete(str(job), newest.created_ns)
         name = await self._records.record(newest, max(known.records, default=""))
         log.info(
             "checkpoint.complete", job=str(job), checkpoint=name, step=newest.step, snapshots=len(newest.snapshots)
@@ -314,3 +328,10 @@ class Stewardship:
         if dropped:
             await for_each(known.listing.snapshots, read, READ_AT_ONCE)
         return sum(blob.size for blob in gone - staying)
+
+
+def _standing(record: Checkpoint, sizes: Mapping[SnapshotId, int]) -> Standing:
+    size = sum(sizes.get(part, 0) for part in record.ids)
+    return Standing(
+        record.job, record.lineage.run, len(record.snapshots), record.step, record.created_ns, size, (BUCKET,)
+    )

@@ -197,6 +197,7 @@ class Worker:
                 if volume.resumption is not None and not volume.superseded
             },
             marks=self._marks.own(),
+            standings=self._duties.stewardship.standings() if self._duties else (),
         )
 
     # ---- tasks ----
@@ -272,7 +273,7 @@ class Worker:
             self._nursery,
             self._duties.stewardship if self._duties else None,
             self._mark_bad,
-            self._membership.heard_domain,
+            self._membership,
             replicas=config.replicas,
             drain_seconds=config.drain,
         )

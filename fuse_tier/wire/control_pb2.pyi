@@ -830,6 +830,45 @@ class BackupTurnReply(_message.Message):
 Global___BackupTurnReply: _TypeAlias = BackupTurnReply  # noqa: Y015
 
 @_typing.final
+class CheckpointsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    job: _builtins.str
+    def __init__(
+        self,
+        *,
+        job: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckpointsRequest: _TypeAlias = CheckpointsRequest  # noqa: Y015
+
+@_typing.final
+class CheckpointsReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STANDINGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def standings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Standing]: ...
+    def __init__(
+        self,
+        *,
+        standings: _abc.Iterable[Global___Standing] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["standings", b"standings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckpointsReply: _TypeAlias = CheckpointsReply  # noqa: Y015
+
+@_typing.final
 class Holding(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -930,6 +969,7 @@ class ReportRequest(_message.Message):
     SAVES_FIELD_NUMBER: _builtins.int
     RESUMED_FIELD_NUMBER: _builtins.int
     MARKS_FIELD_NUMBER: _builtins.int
+    STANDINGS_FIELD_NUMBER: _builtins.int
     cluster: _builtins.str
     node: _builtins.str
     instance: _builtins.str
@@ -972,6 +1012,10 @@ class ReportRequest(_message.Message):
     def marks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Mark]:
         """steps that are not to be restored (minor 4)"""
 
+    @_builtins.property
+    def standings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Standing]:
+        """of the steward: what is complete in the bucket (minor 6)"""
+
     def __init__(
         self,
         *,
@@ -994,10 +1038,11 @@ class ReportRequest(_message.Message):
         saves: _abc.Iterable[Global___Saves] | None = ...,
         resumed: _abc.Iterable[Global___Resumption] | None = ...,
         marks: _abc.Iterable[Global___Mark] | None = ...,
+        standings: _abc.Iterable[Global___Standing] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "bucket", b"bucket", "capacity_bytes", b"capacity_bytes", "clock", b"clock", "cluster", b"cluster", "free_bytes", b"free_bytes", "holdings", b"holdings", "host", b"host", "instance", b"instance", "leaving", b"leaving", "marks", b"marks", "mounted", b"mounted", "node", b"node", "owned", b"owned", "pool", b"pool", "resumed", b"resumed", "saves", b"saves", "sequence", b"sequence", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "bucket", b"bucket", "capacity_bytes", b"capacity_bytes", "clock", b"clock", "cluster", b"cluster", "free_bytes", b"free_bytes", "holdings", b"holdings", "host", b"host", "instance", b"instance", "leaving", b"leaving", "marks", b"marks", "mounted", b"mounted", "node", b"node", "owned", b"owned", "pool", b"pool", "resumed", b"resumed", "saves", b"saves", "sequence", b"sequence", "standings", b"standings", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1015,6 +1060,8 @@ class Saves(_message.Message):
     TOPOLOGY_FIELD_NUMBER: _builtins.int
     NUMBERS_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
+    CREATED_MS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
     identity: _builtins.str
     run: _builtins.str
     world_size: _builtins.int
@@ -1023,6 +1070,14 @@ class Saves(_message.Message):
     def numbers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
     def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def created_ms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """since 1970; none: not said (minor 6)"""
+
+    @_builtins.property
+    def bytes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """none: not said (minor 6)"""
+
     def __init__(
         self,
         *,
@@ -1032,14 +1087,63 @@ class Saves(_message.Message):
         topology: _builtins.str = ...,
         numbers: _abc.Iterable[_builtins.int] | None = ...,
         steps: _abc.Iterable[_builtins.int] | None = ...,
+        created_ms: _abc.Iterable[_builtins.int] | None = ...,
+        bytes: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "numbers", b"numbers", "run", b"run", "steps", b"steps", "topology", b"topology", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "created_ms", b"created_ms", "identity", b"identity", "numbers", b"numbers", "run", b"run", "steps", b"steps", "topology", b"topology", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Saves: _TypeAlias = Saves  # noqa: Y015
+
+@_typing.final
+class Standing(_message.Message):
+    """A complete checkpoint of a job, and on which tiers it is (minor 6)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    RANKS_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    CREATED_NS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    TIERS_FIELD_NUMBER: _builtins.int
+    BAD_FIELD_NUMBER: _builtins.int
+    job: _builtins.str
+    """NAMESPACE/WORKLOAD"""
+    run: _builtins.str
+    ranks: _builtins.int
+    step: _builtins.int
+    created_ns: _builtins.int
+    bytes: _builtins.int
+    bad: _builtins.bool
+    """not to be restored"""
+    @_builtins.property
+    def tiers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        job: _builtins.str = ...,
+        run: _builtins.str = ...,
+        ranks: _builtins.int = ...,
+        step: _builtins.int | None = ...,
+        created_ns: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        tiers: _abc.Iterable[_builtins.str] | None = ...,
+        bad: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "step", b"step"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "bad", b"bad", "bytes", b"bytes", "created_ns", b"created_ns", "job", b"job", "ranks", b"ranks", "run", b"run", "step", b"step", "tiers", b"tiers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
+    _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__step) -> _WhichOneofReturnType__step | None: ...
+
+Global___Standing: _TypeAlias = Standing  # noqa: Y015
 
 @_typing.final
 class Resumption(_message.Message):

@@ -838,6 +838,11 @@ class CoordinatorStub:
                 request_serializer=fuse__tier_dot_wire_dot_control__pb2.JoinRequest.SerializeToString,
                 response_deserializer=fuse__tier_dot_wire_dot_control__pb2.Empty.FromString,
                 _registered_method=True)
+        self.Checkpoints = channel.unary_unary(
+                '/fuse_tier.v1.Coordinator/Checkpoints',
+                request_serializer=fuse__tier_dot_wire_dot_control__pb2.CheckpointsRequest.SerializeToString,
+                response_deserializer=fuse__tier_dot_wire_dot_control__pb2.CheckpointsReply.FromString,
+                _registered_method=True)
 
 
 class CoordinatorServicer:
@@ -889,6 +894,13 @@ class CoordinatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Checkpoints(self, request, context):
+        """of a job, or of all (minor 6)
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CoordinatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -926,6 +938,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.Join,
                     request_deserializer=fuse__tier_dot_wire_dot_control__pb2.JoinRequest.FromString,
                     response_serializer=fuse__tier_dot_wire_dot_control__pb2.Empty.SerializeToString,
+            ),
+            'Checkpoints': grpc.unary_unary_rpc_method_handler(
+                    servicer.Checkpoints,
+                    request_deserializer=fuse__tier_dot_wire_dot_control__pb2.CheckpointsRequest.FromString,
+                    response_serializer=fuse__tier_dot_wire_dot_control__pb2.CheckpointsReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1129,6 +1146,33 @@ class Coordinator:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def Checkpoints(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fuse_tier.v1.Coordinator/Checkpoints',
+            fuse__tier_dot_wire_dot_control__pb2.CheckpointsRequest.SerializeToString,
+            fuse__tier_dot_wire_dot_control__pb2.CheckpointsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class NodeStub:
     """---- of a node, for its operator: a unix socket that is its owner's alone ----
@@ -1195,6 +1239,11 @@ class NodeStub:
                 '/fuse_tier.v1.Node/MarkBad',
                 request_serializer=fuse__tier_dot_wire_dot_control__pb2.MarkBadRequest.SerializeToString,
                 response_deserializer=fuse__tier_dot_wire_dot_control__pb2.Empty.FromString,
+                _registered_method=True)
+        self.Checkpoints = channel.unary_unary(
+                '/fuse_tier.v1.Node/Checkpoints',
+                request_serializer=fuse__tier_dot_wire_dot_control__pb2.CheckpointsRequest.SerializeToString,
+                response_deserializer=fuse__tier_dot_wire_dot_control__pb2.CheckpointsReply.FromString,
                 _registered_method=True)
 
 
@@ -1271,6 +1320,13 @@ class NodeServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Checkpoints(self, request, context):
+        """as far as the coordinator knows of them
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1328,6 +1384,11 @@ def add_NodeServicer_to_server(servicer, server):
                     servicer.MarkBad,
                     request_deserializer=fuse__tier_dot_wire_dot_control__pb2.MarkBadRequest.FromString,
                     response_serializer=fuse__tier_dot_wire_dot_control__pb2.Empty.SerializeToString,
+            ),
+            'Checkpoints': grpc.unary_unary_rpc_method_handler(
+                    servicer.Checkpoints,
+                    request_deserializer=fuse__tier_dot_wire_dot_control__pb2.CheckpointsRequest.FromString,
+                    response_serializer=fuse__tier_dot_wire_dot_control__pb2.CheckpointsReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1629,6 +1690,33 @@ class Node:
             '/fuse_tier.v1.Node/MarkBad',
             fuse__tier_dot_wire_dot_control__pb2.MarkBadRequest.SerializeToString,
             fuse__tier_dot_wire_dot_control__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Checkpoints(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fuse_tier.v1.Node/Checkpoints',
+            fuse__tier_dot_wire_dot_control__pb2.CheckpointsRequest.SerializeToString,
+            fuse__tier_dot_wire_dot_control__pb2.CheckpointsReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -254,6 +254,8 @@ class CoordinatorStub:
     """from which step a job of several ranks goes on (minor 4)"""
     Join: _grpc.UnaryUnaryMultiCallable[_control_pb2.JoinRequest, _control_pb2.Empty]
     """its files are there, its pod starts (minor 4)"""
+    Checkpoints: _grpc.UnaryUnaryMultiCallable[_control_pb2.CheckpointsRequest, _control_pb2.CheckpointsReply]
+    """of a job, or of all (minor 6)"""
 
 @_typing.type_check_only
 class CoordinatorAsyncStub(CoordinatorStub):
@@ -269,6 +271,8 @@ class CoordinatorAsyncStub(CoordinatorStub):
     """from which step a job of several ranks goes on (minor 4)"""
     Join: _aio.UnaryUnaryMultiCallable[_control_pb2.JoinRequest, _control_pb2.Empty]  # type: ignore[assignment]
     """its files are there, its pod starts (minor 4)"""
+    Checkpoints: _aio.UnaryUnaryMultiCallable[_control_pb2.CheckpointsRequest, _control_pb2.CheckpointsReply]  # type: ignore[assignment]
+    """of a job, or of all (minor 6)"""
 
 class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
     """---- of the coordinator ----"""
@@ -324,6 +328,14 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_control_pb2.Empty, _abc.Awaitable[_control_pb2.Empty]]:
         """its files are there, its pod starts (minor 4)"""
 
+    @_abc_1.abstractmethod
+    def Checkpoints(
+        self,
+        request: _control_pb2.CheckpointsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.CheckpointsReply, _abc.Awaitable[_control_pb2.CheckpointsReply]]:
+        """of a job, or of all (minor 6)"""
+
 def add_CoordinatorServicer_to_server(servicer: CoordinatorServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class NodeStub:
@@ -346,6 +358,8 @@ class NodeStub:
     Prune: _grpc.UnaryStreamMultiCallable[_control_pb2.PruneRequest, _control_pb2.Step]
     MarkBad: _grpc.UnaryUnaryMultiCallable[_control_pb2.MarkBadRequest, _control_pb2.Empty]
     """a step of a job is not restored again"""
+    Checkpoints: _grpc.UnaryUnaryMultiCallable[_control_pb2.CheckpointsRequest, _control_pb2.CheckpointsReply]
+    """as far as the coordinator knows of them"""
 
 @_typing.type_check_only
 class NodeAsyncStub(NodeStub):
@@ -365,6 +379,8 @@ class NodeAsyncStub(NodeStub):
     Prune: _aio.UnaryStreamMultiCallable[_control_pb2.PruneRequest, _control_pb2.Step]  # type: ignore[assignment]
     MarkBad: _aio.UnaryUnaryMultiCallable[_control_pb2.MarkBadRequest, _control_pb2.Empty]  # type: ignore[assignment]
     """a step of a job is not restored again"""
+    Checkpoints: _aio.UnaryUnaryMultiCallable[_control_pb2.CheckpointsRequest, _control_pb2.CheckpointsReply]  # type: ignore[assignment]
+    """as far as the coordinator knows of them"""
 
 class NodeServicer(metaclass=_abc_1.ABCMeta):
     """---- of a node, for its operator: a unix socket that is its owner's alone ----"""
@@ -447,5 +463,13 @@ class NodeServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.Empty, _abc.Awaitable[_control_pb2.Empty]]:
         """a step of a job is not restored again"""
+
+    @_abc_1.abstractmethod
+    def Checkpoints(
+        self,
+        request: _control_pb2.CheckpointsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.CheckpointsReply, _abc.Awaitable[_control_pb2.CheckpointsReply]]:
+        """as far as the coordinator knows of them"""
 
 def add_NodeServicer_to_server(servicer: NodeServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -31,9 +31,10 @@ from fuse_tier.wire.restarts import (
     saves_from_wire,
     saves_to_wire,
 )
+from fuse_tier.wire.standing import standing_to_wire, standings_from_wire
 
 PROTOCOL = 1  # major version of control.proto: one of another is refused at Hello
-MINOR = 5  # grows when something is added, which is then used only with those who know it
+MINOR = 6  # grows when something is added, which is then used only with those who know it
 _LONGEST_LABEL = 253
 _LONGEST_USER = 1024
 
@@ -69,6 +70,7 @@ def report_to_wire(report: Report, cluster: str) -> pb.ReportRequest:
         saves=saves_to_wire(facts.saved),
         resumed=[resumption_to_wire(identity, one) for identity, one in facts.resumed.items()],
         marks=map(mark_to_wire, facts.marks),
+        standings=map(standing_to_wire, facts.standings),
     )
 
 
@@ -91,6 +93,7 @@ def report_from_wire(message: pb.ReportRequest) -> Report:
             saved=saves_from_wire(message.saves),
             resumed=dict(map(resumption_from_wire, message.resumed)),
             marks=frozenset(map(mark_from_wire, message.marks)),
+            standings=standings_from_wire(message.standings),
         ),
         domain=_domain(message.zone, message.pool, message.host),
         clock=parse_epoch(message.clock),

@@ -14,6 +14,7 @@ from fuse_tier.wire import control_pb2 as pb
 
 _STEPS = 10**18  # the highest is below
 _LONGEST_REASON = 1000
+_MILLISECOND = 10**6  # nanoseconds
 
 
 def saves_to_wire(saved: Mapping[Identity, Iterable[Saved]]) -> list[pb.Saves]:
@@ -33,6 +34,8 @@ def saves_to_wire(saved: Mapping[Identity, Iterable[Saved]]) -> list[pb.Saves]:
             )
             message.numbers.append(one.id.number)
             message.steps.append(0 if one.step is None else one.step + 1)
+            message.created_ms.append(one.created_ns // _MILLISECOND)
+            message.bytes.append(one.size)
     return list(messages.values())
 
 
@@ -45,11 +48,21 @@ def saves_from_wire(messages: Iterable[pb.Saves]) -> dict[Identity, tuple[Saved,
                 f"{message.identity}: {len(message.numbers)} snapshots and {len(message.steps)} steps"
             )
         lineage = parse_lineage(message.run, message.world_size, message.topology)
+        unsaid = [0] * len(message.numbers)
+        times, sizes = message.created_ms or unsaid, message.bytes or unsaid
+        if not len(times) == len(sizes) == len(message.numbers):
+            raise InvalidRequest(f"{message.identity}: not each of its snapshots has time and size")
         try:
             identity = Identity.parse(message.identity)
             saved = [
-                Saved(SnapshotId(identity, number), lineage, _step(step - 1) if step else None, 0)
-                for number, step in zip(message.numbers, message.steps, strict=True)
+                Saved(
+                    SnapshotId(identity, number),
+                    lineage,
+                    parse_step(step - 1) if step else None,
+                    parse_time(created_ms * _MILLISECOND),
+                    size,
+                )
+                for number, step, created_ms, size in zip(message.numbers, message.steps, times, sizes, strict=True)
             ]
         except ConfigError as error:
             raise InvalidRequest(str(error)) from None
@@ -64,7 +77,7 @@ def resumption_to_wire(identity: Identity, one: Resumption) -> pb.Resumption:
 
 def resumption_from_wire(message: pb.Resumption) -> tuple[Identity, Resumption]:
     """Raises InvalidRequest."""
-    step = _step(message.step) if message.HasField("step") else None
+    step = parse_step(message.step) if message.HasField("step") else None
     if not is_name(message.run):
         raise InvalidRequest(f"{message.run!r} is no run")
     if message.epoch > epochs.HIGHEST or message.restart > epochs.HIGHEST:
@@ -81,7 +94,7 @@ def mark_from_wire(message: pb.Mark) -> Mark:
     """Raises InvalidRequest."""
     if not is_name(message.run) or message.epoch > epochs.HIGHEST:
         raise InvalidRequest(f"run {message.run!r}, epoch {message.epoch}: no mark has these")
-    return Mark(parse_job(message.job), message.run, _step(message.step), message.epoch)
+    return Mark(parse_job(message.job), message.run, parse_step(message.step), message.epoch)
 
 
 def parse_job(text: str) -> Job:
@@ -120,7 +133,7 @@ def question_from_wire(message: pb.RestartRequest) -> Question:
         tuple(map(backup_from_wire, message.backups)),
         message.bucket_silent[:_LONGEST_REASON],
         tuple(message.lacking),
-        _step(message.forced) if message.HasField("forced") else None,
+        parse_step(message.forced) if message.HasField("forced") else None,
     )
 
 
@@ -131,7 +144,7 @@ def verdict_to_wire(verdict: Verdict) -> pb.RestartReply:
 
 def verdict_from_wire(message: pb.RestartReply) -> Verdict:
     """Raises InvalidRequest."""
-    step = _step(message.step) if message.HasField("step") else None
+    step = parse_step(message.step) if message.HasField("step") else None
     if bool(message.number) != (step is not None) or message.number >= 1 << 63:
         raise InvalidRequest(f"step {step} is not snapshot {message.number}")
     return Verdict(message.restart, step, message.number, tuple(message.others))
@@ -147,7 +160,14 @@ def backup_from_wire(message: pb.Backup) -> Backup:
     if not 1 <= message.number < 1 << 63:
         raise InvalidRequest(f"{message.number} is the number of no snapshot")
     name = message.name if is_checkpoint_name(message.name) else ""
-    return Backup(_step(message.step), message.number, message.epoch, name)
+    return Backup(parse_step(message.step), message.number, message.epoch, name)
+
+
+def parse_time(nanoseconds: int) -> int:
+    """Since 1970. Raises InvalidRequest."""
+    if not 0 <= nanoseconds < 1 << 63:
+        raise InvalidRequest(f"{nanoseconds} ns since 1970 is no time")
+    return nanoseconds
 
 
 def _identity(text: str) -> Identity:
@@ -165,7 +185,8 @@ def parse_lineage(run: str, world_size: int, topology: str) -> Lineage:
         raise InvalidRequest(str(error)) from None
 
 
-def _step(step: int) -> int:
+def parse_step(step: int) -> int:
+    """Raises InvalidRequest."""
     if step >= _STEPS:
         raise InvalidRequest(f"{step} is no step: they are below {_STEPS}")
     return step

@@ -81,6 +81,7 @@ class AskedNode:
     socket: str
     requests: list[Any] = field(default_factory=list)
     snapshots: list[pb.Snapshot] = field(default_factory=list)
+    standings: list[pb.Standing] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     error: FuseTierError | None = None
     newest: pb.Snapshot | None = None
@@ -96,6 +97,10 @@ class AskedNode:
     async def List(self, request: pb.ListRequest, caller: Caller) -> pb.ListReply:  # noqa: N802
         self._note(request)
         return pb.ListReply(snapshots=self.snapshots)
+
+    async def Checkpoints(self, request: pb.CheckpointsRequest, caller: Caller) -> pb.CheckpointsReply:  # noqa: N802
+        self._note(request)
+        return pb.CheckpointsReply(standings=self.standings)
 
     async def Show(self, request: pb.ShowRequest, caller: Caller) -> pb.ManifestText:  # noqa: N802
         self._note(request)

@@ -64,6 +64,43 @@ async def test_status_is_a_table_for_people(node: AskedNode) -> None:
     assert "bytes named by copied snapshots for each byte sent: 2.4 to peers" in lines
 
 
+def standing(step: int, *tiers: str, bad: bool = False) -> pb.Standing:
+    told: dict[str, Any] = {"created_ns": CREATED_NS, "bytes": 3 << 20, "tiers": tiers, "bad": bad}
+    return pb.Standing(job="default/llama", run="llama", ranks=2, step=step, **told)
+
+
+async def test_status_of_a_job_is_its_complete_checkpoints(node: AskedNode) -> None:
+    node.standings = [standing(30), standing(20, "ram", "peer", "bucket"), standing(10, "bucket", bad=True)]
+    done = await run("status", "--node", node.socket, "--job", "default/llama")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert node.requests == [pb.CheckpointsRequest(job="default/llama")]
+    lines = [re.sub(r"\s{2,}", "  ", line.strip()) for line in done.stdout.splitlines()]
+    assert lines[0] == "STEP  RUN  RANKS  COMPLETE ON  SIZE  AGE  RESTORABLE"
+    for line, said in zip(
+        lines[1:],
+        (
+            r"30  llama  2  -  3 MiB  .+  no: parts are on nodes that are away",
+            r"20  llama  2  ram, peer, bucket  3 MiB  .+  yes",
+            r"10  llama  2  bucket  3 MiB  .+  marked bad",
+        ),
+        strict=True,
+    ):
+        assert re.fullmatch(said, line)
+    facts = json.loads((await run("status", "--node", node.socket, "--job", "default/llama", "--json")).stdout)
+    assert [(one["job"], one["step"], one["tiers"], one["restorable"]) for one in facts] == [
+        ("default/llama", 30, [], False),
+        ("default/llama", 20, ["ram", "peer", "bucket"], True),
+        ("default/llama", 10, ["bucket"], False),
+    ]
+
+
+async def test_status_of_a_job_that_has_no_complete_checkpoint_says_where_to_look(node: AskedNode) -> None:
+    done = await run("status", "--node", node.socket, "--job", "default/llama")
+    assert done.stdout == "no checkpoint of default/llama is complete: `fuse-tier ls` shows what each volume has\n"
+    for wrong in (["--job", "llama"], ["--job", "default/llama", "--watch"]):
+        assert (await run("status", "--node", node.socket, *wrong)).returncode == 2
+
+
 async def test_status_is_json_for_programs(node: AskedNode) -> None:
     done = await run("status", "--json", FUSE_TIER_NODE=node.socket)
     assert json.loads(done.stdout) == status_facts()

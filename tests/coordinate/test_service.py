@@ -127,6 +127,61 @@ async def test_what_is_mounted_on_a_node_that_does_not_answer_may_be_asked_for_a
         await claim_when_settled(client, "b", "127.0.0.1:1")
 
 
+def saves(rank: int, *steps: int, **more: Any) -> pb.Saves:
+    sizes = {"created_ms": [1_700_000_000_000 + step for step in steps], "bytes": [1 << 20] * len(steps)} | more
+    return pb.Saves(
+        identity=f"default/llama/{rank}", run="llama", world_size=2, numbers=steps, steps=[s + 1 for s in steps],
+        **sizes,
+    )  # fmt: skip
+
+
+async def test_who_asks_is_told_of_complete_checkpoints_in_ram_and_in_the_bucket(
+    expected_logs: ExpectedLogs,
+) -> None:
+    expected_logs.allow(r"control\.request_refused")
+    in_bucket = pb.Standing(
+        job="default/llama", run="llama", ranks=2, step=5, created_ns=5, bytes=7, tiers=["bucket"]
+    )
+    async with calling(configuration()) as client:
+        await say(client, "a", mounted=["default/llama/0"], saves=[saves(0, 10, 20)], standings=[in_bucket])
+        await say(client, "b", mounted=["default/llama/1"], saves=[saves(1, 10, 30), saves(0, 10)])
+        reply = await client.call("Checkpoints", pb.CheckpointsRequest(job="default/llama"), 5)
+        others = await client.call("Checkpoints", pb.CheckpointsRequest(job="default/gpt"), 5)
+        every = await client.call("Checkpoints", pb.CheckpointsRequest(), 5)
+        for malformed in ("llama", "a/b/c", "../x"):
+            with pytest.raises(InvalidRequest):
+                await client.call("Checkpoints", pb.CheckpointsRequest(job=malformed), 5)
+    ten = pb.Standing(
+        job="default/llama", run="llama", ranks=2, step=10, created_ns=(1_700_000_000_000 + 10) * 10**6,
+        bytes=2 << 20, tiers=["ram"],
+    )  # fmt: skip
+    assert list(reply.standings) == [ten, in_bucket]
+    assert not others.standings
+    assert every == reply
+
+
+async def test_a_step_that_is_marked_bad_is_told_as_such() -> None:
+    mark = pb.Mark(job="default/llama", run="llama", step=10, epoch=1)
+    async with calling(configuration()) as client:
+        await say(client, "a", saves=[saves(0, 10), saves(1, 10)], marks=[mark])
+        reply = await client.call("Checkpoints", pb.CheckpointsRequest(), 5)
+    assert [(one.step, one.bad) for one in reply.standings] == [(10, True)]
+
+
+async def test_saves_that_make_no_sense_are_refused(expected_logs: ExpectedLogs) -> None:
+    expected_logs.allow(r"control\.request_refused")
+    async with calling(configuration()) as client:
+        for malformed in (
+            saves(0, 10, created_ms=[1, 2]),
+            saves(0, 10, bytes=[1, 2]),
+            saves(0, 10, created_ms=[1 << 62]),
+        ):
+            with pytest.raises(InvalidRequest):
+                await say(client, "a", saves=[malformed])
+        # A node of an earlier version says neither.
+        await say(client, "a", saves=[saves(0, 10, created_ms=[], bytes=[])])
+
+
 async def test_a_released_identity_can_be_claimed_elsewhere() -> None:
     async with calling(configuration()) as client, listening() as control:
         await claim_when_settled(client, "a", control)

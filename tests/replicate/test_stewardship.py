@@ -88,6 +88,11 @@ async def test_a_checkpoint_is_recorded_when_every_rank_has_it_and_not_before(bu
     (*_, newest) = await names(bucket)
     record = await JobRecords(bucket).checkpoint(JOB, newest)
     assert (newest, record.step, record.snapshots) == ("2023-11-14_22-15", 200, {"0": 2, "1": 2})
+    size = sum(len(f"{identity} {step}") for identity in (ZERO, ONE) for step in (100, 200))
+    assert [(one.step, one.ranks, one.tiers, one.size) for one in keeper.standings()] == [
+        (100, 1, ("bucket",), len(f"{ZERO} 100")),
+        (200, 2, ("bucket",), size),
+    ]
 
 
 async def test_a_rank_that_is_mounted_and_has_brought_nothing_is_waited_for(bucket: BucketTier) -> None:

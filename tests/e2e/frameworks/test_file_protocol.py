@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 
@@ -16,6 +17,7 @@ from tests.e2e.frameworks.client import Client, Failed, order
 from tests.e2e.jobs import A_NODE_DIED, mount_when_free
 from tests.harness.clusters import Clusters
 from tests.harness.logs import ExpectedLogs
+from tests.harness.waiting import until
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
 
@@ -75,6 +77,8 @@ async def test_a_job_that_lost_nodes_goes_on_from_ram_and_from_the_bucket(
             client.save(step, b"rank %d, step %d\n" % (rank, step) * 1000)
             await nodes[rank].wait(f"{JOB}/{rank}", "peer", 60)
 
+    await until(lambda: is_shown(nodes[0], 30, "ram", "peer"))
+
     # A node is lost with its RAM: the newest step is with its peers.
     expected_logs.allow(*A_NODE_DIED, r"restart\.set_aside")
     await nodes[1].lose_ram()
@@ -100,6 +104,14 @@ async def test_a_job_that_lost_nodes_goes_on_from_ram_and_from_the_bucket(
         assert told["restore-step"] == given[0]
         assert len(told["restore-backup"]) == len("2026-01-31_12-00")
         assert (client.mount / f"{given[0]}/state/weights").read_bytes().startswith(b"rank %d, step" % rank)
+
+
+async def is_shown(node: LocalNode, step: int, *tiers: str) -> bool:
+    """Whether people are shown a complete checkpoint on these tiers, which can be restored."""
+    shown = json.loads((await node.cli("status", "--job", JOB, "--json")).stdout)
+    found = [one for one in shown if one["step"] == step]
+    assert all(one["ranks"] == 2 and one["restorable"] and one["size"] for one in found)
+    return any({*tiers} <= {*one["tiers"]} for one in found)
 
 
 async def test_an_order_that_cannot_be_followed_is_answered_at_once_and_changes_nothing(

@@ -1,0 +1,49 @@
+"""Which checkpoints of a job are complete in the RAM of nodes: a pure decision from what nodes list."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from fuse_tier.checkpoints import Job, Saved
+from fuse_tier.completeness import whole_steps
+from fuse_tier.identity import SnapshotId
+from fuse_tier.manifest import Lineage
+from fuse_tier.standing import PEER, RAM, Standing
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A part of a checkpoint, as one node lists it."""
+
+    saved: Saved
+    is_alive: bool  # the node
+    is_copy: bool  # the node does not have the volume mounted
+
+
+def standings(job: Job, listed: Iterable[Held], bad: Collection[SnapshotId] = ()) -> tuple[Standing, ...]:
+    """The complete checkpoints of all runs and shapes of a job; ``bad`` are parts that are not to be restored."""
+    by_shape: dict[tuple[str, int, str], dict[str, dict[int, Saved]]] = {}
+    here: set[SnapshotId] = set()
+    copied: set[SnapshotId] = set()
+    for one in listed:
+        saved = one.saved
+        replicas = by_shape.setdefault(_shape(saved.lineage), {})
+        replicas.setdefault(saved.id.identity.replica, {})[saved.id.number] = saved
+        if one.is_alive:
+            here.add(saved.id)
+        if one.is_alive and one.is_copy:
+            copied.add(saved.id)
+    found: list[Standing] = []
+    for (run, ranks, _), replicas in by_shape.items():
+        for step, parts in whole_steps({name: several.values() for name, several in replicas.items()}, ranks).items():
+            ids = {part.id for part in parts.values()}
+            tiers = tuple(tier for tier, holds in ((RAM, here), (PEER, copied)) if ids <= holds)
+            created_ns = max(part.created_ns for part in parts.values())
+            size = sum(part.size for part in parts.values())
+            found.append(Standing(job, run, ranks, step, created_ns, size, tiers, not ids.isdisjoint(bad)))
+    return tuple(found)
+
+
+def _shape(lineage: Lineage) -> tuple[str, int, str]:
+    return lineage.run, lineage.world_size, lineage.topology
