@@ -60,7 +60,10 @@ def main() -> int:
                 waker.recv(1 << 12)
             _tell_ends(asked)
         if asked.fileno() in ready:
-            message, fds, _, _ = socket.recv_fds(asked, LONGEST_MESSAGE, 1, socket.MSG_CMSG_CLOEXEC)
+            try:
+                message, fds, _, _ = socket.recv_fds(asked, LONGEST_MESSAGE, 1, socket.MSG_CMSG_CLOEXEC)
+            except ConnectionResetError:  # whoever asked was killed with something unread
+                return 0
             if not message:
                 return 0
             _fork(asked, message.decode(), fds[0], (waker, wake))

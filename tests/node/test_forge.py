@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
+import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -49,6 +52,25 @@ async def test_the_process_that_keepers_are_forked_from_may_die(expected_logs: E
         await until(another_is_started)
         assert running("fuse_tier.fs.many") != {many}
         nursery.cancel_scope.cancel()
+
+
+def test_it_ends_quietly_with_a_supervisor_that_was_killed_before_it_read_what_it_was_told() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    output, written = os.pipe()
+    with ours, theirs:
+        many = subprocess.Popen([*_PYTHON, "fuse_tier.fs.many"], stdin=theirs.fileno(), stderr=subprocess.PIPE)
+        theirs.close()
+        socket.send_fds(ours, [json.dumps({"nonsense": True}).encode()], [written])
+        os.close(written)
+        assert b"nonsense" in os.read(output, 1 << 12), "the keeper was started"
+        os.close(output)
+        _, (handle,), _, _ = socket.recv_fds(ours, 1 << 12, 1)
+        os.close(handle)
+        waiting = select.poll()
+        waiting.register(ours, select.POLLIN)
+        assert waiting.poll(30_000), "it tells that the keeper ended, and nobody reads it"
+    _, said = many.communicate(timeout=30)
+    assert (many.returncode, b"Traceback" in said) == (0, False), said
 
 
 def running(module: str) -> set[int]:
