@@ -13,11 +13,13 @@ import trio
 import yaml
 from kubernetes.client import ApiClient
 
-from controller.ranks.book import RankBook
-from controller.ranks.followers import followed
-from controller.reconciling.election import Times
+from controller.election import Times
+from controller.ranks.server import Serving, serve_ranks
+from controller.ranks.sign import LABEL, LEADS
 from controller.reconciling.issuing import RANKS
 from controller.reconciling.world import CONFIGURATIONS
+from fuse_tier.config import CoordinatorConfig
+from fuse_tier.localcluster.ports import free_ports
 from tests.controller.cluster import NAMESPACE, Cluster, path_of, running_controller
 from tests.controller.configurations import SETTINGS
 from tests.harness.checkouts import ROOT, give_recorder, make_checkout
@@ -284,9 +286,21 @@ async def test_what_is_applied_is_taken_and_both_programs_use_exactly_the_rights
                 await cluster.until_found(path_of(daemonset), lambda one: "deletionTimestamp" in one["metadata"])
                 await cluster.writer.merge(path_of(daemonset), {"metadata": {"finalizers": None}})
                 await cluster.until_gone(f"{CONFIGURATIONS}/default")
+            pods = f"{NAMESPACE}/pods"
+            for name in ("ranks-1", "ranks-2"):  # the other one led before
+                labels = {LABEL: LEADS} if name == "ranks-2" else {}
+                metadata = {"name": name, "labels": {"app": "high-scale-checkpointing-ranks", **labels}}
+                spec = {"containers": [{"name": "x", "image": "x"}]}
+                await cluster.writer.create(pods, {"metadata": metadata, "spec": spec})
+            config = CoordinatorConfig.model_validate({"listen": f"127.0.0.1:{free_ports(1)[0]}"})
+            times = Times(lease=2, renew_deadline=1.5, retry=0.1)
+            serving = Serving(SETTINGS.driver_name, config, SETTINGS.namespace, "ranks-1", times=times)
             async with trio.open_nursery() as nursery:
-                for collection in followed(ranks_api, SETTINGS.driver_name, RankBook()):
-                    await nursery.start(collection.follow)
+                await nursery.start(serve_ranks, ranks_api, serving)
+                led = (await cluster.writer.read(pods, f"{LABEL}={LEADS}"))["items"]
+                assert [one["metadata"]["name"] for one in led] == ["ranks-1"]
+                (service,) = [one for one in objects if one["kind"] == "Service"]
+                assert service["spec"]["selector"].items() <= led[0]["metadata"]["labels"].items()
 
                 async def has_all_watches() -> bool:
                     return sum(right[3] == "watch" for right in used_by_ranks) == 4
