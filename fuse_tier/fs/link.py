@@ -55,6 +55,8 @@ class Link:
         self._passthrough = passthrough
         self._channel: Channel | None = None
         self._connected = trio.Event()
+        self.has_been_up = False
+        """Whether a worker has been there: then another will soon be, if it is not."""
 
     @property
     def is_up(self) -> bool:
@@ -111,6 +113,7 @@ class Link:
 
     async def _announce(self, channel: Channel) -> None:
         self._channel = channel
+        self.has_been_up = True
         self._connected.set()
         try:
             async with trio.open_nursery() as nursery:
