@@ -108,8 +108,9 @@ class Reservations:
         room = self._look(expected)
         if expected and found.st_blocks * _BLOCK_BYTES >= expected:
             return room.free >= _margin(expected)
-        unbounded = len(self._unbounded | {found.st_ino})
-        if room.free < room.capacity // _PLENTY_PART + unbounded * self._sizes.largest:
+        unbounded = len(self._unbounded) + (found.st_ino not in self._unbounded)
+        plenty = room.capacity // _PLENTY_PART + unbounded * self._sizes.largest
+        if room.free < plenty and room.free + self.spare_bytes < plenty:
             return False
         self._unbounded.add(found.st_ino)
         return True
