@@ -15,6 +15,7 @@ import pytest
 import trio
 
 from fuse_tier.wire.channel import Arguments
+from tests.fs.filling import small_tmpfs
 from tests.fs.jobs import fails_with, job, opened
 from tests.fs.mounted import PATIENCE_SECONDS, Mounted
 from tests.fs.worker import SmallWorker, running_worker
@@ -35,11 +36,8 @@ while True:
 @pytest.fixture
 def memory_path(tmp_path: Path) -> Iterator[Path]:
     """A small tmpfs of its own, in the place of the large one that all tests share."""
-    path = tmp_path / "memory"
-    path.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={ROOM}", "none", path], check=True)
-    yield path
-    subprocess.run(["umount", path], check=True)
+    with small_tmpfs(tmp_path / "memory", ROOM) as path:
+        yield path
 
 
 class OldContent:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from fuse_tier.ram.notes import replace
 from fuse_tier.ram.room import Reserve, room_of
 from fuse_tier.ram.tmpfs import create_directories
 from fuse_tier.replicate.record import TreeRecord, read_record, write_record
-from tests.fs.filling import Fillable
+from tests.fs.filling import Fillable, small_tmpfs
 
 pytestmark = pytest.mark.root
 
@@ -26,9 +25,8 @@ SIZE = 8 << 20
 @pytest.fixture
 def tier(tmp_path: Path) -> Iterator[Path]:
     """A small tmpfs."""
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "none", tmp_path], check=True)
-    yield tmp_path
-    subprocess.run(["umount", tmp_path], check=True)
+    with small_tmpfs(tmp_path, SIZE) as path:
+        yield path
 
 
 def test_a_record_of_a_volume_is_replaced_in_a_tier_that_is_full(tier: Path) -> None:
