@@ -60,7 +60,7 @@ class RoomAsker:
         begun = trio.current_time()
         with trio.move_on_after(Deadline.ROOM_COMING):
             while self._is_wanted(size, inode):
-                if not self._link.has_been_up or self._is_recent(self._obtained_in_vain):
+                if not self._link.is_expected or self._is_recent(self._obtained_in_vain):
                     break
                 wanted = max(size, self.look().capacity // _AT_ONCE_PART)
                 answer = await self._ask(wanted, inode=inode, waited=trio.current_time() - begun)

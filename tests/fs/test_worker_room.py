@@ -19,6 +19,7 @@ from tests.fs.filling import small_tmpfs
 from tests.fs.jobs import fails_with, job, opened
 from tests.fs.mounted import PATIENCE_SECONDS, Mounted
 from tests.fs.worker import SmallWorker, running_worker
+from tests.harness.logs import ExpectedLogs
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
 
@@ -166,6 +167,35 @@ async def test_who_waits_for_room_can_be_killed_and_interrupted(mounted: Mounted
             assert await job(lambda writer=writer: writer.wait(PATIENCE_SECONDS)) == outcome  # type: ignore[misc]
         old.give_up()
         assert await job(lambda: write_all(mounted.path / "other", bytes(8 * MIB))) == [MIB] * 8
+
+
+async def test_who_waits_for_room_goes_on_waiting_when_the_daemon_dies(
+    mounted: Mounted, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.allow("daemon.ended")
+    old, content, has_room = OldContent(mounted.place.base, 9 * MIB), os.urandom(12 * MIB), False
+
+    async def is_still_coming(arguments: Arguments) -> dict[str, Any]:
+        if has_room:
+            return await old.has_some_for_who_waits(arguments)
+        return {"free": old.free(), "coming": True}
+
+    async with running_worker(mounted.place.socket) as worker, trio.open_nursery() as nursery:
+        await serving(worker, mounted)
+        worker.answers["make_room"] = is_still_coming
+        written: list[int] = []
+
+        async def write_meanwhile() -> None:
+            written.extend(await job(lambda: write_all(mounted.path / "file", content)))
+
+        nursery.start_soon(write_meanwhile)
+        for _ in range(3):
+            worker.calls.clear()
+            await worker.heard("make_room", lambda arguments: arguments.get("waited") is not None)
+            await job(mounted.kill_daemon)
+        has_room = True
+    assert written == [MIB] * 12
+    assert (mounted.path / "file").read_bytes() == content
 
 
 async def test_a_job_waits_for_another_worker_as_well(mounted: Mounted) -> None:
