@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,7 +76,12 @@ def test_a_disk_that_fails_takes_no_note_and_is_named(directory: Path, expected_
     (written,) = directory.iterdir()
     written.unlink()
     written.mkdir()  # reading and replacing it fail, as on a disk that is broken
-    for work in (lambda: records.find("v"), lambda: records.write(NOTE), lambda: records.forget("v")):
+    works: list[Callable[[], object]] = [
+        lambda: records.find("v"),
+        lambda: records.write(NOTE),
+        lambda: records.forget("v"),
+    ]
+    for work in works:
         with pytest.raises(StatedError, match=f"note of volume v below {directory} .* see to that disk") as refusal:
             work()
         assert refusal.value.status is grpc.StatusCode.INTERNAL
