@@ -111,10 +111,10 @@ class _Node:
     async def live(self, wire: Wire) -> None:
         """Reports whenever it is due, or something is new. Raises TierUnavailable with the connection."""
         while True:
-            self.news = trio.Event()
-            await self.say(wire)
             with trio.move_on_after(self.pause_seconds):
                 await self.news.wait()
+            self.news = trio.Event()
+            await self.say(wire)
 
 
 class _Fleet:

@@ -17,6 +17,7 @@ from fuse_tier.wire.reports import roster_to_wire
 
 _SMALL = 256  # members that are put together anew for each who asks
 _WHOLE_EVERY_SECONDS = 1.0  # of more, the whole is made so often; what has changed since comes with the next answer
+_WHOLES_PER_SECOND = 200.0  # of more, so many are told the whole; the others wait, and go on with what they know
 
 
 class Attendance:
@@ -30,6 +31,7 @@ class Attendance:
         self._changed: dict[str, tuple[int, pb.Member]] = {}  # at which version; the latest change last
         self._forgotten = 0  # the version at which somebody was last left out
         self._whole: tuple[float, int, bytes] = (float("-inf"), -1, b"")
+        self._next_whole = 0.0
 
     def see(self, member: Member) -> None:
         """This is what is known of a node now."""
@@ -53,7 +55,8 @@ class Attendance:
 
     def since(self, life: str, version: int, now: float) -> bytes:
         """A Roster on the wire, for who knows this version of that life."""
-        if life == self._life and self._forgotten <= version <= self._version:
+        is_known = life == self._life and self._forgotten <= version <= self._version
+        if is_known:
             news: list[pb.Member] = []
             for changed_at, message in reversed(self._changed.values()):
                 if changed_at <= version or len(news) > _SMALL:
@@ -61,6 +64,13 @@ class Attendance:
                 news.append(message)
             if len(news) <= _SMALL:
                 return roster_to_wire(self._version, news, is_whole=False)
+        if len(self._changed) > _SMALL:
+            if now < self._next_whole:
+                return roster_to_wire(version if is_known else 0, (), is_whole=False)
+            self._next_whole = max(self._next_whole, now - 1.0) + 1 / _WHOLES_PER_SECOND
+        return self._everybody(now)
+
+    def _everybody(self, now: float) -> bytes:
         made_at, of_version, text = self._whole
         is_late = len(self._changed) <= _SMALL or now - made_at >= _WHOLE_EVERY_SECONDS
         if of_version != self._version and (is_late or of_version < self._forgotten):

@@ -64,6 +64,16 @@ def test_who_was_forgotten_is_in_nobodys_roster_any_more() -> None:
     assert (is_whole, [one.node for one in members]) == (True, ["b"])
 
 
+def test_of_many_only_so_many_are_told_everything_in_a_second_and_the_others_after_that() -> None:
+    cluster = Cluster(*(f"n{number}" for number in range(300)))
+    told = [roster_from_wire(cluster.attendance.since("", 0, 10.0)) for _ in range(1000)]
+    assert {len(members) for _, _, members in told} == {0, 300}
+    assert sum(is_whole for _, is_whole, _ in told) <= 202
+    assert {version for version, is_whole, _ in told if not is_whole} == {0}
+    later = roster_from_wire(cluster.attendance.since(LIFE, 0, 12.0))
+    assert len(later[2]) == 300
+
+
 @pytest.mark.parametrize("small", [1, 256])
 @given(
     steps=st.lists(
@@ -97,6 +107,6 @@ def test_whoever_follows_the_changes_knows_in_the_end_what_is_so(
                 cluster.change(name, **change)
             listen(who, float(now) / 2)
         for who in range(3):
-            listen(who, 1000.0)  # what is put together once a second comes late
-            listen(who, 1000.0)
+            listen(who, 1000.0 + who)  # what is put together once a second comes late
+            listen(who, 1000.5 + who)
             assert known[who] == cluster.members
