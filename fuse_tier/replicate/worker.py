@@ -51,7 +51,7 @@ from fuse_tier.replicate.protocol.order import Order
 from fuse_tier.replicate.replacing import Trees
 from fuse_tier.replicate.resting import Resting, huge_bytes_of
 from fuse_tier.replicate.restore import Restorer
-from fuse_tier.replicate.room import RoomKeeper
+from fuse_tier.replicate.room import RoomKeeper, nothing_comes
 from fuse_tier.replicate.scrub import Scrubber
 from fuse_tier.replicate.sparing import Sparing
 from fuse_tier.replicate.succession import supersede
@@ -110,7 +110,13 @@ class Worker:
         self._orphans = Orphans(self._places, copier, targets, self._volumes.find, config.replicas)
         self._upkeep = Upkeep(self._places, knowledge, self._volumes.find, config.keep.ram)
         self._room = RoomKeeper(
-            layout, self._ram, self._volumes, self._upkeep.wake, config.reserve, self._membership.needed
+            layout,
+            self._ram,
+            self._volumes,
+            self._upkeep.wake,
+            config.reserve,
+            self._membership.needed,
+            self._duties.backups.brings if self._duties else nothing_comes,
         )
         self._chooser = Chooser(self._places, self._marks.own)
         self._restorer = Restorer(layout, self._places, config.node, hashing, config.restore_at_once)
