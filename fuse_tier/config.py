@@ -151,7 +151,7 @@ class CoordinatorConfig(Section):
     tls: TlsConfig | None = Field(default=None)
     lease: PositiveSeconds = Field(
         default=5.0,
-        description="A node not heard of for so long counts as gone; 5 ms a node where they are more than a thousand.",
+        description="A node not heard of for so long counts as gone; with more than 1,000, 5 ms for each.",
     )
 
     @model_validator(mode="after")
