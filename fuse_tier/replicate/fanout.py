@@ -69,7 +69,7 @@ class Fanout:
                 done = await self.copy(volume, chosen, bucket, bucket.place, troubles, moved)
                 if done:
                     volume.copies.stored(TierName.BUCKET, bucket.place, chosen.id.number)
-                await backups.ended(volume, chosen, done=done)
+                await backups.ended(volume, chosen, done=done, reason=troubles.reason(bucket.place))
                 continue
             due = trio.current_time() + seconds if chosen is None else float("inf")
             with trio.move_on_at(min(due, troubles.next_try())):

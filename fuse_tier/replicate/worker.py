@@ -198,6 +198,7 @@ class Worker:
             },
             marks=self._marks.own(),
             standings=self._duties.stewardship.standings() if self._duties else (),
+            failing=self._duties.backups.failing(self._volumes) if self._duties else {},
         )
 
     # ---- tasks ----
