@@ -81,6 +81,7 @@ class NodeService:
             _is_consistent(request),
             request.step if request.HasField("step") else None,
             parse_user(request.user),
+            of_any_shape=request.restore == "latest",
         )
         async for step in steps(self._nursery, lambda report: self._mounting.mount(order, report)):
             yield step

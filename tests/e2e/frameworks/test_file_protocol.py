@@ -8,6 +8,7 @@ import signal
 
 import pytest
 import trio
+import yaml
 
 from fuse_tier import failpoints
 from fuse_tier.deadlines import Deadline
@@ -112,6 +113,59 @@ async def is_shown(node: LocalNode, step: int, *tiers: str) -> bool:
     found = [one for one in shown if one["step"] == step]
     assert all(one["ranks"] == 2 and one["restorable"] and one["size"] for one in found)
     return any({*tiers} <= {*one["tiers"]} for one in found)
+
+
+async def test_a_job_of_pytorch_is_given_its_workers_files_and_one_of_nemo_its_directory(
+    make_cluster: Clusters, expected_logs: ExpectedLogs
+) -> None:
+    cluster = await make_cluster("a", "b", settle="50ms")
+    nodes = [cluster["a"], cluster["b"]]
+    clients = [await mount_rank(node, cluster, rank, 2) for rank, node in enumerate(nodes)]
+    # PyTorch: a file of each worker, complete when it is closed, or renamed.
+    keys = {"framework": "pytorch", "workers_per_node": 2, "assume_data_parallelism": None, "peers_per_node": 1,
+            "peer_ranks": None}  # fmt: skip
+
+    async def markers(client: Client) -> list[str]:
+        async def all_there() -> bool:
+            client.look_for_errors()
+            return len(list(client.mount.glob("*.restore"))) == 2
+
+        await until(all_there)
+        return sorted(path.name for path in client.mount.glob("*.restore"))
+
+    for rank, client in enumerate(clients):
+        await client.order(order(rank, 2, **keys))
+    for rank, client in enumerate(clients):
+        assert await markers(client) == [f"llama-s0-n{rank}-w0.restore", f"llama-s0-n{rank}-w1.restore"]
+        for worker in (0, 1):
+            (client.mount / f"llama-s7-n{rank}-w{worker}.save").write_bytes(b"rank %d worker %d" % (rank, worker))
+        await nodes[rank].wait(f"{JOB}/{rank}", "peer", 60)
+    for rank, client in enumerate(clients):
+        await client.order(order(rank, 2, **keys))
+        assert not [name for name in client.seen[-1] if name.endswith(".save")]
+    for rank, client in enumerate(clients):
+        for worker, name in enumerate(await markers(client)):
+            assert name == f"llama-s7-n{rank}-w{worker}.restore"
+            assert (client.mount / name).read_bytes() == b"rank %d worker %d" % (rank, worker)
+            (client.mount / name).unlink()
+
+    # NeMo: the order is written in place, and a directory gets the name of its step.
+    keys = {"framework": "pytorch.distributed", "peers_per_node": 1, "peer_ranks": None}
+    for rank, client in enumerate(clients):
+        for name in os.listdir(client.mount):
+            if name.endswith(".save"):
+                (client.mount / name).unlink()
+        temporary = client.mount / "step=9.unfinished"
+        temporary.mkdir()
+        (temporary / f"__{rank}_0.distcp").write_bytes(b"rank %d" % rank)
+        temporary.rename(client.mount / "step=9")
+        await nodes[rank].wait(f"{JOB}/{rank}", "peer", 60)
+    for rank, client in enumerate(clients):
+        (client.mount / "replicator.yaml").write_text(yaml.safe_dump(order(rank, 2, **keys)))
+    for rank, client in enumerate(clients):
+        assert await client.take(lambda step: f"step={step}") == 9
+        assert client.prerestore() == {"restore-step": 9}
+        assert (client.mount / f"step=9/__{rank}_0.distcp").read_bytes() == b"rank %d" % rank
 
 
 async def test_an_order_that_cannot_be_followed_is_answered_at_once_and_changes_nothing(
