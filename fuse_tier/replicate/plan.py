@@ -8,7 +8,7 @@ of those that are equally near each gives as much as its load allows, rather tha
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from fuse_tier.blobs import Blob
@@ -151,12 +151,3 @@ def _share(size: int, nodes: Collection[str], load: dict[str, int]) -> dict[str,
         load[node] += piece
         left -= piece
     return shares
-
-
-def in_words(sources: Sequence[Source]) -> str:
-    """For people."""
-    if not sources:
-        return "nobody has it"
-    words = {TierName.RAM: "own RAM", TierName.BUCKET: "bucket"}
-    told = [words.get(one.tier, f"{one.node}" + (" (gets it itself)" if one.depth else "")) for one in sources]
-    return ", ".join(told)

@@ -42,6 +42,7 @@ from fuse_tier.replicate.orphans import Orphans
 from fuse_tier.replicate.ownership import Ownership
 from fuse_tier.replicate.peer_service import PeerService
 from fuse_tier.replicate.places import Places
+from fuse_tier.replicate.planning import Planner
 from fuse_tier.replicate.preemption import Preemption
 from fuse_tier.replicate.preparing import Preparing
 from fuse_tier.replicate.protocol.adapter import Adapter
@@ -275,6 +276,7 @@ class Worker:
             self._duties.stewardship if self._duties else None,
             self._mark_bad,
             self._membership,
+            Planner(self._membership, self._ram),
             replicas=config.replicas,
             drain_seconds=config.drain,
         )

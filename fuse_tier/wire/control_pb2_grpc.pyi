@@ -360,6 +360,8 @@ class NodeStub:
     """a step of a job is not restored again"""
     Checkpoints: _grpc.UnaryUnaryMultiCallable[_control_pb2.CheckpointsRequest, _control_pb2.CheckpointsReply]
     """as far as the coordinator knows of them"""
+    Plan: _grpc.UnaryUnaryMultiCallable[_control_pb2.PlanRequest, _control_pb2.PlanReply]
+    """from where a job would be restored now"""
 
 @_typing.type_check_only
 class NodeAsyncStub(NodeStub):
@@ -381,6 +383,8 @@ class NodeAsyncStub(NodeStub):
     """a step of a job is not restored again"""
     Checkpoints: _aio.UnaryUnaryMultiCallable[_control_pb2.CheckpointsRequest, _control_pb2.CheckpointsReply]  # type: ignore[assignment]
     """as far as the coordinator knows of them"""
+    Plan: _aio.UnaryUnaryMultiCallable[_control_pb2.PlanRequest, _control_pb2.PlanReply]  # type: ignore[assignment]
+    """from where a job would be restored now"""
 
 class NodeServicer(metaclass=_abc_1.ABCMeta):
     """---- of a node, for its operator: a unix socket that is its owner's alone ----"""
@@ -471,5 +475,13 @@ class NodeServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.CheckpointsReply, _abc.Awaitable[_control_pb2.CheckpointsReply]]:
         """as far as the coordinator knows of them"""
+
+    @_abc_1.abstractmethod
+    def Plan(
+        self,
+        request: _control_pb2.PlanRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.PlanReply, _abc.Awaitable[_control_pb2.PlanReply]]:
+        """from where a job would be restored now"""
 
 def add_NodeServicer_to_server(servicer: NodeServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

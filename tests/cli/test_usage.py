@@ -20,7 +20,7 @@ NAMES = sorted(commands.commands)
 
 def test_all_commands_are_there() -> None:
     documented = "demo node coordinator mount unmount status ls show wait restore verify bench"
-    assert sorted([*documented.split(), "prune", "doctor", "tls", "mark-bad", "export"]) == NAMES
+    assert sorted([*documented.split(), "prune", "doctor", "tls", "mark-bad", "export", "plan"]) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
