@@ -89,7 +89,9 @@ async def _until_gone(cluster: LocalCluster, name: str) -> None:
     if coordinator is None:
         raise FuseTierError("the cluster has no coordinator")
     with trio.fail_after(_WAIT_SECONDS):
-        while any(one.alive for one in (await coordinator.picture()).members if one.node == name):
+        while True:
+            if not any(one.alive for one in (await coordinator.picture()).members if one.node == name):
+                return
             await trio.sleep(_POLL_SECONDS)
 
 

@@ -14,6 +14,7 @@ import trio
 from fuse_tier import members, metrics
 from fuse_tier.checkpoints import Job
 from fuse_tier.coordinate import counts
+from fuse_tier.coordinate.addresses import JobAddresses
 from fuse_tier.coordinate.directory import Accepted, Change, Directory
 from fuse_tier.coordinate.milestones import Milestones, Observer
 from fuse_tier.coordinate.restarts import Restarts
@@ -59,6 +60,7 @@ class CoordinatorService:
         self._directory = directory
         self._restarts = Restarts(directory)
         self._milestones = Milestones(observers)
+        self._job_addresses = JobAddresses()
         self._authenticated = authenticated
         self._refusals_told: set[tuple[str, str]] = set()
 
@@ -76,6 +78,7 @@ class CoordinatorService:
             self._tell(report, self._directory.report(report, now))
             self._restarts.hear(report)
             self._milestones.hear(report)
+            self._job_addresses.hear(report.node, report.facts.job_addresses)
         except FuseTierError as error:
             self._tell_refusal(request, caller, error)
             raise
@@ -155,6 +158,10 @@ class CoordinatorService:
         job = parse_job(request.job) if request.job else None
         return pb.CheckpointsReply(standings=map(standing_to_wire, self.standings(job)))
 
+    async def JobAddress(self, request: pb.JobAddressRequest, caller: Caller) -> pb.JobAddressReply:  # noqa: N802
+        """Where a training job's own coordinator is, which its tools have registered on some node."""
+        return pb.JobAddressReply(ip=self._job_addresses.of(request.job))
+
     def standings(self, job: Job | None = None) -> tuple[Standing, ...]:
         """The complete checkpoints of one job, or of all, as far as nodes have told of them."""
         return self._restarts.standings(trio.current_time(), job)
@@ -175,6 +182,7 @@ class CoordinatorService:
             for node in self._directory.expire(now):
                 log.warning("coordinator.node_gone", member=node, lease_seconds=self._directory.lease_seconds)
             self._restarts.forget(self._directory.presence(now).keys(), now)
+            self._job_addresses.forget({one.node for one in self._directory.members(now) if one.alive})
             counts.nodes_alive(sum(member.alive for member in self._directory.members(now)))
             await trio.sleep(self._directory.lease_seconds / 5)
 

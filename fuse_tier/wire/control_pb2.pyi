@@ -830,6 +830,44 @@ class BackupTurnReply(_message.Message):
 Global___BackupTurnReply: _TypeAlias = BackupTurnReply  # noqa: Y015
 
 @_typing.final
+class JobAddressRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    job: _builtins.str
+    def __init__(
+        self,
+        *,
+        job: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobAddressRequest: _TypeAlias = JobAddressRequest  # noqa: Y015
+
+@_typing.final
+class JobAddressReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IP_FIELD_NUMBER: _builtins.int
+    ip: _builtins.str
+    def __init__(
+        self,
+        *,
+        ip: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ip", b"ip"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobAddressReply: _TypeAlias = JobAddressReply  # noqa: Y015
+
+@_typing.final
 class CheckpointsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -950,6 +988,26 @@ Global___Domain: _TypeAlias = Domain  # noqa: Y015
 class ReportRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class JobAddressesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     CLUSTER_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
     INSTANCE_FIELD_NUMBER: _builtins.int
@@ -971,6 +1029,7 @@ class ReportRequest(_message.Message):
     MARKS_FIELD_NUMBER: _builtins.int
     STANDINGS_FIELD_NUMBER: _builtins.int
     FAILING_FIELD_NUMBER: _builtins.int
+    JOB_ADDRESSES_FIELD_NUMBER: _builtins.int
     cluster: _builtins.str
     node: _builtins.str
     instance: _builtins.str
@@ -1021,6 +1080,10 @@ class ReportRequest(_message.Message):
     def failing(self) -> _containers.RepeatedCompositeFieldContainer[Global___Failing]:
         """volumes whose last backup failed (minor 7)"""
 
+    @_builtins.property
+    def job_addresses(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """of training jobs' coordinators that were registered there (minor 7)"""
+
     def __init__(
         self,
         *,
@@ -1045,10 +1108,11 @@ class ReportRequest(_message.Message):
         marks: _abc.Iterable[Global___Mark] | None = ...,
         standings: _abc.Iterable[Global___Standing] | None = ...,
         failing: _abc.Iterable[Global___Failing] | None = ...,
+        job_addresses: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "bucket", b"bucket", "capacity_bytes", b"capacity_bytes", "clock", b"clock", "cluster", b"cluster", "failing", b"failing", "free_bytes", b"free_bytes", "holdings", b"holdings", "host", b"host", "instance", b"instance", "leaving", b"leaving", "marks", b"marks", "mounted", b"mounted", "node", b"node", "owned", b"owned", "pool", b"pool", "resumed", b"resumed", "saves", b"saves", "sequence", b"sequence", "standings", b"standings", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "bucket", b"bucket", "capacity_bytes", b"capacity_bytes", "clock", b"clock", "cluster", b"cluster", "failing", b"failing", "free_bytes", b"free_bytes", "holdings", b"holdings", "host", b"host", "instance", b"instance", "job_addresses", b"job_addresses", "leaving", b"leaving", "marks", b"marks", "mounted", b"mounted", "node", b"node", "owned", b"owned", "pool", b"pool", "resumed", b"resumed", "saves", b"saves", "sequence", b"sequence", "standings", b"standings", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

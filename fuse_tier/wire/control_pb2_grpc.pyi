@@ -256,6 +256,8 @@ class CoordinatorStub:
     """its files are there, its pod starts (minor 4)"""
     Checkpoints: _grpc.UnaryUnaryMultiCallable[_control_pb2.CheckpointsRequest, _control_pb2.CheckpointsReply]
     """of a job, or of all (minor 6)"""
+    JobAddress: _grpc.UnaryUnaryMultiCallable[_control_pb2.JobAddressRequest, _control_pb2.JobAddressReply]
+    """of a training job's own coordinator (minor 7)"""
 
 @_typing.type_check_only
 class CoordinatorAsyncStub(CoordinatorStub):
@@ -273,6 +275,8 @@ class CoordinatorAsyncStub(CoordinatorStub):
     """its files are there, its pod starts (minor 4)"""
     Checkpoints: _aio.UnaryUnaryMultiCallable[_control_pb2.CheckpointsRequest, _control_pb2.CheckpointsReply]  # type: ignore[assignment]
     """of a job, or of all (minor 6)"""
+    JobAddress: _aio.UnaryUnaryMultiCallable[_control_pb2.JobAddressRequest, _control_pb2.JobAddressReply]  # type: ignore[assignment]
+    """of a training job's own coordinator (minor 7)"""
 
 class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
     """---- of the coordinator ----"""
@@ -335,6 +339,14 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.CheckpointsReply, _abc.Awaitable[_control_pb2.CheckpointsReply]]:
         """of a job, or of all (minor 6)"""
+
+    @_abc_1.abstractmethod
+    def JobAddress(
+        self,
+        request: _control_pb2.JobAddressRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.JobAddressReply, _abc.Awaitable[_control_pb2.JobAddressReply]]:
+        """of a training job's own coordinator (minor 7)"""
 
 def add_CoordinatorServicer_to_server(servicer: CoordinatorServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

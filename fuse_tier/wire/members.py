@@ -75,6 +75,7 @@ def report_to_wire(report: Report, cluster: str) -> pb.ReportRequest:
         failing=[
             pb.Failing(identity=str(one), reason=reason[:_LONGEST_REASON]) for one, reason in facts.failing.items()
         ],
+        job_addresses=facts.job_addresses,
     )
 
 
@@ -99,6 +100,7 @@ def report_from_wire(message: pb.ReportRequest) -> Report:
             marks=frozenset(map(mark_from_wire, message.marks)),
             standings=standings_from_wire(message.standings),
             failing={parse_identity(one.identity): one.reason[:_LONGEST_REASON] for one in message.failing},
+            job_addresses=dict(message.job_addresses),
         ),
         domain=_domain(message.zone, message.pool, message.host),
         clock=parse_epoch(message.clock),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import urllib.request
 
 import pytest
 import trio
@@ -61,6 +63,8 @@ async def test_all_ranks_are_given_the_step_that_all_have_and_see_no_other(
         assert client.steps() == [20]
         assert (client.mount / "20/state/weights").read_bytes() == b"rank %d, step 20\n" % rank * 1000
         assert client.remarks.startswith("this node has no bucket")
+        done = await operations(nodes[rank], "orbax")
+        assert {"CoordinatorRegistration", "RestorePeerMount", "CheckpointRestore"} <= done
 
 
 async def test_a_job_that_lost_nodes_goes_on_from_ram_and_from_the_bucket(
@@ -79,6 +83,8 @@ async def test_a_job_that_lost_nodes_goes_on_from_ram_and_from_the_bucket(
             await nodes[rank].wait(f"{JOB}/{rank}", "peer", 60)
 
     await until(lambda: is_shown(nodes[0], 30, "ram", "peer"))
+    copied = {"CheckpointReplication", "CheckpointReplicationTotal", "CheckpointBackup"}
+    assert copied <= await operations(nodes[0], "orbax")
 
     # A node is lost with its RAM: the newest step is with its peers.
     expected_logs.allow(*A_NODE_DIED, r"restart\.set_aside")
@@ -105,6 +111,21 @@ async def test_a_job_that_lost_nodes_goes_on_from_ram_and_from_the_bucket(
         assert told["restore-step"] == given[0]
         assert len(told["restore-backup"]) == len("2026-01-31_12-00")
         assert (client.mount / f"{given[0]}/state/weights").read_bytes().startswith(b"rank %d, step" % rank)
+
+
+async def operations(node: LocalNode, framework: str) -> set[str]:
+    """What dashboards of the system before are shown that a node has done for a framework, and done well."""
+
+    def read() -> str:
+        with urllib.request.urlopen(f"http://{node.config['metrics']}/metrics", timeout=10) as answer:
+            text: str = answer.read().decode()
+            return text
+
+    count = re.compile(
+        r'node_operations_seconds_count\{framework="(.*?)",grpc_status_code="OK",method_name="(.*?)"\} [1-9]'
+    )
+    found = count.findall(await trio.to_thread.run_sync(read))
+    return {method for of, method in found if of == framework}
 
 
 async def is_shown(node: LocalNode, step: int, *tiers: str) -> bool:
