@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import urllib.request
+from pathlib import Path
 
 import pytest
 import trio
@@ -222,6 +223,33 @@ async def test_an_order_that_cannot_be_followed_is_answered_at_once_and_changes_
     (client.mount / "replicator.yaml").touch()
     assert await client.take() == 5
     assert (client.mount / "5/state/weights").read_bytes() == b"five"
+
+
+async def test_two_jobs_of_one_node_are_answered_each_for_itself_and_step_0_is_a_step(
+    make_cluster: Clusters, expected_logs: ExpectedLogs
+) -> None:
+    cluster = await make_cluster("a", bucket=False, settle="50ms")
+    node, clients = cluster["a"], {}
+    for job in ("llama", "bert"):
+        mount = cluster.mountpoint(job)
+        await node.mount(f"default/{job}/0", mount, world_size=1)
+        clients[job] = Client(mount)
+        (mount / "jax-init-info.txt").write_text("0\n10.0.0.1:8476\n")
+        assert await clients[job].start(order(0, 1, job_name=job)) is None
+        assert (mount / "jax-init-info.txt").exists()
+    clients["llama"].save(0, b"nothing learnt yet")
+    clients["bert"].save(3, b"three")
+    for job, step in (("llama", 0), ("bert", 3), ("llama", 0)):
+        await clients[job].order(order(0, 1, job_name=job))
+        await until(lambda job=job, step=step: is_directory(clients[job].mount / f"{job}-s{step}-n0-w0.restore"))  # type: ignore[misc]
+        assert clients[job].prerestore() == {"restore-step": step}
+        assert await clients[job].take() == step
+        assert clients[job].steps() == [step]
+    assert (clients["llama"].mount / "0/state/weights").read_bytes() == b"nothing learnt yet"
+
+
+async def is_directory(path: Path) -> bool:
+    return path.is_dir()
 
 
 async def test_a_job_is_answered_wherever_the_worker_dies_meanwhile(
