@@ -16,6 +16,8 @@ from kubernetes.client import ApiClient
 
 from controller.election import Election, Times
 from controller.ranks.book import RankBook
+from controller.ranks.checkpoints import Checkpoints
+from controller.ranks.events import COMPONENT, JobEvents
 from controller.ranks.followers import followed
 from controller.ranks.service import RanksService
 from controller.ranks.sign import Sign
@@ -79,7 +81,7 @@ async def serve_ranks(
         for collection in followed(api, serving.driver, book):
             await nursery.start(collection.follow)
         if not serving.namespace:
-            await nursery.start(_serve, serving, book, Fence(epochs.from_the_time()))
+            await nursery.start(_serve, api, serving, book, Fence(epochs.from_the_time()))
             started()
             return
         writer = Writer(api, serving.calls_per_second)
@@ -89,7 +91,7 @@ async def serve_ranks(
 
         async def act() -> None:
             async with trio.open_nursery() as acting:
-                await acting.start(_serve, serving, book, Fence(election.term, election.holds))
+                await acting.start(_serve, api, serving, book, Fence(election.term, election.holds))
                 await sign.put_up()
                 started()
                 log.info("ranks.leading", pod=serving.pod, term=election.term)
@@ -102,13 +104,21 @@ async def serve_ranks(
 
 
 async def _serve(
+    api: ApiClient,
     serving: Serving,
     book: RankBook,
     fence: Fence,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
+    """What only the one that leads does."""
+    writer = Writer(api, serving.calls_per_second, manager=COMPONENT)
+    checkpoints, events = Checkpoints(api, writer), JobEvents(writer, book)
     service = RanksService(book, fence, authenticated=serving.config.tls is not None)
     config = serving.config.model_copy(update={"metrics": None})  # they are served already
     more = [(add_RanksServiceServicer_to_server, service)]
-    await serve_coordinator(config, more, book.domain_of, fence, task_status=task_status)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(checkpoints.run)
+        nursery.start_soon(events.run)
+        await nursery.start(serve_coordinator, config, more, book.domain_of, fence, [checkpoints, events])
+        task_status.started()

@@ -16,6 +16,7 @@ from fuse_tier.bench import (
     fs_names,
     fs_room,
     fs_survival,
+    job,
     peers,
     placement,
     restoring,
@@ -47,6 +48,7 @@ ROWS = (
     *placement.ROWS,
     *coordinating.ROWS,
     *restoring.ROWS,
+    *job.ROWS,
 )
 
 

@@ -6,7 +6,7 @@ changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import wraps
 from typing import TypeVar
 
@@ -16,9 +16,11 @@ import trio
 from fuse_tier import failpoints, members, metrics
 from fuse_tier.checkpoints import Job
 from fuse_tier.coordinate import counts
+from fuse_tier.coordinate.addresses import JobAddresses
 from fuse_tier.coordinate.attendance import Attendance
 from fuse_tier.coordinate.directory import Accepted, Change, Directory
 from fuse_tier.coordinate.fencing import Fence
+from fuse_tier.coordinate.milestones import Milestones, Observer
 from fuse_tier.coordinate.restarts import Restarts
 from fuse_tier.errors import FuseTierError, IdentityBusy, InvalidRequest, NotAuthorized, TierRefused, TierUnavailable
 from fuse_tier.identity import Identity
@@ -49,7 +51,7 @@ log = structlog.get_logger(__name__)
 
 _PROBE_SECONDS = 1.0
 _TOLD_AT_MOST = 1000
-_AGES_EVERY_SECONDS = 15.0
+_LOOK_SECONDS = 5.0
 
 
 Request = TypeVar("Request")
@@ -73,12 +75,22 @@ def _marked(call: Call[Request, Reply]) -> Call[Request, Reply]:
 class CoordinatorService:
     """The servicer of ``Coordinator`` in control.proto. ``authenticated`` says that callers have certificates."""
 
-    def __init__(self, cluster: str, directory: Directory, fence: Fence, *, authenticated: bool) -> None:
+    def __init__(
+        self,
+        cluster: str,
+        directory: Directory,
+        fence: Fence,
+        *,
+        authenticated: bool,
+        observers: Sequence[Observer] = (),
+    ) -> None:
         self._cluster = cluster
         self._directory = directory
         self._fence = fence
         self._attendance = Attendance(directory.life, lambda: directory.members(trio.current_time()))
         self._restarts = Restarts(directory)
+        self._milestones = Milestones(observers)
+        self._job_addresses = JobAddresses()
         self._authenticated = authenticated
         self._refusals_told: set[tuple[str, str]] = set()
 
@@ -101,6 +113,8 @@ class CoordinatorService:
             report = report_from_wire(request, before)
             self._tell(report, self._directory.report(report, now))
             self._restarts.hear(report)
+            self._milestones.hear(report)
+            self._job_addresses.hear(report.node, report.facts.job_addresses)
         except FuseTierError as error:
             self._tell_refusal(request, caller, error)
             raise
@@ -182,6 +196,7 @@ class CoordinatorService:
         (identity, resumption), now = resumption_from_wire(request.resumption), trio.current_time()
         self._directory.called(request.node, request.instance, request.sequence, now)
         self._restarts.join(identity, request.node, resumption, now)
+        self._milestones.joined(identity, resumption)
         return pb.JoinReply(term=self._fence.term)
 
     @_marked
@@ -200,15 +215,22 @@ class CoordinatorService:
         job = parse_job(request.job) if request.job else None
         return pb.CheckpointsReply(standings=map(standing_to_wire, self.standings(job)))
 
+    async def JobAddress(self, request: pb.JobAddressRequest, caller: Caller) -> pb.JobAddressReply:  # noqa: N802
+        """Where a training job's own coordinator is, which its tools have registered on some node."""
+        return pb.JobAddressReply(ip=self._job_addresses.of(request.job))
+
     def standings(self, job: Job | None = None) -> tuple[Standing, ...]:
         """The complete checkpoints of one job, or of all, as far as nodes have told of them."""
         return self._restarts.standings(trio.current_time(), job)
 
-    async def keep_ages(self) -> None:
-        """Says of each job how old its newest complete checkpoint is in RAM, until cancelled."""
+    async def keep_standings(self) -> None:
+        """Tells what is complete, and how old the newest of it is, until cancelled."""
         while True:
-            await trio.sleep(_AGES_EVERY_SECONDS)
-            counts.complete(self.standings())
+            await trio.sleep(_LOOK_SECONDS)
+            standings = self.standings()
+            counts.complete(standings)
+            if self._directory.is_settled(trio.current_time()):  # else what has not been heard of would pass for gone
+                self._milestones.look(standings)
 
     async def keep_leases(self) -> None:
         """Ends leases that were not renewed, until cancelled."""
@@ -218,6 +240,7 @@ class CoordinatorService:
                 log.warning("coordinator.node_gone", member=node, lease_seconds=self._directory.lease_seconds)
             self._attendance.see_all()
             self._restarts.forget(self._directory.presence(now).keys(), now)
+            self._job_addresses.forget({one.node for one in self._directory.members(now) if one.alive})
             counts.nodes_alive(sum(member.alive for member in self._directory.members(now)))
             await trio.sleep(self._directory.lease_seconds / 5)
 

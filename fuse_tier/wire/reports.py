@@ -43,6 +43,7 @@ from fuse_tier.wire.standing import standing_to_wire, standings_from_wire
 Said = TypeVar("Said")
 
 _LONGEST_LEASE_SECONDS = 24 * 3600.0
+_LONGEST_REASON = 500
 _PACKED_FROM = 256  # members
 _LONGEST_ROSTER_BYTES = 64 << 20
 
@@ -78,6 +79,10 @@ def report_to_wire(report: Report, cluster: str, before: Report | None = None) -
         resumed=[resumption_to_wire(identity, one) for identity, one in facts.resumed.items()],
         marks=map(mark_to_wire, facts.marks),
         standings=map(standing_to_wire, facts.standings),
+        failing=[
+            pb.Failing(identity=str(one), reason=reason[:_LONGEST_REASON]) for one, reason in facts.failing.items()
+        ],
+        job_addresses=facts.job_addresses,
         lease_seconds=report.lease_seconds,
     )
 
@@ -96,6 +101,8 @@ def report_from_wire(message: pb.ReportRequest, before: Report | None = None) ->
         resumed=dict(map(resumption_from_wire, message.resumed)),
         marks=frozenset(map(mark_from_wire, message.marks)),
         standings=standings_from_wire(message.standings),
+        failing={parse_identity(one.identity): one.reason[:_LONGEST_REASON] for one in message.failing},
+        job_addresses=dict(message.job_addresses),
     )
     if not 0 <= message.lease_seconds < _LONGEST_LEASE_SECONDS:
         raise InvalidRequest(f"nobody has a lease of {message.lease_seconds:g} s")
