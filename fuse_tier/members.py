@@ -62,6 +62,8 @@ class LocalFacts:
     resumed: Mapping[Identity, Resumption] = field(default_factory=dict)
     marks: frozenset[Mark] = frozenset()
     standings: tuple[Standing, ...] = ()  # of the steward: what is complete in the bucket
+    failing: Mapping[Identity, str] = field(default_factory=dict)  # whose last backup failed, and why
+    job_addresses: Mapping[str, str] = field(default_factory=dict)  # of training jobs' own coordinators
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,16 @@ import trio
 from kubernetes.client import ApiClient
 
 from controller.ranks.book import RankBook
+from controller.ranks.checkpoints import Checkpoints
+from controller.ranks.events import COMPONENT, JobEvents
 from controller.ranks.followers import followed
 from controller.ranks.service import RanksService
+from controller.writing import Writer
 from csi.ranks_pb2_grpc import add_RanksServiceServicer_to_server
 from fuse_tier.config import CoordinatorConfig
 from fuse_tier.coordinate.server import serve_coordinator
+
+_CALLS_PER_SECOND = 20
 
 log = structlog.get_logger(__name__)
 
@@ -38,11 +43,14 @@ async def serve_ranks(
 ) -> None:
     """Serves until cancelled; started when the API server has told of everything that there is."""
     book = RankBook()
+    writer = Writer(api, _CALLS_PER_SECOND, manager=COMPONENT)
+    checkpoints, events = Checkpoints(api, writer), JobEvents(writer, book)
     service = RanksService(book, authenticated=config.tls is not None)
     async with trio.open_nursery() as nursery:
         for collection in followed(api, driver, book):
             await nursery.start(collection.follow)
-        await nursery.start(
-            serve_coordinator, config, [(add_RanksServiceServicer_to_server, service)], book.domain_of
-        )
+        nursery.start_soon(checkpoints.run)
+        nursery.start_soon(events.run)
+        services = [(add_RanksServiceServicer_to_server, service)]
+        await nursery.start(serve_coordinator, config, services, book.domain_of, [checkpoints, events])
         task_status.started()

@@ -6,13 +6,17 @@ changes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import structlog
 import trio
 
 from fuse_tier import members, metrics
 from fuse_tier.checkpoints import Job
 from fuse_tier.coordinate import counts
+from fuse_tier.coordinate.addresses import JobAddresses
 from fuse_tier.coordinate.directory import Accepted, Change, Directory
+from fuse_tier.coordinate.milestones import Milestones, Observer
 from fuse_tier.coordinate.restarts import Restarts
 from fuse_tier.errors import FuseTierError, IdentityBusy, InvalidRequest, NotAuthorized, TierRefused, TierUnavailable
 from fuse_tier.identity import Identity
@@ -43,16 +47,20 @@ log = structlog.get_logger(__name__)
 
 _PROBE_SECONDS = 1.0
 _TOLD_AT_MOST = 1000
-_AGES_EVERY_SECONDS = 5.0
+_LOOK_SECONDS = 5.0
 
 
 class CoordinatorService:
     """The servicer of ``Coordinator`` in control.proto. ``authenticated`` says that callers have certificates."""
 
-    def __init__(self, cluster: str, directory: Directory, *, authenticated: bool) -> None:
+    def __init__(
+        self, cluster: str, directory: Directory, *, authenticated: bool, observers: Sequence[Observer] = ()
+    ) -> None:
         self._cluster = cluster
         self._directory = directory
         self._restarts = Restarts(directory)
+        self._milestones = Milestones(observers)
+        self._job_addresses = JobAddresses()
         self._authenticated = authenticated
         self._refusals_told: set[tuple[str, str]] = set()
 
@@ -69,6 +77,8 @@ class CoordinatorService:
             now = trio.current_time()
             self._tell(report, self._directory.report(report, now))
             self._restarts.hear(report)
+            self._milestones.hear(report)
+            self._job_addresses.hear(report.node, report.facts.job_addresses)
         except FuseTierError as error:
             self._tell_refusal(request, caller, error)
             raise
@@ -132,6 +142,7 @@ class CoordinatorService:
         (identity, resumption), now = resumption_from_wire(request.resumption), trio.current_time()
         self._directory.called(request.node, request.instance, request.sequence, now)
         self._restarts.join(identity, request.node, resumption, now)
+        self._milestones.joined(identity, resumption)
         return pb.Empty()
 
     async def Locate(self, request: pb.LocateRequest, caller: Caller) -> pb.LocateReply:  # noqa: N802 - its wire name
@@ -147,15 +158,22 @@ class CoordinatorService:
         job = parse_job(request.job) if request.job else None
         return pb.CheckpointsReply(standings=map(standing_to_wire, self.standings(job)))
 
+    async def JobAddress(self, request: pb.JobAddressRequest, caller: Caller) -> pb.JobAddressReply:  # noqa: N802
+        """Where a training job's own coordinator is, which its tools have registered on some node."""
+        return pb.JobAddressReply(ip=self._job_addresses.of(request.job))
+
     def standings(self, job: Job | None = None) -> tuple[Standing, ...]:
         """The complete checkpoints of one job, or of all, as far as nodes have told of them."""
         return self._restarts.standings(trio.current_time(), job)
 
-    async def keep_ages(self) -> None:
-        """Says of each job how old its newest complete checkpoint is in RAM, until cancelled."""
+    async def keep_standings(self) -> None:
+        """Tells what is complete, and how old the newest of it is, until cancelled."""
         while True:
-            await trio.sleep(_AGES_EVERY_SECONDS)
-            counts.complete(self.standings())
+            await trio.sleep(_LOOK_SECONDS)
+            standings = self.standings()
+            counts.complete(standings)
+            if self._directory.is_settled(trio.current_time()):  # else what has not been heard of would pass for gone
+                self._milestones.look(standings)
 
     async def keep_leases(self) -> None:
         """Ends leases that were not renewed, until cancelled."""
@@ -164,6 +182,7 @@ class CoordinatorService:
             for node in self._directory.expire(now):
                 log.warning("coordinator.node_gone", member=node, lease_seconds=self._directory.lease_seconds)
             self._restarts.forget(self._directory.presence(now).keys(), now)
+            self._job_addresses.forget({one.node for one in self._directory.members(now) if one.alive})
             counts.nodes_alive(sum(member.alive for member in self._directory.members(now)))
             await trio.sleep(self._directory.lease_seconds / 5)
 

@@ -136,6 +136,11 @@ class CoordinatorMembership(RosterMembership):
         request = pb.CheckpointsRequest(job=str(job))
         return standings_from_wire((await self._client.call("Checkpoints", request, Deadline.CONTROL_CALL)).standings)
 
+    async def job_address(self, job: str) -> str:
+        """See Membership."""
+        reply = await self._client.call("JobAddress", pb.JobAddressRequest(job=job), Deadline.CONTROL_CALL)
+        return str(reply.ip)
+
     async def join(self, identity: Identity, resumption: Resumption) -> None:
         """See Membership."""
         message = resumption_to_wire(identity, resumption)

@@ -35,6 +35,7 @@ class _Trouble:
 
     pause: float
     until: float
+    reason: str
 
 
 class Troubles:
@@ -60,13 +61,17 @@ class Troubles:
             (trouble.until for trouble in self._by_place.values() if trouble.until > now), default=float("inf")
         )
 
-    def failed(self, place: str) -> bool:
+    def failed(self, place: str, reason: str) -> bool:
         """A place has failed; whether that is new."""
         before = self._by_place.get(place)
         pause = min(_LONGEST_PAUSE, before.pause * 2 if before else _FIRST_PAUSE)
         until = trio.current_time() + pause * self._jitter.uniform(0.75, 1.25)
-        self._by_place[place] = _Trouble(pause, until)
+        self._by_place[place] = _Trouble(pause, until, reason)
         return before is None
+
+    def reason(self, place: str) -> str:
+        """Why a place failed last; empty: it has not."""
+        return self._by_place[place].reason if place in self._by_place else ""
 
     def recovered(self, place: str) -> bool:
         """A place has done what it should; whether it had failed before."""
@@ -117,11 +122,11 @@ class Copier:
                 failpoints.reached("copy.stored")
                 await tier.commit(manifest)
                 failpoints.reached("copy.committed")
-            except SnapshotConflict:
-                troubles.failed(place)
+            except SnapshotConflict as conflict:
+                troubles.failed(place, str(conflict))
                 raise
             except (FuseTierError, OSError) as error:
-                _tell(manifest, tier, error, is_new=troubles.failed(place))
+                _tell(manifest, tier, error, is_new=troubles.failed(place, str(error)))
                 return False
             seconds = trio.current_time() - started
         self.savings[tier.name].named_bytes += manifest.size

@@ -112,6 +112,10 @@ class Membership(Protocol):
         """Before a volume is mounted that has the files of the step. Raises TierUnavailable: it is chosen again."""
         ...
 
+    async def job_address(self, job: str) -> str:
+        """Where a training job's own coordinator is, as some node was told; empty: none. Raises TierUnavailable."""
+        ...
+
     async def checkpoints(self, job: Job) -> tuple[Standing, ...]:
         """The complete checkpoints of a job, and on which tiers each is. Raises ConfigError without a coordinator."""
         ...

@@ -830,6 +830,44 @@ class BackupTurnReply(_message.Message):
 Global___BackupTurnReply: _TypeAlias = BackupTurnReply  # noqa: Y015
 
 @_typing.final
+class JobAddressRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    job: _builtins.str
+    def __init__(
+        self,
+        *,
+        job: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobAddressRequest: _TypeAlias = JobAddressRequest  # noqa: Y015
+
+@_typing.final
+class JobAddressReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IP_FIELD_NUMBER: _builtins.int
+    ip: _builtins.str
+    def __init__(
+        self,
+        *,
+        ip: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ip", b"ip"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobAddressReply: _TypeAlias = JobAddressReply  # noqa: Y015
+
+@_typing.final
 class CheckpointsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -950,6 +988,26 @@ Global___Domain: _TypeAlias = Domain  # noqa: Y015
 class ReportRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class JobAddressesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     CLUSTER_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
     INSTANCE_FIELD_NUMBER: _builtins.int
@@ -970,6 +1028,8 @@ class ReportRequest(_message.Message):
     RESUMED_FIELD_NUMBER: _builtins.int
     MARKS_FIELD_NUMBER: _builtins.int
     STANDINGS_FIELD_NUMBER: _builtins.int
+    FAILING_FIELD_NUMBER: _builtins.int
+    JOB_ADDRESSES_FIELD_NUMBER: _builtins.int
     cluster: _builtins.str
     node: _builtins.str
     instance: _builtins.str
@@ -1016,6 +1076,14 @@ class ReportRequest(_message.Message):
     def standings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Standing]:
         """of the steward: what is complete in the bucket (minor 6)"""
 
+    @_builtins.property
+    def failing(self) -> _containers.RepeatedCompositeFieldContainer[Global___Failing]:
+        """volumes whose last backup failed (minor 7)"""
+
+    @_builtins.property
+    def job_addresses(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """of training jobs' coordinators that were registered there (minor 7)"""
+
     def __init__(
         self,
         *,
@@ -1039,14 +1107,38 @@ class ReportRequest(_message.Message):
         resumed: _abc.Iterable[Global___Resumption] | None = ...,
         marks: _abc.Iterable[Global___Mark] | None = ...,
         standings: _abc.Iterable[Global___Standing] | None = ...,
+        failing: _abc.Iterable[Global___Failing] | None = ...,
+        job_addresses: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "bucket", b"bucket", "capacity_bytes", b"capacity_bytes", "clock", b"clock", "cluster", b"cluster", "free_bytes", b"free_bytes", "holdings", b"holdings", "host", b"host", "instance", b"instance", "leaving", b"leaving", "marks", b"marks", "mounted", b"mounted", "node", b"node", "owned", b"owned", "pool", b"pool", "resumed", b"resumed", "saves", b"saves", "sequence", b"sequence", "standings", b"standings", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "bucket", b"bucket", "capacity_bytes", b"capacity_bytes", "clock", b"clock", "cluster", b"cluster", "failing", b"failing", "free_bytes", b"free_bytes", "holdings", b"holdings", "host", b"host", "instance", b"instance", "job_addresses", b"job_addresses", "leaving", b"leaving", "marks", b"marks", "mounted", b"mounted", "node", b"node", "owned", b"owned", "pool", b"pool", "resumed", b"resumed", "saves", b"saves", "sequence", b"sequence", "standings", b"standings", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportRequest: _TypeAlias = ReportRequest  # noqa: Y015
+
+@_typing.final
+class Failing(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    identity: _builtins.str
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        identity: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Failing: _TypeAlias = Failing  # noqa: Y015
 
 @_typing.final
 class Saves(_message.Message):
@@ -1662,6 +1754,134 @@ class Volume(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Volume: _TypeAlias = Volume  # noqa: Y015
+
+@_typing.final
+class PlanRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTS_FIELD_NUMBER: _builtins.int
+    WITHOUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlanPart]: ...
+    @_builtins.property
+    def without(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        parts: _abc.Iterable[Global___PlanPart] | None = ...,
+        without: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parts", b"parts", "without", b"without"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanRequest: _TypeAlias = PlanRequest  # noqa: Y015
+
+@_typing.final
+class PlanPart(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    IN_BUCKET_FIELD_NUMBER: _builtins.int
+    snapshot: _builtins.str
+    bytes: _builtins.int
+    in_bucket: _builtins.bool
+    def __init__(
+        self,
+        *,
+        snapshot: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+        in_bucket: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "in_bucket", b"in_bucket", "snapshot", b"snapshot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanPart: _TypeAlias = PlanPart  # noqa: Y015
+
+@_typing.final
+class PlanReply(_message.Message):
+    """Speeds are the reader's to know: bytes that each node gives and gets, and the bucket gives, under no name."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEGS_FIELD_NUMBER: _builtins.int
+    DEPTH_FIELD_NUMBER: _builtins.int
+    depth: _builtins.int
+    @_builtins.property
+    def legs(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlanLeg]: ...
+    def __init__(
+        self,
+        *,
+        legs: _abc.Iterable[Global___PlanLeg] | None = ...,
+        depth: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["depth", b"depth", "legs", b"legs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanReply: _TypeAlias = PlanReply  # noqa: Y015
+
+@_typing.final
+class PlanLeg(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
+    snapshot: _builtins.str
+    at: _builtins.str
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlanSource]: ...
+    def __init__(
+        self,
+        *,
+        snapshot: _builtins.str = ...,
+        at: _builtins.str = ...,
+        sources: _abc.Iterable[Global___PlanSource] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "snapshot", b"snapshot", "sources", b"sources"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanLeg: _TypeAlias = PlanLeg  # noqa: Y015
+
+@_typing.final
+class PlanSource(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIER_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    DEPTH_FIELD_NUMBER: _builtins.int
+    tier: _builtins.str
+    node: _builtins.str
+    bytes: _builtins.int
+    depth: _builtins.int
+    def __init__(
+        self,
+        *,
+        tier: _builtins.str = ...,
+        node: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+        depth: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "depth", b"depth", "node", b"node", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanSource: _TypeAlias = PlanSource  # noqa: Y015
 
 @_typing.final
 class Step(_message.Message):

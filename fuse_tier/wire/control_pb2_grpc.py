@@ -843,6 +843,11 @@ class CoordinatorStub:
                 request_serializer=fuse__tier_dot_wire_dot_control__pb2.CheckpointsRequest.SerializeToString,
                 response_deserializer=fuse__tier_dot_wire_dot_control__pb2.CheckpointsReply.FromString,
                 _registered_method=True)
+        self.JobAddress = channel.unary_unary(
+                '/fuse_tier.v1.Coordinator/JobAddress',
+                request_serializer=fuse__tier_dot_wire_dot_control__pb2.JobAddressRequest.SerializeToString,
+                response_deserializer=fuse__tier_dot_wire_dot_control__pb2.JobAddressReply.FromString,
+                _registered_method=True)
 
 
 class CoordinatorServicer:
@@ -901,6 +906,13 @@ class CoordinatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def JobAddress(self, request, context):
+        """of a training job's own coordinator (minor 7)
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CoordinatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -943,6 +955,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.Checkpoints,
                     request_deserializer=fuse__tier_dot_wire_dot_control__pb2.CheckpointsRequest.FromString,
                     response_serializer=fuse__tier_dot_wire_dot_control__pb2.CheckpointsReply.SerializeToString,
+            ),
+            'JobAddress': grpc.unary_unary_rpc_method_handler(
+                    servicer.JobAddress,
+                    request_deserializer=fuse__tier_dot_wire_dot_control__pb2.JobAddressRequest.FromString,
+                    response_serializer=fuse__tier_dot_wire_dot_control__pb2.JobAddressReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1173,6 +1190,33 @@ class Coordinator:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def JobAddress(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fuse_tier.v1.Coordinator/JobAddress',
+            fuse__tier_dot_wire_dot_control__pb2.JobAddressRequest.SerializeToString,
+            fuse__tier_dot_wire_dot_control__pb2.JobAddressReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class NodeStub:
     """---- of a node, for its operator: a unix socket that is its owner's alone ----
@@ -1244,6 +1288,11 @@ class NodeStub:
                 '/fuse_tier.v1.Node/Checkpoints',
                 request_serializer=fuse__tier_dot_wire_dot_control__pb2.CheckpointsRequest.SerializeToString,
                 response_deserializer=fuse__tier_dot_wire_dot_control__pb2.CheckpointsReply.FromString,
+                _registered_method=True)
+        self.Plan = channel.unary_unary(
+                '/fuse_tier.v1.Node/Plan',
+                request_serializer=fuse__tier_dot_wire_dot_control__pb2.PlanRequest.SerializeToString,
+                response_deserializer=fuse__tier_dot_wire_dot_control__pb2.PlanReply.FromString,
                 _registered_method=True)
 
 
@@ -1327,6 +1376,13 @@ class NodeServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Plan(self, request, context):
+        """from where a job would be restored now
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1389,6 +1445,11 @@ def add_NodeServicer_to_server(servicer, server):
                     servicer.Checkpoints,
                     request_deserializer=fuse__tier_dot_wire_dot_control__pb2.CheckpointsRequest.FromString,
                     response_serializer=fuse__tier_dot_wire_dot_control__pb2.CheckpointsReply.SerializeToString,
+            ),
+            'Plan': grpc.unary_unary_rpc_method_handler(
+                    servicer.Plan,
+                    request_deserializer=fuse__tier_dot_wire_dot_control__pb2.PlanRequest.FromString,
+                    response_serializer=fuse__tier_dot_wire_dot_control__pb2.PlanReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1717,6 +1778,33 @@ class Node:
             '/fuse_tier.v1.Node/Checkpoints',
             fuse__tier_dot_wire_dot_control__pb2.CheckpointsRequest.SerializeToString,
             fuse__tier_dot_wire_dot_control__pb2.CheckpointsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Plan(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fuse_tier.v1.Node/Plan',
+            fuse__tier_dot_wire_dot_control__pb2.PlanRequest.SerializeToString,
+            fuse__tier_dot_wire_dot_control__pb2.PlanReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -256,6 +256,8 @@ class CoordinatorStub:
     """its files are there, its pod starts (minor 4)"""
     Checkpoints: _grpc.UnaryUnaryMultiCallable[_control_pb2.CheckpointsRequest, _control_pb2.CheckpointsReply]
     """of a job, or of all (minor 6)"""
+    JobAddress: _grpc.UnaryUnaryMultiCallable[_control_pb2.JobAddressRequest, _control_pb2.JobAddressReply]
+    """of a training job's own coordinator (minor 7)"""
 
 @_typing.type_check_only
 class CoordinatorAsyncStub(CoordinatorStub):
@@ -273,6 +275,8 @@ class CoordinatorAsyncStub(CoordinatorStub):
     """its files are there, its pod starts (minor 4)"""
     Checkpoints: _aio.UnaryUnaryMultiCallable[_control_pb2.CheckpointsRequest, _control_pb2.CheckpointsReply]  # type: ignore[assignment]
     """of a job, or of all (minor 6)"""
+    JobAddress: _aio.UnaryUnaryMultiCallable[_control_pb2.JobAddressRequest, _control_pb2.JobAddressReply]  # type: ignore[assignment]
+    """of a training job's own coordinator (minor 7)"""
 
 class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
     """---- of the coordinator ----"""
@@ -336,6 +340,14 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_control_pb2.CheckpointsReply, _abc.Awaitable[_control_pb2.CheckpointsReply]]:
         """of a job, or of all (minor 6)"""
 
+    @_abc_1.abstractmethod
+    def JobAddress(
+        self,
+        request: _control_pb2.JobAddressRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.JobAddressReply, _abc.Awaitable[_control_pb2.JobAddressReply]]:
+        """of a training job's own coordinator (minor 7)"""
+
 def add_CoordinatorServicer_to_server(servicer: CoordinatorServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class NodeStub:
@@ -360,6 +372,8 @@ class NodeStub:
     """a step of a job is not restored again"""
     Checkpoints: _grpc.UnaryUnaryMultiCallable[_control_pb2.CheckpointsRequest, _control_pb2.CheckpointsReply]
     """as far as the coordinator knows of them"""
+    Plan: _grpc.UnaryUnaryMultiCallable[_control_pb2.PlanRequest, _control_pb2.PlanReply]
+    """from where a job would be restored now"""
 
 @_typing.type_check_only
 class NodeAsyncStub(NodeStub):
@@ -381,6 +395,8 @@ class NodeAsyncStub(NodeStub):
     """a step of a job is not restored again"""
     Checkpoints: _aio.UnaryUnaryMultiCallable[_control_pb2.CheckpointsRequest, _control_pb2.CheckpointsReply]  # type: ignore[assignment]
     """as far as the coordinator knows of them"""
+    Plan: _aio.UnaryUnaryMultiCallable[_control_pb2.PlanRequest, _control_pb2.PlanReply]  # type: ignore[assignment]
+    """from where a job would be restored now"""
 
 class NodeServicer(metaclass=_abc_1.ABCMeta):
     """---- of a node, for its operator: a unix socket that is its owner's alone ----"""
@@ -471,5 +487,13 @@ class NodeServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.CheckpointsReply, _abc.Awaitable[_control_pb2.CheckpointsReply]]:
         """as far as the coordinator knows of them"""
+
+    @_abc_1.abstractmethod
+    def Plan(
+        self,
+        request: _control_pb2.PlanRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.PlanReply, _abc.Awaitable[_control_pb2.PlanReply]]:
+        """from where a job would be restored now"""
 
 def add_NodeServicer_to_server(servicer: NodeServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -37,6 +37,7 @@ PROTOCOL = 1  # major version of control.proto: one of another is refused at Hel
 MINOR = 6  # grows when something is added, which is then used only with those who know it
 _LONGEST_LABEL = 253
 _LONGEST_USER = 1024
+_LONGEST_REASON = 500
 
 
 def parse_identity(text: str) -> Identity:
@@ -71,6 +72,10 @@ def report_to_wire(report: Report, cluster: str) -> pb.ReportRequest:
         resumed=[resumption_to_wire(identity, one) for identity, one in facts.resumed.items()],
         marks=map(mark_to_wire, facts.marks),
         standings=map(standing_to_wire, facts.standings),
+        failing=[
+            pb.Failing(identity=str(one), reason=reason[:_LONGEST_REASON]) for one, reason in facts.failing.items()
+        ],
+        job_addresses=facts.job_addresses,
     )
 
 
@@ -94,6 +99,8 @@ def report_from_wire(message: pb.ReportRequest) -> Report:
             resumed=dict(map(resumption_from_wire, message.resumed)),
             marks=frozenset(map(mark_from_wire, message.marks)),
             standings=standings_from_wire(message.standings),
+            failing={parse_identity(one.identity): one.reason[:_LONGEST_REASON] for one in message.failing},
+            job_addresses=dict(message.job_addresses),
         ),
         domain=_domain(message.zone, message.pool, message.host),
         clock=parse_epoch(message.clock),
