@@ -54,7 +54,7 @@ async def test_a_peer_that_comes_back_or_is_another_is_tried_at_once_and_one_tha
     troubles = Troubles()
     troubles.look_at({"stayed": "1", "gone": "1", "started again": "1"})
     for place in ("stayed", "gone", "started again"):
-        troubles.failed(place)
+        troubles.failed(place, "it is away")
     troubles.look_at({"stayed": "1", "started again": "2"})
     assert troubles.refusing() == {"stayed", "gone"}
     troubles.look_at({"stayed": "1", "started again": "2", "gone": "1"})
