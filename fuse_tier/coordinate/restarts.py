@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from fuse_tier.checkpoints import Job, Saved
+from fuse_tier.completeness import whole_steps
 from fuse_tier.coordinate.choosing import Current, Known, choose
 from fuse_tier.coordinate.directory import Directory, Presence
 from fuse_tier.coordinate.needed import Listed, needed_parts, on_several
@@ -38,6 +39,7 @@ class _Begun:
     step: int | None
     is_forced: bool = False
     is_heard: bool = False
+    is_backed_up: bool = False  # who asked has seen the step in the bucket
     joined: dict[str, int] = field(default_factory=dict)
 
 
@@ -157,6 +159,8 @@ class Restarts:
         verdict = choose(question, self._known(question, job, now), current, number)
         if verdict.restart == number:
             job.begun[lineage.run] = _Begun(number, verdict.step, question.forced is not None)
+        if verdict.restart and any(one.step == verdict.step for one in question.backups):
+            job.begun[lineage.run].is_backed_up = True
         return verdict
 
     def join(self, identity: Identity, node: str, resumption: Resumption, now: float) -> None:
@@ -169,9 +173,29 @@ class Restarts:
         known = None if begun is None else (begun.restart, begun.step)
         if not self._directory.is_settled(now) or known != (resumption.restart, resumption.step):
             raise TierUnavailable(f"{identity}: the step to go on from is chosen again")
+        if begun is not None and not begun.joined and not self._can_be_had(identity, begun, resumption.run, now):
+            # Nobody has started: so all can still go back together, and from then on they could not.
+            raise TierUnavailable(
+                f"{identity}: a part of step {begun.step} was lost while it was restored: the step is chosen again"
+            )
         if owned is None or owned.node != node:
             raise TierUnavailable(f"{identity} is not node {node}'s any more")
         self._keep(identity, node, replace(resumption, epoch=owned.epoch))
+
+    def _can_be_had(self, identity: Identity, begun: _Begun, run: str, now: float) -> bool:
+        """Whether every rank can still get its part of the step that was chosen."""
+        if begun.step is None or begun.is_backed_up:
+            return True
+        job = self._job(identity)
+        shapes = {
+            one.lineage
+            for of_node in job.saved.values()
+            for several in of_node.values()
+            for one in several
+            if one.lineage.run == run and one.step == begun.step
+        }
+        alive = self._directory.alive(job.saved, now)
+        return any(begun.step in whole_steps(self._parts(job, one, alive), one.world_size) for one in shapes)
 
     def needed(self, node: str, now: float) -> dict[Identity, tuple[int, ...]]:
         """Of what a node lists, the parts of the newest complete checkpoints: they stay, though newer ones come."""
