@@ -7,7 +7,7 @@ invariant: whoever joins a restart has its step, and a step is never changed onc
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
@@ -19,11 +19,11 @@ from fuse_tier.coordinate.needed import Listed, needed_parts, on_several
 from fuse_tier.coordinate.standing import Held, standings
 from fuse_tier.deadlines import Deadline
 from fuse_tier.epochs import epoch_of
-from fuse_tier.errors import TierUnavailable
+from fuse_tier.errors import NotFound, TierUnavailable
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Lineage
 from fuse_tier.members import Report
-from fuse_tier.restarts import Backup, Mark, Question, Resumption, Verdict
+from fuse_tier.restarts import Backup, Mark, Question, Resumption, Verdict, Wish
 from fuse_tier.standing import Standing, merged
 
 _COUNT_EVERY_SECONDS = 1.0  # what is complete, at most; of a job on more nodes than a thousand, more seldom
@@ -40,7 +40,12 @@ class _Begun:
     is_forced: bool = False
     is_heard: bool = False
     is_backed_up: bool = False  # who asked has seen the step in the bucket
+    wish: str = ""  # a person's, followed with this restart or with one before it
     joined: dict[str, int] = field(default_factory=dict)
+
+    def is_pending(self, wish: Wish) -> bool:
+        """Whether nobody has started by a person's wish, neither with this restart nor before."""
+        return self.wish != wish.text or (self.is_forced and not self.joined)
 
 
 @dataclass(slots=True)
@@ -62,8 +67,10 @@ class _Job:
 class Restarts:
     """Of all jobs of one cluster whose size is known."""
 
-    def __init__(self, directory: Directory) -> None:
+    def __init__(self, directory: Directory, wish_of: Callable[[Job], Wish | None] = lambda _: None) -> None:
+        """``wish_of`` tells what people have written on a job. Raises InvalidRequest for what cannot be read."""
         self._directory = directory
+        self._wish_of = wish_of
         self._jobs: dict[Job, _Job] = {}
         self._of_node: dict[str, set[Job]] = {}
         self._resumed_on: dict[str, set[Identity]] = {}
@@ -109,7 +116,7 @@ class Restarts:
         job.is_changed = True
         begun = job.begun.get(one.run)
         if begun is None or one.restart > begun.restart:
-            begun = job.begun[one.run] = _Begun(one.restart, one.step, is_heard=True)
+            begun = job.begun[one.run] = _Begun(one.restart, one.step, is_heard=True, wish=one.wish)
         if one.restart == begun.restart:
             begun.joined[identity.replica] = one.epoch
 
@@ -151,6 +158,9 @@ class Restarts:
             job.is_changed = True
         question = replace(question, backups=self._usable(question, job))
         begun = job.begun.get(lineage.run)
+        wish = self._wish_of(Job.of(question.identity)) if question.forced is None else None
+        if wish is not None and (begun is None or begun.is_pending(wish)):
+            question = replace(question, forced=_wished_step(wish, question))
         current = None
         if begun is not None:
             joined = frozenset(begun.joined)
@@ -158,10 +168,11 @@ class Restarts:
         number = max(owned.epoch, (begun.restart if begun else 0) + 1)
         verdict = choose(question, self._known(question, job, now), current, number)
         if verdict.restart == number:
-            job.begun[lineage.run] = _Begun(number, verdict.step, question.forced is not None)
+            followed = wish.text if wish is not None else ""
+            job.begun[lineage.run] = _Begun(number, verdict.step, question.forced is not None, wish=followed)
         if verdict.restart and any(one.step == verdict.step for one in question.backups):
             job.begun[lineage.run].is_backed_up = True
-        return verdict
+        return replace(verdict, wish=job.begun[lineage.run].wish) if verdict.restart else verdict
 
     def join(self, identity: Identity, node: str, resumption: Resumption, now: float) -> None:
         """A volume has the files of the step that was chosen, and its pod is about to start.
@@ -367,6 +378,17 @@ class Restarts:
             job.needed,
             is_awaited=bool(awaited),
         )
+
+
+def _wished_step(wish: Wish, question: Question) -> int | None:
+    """Raises NotFound for a backup that there is not."""
+    if not wish.backup:
+        return wish.step
+    found = [one.step for one in question.backups if one.name == wish.backup]
+    if not found:
+        there = ", ".join(one.name for one in question.backups) or "none"
+        raise NotFound(f"there is no backup {wish.backup} of {Job.of(question.identity)}: those that are: {there}")
+    return found[0]
 
 
 def _merge(one: Mapping[str, list[Saved]], other: Mapping[str, list[Saved]]) -> dict[str, list[Saved]]:

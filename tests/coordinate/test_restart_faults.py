@@ -15,11 +15,11 @@ from fuse_tier.coordinate.directory import Directory
 from fuse_tier.coordinate.restarts import Restarts
 from fuse_tier.deadlines import Deadline
 from fuse_tier.epochs import number_before
-from fuse_tier.errors import TierUnavailable
+from fuse_tier.errors import NotFound, TierUnavailable
 from fuse_tier.identity import SnapshotId
 from fuse_tier.manifest import Lineage
 from fuse_tier.members import LocalFacts, Report
-from fuse_tier.restarts import Backup, Question, Resumption, Verdict
+from fuse_tier.restarts import Backup, Question, Resumption, Verdict, Wish
 
 LEASE = 5.0
 JOB = Job("default", "llama")
@@ -33,6 +33,7 @@ class Node:
     listed: set[tuple[int, int]] = field(default_factory=set)  # rank and step; the snapshot has the step's number
     mounted: dict[int, int] = field(default_factory=dict)  # rank and epoch
     resumed: dict[int, Resumption] = field(default_factory=dict)
+    saved_since: list[tuple[int, int, int]] = field(default_factory=list)  # rank, step and epoch
     sequence: int = 0
     is_up: bool = True
 
@@ -47,7 +48,8 @@ class Cluster:
     def __init__(self) -> None:
         self.now = 0.0
         self.directory = Directory(LEASE, self.now, epoch=1000)
-        self.restarts = Restarts(self.directory)
+        self.wish: Wish | None = None
+        self.restarts = Restarts(self.directory, lambda _: self.wish)
         self.nodes = {name: Node(name) for name in ("0", "1", "2", "x", "y")}
         self.wait(LEASE + 1)
 
@@ -59,6 +61,9 @@ class Cluster:
         saved: dict[int, list[Saved]] = {}
         for rank, step in sorted(node.listed):
             one = SnapshotId(JOB.identity(str(rank)), number_before(900) + step)
+            saved.setdefault(rank, []).append(Saved(one, RUN, step, 0))
+        for rank, step, epoch in node.saved_since:
+            one = SnapshotId(JOB.identity(str(rank)), number_before(epoch) + step)
             saved.setdefault(rank, []).append(Saved(one, RUN, step, 0))
         facts = LocalFacts(
             1,
@@ -107,10 +112,21 @@ class Cluster:
 
     def join(self, rank: int, verdict: Verdict) -> None:
         node = self.nodes[str(rank)]
-        one = Resumption(RUN.run, verdict.restart, verdict.step, node.mounted[rank])
+        one = Resumption(RUN.run, verdict.restart, verdict.step, node.mounted[rank], verdict.wish)
         self.restarts.join(JOB.identity(str(rank)), node.name, one, self.now)
         node.resumed[rank] = one
         self.say(node)
+
+    def goes_on(self, rank: int, step: int) -> None:
+        """It has saved a step since, under its epoch."""
+        node = self.nodes[str(rank)]
+        node.saved_since.append((rank, step, node.mounted[rank]))
+        self.say(node)
+
+    def coordinator_starts_again(self) -> None:
+        self.directory = Directory(LEASE, self.now, epoch=2000 + round(self.now))
+        self.restarts = Restarts(self.directory, lambda _: self.wish)
+        self.wait(LEASE + 1)
 
     def all_start(self) -> None:
         for rank in RANKS:
@@ -216,3 +232,64 @@ def test_a_partition_that_hides_a_part_is_waited_out_before_an_older_step_is_tak
     cluster.nodes["y"].is_up = True
     cluster.wait(1)
     assert cluster.ask(0).step == 200
+
+
+def go_on(cluster: Cluster, *ranks: int) -> list[int | None]:
+    """These ranks are restarted, and gives the steps that they go on from."""
+    for rank in ranks:
+        cluster.end(rank)
+    cluster.wait(1)
+    for rank in ranks:
+        cluster.start(rank)
+    steps: list[int | None] = []
+    for rank, verdict in [(rank, cluster.ask(rank)) for rank in ranks]:
+        try:
+            cluster.join(rank, verdict)
+        except TierUnavailable:  # it was chosen again: who has joined a restart begins another
+            verdict = cluster.ask(rank)
+            cluster.join(rank, verdict)
+        steps.append(verdict.step)
+    return steps
+
+
+def test_what_a_person_wishes_on_the_job_is_followed_once(cluster: Cluster) -> None:
+    cluster.wish = Wish("step 100", 100)
+    assert go_on(cluster, *RANKS) == [100] * 3
+    for rank in RANKS:
+        cluster.goes_on(rank, 150)
+    assert go_on(cluster, 1) == [150], "though the wish still stands there"
+    assert go_on(cluster, *RANKS) == [150] * 3
+    cluster.wish = Wish("step 100 ", 100)
+    assert go_on(cluster, *RANKS) == [100] * 3, "another wish"
+
+
+def test_a_coordinator_that_starts_again_does_not_follow_a_wish_once_more(cluster: Cluster) -> None:
+    cluster.wish = Wish("step 100", 100)
+    assert go_on(cluster, *RANKS) == [100] * 3
+    for rank in RANKS:
+        cluster.goes_on(rank, 150)
+    cluster.coordinator_starts_again()
+    assert go_on(cluster, 1) == [150]
+
+
+def test_a_wish_that_cannot_be_followed_is_refused_with_what_can(cluster: Cluster) -> None:
+    cluster.wish = Wish("step 150", 150)
+    cluster.all_start()
+    with pytest.raises(NotFound, match=r"step 150 of default/llama is not complete: those that are: 100, 200$"):
+        cluster.ask(0)
+    cluster.wish = Wish("backup 2026-01-31_08-30", backup="2026-01-31_08-30")
+    there = (Backup(50, number_before(900) + 50, 900, "2026-01-30_08-30"),)
+    with pytest.raises(NotFound, match=r"no backup 2026-01-31_08-30 of .*: those that are: 2026-01-30_08-30$"):
+        cluster.ask(0, backups=there)
+    cluster.wish = Wish("backup 2026-01-30_08-30", backup="2026-01-30_08-30")
+    assert cluster.ask(0, backups=there).step == 50
+
+
+def test_a_wish_waits_until_ranks_that_are_ahead_of_it_have_stopped(cluster: Cluster) -> None:
+    assert go_on(cluster, *RANKS) == [200] * 3
+    cluster.wish = Wish("step 100", 100)
+    cluster.end(1)
+    cluster.start(1)
+    with pytest.raises(TierUnavailable, match="stop all ranks of the job"):
+        cluster.ask(1)
+    assert go_on(cluster, *RANKS) == [100] * 3
