@@ -8,7 +8,7 @@ told before all of its job are known.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -96,6 +96,7 @@ class RankBook:
     """All jobs of a cluster."""
 
     def __init__(self) -> None:
+        self.restarted: Callable[[Name, Pod], None] = lambda _job, _pod: None  # in its place
         self._pods: dict[str, Pod] = {}
         self._jobs: dict[Name, _Job] = {}
         self._workers: dict[Owner, int] = {}
@@ -123,6 +124,8 @@ class RankBook:
         elif life == job.life:
             job.begun = max(job.begun, begun)
             job.add(pod, pod.place)
+            if before is not None and pod.restarts > before.restarts and len(job.pods) > 1:
+                self.restarted(pod.place.job, pod)
 
     def lose_pod(self, uid: str) -> None:
         """A pod is gone."""

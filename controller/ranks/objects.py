@@ -93,6 +93,7 @@ class Pod:
     node: str  # empty until it is scheduled
     is_over: bool  # its containers have ended, or are about to
     place: Place | None  # None: of no job that has ranks
+    restarts: int = 0  # of its containers, in their place
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,8 @@ def read_pod(found: Object, driver: str) -> Pod | None:
     name = Name(metadata["namespace"], metadata["name"])
     is_over = bool(metadata.get("deletionTimestamp")) or status.get("phase") in _OVER
     created = metadata.get("creationTimestamp") or ""
-    return Pod(metadata["uid"], name, created, spec.get("nodeName") or "", is_over, _place(name, metadata))
+    restarts = sum(one.get("restartCount") or 0 for one in status.get("containerStatuses") or [])
+    return Pod(metadata["uid"], name, created, spec.get("nodeName") or "", is_over, _place(name, metadata), restarts)
 
 
 def read_wish(found: Object) -> Wish | str | None:

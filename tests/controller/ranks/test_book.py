@@ -271,3 +271,16 @@ def test_what_is_written_on_a_jobset_counts_for_its_pods(cluster: Cluster) -> No
     cluster.book.see_wish("JobSet", JOB, None)
     assert cluster.book.wish_of(job) is None
     assert cluster.book.wish_of(Job("ml", "nobody")) is None
+
+
+def test_a_container_that_is_started_again_in_its_place_is_seen_and_its_pod_keeps_its_rank(cluster: Cluster) -> None:
+    pods = cluster.start_all()
+    for _ in range(2):
+        ranks = [cluster.ask(uid).rank for uid in pods]
+    seen: list[tuple[Name, str]] = []
+    cluster.book.restarted = lambda job, pod: seen.append((job, pod.uid))
+    cluster.start(0, 1, restarts=1)
+    cluster.start(0, 1, restarts=1)  # something else of the pod has changed
+    cluster.start(1, 0)
+    assert seen == [(JOB, pods[1])]
+    assert [cluster.ask(uid).rank for uid in pods] == ranks
