@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from controller.driver import names
+from controller.reconciling.usage import Usage
 
 RIGHTS = "kubectl apply -k deploy/multitier/controller gives the controller's service account its rights"
 
@@ -37,15 +38,6 @@ class Findings:
     unseen: str = ""
     """What of the cluster the controller may not look at: then nothing else was found out."""
     usage: Usage | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What the coordinator tells of a configuration's nodes."""
-
-    volumes: int
-    step: int | None = None  # of the newest complete checkpoint
-    backup: str = ""  # when a complete one was last in the bucket, as the API writes times; empty: not known
 
 
 @dataclass(frozen=True, slots=True)

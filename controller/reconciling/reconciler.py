@@ -22,11 +22,12 @@ from controller.driver.images import choose_images
 from controller.driver.manifests import config_map, daemonset
 from controller.driver.sameness import differences
 from controller.reconciling import counts
-from controller.reconciling.conditions import RIGHTS, Findings, Usage, read_rollout
+from controller.reconciling.conditions import RIGHTS, Findings, read_rollout
 from controller.reconciling.issuing import Issuer, TlsSecretUnusable
 from controller.reconciling.queue import Queue
 from controller.reconciling.selection import conflict_of
 from controller.reconciling.telling import Teller
+from controller.reconciling.usage import Usage
 from controller.reconciling.world import CONFIGURATIONS, World
 from controller.watching import Forbidden, Throttled
 from controller.writing import Clash, Gone, Writer
@@ -60,6 +61,7 @@ class Reconciler:
         world: World,
         queue: Queue,
         task: Task,
+        issuer: Issuer,
         usage: Callable[[Configuration], Usage | None] = lambda _: None,
     ) -> None:
         self._writer = writer
@@ -67,7 +69,7 @@ class Reconciler:
         self._queue = queue
         self._task = task
         self._usage = usage
-        self._issuer = Issuer(writer, world, task.settings)
+        self._issuer = issuer
         self._teller = Teller(writer, world, task.identity)
         self._failing: set[str] = set()
         apps = f"/apis/apps/v1/namespaces/{task.settings.namespace}"

@@ -12,6 +12,8 @@ from kubernetes.client import ApiClient
 
 from controller.driver import names
 from controller.driver.images import KEYS
+from controller.local.kube import ApiServer
+from controller.local.programs import TOOLS
 from controller.reconciling.certificates import decoded
 from controller.reconciling.reconciler import Task
 from controller.reconciling.server import Serving, serve_controller
@@ -19,8 +21,6 @@ from controller.reconciling.world import CONFIGURATIONS
 from controller.writing import Clash, Gone, Writer
 from fuse_tier.errors import TierUnavailable
 from tests.controller.configurations import EXAMPLE, SETTINGS
-from tests.harness.kube import ApiServer
-from tests.harness.needs import TOOLS
 from tests.harness.waiting import until
 
 CRD: dict[str, Any] = yaml.safe_load((TOOLS.parent / "crd/checkpointconfiguration.yaml").read_text())

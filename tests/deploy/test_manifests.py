@@ -13,6 +13,7 @@ import trio
 import yaml
 from kubernetes.client import ApiClient
 
+from controller.local.kube import ApiServer, running_api_server
 from controller.ranks.book import RankBook
 from controller.ranks.followers import followed
 from controller.reconciling.election import Times
@@ -21,7 +22,6 @@ from controller.reconciling.world import CONFIGURATIONS
 from tests.controller.cluster import NAMESPACE, Cluster, path_of, running_controller
 from tests.controller.configurations import SETTINGS
 from tests.harness.checkouts import ROOT, give_recorder, make_checkout
-from tests.harness.kube import ApiServer, running_api_server
 from tests.harness.logs import ExpectedLogs
 from tests.harness.waiting import until
 

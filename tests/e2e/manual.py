@@ -14,8 +14,8 @@ from pathlib import Path
 
 import trio
 
+from controller.local.kwok import KwokCluster, running_kwok_cluster
 from tests.harness.checkouts import make_checkout
-from tests.harness.kwok import KwokCluster, running_kwok_cluster
 from tests.harness.own_node import Container, OwnNode, Runtime
 from tests.harness.shell import Shell
 from tests.harness.waiting import until

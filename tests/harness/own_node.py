@@ -20,11 +20,11 @@ from typing import Any
 import trio
 import yaml
 
+from controller.local.kube import start_program
+from controller.local.kwok import OWN_NODE, KwokCluster
 from controller.writing import Gone
 from fuse_tier.errors import TierUnavailable
 from fuse_tier.localcluster.ports import free_ports
-from tests.harness.kube import start_program
-from tests.harness.kwok import OWN_NODE, KwokCluster
 
 _LOOK_SECONDS = 0.1
 _PROBE_SECONDS = 5.0
