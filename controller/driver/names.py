@@ -27,6 +27,12 @@ SELECTED: Final = {"labelSelector": ",".join(f"{key}={value}" for key, value in 
 """Of the API server's collections: what is ours."""
 RANKS_SERVICE: Final = "high-scale-checkpointing-controller"
 
+JOBSETS: Final = "jobsets.jobset.x-k8s.io"
+"""The definition of JobSets, which somebody else installs."""
+JOBSET_COMMAND: Final = (
+    "kubectl apply --server-side -f https://github.com/kubernetes-sigs/jobset/releases/download/v0.8.0/manifests.yaml"
+)
+
 DRIVER_DIRECTORY: Final = "/run/fuse-tier"
 RAM_DIRECTORY: Final = "/var/lib/fuse-tier"
 CONFIG_DIRECTORY: Final = "/etc/fuse-tier/config"

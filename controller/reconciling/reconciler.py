@@ -167,6 +167,7 @@ class Reconciler:
                 held,
                 trouble,
                 bool(configuration.spec.get("gcsFuseMountOptions")),
+                self._world.has_jobsets is False,
                 usage=self._usage(configuration),
             ),
         )

@@ -85,6 +85,7 @@ async def serve_controller(
                     await following.start(collection.follow)
                 world.complete()
                 following.start_soon(reconciler.look_again)
+                following.start_soon(_look_for_jobsets, api, world)
                 if serving.uptime_backoff is not None:
                     following.start_soon(_keep_up, api, writer, world, serving, serving.uptime_backoff)
                 if serving.coordinator:
@@ -97,6 +98,13 @@ async def serve_controller(
         else:
             election = Election(writer, serving.lease_namespace, LEASE, serving.task.identity, serving.times)
             await election.lead(act, ready.set)
+
+
+async def _look_for_jobsets(api: ApiClient, world: World) -> None:
+    """Until cancelled."""
+    async with trio.open_nursery() as nursery:
+        await nursery.start(world.jobsets(api).follow)
+        world.see_jobsets(world.has_jobsets is True)  # where there is nothing, nothing is seen
 
 
 async def _keep_up(api: ApiClient, writer: Writer, world: World, serving: Serving, backoff: float) -> None:

@@ -36,6 +36,8 @@ class World:
         self.config_maps: dict[str, Object] = {}  # by name
         self.secrets: dict[str, Object] = {}  # by name
         self.nodes: dict[str, Node] = {}  # by uid
+        self.has_jobsets: bool | None = None
+        """Whether JobSets are installed; None while that is not known."""
         self.is_complete = False
         """Whether all that there is has been told once: nothing is concluded before."""
         self.refused: dict[str, str] = {}
@@ -68,6 +70,17 @@ class World:
         yield Collection(api, f"{space}/configmaps", _Named(self, self.config_maps), refused=told)
         yield Collection(api, f"{space}/secrets", _Named(self, self.secrets), refused=told)
         yield Collection(api, apps, _Daemonsets(self), names.SELECTED, refused=told)
+
+    def jobsets(self, api: ApiClient) -> Collection:
+        """The definition of JobSets: nothing waits for what is said of it."""
+        definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+        return Collection(api, definitions, _JobSets(self), {"fieldSelector": f"metadata.name={names.JOBSETS}"})
+
+    def see_jobsets(self, are_there: bool) -> None:
+        """They are installed, or not."""
+        if self.has_jobsets != are_there:
+            self.has_jobsets = are_there
+            self._changed(None)
 
     def images(self) -> dict[str, Mapping[str, str]]:
         """The data of all config maps, by their names."""
@@ -165,6 +178,17 @@ class _Daemonsets:
 
     def lost(self, key: str) -> None:
         self._world.lose_daemonset(key)
+
+
+class _JobSets:
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def seen(self, found: Object) -> None:
+        self._world.see_jobsets("deletionTimestamp" not in found["metadata"])
+
+    def lost(self, key: str) -> None:
+        self._world.see_jobsets(False)
 
 
 class _Named:

@@ -31,6 +31,26 @@ EVENTS = "/api/v1/namespaces/default/events"
 LABELS = EXAMPLE["spec"]["nodeSelector"]
 
 
+DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+JOBSETS: dict[str, Any] = {
+    "metadata": {"name": names.JOBSETS},
+    "spec": {
+        "group": "jobset.x-k8s.io",
+        "names": {"kind": "JobSet", "plural": "jobsets"},
+        "scope": "Namespaced",
+        "versions": [
+            {
+                "name": "v1alpha2",
+                "served": True,
+                "storage": True,
+                "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}},
+            }
+        ],
+    },
+}
+"""The least that may have that name."""
+
+
 class Cluster:
     """With an API client that may do all."""
 
@@ -41,7 +61,7 @@ class Cluster:
 
     async def install_crd(self) -> None:
         """As ``kubectl apply -f crd/`` does; returns when the kind is served."""
-        await self._create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", CRD)
+        await self._create(DEFINITIONS, CRD)
 
         async def is_served() -> bool:
             try:
@@ -52,9 +72,14 @@ class Cluster:
 
         await until(is_served)
 
+    async def install_jobsets(self) -> None:
+        """The definition alone."""
+        await self._create(DEFINITIONS, JOBSETS)
+
     async def prepare(self) -> None:
-        """The CRD, the namespace, the images, and three nodes; nothing else, whatever was there."""
+        """The CRD, JobSets', the namespace, the images, and three nodes; nothing else, whatever was there."""
         await self.install_crd()
+        await self.install_jobsets()
         for collection in (
             CONFIGURATIONS,
             DAEMONSETS,

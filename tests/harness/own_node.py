@@ -30,6 +30,7 @@ _LOOK_SECONDS = 0.1
 _PROBE_SECONDS = 5.0
 _RESTART_SECONDS = 1.0
 _STOP_SECONDS = 20.0
+_RANKS_PORT = 19346
 _TOKEN = "serviceaccount"  # noqa: S105 - a directory's name
 
 
@@ -43,6 +44,8 @@ class Container:
     volumes: Mapping[str, Path]
     environment: dict[str, str] = field(default_factory=dict)
     kubeconfig: Path = Path()
+    ranks_server: str = ""
+    """What the name of its service would lead to, if there were one who serves names."""
 
 
 Runtime = Callable[[Container], list[str]]
@@ -70,6 +73,7 @@ class OwnNode:
         self._directory = directory
         self._runtime = runtime
         self._pods: dict[str, _Pod] = {}
+        (self._ranks_port,) = free_ports(1)
 
     async def run(self) -> None:
         """Until cancelled; then all is killed."""
@@ -118,6 +122,7 @@ class OwnNode:
         (container,) = one["spec"]["containers"]
         declared = [port["containerPort"] for port in container.get("ports", ())]
         ports = dict(zip(declared, free_ports(len(declared)), strict=True))
+        ports |= {port: self._ranks_port for port in declared if port == _RANKS_PORT}
         pod = _Pod(uid, path, one["spec"], self._directory / uid, ports)
         try:
             await self._fill(pod, one["metadata"]["namespace"])
@@ -158,6 +163,7 @@ class OwnNode:
         command = [self._moved(word, pod.ports) for word in (*container["command"], *container["args"])]
         wanted = Container(container["name"], container["image"], command, volumes)
         wanted.kubeconfig = pod.directory / "kubeconfig"
+        wanted.ranks_server = f"127.0.0.1:{self._ranks_port}"
         wanted.environment = {
             "KUBERNETES_SERVICE_HOST": "127.0.0.1",
             "KUBERNETES_SERVICE_PORT": str(self._cluster.server.port),
