@@ -19,6 +19,8 @@ TRUST_CHANGED_ANNOTATION: Final = f"{GROUP}/trust-changed"
 REPLACED_ANNOTATION: Final = f"{GROUP}/certificate-replaced"
 """Likewise, when a certificate in them was last replaced."""
 UID_LABEL: Final = f"{GROUP}/configuration-uid"
+CLEANS_LABEL: Final = f"{GROUP}/cleans"
+"""On what leaves nothing on nodes: the uid of the configuration that was there."""
 MANAGER: Final = "fuse-tier-controller"
 """Who has the fields that the controller applies."""
 
@@ -53,6 +55,11 @@ REGISTRAR_PORT: Final = 20064
 def daemonset_name(uid: str) -> str:
     """Of the configuration with that uid."""
     return f"multitier-driver-{uid}"
+
+
+def cleaner_name(uid: str) -> str:
+    """Of the daemonset that leaves nothing of that configuration on nodes."""
+    return f"multitier-cleaner-{uid}"
 
 
 def certificates_names(uid: str) -> tuple[str, ...]:

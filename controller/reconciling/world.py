@@ -33,6 +33,7 @@ class World:
         self.configurations: dict[str, Configuration] = {}
         self.versions: dict[str, str] = {}
         self.daemonsets: dict[str, Object] = {}  # by uid of their configuration
+        self.cleaners: dict[str, Object] = {}  # daemonsets that leave nothing on nodes; likewise
         self.config_maps: dict[str, Object] = {}  # by name
         self.secrets: dict[str, Object] = {}  # by name
         self.nodes: dict[str, Node] = {}  # by uid
@@ -108,21 +109,34 @@ class World:
         self._changed(uid)
         self._changed(None)
 
+    def occupying(self) -> set[str]:
+        """Configurations that have something on nodes, or whose nodes may not be clean yet."""
+        going = {
+            uid
+            for uid, one in self.configurations.items()
+            if one.is_deleted and names.daemonset_name(uid) in self.config_maps
+        }
+        return {*self.daemonsets, *self.cleaners, *going}
+
     def see_daemonset(self, found: Object) -> None:
         """It is there, or has changed."""
-        if (uid := _configuration_of(found)) is None:
+        known, uid = self.daemonsets, _configuration_of(found)
+        if uid is None:
+            known, uid = self.cleaners, found["metadata"].get("labels", {}).get(names.CLEANS_LABEL)
+        if uid is None:
             return
-        before = self.daemonsets.get(uid)
+        before = known.get(uid)
         if before is None or _is_newer(found["metadata"], before["metadata"]["resourceVersion"]):
-            self.daemonsets[uid] = found
+            known[uid] = found
             self._changed(uid if before is not None else None)
 
     def lose_daemonset(self, uid: str) -> None:
         """The one with that uid of its own is gone."""
-        for configuration, found in list(self.daemonsets.items()):
-            if found["metadata"]["uid"] == uid:
-                del self.daemonsets[configuration]
-                self._changed(None)  # who was in conflict with it is not any more
+        for known in (self.daemonsets, self.cleaners):
+            for configuration, found in list(known.items()):
+                if found["metadata"]["uid"] == uid:
+                    del known[configuration]
+                    self._changed(None)  # who was in conflict with it is not any more
 
     def see_config_map(self, found: Object) -> None:
         """It is there, or has changed."""

@@ -60,6 +60,20 @@ def version_at(socket: str) -> str:
         return _read(socket)[1]
 
 
+def dismiss(socket: str) -> bool:
+    """Whether there is no refuge. One that runs is told to end, which it does unless it stands in for a keeper."""
+    try:
+        with open(lock_of(socket)) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return True
+    except FileNotFoundError:
+        return True
+    except BlockingIOError:
+        with suppress(ProcessLookupError, ValueError):
+            os.kill(int(_read(socket)[0]), signal.SIGTERM)  # it still has the lock, so it is that process
+        return False
+
+
 def main(socket: str) -> int:
     """Runs it; gives the exit status."""
     logs.configure("refuge", "", logs.Lasting(sys.stderr))  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from controller.local.kube import ApiServer
 from controller.local.programs import TOOLS
 from controller.reconciling.certificates import decoded
 from controller.reconciling.reconciler import Task
+from controller.reconciling.removing import CLEAN_SECONDS
 from controller.reconciling.server import Serving, serve_controller
 from controller.reconciling.world import CONFIGURATIONS
 from controller.writing import Clash, Gone, Writer
@@ -174,19 +175,19 @@ class Cluster:
         await until(so)
         return found[0]
 
+    async def is_gone(self, path: str) -> bool:
+        try:
+            await self.writer.read(path)
+        except Gone:
+            return True
+        return False
+
     async def until_gone(self, path: str) -> None:
-        async def so() -> bool:
-            try:
-                await self.writer.read(path)
-            except Gone:
-                return True
-            return False
+        await until(lambda: self.is_gone(path))
 
-        await until(so)
-
-    async def run_pods(self, name: str = "default", ready: int = 3) -> None:
-        """Says of a daemonset what its controller and kubelets would."""
-        found = await self.daemonset(name)
+    async def run_pods(self, name: str = "default", ready: int = 3, path: str = "") -> None:
+        """Says of a daemonset, a configuration's or the one at a path, what its controller and kubelets would."""
+        found = await (self.until_found(path, lambda _: True) if path else self.daemonset(name))
         status = {
             "observedGeneration": found["metadata"]["generation"],
             "desiredNumberScheduled": 3,
@@ -196,6 +197,17 @@ class Cluster:
             "numberMisscheduled": 0,
         }
         await self.writer.merge(path_of(found) + "/status", {"status": status})
+
+    async def let_nodes_answer(self) -> None:
+        """What a kubelet does by its leases: what is wrong with a new node is taken away."""
+        for name in "abc":
+            await self.writer.merge(f"/api/v1/nodes/{name}", {"spec": {"taints": None}})
+
+    async def remove_daemonset(self, path: str) -> None:
+        """Waits until it is being deleted; then plays Kubernetes' garbage collector."""
+        await self.until_found(path, lambda one: "deletionTimestamp" in one["metadata"])
+        await self.writer.merge(path, {"metadata": {"finalizers": None}})
+        await self.until_gone(path)
 
     async def run_pod(self, node: str, name: str = "default") -> str:
         """A driver pod on a node, which is not ready; gives its path. What is wrong with a new node is taken away."""
@@ -226,9 +238,11 @@ def path_of(daemonset: Mapping[str, Any]) -> str:
 
 
 @asynccontextmanager
-async def running_controller(api: ApiClient, identity: str = "one", **serving: Any) -> AsyncIterator[None]:
+async def running_controller(
+    api: ApiClient, identity: str = "one", clean_seconds: float = CLEAN_SECONDS, **serving: Any
+) -> AsyncIterator[None]:
     """A controller, in this process, until the block is left."""
-    task = Task(SETTINGS, "checkpoint-image-config", identity)
+    task = Task(SETTINGS, "checkpoint-image-config", identity, clean_seconds)
     async with trio.open_nursery() as nursery:
         await nursery.start(serve_controller, api, Serving(task, 1000, **serving))
         yield

@@ -122,6 +122,7 @@ async def follow_the_manual(site: Site, repository: str) -> None:
     await shell.run("kubectl delete checkpointconfigurations --all")
     left = [row[0] for row in await site.rows(f"kubectl get pod -n {NAMESPACE}")]
     assert not [name for name in left if name.startswith("multitier-driver-")]
+    assert '"nodes.cleaned"' in site.node.log("controller").read_text()
     await shell.run(f"kubectl delete namespace {NAMESPACE}")
     assert "NotFound" in await shell.refused(f"kubectl get namespace {NAMESPACE}")
     await shell.run("make clean-multitier")

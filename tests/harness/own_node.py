@@ -96,6 +96,10 @@ class OwnNode:
         (found,) = {pod.ports[port] for pod in self._pods.values() if pod.spec["containers"][0]["name"] == app}
         return found
 
+    def log(self, app: str) -> Path:
+        """What a program says."""
+        return self._directory / f"{app}.log"
+
     def kill(self, app: str) -> None:
         """Ends a program as a crash does, and it stays away."""
         for pod in self._pods.values():
@@ -168,8 +172,7 @@ class OwnNode:
             "KUBERNETES_SERVICE_HOST": "127.0.0.1",
             "KUBERNETES_SERVICE_PORT": str(self._cluster.server.port),
         }
-        log = self._directory / f"{container['name']}.log"
-        pod.process = start_program(self._runtime(wanted), log)
+        pod.process = start_program(self._runtime(wanted), self.log(container["name"]))
 
     async def _answers(self, pod: _Pod, probe: Mapping[str, Any]) -> bool:
         asked = probe.get("httpGet") or probe["tcpSocket"]
