@@ -37,7 +37,8 @@ def test_every_event_that_is_a_warning_or_worse_has_its_row() -> None:
 
 # Words of Kubernetes and of our own calls in the controller's code that are no reasons of conditions or events.
 _NO_REASONS = {
-    "Always", "Background", "CheckpointConfiguration", "Checkpoints", "Picture", "Command", "Exists", "False", "Foreground", "Found",
+    "Always", "Background", "CheckpointConfiguration", "Checkpoints", "Command", "Exists", "False", "Foreground",
+    "Found", "Picture",
     "IfNotPresent", "Normal", "Opaque", "PreferNoSchedule", "Secret", "True", "Warning",
 }  # fmt: skip
 
