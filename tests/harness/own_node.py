@@ -3,7 +3,8 @@
 What is real: the command and arguments, the volumes (config maps, secrets, and the service account's token, asked of
 the API server, so that a program has its account's rights and no others), the readiness probe, which alone makes the
 pod ready, restarts, and the end by SIGTERM. What is not: ports are free ones instead, since other tests run beside
-this one; and there are no limits, no isolation, no liveness probes. A pod has one container.
+this one; and there are no limits, no isolation, no liveness probes. A pod has one container, and a label ``app``: all
+others are somebody else's.
 """
 
 from __future__ import annotations
@@ -96,6 +97,11 @@ class OwnNode:
         (found,) = {pod.ports[port] for pod in self._pods.values() if pod.spec["containers"][0]["name"] == app}
         return found
 
+    @property
+    def ranks_server(self) -> str:
+        """Where the ranks server listens, or will."""
+        return f"127.0.0.1:{self._ranks_port}"
+
     def log(self, app: str) -> Path:
         """What a program says."""
         return self._directory / f"{app}.log"
@@ -110,7 +116,11 @@ class OwnNode:
 
     async def _look(self) -> None:
         found = (await self._cluster.writer.read("/api/v1/pods"))["items"]
-        mine = {one["metadata"]["uid"]: one for one in found if one["spec"].get("nodeName") == OWN_NODE}
+        mine = {
+            one["metadata"]["uid"]: one
+            for one in found
+            if one["spec"].get("nodeName") == OWN_NODE and "app" in (one["metadata"].get("labels") or {})
+        }
         for uid in self._pods.keys() - mine.keys():
             await self._end(self._pods.pop(uid))
         for uid, one in mine.items():
@@ -167,7 +177,7 @@ class OwnNode:
         command = [self._moved(word, pod.ports) for word in (*container["command"], *container["args"])]
         wanted = Container(container["name"], container["image"], command, volumes)
         wanted.kubeconfig = pod.directory / "kubeconfig"
-        wanted.ranks_server = f"127.0.0.1:{self._ranks_port}"
+        wanted.ranks_server = self.ranks_server
         wanted.environment = {
             "KUBERNETES_SERVICE_HOST": "127.0.0.1",
             "KUBERNETES_SERVICE_PORT": str(self._cluster.server.port),
