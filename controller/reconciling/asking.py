@@ -35,7 +35,7 @@ from fuse_tier.wire.tls import TlsFiles
 log = structlog.get_logger(__name__)
 
 EVERY_SECONDS: Final = 15.0
-_TOLD_AFTER_SECONDS: Final = 300.0
+_SILENCES_BORNE: Final = 20  # in a row, until that is told
 
 
 class Asker:
@@ -59,7 +59,7 @@ class Asker:
 
     async def run(self) -> None:
         """Until cancelled."""
-        heard_at, is_told = trio.current_time(), False
+        silences = 0
         with tempfile.TemporaryDirectory() as directory:
             certificate = _Certificate(directory)
             while True:
@@ -67,12 +67,12 @@ class Asker:
                     await certificate.renew(self._issuer)
                     self._heard = await self._ask(certificate.tls)
                 except (FuseTierError, OSError) as error:
-                    if not is_told and trio.current_time() - heard_at > _TOLD_AFTER_SECONDS:
-                        is_told = True
+                    silences += 1
+                    if silences == _SILENCES_BORNE:
                         remedy = "see the pods of high-scale-checkpointing-ranks; it is asked again"
                         log.warning("coordinator.silent", address=self._address, reason=str(error), remedy=remedy)
                 else:
-                    heard_at, is_told = trio.current_time(), False
+                    silences = 0
                     self._tell()
                 await trio.sleep(self._every_seconds)
 

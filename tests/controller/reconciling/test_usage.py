@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import trio
 import yaml
+from structlog.testing import capture_logs
 
 from controller.reconciling.certificates import decoded
 from controller.reconciling.issuing import RANKS
@@ -27,6 +28,7 @@ from fuse_tier.members import Location, Member, Picture, VolumePicture
 from fuse_tier.standing import BUCKET, PEER, RAM, Standing
 from tests.controller.cluster import NAMESPACE, Cluster, running_controller
 from tests.harness.clusters import Clusters
+from tests.harness.logs import ExpectedLogs
 from tests.harness.shell import Shell
 from tests.harness.waiting import until
 
@@ -106,10 +108,28 @@ def put(directory: Path, files: Mapping[str, bytes], name: str) -> dict[str, str
 
 
 @pytest.mark.kube
+async def test_a_ranks_server_that_stays_silent_is_told_with_its_address(cluster: Cluster) -> None:
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    with capture_logs() as logs:
+
+        async def is_told() -> bool:
+            return any(one["event"] == "coordinator.silent" for one in logs)
+
+        async with running_controller(cluster.api, coordinator=address, asks_every_seconds=0.01):
+            await cluster.configure()
+            await until(is_told)
+            await cluster.daemonset()
+    (told,) = [one for one in logs if one["log_level"] == "warning"]
+    assert told["address"] == address
+    assert "volumes" not in (await cluster.configuration())["status"], "nobody knows"
+
+
+@pytest.mark.kube
 @pytest.mark.fuse
 async def test_a_job_that_saves_is_seen_in_the_columns_and_nothing_is_written_that_was_said(
-    cluster: Cluster, make_cluster: Clusters, tmp_path: Path
+    cluster: Cluster, make_cluster: Clusters, tmp_path: Path, expected_logs: ExpectedLogs
 ) -> None:
+    expected_logs.allow("coordinator.silent")  # until it is started below
     make_cluster.check = False  # the coordinator is gone by then
     made = await make_cluster("a", tls=False, coordinator=False, start=False)
     node, told = made["a"], Told()
