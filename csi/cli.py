@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 import click
 
 from csi.services import DRIVER_NAME
 from fuse_tier.cli.reporting import run_and_exit
+
+_ENDPOINT: Final = "unix:///csi/csi.sock"
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -13,7 +18,7 @@ from fuse_tier.cli.reporting import run_and_exit
 @click.option(
     "--config", "config_path", metavar="FILE", required=True, type=click.Path(), help="The node's node.yaml."
 )
-@click.option("--endpoint", metavar="unix://PATH", default="unix:///csi/csi.sock", show_default=True,
+@click.option("--endpoint", metavar="unix://PATH", default=_ENDPOINT, show_default=True,
               help="Where kubelet and the sidecars call.")  # fmt: skip
 @click.option("--kubelet", metavar="DIR", default="/var/lib/kubelet", show_default=True, help="Kubelet's directory.")
 @click.option("--driver-name", default=DRIVER_NAME, show_default=True, help="As the CSIDriver object has it.")
@@ -44,11 +49,14 @@ def plugin(
     from fuse_tier.config_fields import Address
     from fuse_tier.deadlines import check_order
 
+    place = re.fullmatch(r"unix:(?://)?(/[^/].*)", endpoint)
+    if place is None:
+        raise click.UsageError(f"--endpoint: {endpoint!r} is no unix socket: write unix://PATH, such as {_ENDPOINT}")
     check_order()
     config = load_node_config(config_path)
     logs.configure("csi", config.node)
     settings = Settings(
-        endpoint.removeprefix("unix://"),
+        place[1],
         kubelet.rstrip("/"),
         driver_name,
         volume_limit,

@@ -15,7 +15,7 @@ import structlog
 from csi import ranks_pb2 as pb
 from csi.context import Pod, Wishes
 from csi.ranks_pb2_grpc import RanksServiceStub
-from csi.refusals import not_now
+from csi.refusals import not_now, unavailable
 from fuse_tier.config import NodeConfig
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import FuseTierError, TierUnavailable
@@ -116,8 +116,9 @@ class Ranks:
             async with Client(self._address, RanksServiceStub, self._tls) as client:
                 said = await client.call("Update", request, Deadline.RANKS_CALL)
         except TierUnavailable as error:
-            raise not_now(
-                f"{pod} waits for its place in its job; the coordinator at {self._address} cannot be asked: {error}"
+            raise unavailable(
+                f"{pod} waits for its place in its job; the coordinator at {self._address} cannot be asked: {error}; "
+                "see the pods of its deployment; it is asked again"
             ) from error
         except FuseTierError as error:
             if _serves_no_ranks(error):

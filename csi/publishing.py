@@ -4,7 +4,7 @@ Nothing is remembered but what is on disk and in the mount table, so any call ma
 the plugin too. Of one volume one call at a time is at work; a second one is told so and changes nothing. Different
 volumes do not wait for each other.
 
-The order of a publish: word of it on disk, a directory that nobody writes to, the mount, a look through it, the pod's
+The order of a publish: a directory that nobody writes to, word of it on disk, the mount, a look through it, the pod's
 group and files; then the answer. The order of an unpublish: the mount, the directory, the word of it.
 """
 
@@ -142,10 +142,7 @@ class Publisher:
             order.read_only,
         )
         await trio.to_thread.run_sync(order.target.prepare)
-        try:
-            await trio.to_thread.run_sync(self._records.write, publication)
-        except OSError as error:
-            raise failed(f"{order.volume_id} cannot be noted on the node's disk: {error.strerror}") from error
+        await trio.to_thread.run_sync(self._records.write, publication)
         try:
             await self._driver.mount(place, order.pod, path, read_only=order.read_only)
         except IdentityBusy as error:
@@ -209,6 +206,9 @@ class Publisher:
 
     async def _unpublish(self, volume_id: str, target: Target) -> None:
         known = await trio.to_thread.run_sync(self._records.find, volume_id)
+        if known is None or known.target != target.path:
+            await self._refuse_anothers(volume_id, target)
+            known = None
         try:
             # Asked for also when the table shows nothing: a mount may be half made.
             if known is not None or ours_at(target.path) is not None:
@@ -219,6 +219,15 @@ class Publisher:
                 f"node ({error}): it is tried again"
             ) from error
         await trio.to_thread.run_sync(target.remove)
-        await trio.to_thread.run_sync(self._records.forget, volume_id)
         if known is not None:
+            await trio.to_thread.run_sync(self._records.forget, volume_id)
             log.info("volume.unpublished", pod=str(known.owner), identity=known.identity)
+
+    async def _refuse_anothers(self, volume_id: str, target: Target) -> None:
+        """A volume that is known to be another's is never taken down; one that nobody knows of is, by its path."""
+        for known in await trio.to_thread.run_sync(list, self._records):
+            if known.target == target.path and known.volume_id != volume_id:
+                raise not_now(
+                    f"{target.path} has volume {known.volume_id} of {known.owner}, and not {volume_id}: nothing was "
+                    "taken down; ask for the end of that one"
+                )

@@ -30,6 +30,7 @@ _MODES: Final = (
     pb.VolumeCapability.AccessMode.SINGLE_NODE_SINGLE_WRITER,
 )
 _MOUNT_FLAGS: Final = frozenset({"nosuid", "nodev", "rw", "ro"})
+_NO_GROUP: Final = (1 << 32) - 1  # what chown(2) takes for "as it is"
 _LONGEST_ID: Final = 128  # the specification's, for strings without another limit
 
 
@@ -104,8 +105,8 @@ class NodeService:
         if target.pod_uid != pod.uid:
             raise malformed(f"target path {target.path} belongs to pod {target.pod_uid}, and the volume to {pod}")
         group = capability.mount.volume_mount_group
-        if group and not (group.isascii() and group.isdigit()):
-            raise malformed(f"volume_mount_group {group!r} is no group number")
+        if group and not (group.isascii() and group.isdigit() and int(group) < _NO_GROUP):
+            raise malformed(f"volume_mount_group {group!r} is no group number: correct fsGroup in the pod's manifest")
         read_only = request.readonly or "ro" in capability.mount.mount_flags
         read_only = read_only or capability.access_mode.mode == pb.VolumeCapability.AccessMode.SINGLE_NODE_READER_ONLY
         return Order(volume_id, target, pod, wishes, read_only, int(group) if group else None)

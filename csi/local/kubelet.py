@@ -104,8 +104,8 @@ class Kubelet:
     def __init__(self, directory: Path, socket: str) -> None:
         self.directory = directory
         self.socket = socket
-        (directory / "pods").mkdir(parents=True)
-        (directory / "plugins_registry").mkdir()
+        (directory / "pods").mkdir(parents=True, exist_ok=True)
+        (directory / "plugins_registry").mkdir(exist_ok=True)
 
     async def call(self, stub: type, name: str, request: Any, deadline_seconds: float = DEADLINE_SECONDS) -> Any:
         """One call of the plugin. Raises Refused."""

@@ -232,18 +232,22 @@ class Directory:
         return tuple(self._member(known, now) for _, known in sorted(self._nodes.items()))
 
     def locate(self, identity: Identity, now: float) -> Location:
-        """Who lists which snapshots of a volume; not those that have it mounted though it is another node's."""
-        owned = self._owner_of(identity, now)
+        """Who lists which snapshots of a volume.
+
+        A node that has it mounted though it is another node's goes on with files that are not the volume's: what it
+        has counts as far as it was copied before, for then it was acknowledged, and may be nowhere else by now.
+        """
+        owned, copied = self._owner_of(identity, now), self._copied.get(identity, 0)
         holders: list[tuple[Member, tuple[int, ...]]] = []
         bucket: set[int] = set()
         for known in self._nodes.values():
             bucket.update(known.report.facts.bucket.get(identity, ()))
+            numbers = known.report.facts.holdings.get(identity, ())
             if identity in known.report.facts.mounted and owned is not None and owned.node != known.report.node:
-                continue  # it goes on with files that are another node's by now: what it has is not the volume's
-            if numbers := known.report.facts.holdings.get(identity):
+                numbers = tuple(number for number in numbers if number <= copied)
+            if numbers:
                 holders.append((self._member(known, now), numbers))
         holders.sort(key=lambda holder: (not holder[0].alive, -holder[1][-1], holder[0].node))
-        copied = self._copied.get(identity, 0)
         return Location(tuple(holders), tuple(sorted(bucket)), copied, self.is_settled(now))
 
     def picture(self, now: float) -> Picture:

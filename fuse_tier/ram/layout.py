@@ -42,6 +42,11 @@ class VolumeLayout:
     root: str
 
     @property
+    def tier(self) -> Layout:
+        """The RAM tier that it is on."""
+        return Layout(os.path.normpath(os.path.join(self.root, *[os.pardir] * 4)))
+
+    @property
     def tree(self) -> str:
         """The live tree."""
         return os.path.join(self.root, "tree")

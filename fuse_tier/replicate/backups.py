@@ -29,6 +29,9 @@ log = structlog.get_logger(__name__)
 _SHORT_PART = 0.25  # of the RAM tier is free: then what is in the bucket may be given up, so it has to get there
 
 
+_FAILURES = 3  # one after another, and nobody waits for the bucket any more
+
+
 @dataclass(slots=True)
 class _State:
     """Of one volume."""
@@ -37,6 +40,7 @@ class _State:
     last_at: float = 0.0
     current: Manifest | None = None
     moved: int = 0
+    failures: int = 0  # one after another
     seen: int = 0  # the newest snapshot that was looked at
     due_at: float = WHEN_THERE_IS_MORE
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -121,6 +125,10 @@ class Backups:
     def _is_short(self) -> bool:
         return self._ram.free_bytes() < self._ram.capacity_bytes() * _SHORT_PART
 
+    def brings(self, volume: Volume) -> bool:
+        """Whether the bucket takes what this volume has for it, as far as it was tried."""
+        return self._state(volume).failures < _FAILURES
+
     def begin(self, volume: Volume, manifest: Manifest) -> Callable[[int], None]:
         """A copy begins; gives what is to be told of bytes that were moved, from any thread."""
         state = self._state(volume)
@@ -136,6 +144,7 @@ class Backups:
         """A copy has ended. One that failed is chosen again, or what is newer then."""
         state = self._state(volume)
         state.current = None
+        state.failures = 0 if done else state.failures + 1
         metrics.backed_up("done" if done else "failed")
         if not done:
             return

@@ -350,14 +350,19 @@ class Volume:
         if self.newest is not None and not self.copies.is_listed:
             self.copies.is_listed = await list_in_ram(self._ram, self.layout, self.newest)
 
+    def demand(self, number: int) -> None:
+        """A snapshot, or a newer one, is to be brought to the bucket now, due or not."""
+        if number > self.demanded:
+            self.demanded = number
+            self.news.announce()
+
     async def wait_until_on(self, tier: TierName, number: int, copies: int) -> None:
         """Returns when a snapshot, or a newer one, is on a tier. It is brought to the bucket then, due or not.
 
         In RAM it is when nothing of the tree is coming any more.
         """
-        if tier is TierName.BUCKET and number > self.demanded:
-            self.demanded = number
-            self.news.announce()
+        if tier is TierName.BUCKET:
+            self.demand(number)
         version = self.news.version
         while self.copies.durable(tier, copies) < number or (tier is TierName.RAM and self.coming is not None):
             version = await self.news.wait_beyond(version)

@@ -18,7 +18,7 @@ import trio
 
 from fuse_tier import metrics
 from fuse_tier.blobs import Blob
-from fuse_tier.checkpoints import Job, Saved
+from fuse_tier.checkpoints import Job
 from fuse_tier.config import NodeConfig
 from fuse_tier.errors import TierError
 from fuse_tier.identity import Identity
@@ -31,6 +31,7 @@ from fuse_tier.replicate.daemons import DaemonSession
 from fuse_tier.replicate.expecting import Expecting
 from fuse_tier.replicate.fanout import Fanout
 from fuse_tier.replicate.filling import Filling
+from fuse_tier.replicate.holdings import OwnHoldings
 from fuse_tier.replicate.inventory import Inventory
 from fuse_tier.replicate.knowledge import Knowledge
 from fuse_tier.replicate.leftovers import Leftovers
@@ -50,7 +51,7 @@ from fuse_tier.replicate.protocol.order import Order
 from fuse_tier.replicate.replacing import Trees
 from fuse_tier.replicate.resting import Resting, huge_bytes_of
 from fuse_tier.replicate.restore import Restorer
-from fuse_tier.replicate.room import RoomKeeper
+from fuse_tier.replicate.room import RoomKeeper, nothing_comes
 from fuse_tier.replicate.scrub import Scrubber
 from fuse_tier.replicate.sparing import Sparing
 from fuse_tier.replicate.succession import supersede
@@ -92,9 +93,9 @@ class Worker:
         self._bucket = bucket = bucket_of(config)
         self._sessions = Sessions()
         self._link = Link(config.limits.bulk)
-        self._holdings: dict[Identity, tuple[int, ...]] = {}
         self._marks = Marks(layout)
-        self._saved: dict[Identity, tuple[Saved, ...]] = {}
+        knowledge = Knowledge(self._ram)
+        self._holdings = OwnHoldings(self._ram, knowledge, self._pass_holdings_on)
         self._membership: Membership = build_membership(config, self._instance, self._facts)
         self._places = Places(self._ram, self._membership, bucket, self._connect)
         self._duties = BucketDuties(config, bucket, self._membership, self._ram, self._tls) if bucket else None
@@ -107,10 +108,15 @@ class Worker:
         ownership = Ownership(self._membership, self._supersede)
         self._fanout = Fanout(self._places, copier, targets, ownership)
         self._orphans = Orphans(self._places, copier, targets, self._volumes.find, config.replicas)
-        self._knowledge = Knowledge(self._ram)
-        self._upkeep = Upkeep(self._places, self._knowledge, self._volumes.find, config.keep.ram)
+        self._upkeep = Upkeep(self._places, knowledge, self._volumes.find, config.keep.ram)
         self._room = RoomKeeper(
-            layout, self._ram, self._volumes, self._upkeep.wake, config.reserve, self._membership.needed
+            layout,
+            self._ram,
+            self._volumes,
+            self._upkeep.wake,
+            config.reserve,
+            self._membership.needed,
+            self._duties.backups.brings if self._duties else nothing_comes,
         )
         self._chooser = Chooser(self._places, self._marks.own)
         self._restorer = Restorer(layout, self._places, config.node, hashing, config.restore_at_once)
@@ -118,10 +124,10 @@ class Worker:
         self._scrubber = Scrubber(self._ram, self._fetch_again, config.scrub.every, config.scrub.limit)
         self._supervisor = Supervisor(f"{config.socket}.supervisor")
         preparing = Preparing(self._chooser, self._restorer, self._membership)
-        preparing.refresh = self._refresh_holdings
+        preparing.refresh = self._holdings.refresh
         preparing.ask_bucket = self._duties.steward.job_in_bucket if self._duties else None
         self._mounting = Mounting(self._volumes, preparing, self._membership, self._supervisor)
-        self._mounting.before_release = self._refresh_holdings
+        self._mounting.before_release = self._holdings.refresh
         self._inventory = Inventory(
             config.node, config.cluster, self._places, self._volumes, copier, self._supervisor, config.replicas
         )
@@ -186,11 +192,11 @@ class Worker:
             capacity_bytes=0 if self._preemption.is_leaving else self._ram.capacity_bytes(),
             free_bytes=0 if self._preemption.is_leaving else self._ram.free_bytes(),
             mounted=frozenset(self._mounting.claimed),
-            holdings=self._holdings,
+            holdings=self._holdings.numbers,
             bucket={volume.identity: (number,) for volume in self._volumes if (number := volume.copies.in_bucket())},
             epochs={volume.identity: volume.numbering.epoch for volume in self._volumes if volume.numbering.epoch},
             users={volume.identity: volume.user for volume in self._volumes if volume.user},
-            saved=self._saved,
+            saved=self._holdings.saved,
             resumed={
                 volume.identity: volume.resumption
                 for volume in self._volumes
@@ -207,7 +213,7 @@ class Worker:
         self._marks.load()
         self._ram.clear_incoming()
         await self._ram.collect(0)
-        await self._refresh_holdings()
+        await self._holdings.refresh()
         await self._volumes.discover()
         await self._mounting.find_mounted()
         self._frameworks.begins.set()
@@ -329,21 +335,13 @@ class Worker:
         while True:
             with trio.move_on_after(_FACTS_EVERY_SECONDS):
                 version = await self._upkeep.wake.wait_beyond(version)
-            await self._refresh_holdings()
+            await self._holdings.refresh()
             metrics.ram(self._ram.capacity_bytes(), self._ram.free_bytes())
             metrics.queue_length(self._inventory.copies_waiting())
 
-    async def _refresh_holdings(self) -> None:
-        found: dict[Identity, list[int]] = {}
-        listed = await self._ram.snapshots()
-        saved = await self._knowledge.of_jobs(listed)
-        for snapshot in listed:
-            found.setdefault(snapshot.identity, []).append(snapshot.number)
-        holdings = {identity: tuple(numbers) for identity, numbers in found.items()}
-        if (holdings, saved) != (self._holdings, self._saved):
-            self._holdings, self._saved = holdings, saved
-            self._upkeep.wake.announce()
-            self._membership.report_soon()
+    def _pass_holdings_on(self) -> None:
+        self._upkeep.wake.announce()
+        self._membership.report_soon()
 
     async def drain(self) -> None:
         """Gives the newest snapshots the configured time to get where they shall be."""

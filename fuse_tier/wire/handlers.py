@@ -211,7 +211,8 @@ class Bridge:
             await self._abort(error, context)
         except Exception:
             log.exception("grpc.handler_failed", call=name)
-            await context.abort(grpc.StatusCode.INTERNAL, "an unexpected error")
+            reason = f"{name} met with an unexpected error: grpc.handler_failed in the log says more"
+            await context.abort(grpc.StatusCode.INTERNAL, reason)
 
     async def _abort(self, error: FuseTierError, context: Context) -> NoReturn:
         await context.abort(statuses.code_of(error), statuses.details_of(error), statuses.metadata_of(error))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from csi.cli import plugin
 from csi.driver import Driver
 from csi.health import Health
 from csi.records import Publication, Records
@@ -13,19 +15,24 @@ from csi.services import DRIVER_NAME
 from csi.serving import Settings, run_plugin
 from csi.stats import Usage, stats_of
 from fuse_tier.config import NodeConfig
+from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import ConfigError
 from fuse_tier.localcluster.ports import free_ports
+from fuse_tier.members import Domain
+from tests.harness.logs import ExpectedLogs
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> NodeConfig:
-    control, bulk = free_ports(2)
+    control, bulk, coordinator = free_ports(3)
     return NodeConfig.model_validate(
         {
             "node": "a",
             "ram": {"path": str(tmp_path / "gone"), "size": "1MiB"},
             "socket": str(tmp_path / "node.sock"),
             "listen": {"control": f"127.0.0.1:{control}", "bulk": f"127.0.0.1:{bulk}"},
+            "coordinator": f"127.0.0.1:{coordinator}",
+            "domain": {"zone": "here"},
         }
     )
 
@@ -50,3 +57,19 @@ async def test_a_directory_of_kubelets_that_is_a_symlink_is_refused_at_the_start
     settings = Settings(str(tmp_path / "csi.sock"), str(link), DRIVER_NAME, 100, jax_init_info=False)
     with pytest.raises(ConfigError, match=rf"leads to {tmp_path / 'kubelet'} by a symlink: bind-mount it there"):
         await run_plugin(config, settings)
+
+
+async def test_a_node_whose_labels_cannot_be_learned_is_registered_as_configured_and_says_so(
+    config: NodeConfig, monkeypatch: pytest.MonkeyPatch, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.allow("topology.unknown")
+    monkeypatch.setattr(Deadline, "TOPOLOGY", 0.2)
+    assert await Driver(config).domain() == Domain(zone="here")
+    assert [line.event for line in expected_logs.heard] == ["topology.unknown"]
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1:1", "/csi/csi.sock", "unix:csi.sock", "unix://csi.sock"])
+def test_an_endpoint_that_is_no_unix_socket_is_refused_with_one_that_is(endpoint: str) -> None:
+    done = CliRunner().invoke(plugin, ["--config", "node.yaml", "--endpoint", endpoint])
+    assert done.exit_code == 2
+    assert f"{endpoint!r} is no unix socket: write unix://PATH, such as unix:///csi/csi.sock" in done.stderr

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,13 @@ import trio
 
 from csi import csi_pb2 as pb
 from csi.csi_pb2_grpc import NodeStub
-from csi.local.kubelet import Kubelet, PodVolume, Refused, begun, container
+from csi.local.kubelet import Kubelet, PodVolume, Refused, begun, container, told_by
 from fuse_tier.localcluster import LocalCluster
 from fuse_tier.localcluster.processes import detach_mounts
 from fuse_tier.mount.table import mount_at
 from fuse_tier.node.processes import Process
-from tests.csi.conftest import Plugin
+from tests.csi.conftest import Plugin, plugin_beside
+from tests.harness.clusters import Clusters
 from tests.harness.logs import ExpectedLogs
 from tests.harness.waiting import until
 
@@ -135,24 +137,84 @@ async def test_a_pod_that_went_while_the_plugin_was_down_is_taken_down_at_its_st
     await kubelet.end(alive)
 
 
-async def test_after_a_reboot_and_a_half_made_mount_the_same_pod_gets_its_volume(
+async def test_after_a_reboot_the_same_pod_gets_its_volume_again(
     kubelet: Kubelet, plugin: Plugin, cluster: LocalCluster
 ) -> None:
     pod = await kubelet.start("llama-0")
     await plugin.kill()
-    await cluster["a"].lose_ram()  # a reboot: directories and notes are there, memory and mounts are not
+    await cluster["a"].lose_ram()  # directories and notes are there, memory and mounts are not
     detach_mounts(kubelet.directory)
     await plugin.node.start()
     await plugin.start()
     assert (await kubelet.stats(pod)).volume_condition.abnormal
+    await kubelet.publish(pod)
+    (pod.target / "file").touch()
+    await kubelet.end(pod)
+
+
+async def test_a_mount_that_was_half_made_when_the_plugin_died_is_made_by_the_next(
+    kubelet: Kubelet, plugin: Plugin
+) -> None:
+    pod = kubelet.stage("llama-0")
     (worker,) = plugin.node.family.running("fuse_tier.replicate")
     os.kill(worker, signal.SIGSTOP)
     with pytest.raises(Refused, match="DEADLINE_EXCEEDED"):
         await kubelet.call(NodeStub, "NodePublishVolume", pod.request(), 1.0)
-    await plugin.kill()  # in the middle of it
+    await plugin.kill()
     plugin.family.start()
     os.kill(worker, signal.SIGCONT)
     await until(kubelet.is_ready)
     await kubelet.publish(pod)
     (pod.target / "file").touch()
     await kubelet.end(pod)
+
+
+async def test_a_kubelet_that_was_started_again_asks_again_and_finds_each_volume_as_it_was(
+    kubelet: Kubelet, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.allow("snapshot.postponed")  # the job never rests
+    pod = await kubelet.start("llama-0", group="4242", user=4000)
+    mount = mount_at(str(pod.target))
+    with container(pod) as job:
+        await begun(job)
+        again = Kubelet(kubelet.directory, kubelet.socket)
+        node = await again.call(NodeStub, "NodeGetInfo", pb.NodeGetInfoRequest())
+        assert (node.node_id, node.max_volumes_per_node) == ("a", 100)
+        await again.publish(pod)
+        assert not (await again.stats(pod)).volume_condition.abnormal
+        told = await told_by(job)
+    assert told["errors"] == [] and told["steps"] > 0
+    assert mount_at(str(pod.target)) == mount
+    await again.end(pod)
+
+
+async def test_a_volume_ends_in_time_though_neither_peer_nor_bucket_answers_and_its_job_waits_for_them(
+    make_cluster: Clusters, tmp_path: Path, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.allow(r"membership\..*", "copy.failed", "restore.place_silent", "volume.cut_off")
+    cluster = await make_cluster("a", "b", tls=False, coordinator=False, fsync="bucket")
+    async with plugin_beside(cluster["a"], tmp_path, expected_logs) as plugin:
+        kubelet = plugin.kubelet
+        pod = await kubelet.start("llama-0")
+        cluster["b"].family.freeze()
+        assert cluster.bucket is not None
+        bucket = cluster.bucket.emulator.pid
+        os.kill(bucket, signal.SIGSTOP)
+        with container(pod, sys.executable, "-c", SAVES) as job:
+            await begun(job)
+            await ended_in_time(kubelet, pod)
+        os.kill(bucket, signal.SIGCONT)
+        cluster["b"].family.thaw()
+        again = await kubelet.start("llama-0")
+        assert (again.target / "saved").read_text() == "content"
+        await kubelet.end(again)
+
+
+SAVES = """
+import os
+file = open("/mnt/saved", "w")
+file.write("content")
+file.flush()
+print("ready", flush=True)
+os.fsync(file.fileno())
+"""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import stat
 from pathlib import Path
 
@@ -17,8 +19,12 @@ from csi.local.kubelet import KEY, Kubelet, Refused, begun, container, told_by
 from fuse_tier.mount.table import mount_at
 from tests.csi.conftest import Plugin
 from tests.harness.logs import ExpectedLogs
+from tests.harness.waiting import until
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
+
+# Who runs root's program as an ordinary user, and says as whom it runs.
+SET_USER_ID = "cp $(command -v id) id && chmod 4755 id && setpriv --reuid 4000 --clear-groups ./id -u"
 
 
 async def refused(code: grpc.StatusCode, words: str, kubelet: Kubelet, pod: object, **changes: object) -> None:
@@ -103,6 +109,10 @@ async def test_what_makes_no_sense_is_refused_and_nothing_is_mounted(kubelet: Ku
     flagged = pb.VolumeCapability(
         mount=pb.VolumeCapability.MountVolume(mount_flags=["suid"]), access_mode=mode(mode=mode.SINGLE_NODE_WRITER)
     )
+    grouped = pb.VolumeCapability(
+        mount=pb.VolumeCapability.MountVolume(volume_mount_group=str((1 << 32) - 1)),
+        access_mode=mode(mode=mode.SINGLE_NODE_WRITER),
+    )
     elsewhere = str(kubelet.directory / "pods" / pod.uid / "volumes" / "other" / "ckpt" / "mount")
     nonsense: list[tuple[str, dict[str, object]]] = [
         ("volume_id is missing", {"volume_id": ""}),
@@ -112,6 +122,7 @@ async def test_what_makes_no_sense_is_refused_and_nothing_is_mounted(kubelet: Ku
         ("MULTI_NODE_MULTI_WRITER", {"volume_capability": many}),
         ("no block devices", {"volume_capability": block}),
         ("'suid' is none of ours", {"volume_capability": flagged}),
+        ("is no group number", {"volume_capability": grouped}),
         ("only inline ephemeral", {"volume_context": {**context, f"{KEY}ephemeral": "false"}}),
         ("lacks csi.storage.k8s.io/pod.uid", {"volume_context": {**context, f"{KEY}pod.uid": ""}}),
         ("has 'workloda', which is none", {"volume_context": {**context, "workloda": "x"}}),
@@ -134,6 +145,19 @@ async def test_what_makes_no_sense_is_refused_and_nothing_is_mounted(kubelet: Ku
     assert os.listdir(secret) == []
     with pytest.raises(Refused, match="leads through a symlink"):
         await kubelet.unpublish(pod)
+
+
+async def test_a_volume_opens_no_device_and_lends_no_program_its_owners_rights(kubelet: Kubelet) -> None:
+    pod = await kubelet.start("llama-0")
+    with container(pod, "sh", "-c", SET_USER_ID) as job:
+        said, _ = await trio.to_thread.run_sync(job.communicate)
+    assert said == "4000\n"
+    null = pod.target / "null"
+    os.mknod(null, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    with pytest.raises(PermissionError):
+        null.open("rb")
+    null.unlink()
+    await kubelet.end(pod)
 
 
 async def test_nobody_writes_beside_a_mount(kubelet: Kubelet, plugin: Plugin) -> None:
@@ -178,6 +202,46 @@ async def test_calls_for_one_volume_take_turns_and_those_for_others_do_not_wait(
             nursery.start_soon(race, f"llama-{number}")
     for said in outcomes.values():
         assert set(said) <= {"done", "ABORTED"} and "done" in said, outcomes
+
+
+async def test_a_call_for_a_volume_that_another_call_is_at_work_on_is_told_so_and_changes_nothing(
+    kubelet: Kubelet, plugin: Plugin
+) -> None:
+    pod = kubelet.stage("llama-0")
+    (worker,) = plugin.node.family.running("fuse_tier.replicate")
+    os.kill(worker, signal.SIGSTOP)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(kubelet.publish, pod)
+
+        async def is_at_work() -> bool:
+            return pod.target.exists()
+
+        await until(is_at_work)
+        for call in (kubelet.publish, kubelet.unpublish):
+            with pytest.raises(Refused) as refusal:
+                await call(pod)
+            assert refusal.value.code is grpc.StatusCode.ABORTED
+            assert f"{pod.volume_id} is being published by an earlier call" in refusal.value.message
+        os.kill(worker, signal.SIGCONT)
+    (pod.target / "file").touch()
+    await kubelet.end(pod)
+
+
+async def test_a_volume_is_not_taken_down_by_anothers_name_but_by_its_path_when_nobody_knows_it(
+    kubelet: Kubelet, plugin: Plugin
+) -> None:
+    pod, other = await kubelet.start("llama-0"), await kubelet.start("llama-1")
+    for volume_id in (other.volume_id, "unheard-of"):
+        request = pb.NodeUnpublishVolumeRequest(volume_id=volume_id, target_path=str(pod.target))
+        with pytest.raises(Refused) as refusal:
+            await kubelet.call(NodeStub, "NodeUnpublishVolume", request)
+        assert refusal.value.code is grpc.StatusCode.FAILED_PRECONDITION
+        assert f"has volume {pod.volume_id} of pod default/llama-0 ({pod.uid})" in refusal.value.message
+    for each in (pod, other):
+        (each.target / "file").touch()
+    shutil.rmtree(f"{plugin.node.socket}.published")  # a disk that was lost
+    for each in (pod, other):
+        await kubelet.end(each)
 
 
 async def test_what_the_plugin_says_of_itself(kubelet: Kubelet, plugin: Plugin, expected_logs: ExpectedLogs) -> None:

@@ -141,8 +141,9 @@ async def test_a_pod_that_waits_too_long_is_told_whom_it_waits_for(monkeypatch: 
         }
     )
     known = Pod("ml", "llama-workers-0-1-0", "uid-1")
-    with pytest.raises(StatedError, match=r"waits for its place in its job; the coordinator .* cannot be asked"):
+    with pytest.raises(StatedError, match=r"waits for its place in its job; the coordinator .* cannot") as refusal:
         await places.Ranks(config).rank_of(known)
+    assert refusal.value.status is grpc.StatusCode.UNAVAILABLE
     book = RankBook()
     book.see_workers(Owner("Job", Name("ml", "llama-workers-0")), 2)
     found = read_pod(jobset_pod("llama", 1, 0, 1, uid=known.uid, node=OURS), DRIVER_NAME)
@@ -233,10 +234,12 @@ def test_the_file_for_jax_is_always_whole_and_goes_when_there_is_no_rank(tmp_pat
 
     reader = threading.Thread(target=read)
     reader.start()
-    for number in range(300):
-        write_pod_files(str(tmp_path), whole[1 if number % 2 else 22])
-    done.set()
-    reader.join()
+    try:
+        for number in range(300):
+            write_pod_files(str(tmp_path), whole[1 if number % 2 else 22])
+    finally:
+        done.set()
+        reader.join()
     assert seen <= {rank.jax_init_info for rank in whole.values()}
     assert os.listdir(tmp_path) == [JAX_INIT_INFO]
     write_pod_files(str(tmp_path), None)
