@@ -216,7 +216,9 @@ class Reconciler:
         log.info("configuration.removed", configuration=configuration.name)
 
     async def _set_finalizers(self, configuration: Configuration, finalizers: list[str]) -> None:
-        version = self._world.versions[configuration.uid]
+        version = self._world.versions.get(configuration.uid)
+        if version is None:
+            return  # it went while the rest was looked at
         changes = {"metadata": {"finalizers": finalizers, "resourceVersion": version}}
         path = f"{CONFIGURATIONS}/{configuration.name}"
         try:
