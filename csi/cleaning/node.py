@@ -1,4 +1,4 @@
-"""Takes away what a driver that was removed has left on its node: the RAM tier and its mount, sockets, notes.
+"""Takes away what a driver that was removed has left on its node: RAM tier, mount, sockets, notes, control group.
 
 Invariants: nothing is touched while anybody uses any of it: a process of the driver, a pod that has a volume mounted,
 or the refuge, which keeps a mount for one that has. And nothing is removed that is not the driver's: a directory in
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from fuse_tier.errors import ConfigError
 from fuse_tier.mount.table import is_inside, mount_at, read_mounts
 from fuse_tier.node.claims import refuse_taken_ram_tier, refuse_taken_socket
-from fuse_tier.node.refuge import dismiss
+from fuse_tier.node.refuge import dismiss, remove_groups
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.tmpfs import MOUNT_SOURCE
 
@@ -43,6 +43,7 @@ def clean(places: Places) -> str:
         for directory in (os.path.dirname(one) for one in (places.socket, places.ram, places.endpoint)):
             with suppress(FileNotFoundError):
                 os.rmdir(directory)
+        remove_groups()
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
     return ""

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from csi.local.kubelet import Kubelet
-from csi.local.pod import DriverPod, Kind, shared_directory
+from csi.local.pod import DriverPod, Kind, control_groups, shared_directory
 from csi.services import DRIVER_NAME
 from fuse_tier.localcluster import local_cluster
 from fuse_tier.localcluster.processes import Family, detach_mounts, mounts_below
@@ -139,6 +139,10 @@ async def test_while_a_job_has_its_volume_that_stays_though_the_driver_is_gone(m
         machine.check_clean()
         assert await cleaner.terminate(10) == 0
     await driver.clean_up()
+    groups = control_groups()
+    assert groups is not None
+    events = groups / "fuse-tier/cgroup.events"  # another node's refuge may be in it
+    assert not events.exists() or "populated 1" in events.read_text()
 
 
 async def until_there(path: Path) -> None:
