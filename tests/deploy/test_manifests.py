@@ -258,9 +258,7 @@ async def test_what_is_applied_is_taken_and_both_programs_use_exactly_the_rights
         first = await run("apply", "-k", "deploy/multitier/controller")
         assert len(first.splitlines()) == len(objects)
         image = await run("get", "deployment", "-n", SETTINGS.namespace, "-o", "jsonpath={..image}")
-        assert image.split() == ["a/b/fuse-tier-controller:0.1.0", "a/b/fuse-tier-ranks:0.1.0"], (
-            "-k mends what -f made"
-        )
+        assert image.split() == ["a/b/fuse-tier-controller:v7", "a/b/fuse-tier-ranks:v7"], "-k mends it"
         again = await run("apply", "-k", "deploy/multitier/controller")
         changed = [line for line in again.splitlines() if not line.endswith(" unchanged")]
         # The API says of a budget's selector that patches replace it, and kubectl sends such a patch each time.
