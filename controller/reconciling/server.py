@@ -11,10 +11,10 @@ import trio
 from kubernetes.client import ApiClient
 
 from controller.driver import names
+from controller.election import Election, Times
 from controller.reconciling import counts
 from controller.reconciling.asking import EVERY_SECONDS, Asker
 from controller.reconciling.conditions import Event
-from controller.reconciling.election import Election, Times
 from controller.reconciling.issuing import Issuer
 from controller.reconciling.queue import Queue
 from controller.reconciling.reconciler import Reconciler, Task

@@ -23,9 +23,11 @@ import yaml
 
 from controller.local.kube import start_program
 from controller.local.kwok import OWN_NODE, KwokCluster
+from controller.ranks.sign import LABEL, LEADS
 from controller.writing import Gone
 from fuse_tier.errors import TierUnavailable
 from fuse_tier.localcluster.ports import free_ports
+from tests.harness.service import serve_service
 
 _LOOK_SECONDS = 0.1
 _PROBE_SECONDS = 5.0
@@ -58,6 +60,7 @@ class _Pod:
     uid: str
     path: str
     spec: Mapping[str, Any]
+    metadata: Mapping[str, Any]
     directory: Path
     ports: dict[int, int]
     process: subprocess.Popen[bytes] | None = None
@@ -75,22 +78,32 @@ class OwnNode:
         self._runtime = runtime
         self._pods: dict[str, _Pod] = {}
         (self._ranks_port,) = free_ports(1)
+        self._leader = ""  # the uid of the pod that the ranks server's service selects
 
     async def run(self) -> None:
         """Until cancelled; then all is killed."""
         try:
-            while True:
-                try:
-                    await self._look()
-                except TierUnavailable:
-                    # The API server is away, or somebody else changed what was to be changed.
-                    await trio.sleep(_LOOK_SECONDS)
-                await trio.sleep(_LOOK_SECONDS)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(serve_service, self._ranks_port, self._port_of_leader)
+                await self._look_again()
         finally:
             for pod in self._pods.values():
                 if pod.process is not None:
                     pod.process.kill()
                     pod.process.wait()
+
+    async def _look_again(self) -> None:
+        while True:
+            try:
+                await self._look()
+            except TierUnavailable:
+                # The API server is away, or somebody else changed what was to be changed.
+                await trio.sleep(_LOOK_SECONDS)
+            await trio.sleep(_LOOK_SECONDS)
+
+    async def _port_of_leader(self) -> int | None:
+        leader = self._pods.get(self._leader)
+        return None if leader is None else leader.ports[_RANKS_PORT]
 
     def port(self, app: str, port: int) -> int:
         """Where a program listens that believes to listen on ``port``."""
@@ -99,7 +112,7 @@ class OwnNode:
 
     @property
     def ranks_server(self) -> str:
-        """Where the ranks server listens, or will."""
+        """Where its service leads to the ranks server that was elected."""
         return f"127.0.0.1:{self._ranks_port}"
 
     def log(self, app: str) -> Path:
@@ -121,6 +134,8 @@ class OwnNode:
             for one in found
             if one["spec"].get("nodeName") == OWN_NODE and "app" in (one["metadata"].get("labels") or {})
         }
+        leaders = [uid for uid, one in mine.items() if one["metadata"]["labels"].get(LABEL) == LEADS]
+        self._leader = leaders[0] if leaders else ""
         for uid in self._pods.keys() - mine.keys():
             await self._end(self._pods.pop(uid))
         for uid, one in mine.items():
@@ -136,8 +151,7 @@ class OwnNode:
         (container,) = one["spec"]["containers"]
         declared = [port["containerPort"] for port in container.get("ports", ())]
         ports = dict(zip(declared, free_ports(len(declared)), strict=True))
-        ports |= {port: self._ranks_port for port in declared if port == _RANKS_PORT}
-        pod = _Pod(uid, path, one["spec"], self._directory / uid, ports)
+        pod = _Pod(uid, path, one["spec"], one["metadata"], self._directory / uid, ports)
         try:
             await self._fill(pod, one["metadata"]["namespace"])
         except Gone:
@@ -174,7 +188,9 @@ class OwnNode:
         pod.next_start = trio.current_time() + _RESTART_SECONDS
         (container,) = pod.spec["containers"]
         volumes = {one["mountPath"]: pod.directory / one["name"] for one in container["volumeMounts"]}
-        command = [self._moved(word, pod.ports) for word in (*container["command"], *container["args"])]
+        told = {f"$({one['name']})": _field(pod, one) for one in container.get("env", ())}
+        words = (*container["command"], *container["args"])
+        command = [_with_variables(self._moved(word, pod.ports), told) for word in words]
         wanted = Container(container["name"], container["image"], command, volumes)
         wanted.kubeconfig = pod.directory / "kubeconfig"
         wanted.ranks_server = self.ranks_server
@@ -247,3 +263,14 @@ class OwnNode:
         for declared, port in ports.items():
             text = text.replace(f":{declared}", f":{port}")
         return text
+
+
+def _field(pod: _Pod, variable: Mapping[str, Any]) -> str:
+    """What a variable says of its pod."""
+    return str(pod.metadata[variable["valueFrom"]["fieldRef"]["fieldPath"].removeprefix("metadata.")])
+
+
+def _with_variables(word: str, told: Mapping[str, str]) -> str:
+    for name, value in told.items():
+        word = word.replace(name, value)
+    return word
