@@ -27,7 +27,10 @@ class Deadline:
     """Seconds, by name: ``Deadline.CONTROL_CALL``."""
 
     HOLD: Final = 2.0  # a daemon keeps changes of its volume back at most so long
+    HOLD_LONGER: Final = 30.0  # the same, of one that is so large, or so busy, that it could not be read within that
     ROOM: Final = 2.0  # a create that waits for others to give up room; then it goes on with what there is
+    ROOM_CALL: Final = 13.0  # one answer about room, the start of a worker in place of one that was lost included
+    ROOM_COMING: Final = 660.0  # a write that finds no room, while content is on its way to the bucket
     CONTROL_CONNECT: Final = 3.0  # TCP and TLS of a control connection
     CONTROL_CALL: Final = 5.0  # one unary control call, its connection included
     API_CALL: Final = 10.0  # one answer of Kubernetes' API server
@@ -81,6 +84,9 @@ def table() -> tuple[Wait, ...]:
     covers: Mapping[str, tuple[str, ...]] = {
         "CONTROL_CALL": ("CONTROL_CONNECT",),
         "CHANNEL_CALL": ("HOLD",),
+        "HOLD_LONGER": ("HOLD",),
+        "ROOM_CALL": ("ROOM", "SUPERVISOR_CONNECT"),
+        "ROOM_COMING": ("BUCKET_TOTAL", "ROOM_CALL"),
         "BULK_STALL": ("BULK_CONNECT", "CONTROL_CALL"),
         "MANIFEST_TRANSFER": ("CONTROL_CALL", "BULK_STALL"),
         "BUCKET_TOTAL": ("BUCKET_CALL", "BUCKET_STALL"),

@@ -89,7 +89,7 @@ def controller(**flags: Any) -> None:
 def serving_of(flags: Mapping[str, Any]) -> Serving:
     """What the flags say, by their names. Raises ConfigError."""
     from controller.driver.containers import Settings
-    from controller.reconciling.election import Times
+    from controller.election import Times
     from controller.reconciling.reconciler import Task
     from controller.reconciling.server import Serving
     from fuse_tier.errors import ConfigError

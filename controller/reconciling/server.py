@@ -11,9 +11,9 @@ import trio
 from kubernetes.client import ApiClient
 
 from controller.driver import names
+from controller.election import Election, Times
 from controller.reconciling import counts
 from controller.reconciling.conditions import Event
-from controller.reconciling.election import Election, Times
 from controller.reconciling.queue import Queue
 from controller.reconciling.reconciler import Reconciler, Task
 from controller.reconciling.telling import Teller

@@ -10,7 +10,18 @@ from pathlib import Path
 import trio
 from rich.console import Console
 
-from fuse_tier.bench import fs_content, fs_names, fs_room, fs_survival, peers, placement, restoring, streams
+from fuse_tier.bench import (
+    coordinating,
+    fs_content,
+    fs_names,
+    fs_room,
+    fs_survival,
+    job,
+    peers,
+    placement,
+    restoring,
+    streams,
+)
 from fuse_tier.bench.frame import Result, Row, choose, print_table, write_json
 from fuse_tier.bench.rows import ROWS as JOB_ROWS
 from fuse_tier.localcluster import in_directory
@@ -35,7 +46,9 @@ ROWS = (
     *streams.ROWS,
     *peers.ROWS,
     *placement.ROWS,
+    *coordinating.ROWS,
     *restoring.ROWS,
+    *job.ROWS,
 )
 
 

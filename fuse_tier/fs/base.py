@@ -17,6 +17,7 @@ from fuse_tier.fs.link import Link
 from fuse_tier.fs.nodes import ROOT, Nodes
 from fuse_tier.fs.requests import Entry, Request
 from fuse_tier.fs.reserve import Reservations
+from fuse_tier.fs.room import RoomAsker
 from fuse_tier.fs.share import Share
 from fuse_tier.mount.messages import ENTRY
 
@@ -39,6 +40,7 @@ class Parts:
     content: Content
     attributes: Attributes
     link: Link
+    room: RoomAsker
     reservations: Reservations
     share: Share
     arranging: Arranging
@@ -57,6 +59,7 @@ class Shared:
         self._content = parts.content
         self._attributes = parts.attributes
         self._link = parts.link
+        self._room = parts.room
         self._reservations = parts.reservations
         self._share = parts.share
         self._arranging = parts.arranging

@@ -2,8 +2,8 @@
 
 A handler takes a request apart, calls its operation, and puts the answer together. It gives the answer at once where
 the operation never waits, else a coroutine. A message stands in a buffer that the next one overwrites, so all that
-an operation keeps is copied out of it before the operation first waits; a write's content is not, because a write
-never waits.
+an operation keeps is copied out of it before the operation first waits; of a write's content only what there is no
+room for yet, because a write waits for nothing else.
 """
 
 from __future__ import annotations

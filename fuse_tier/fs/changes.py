@@ -29,6 +29,7 @@ class Changes:
         self._unannounced = trio.Event()
         self._released: trio.Event | None = None
         self._lapses = 0.0  # trio's clock
+        self._seconds = 0.0
 
     @property
     def held(self) -> bool:
@@ -55,19 +56,20 @@ class Changes:
         self._unannounced.set()
 
     async def passed(self) -> None:
-        """Waits while changes are held back; never longer than ``Deadline.HOLD`` for each hold."""
+        """Waits while changes are held back; never longer than ``Deadline.HOLD_LONGER`` for each hold."""
         while (released := self._released) is not None:
             with trio.move_on_at(self._lapses) as patience:
                 await released.wait()
             if patience.cancelled_caught and self._released is released:
-                log.warning("hold.lapsed", seconds=Deadline.HOLD)
+                log.warning("hold.lapsed", seconds=self._seconds)
                 self.release()
 
     def hold(self, seconds: float) -> None:
-        """Keeps changes back for so many seconds, at most ``Deadline.HOLD``, or until ``release``."""
+        """Keeps changes back for so many seconds, at most ``Deadline.HOLD_LONGER``, or until ``release``."""
         self.release()
         self._released = trio.Event()
-        self._lapses = trio.current_time() + max(0.0, min(seconds, Deadline.HOLD))
+        self._seconds = max(0.0, min(seconds, Deadline.HOLD_LONGER))
+        self._lapses = trio.current_time() + self._seconds
 
     def release(self) -> None:
         """Lets changes go on. Does nothing when none are held."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final
 
@@ -20,6 +19,7 @@ import trio
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import FuseTierError, TierFull
 from fuse_tier.fs.link import Link
+from fuse_tier.fs.room import RoomAsker
 from fuse_tier.ram.layout import VolumeLayout
 from fuse_tier.ram.pins import Pins
 from fuse_tier.ram.remote import drop
@@ -34,18 +34,17 @@ _COPIES_AT_ONCE: Final = 4
 class Content:
     """The content of one volume's files."""
 
-    def __init__(self, volume: VolumeLayout, pins: Pins, link: Link) -> None:
+    def __init__(self, volume: VolumeLayout, pins: Pins, link: Link, room: RoomAsker) -> None:
         self._volume = volume
         self._pins = pins
         self._link = link
+        self._room = room
         for directory in (volume.pins, volume.remote):
             os.makedirs(directory, mode=0o700, exist_ok=True)
         self._pins_fd = os.open(volume.pins, _DIRECTORY)
         self._remote_fd = os.open(volume.remote, _DIRECTORY)
         self._limiter = trio.CapacityLimiter(_COPIES_AT_ONCE)
         self._fetching: dict[int, trio.Lock] = {}
-        self.make_room: Callable[[int, int], Awaitable[None]] | None = None
-        """Asks for so many bytes of room, for the file of an inode number; set by who makes the mount."""
 
     def close(self) -> None:
         """Closes all descriptors."""
@@ -112,11 +111,11 @@ class Content:
         try:
             await trio.to_thread.run_sync(self._pins.detach, inode, limiter=self._limiter)
         except OSError as error:
-            if error.errno not in NO_ROOM or self.make_room is None:
+            if error.errno not in NO_ROOM:
                 raise
             # What is kept as it was may be elsewhere as well, and then needs no copy here.
             with suppress(FileNotFoundError):
-                await self.make_room(os.stat(self._pins.path(inode)).st_size, inode)
+                await self._room.obtain(os.stat(self._pins.path(inode)).st_size, inode)
             await trio.to_thread.run_sync(self._pins.detach, inode, limiter=self._limiter)
 
     def known_hash(self, inode: int) -> str | None:

@@ -39,6 +39,7 @@ from fuse_tier.fs.nodes import Nodes
 from fuse_tier.fs.operations import Operations
 from fuse_tier.fs.requests import Request
 from fuse_tier.fs.reserve import Reservations
+from fuse_tier.fs.room import RoomAsker
 from fuse_tier.fs.session import Answer, Session
 from fuse_tier.fs.share import Share
 from fuse_tier.fs.spec import MountSpec
@@ -72,9 +73,8 @@ class Daemon:
         self._nodes = Nodes(volume.tree, depositor, inherits=inheritance.generation > 0)
         arranging = Arranging(volume, self._nodes, self._changes)
         self._link = Link(spec, self._changes, self._handles, arranging, depositor.settle, passthrough=passthrough)
-        self._content = Content(volume, Pins(layout, volume), self._link)
-        self._reservations = Reservations(spec, self._nodes, self._link, depositor)
-        self._content.make_room = self._reservations.make_room
+        room = RoomAsker(self._nodes.root, self._link, depositor)
+        self._content = Content(volume, Pins(layout, volume), self._link, room)
         attributes = Attributes(spec, self._nodes, self._handles, self._content, self._link)
         self._operations = Operations(
             Parts(
@@ -85,7 +85,8 @@ class Daemon:
                 content=self._content,
                 attributes=attributes,
                 link=self._link,
-                reservations=self._reservations,
+                room=room,
+                reservations=Reservations(spec, self._nodes, room),
                 share=Share(spec.share, volume.tree, self._changes),
                 arranging=arranging,
                 fsync=spec.fsync,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Coroutine
 from struct import Struct
-from typing import Final
+from typing import Any, Final
 
 from fuse_tier.fs.bodies import DATA_ONLY, HANDLE_FLAGS, READ, Handler, name_in, opened_reply
 from fuse_tier.fs.operations import Operations
 from fuse_tier.fs.requests import Request
-from fuse_tier.mount.messages import OPEN_KILLS_PRIVILEGES, WRITE_KILLS_PRIVILEGES, Opcode
+from fuse_tier.mount.messages import OPEN_KILLS_PRIVILEGES, WRITE_FROM_CACHE, WRITE_KILLS_PRIVILEGES, Opcode
 
 _OPEN: Final = Struct("=II")
 _CREATE: Final = Struct("=IIII")  # flags, mode, umask, open flags
@@ -47,11 +48,16 @@ def _read(operations: Operations, request: Request, body: memoryview) -> bytes:
     return operations.read(handle, offset, size)
 
 
-def _write(operations: Operations, request: Request, body: memoryview) -> bytes:
+def _write(operations: Operations, request: Request, body: memoryview) -> bytes | Coroutine[Any, Any, bytes]:
     handle, offset, size, flags = _WRITE.unpack_from(body)
     request.kills_privileges = bool(flags & WRITE_KILLS_PRIVILEGES)
-    written = operations.write(handle, offset, body[_WRITE_BYTES : _WRITE_BYTES + size], request)
-    return _WRITTEN.pack(written, 0)
+    content = body[_WRITE_BYTES : _WRITE_BYTES + size]
+    written = operations.write(handle, offset, content, request, from_cache=bool(flags & WRITE_FROM_CACHE))
+    return _WRITTEN.pack(written, 0) if isinstance(written, int) else _write_in_time(written)
+
+
+async def _write_in_time(writing: Coroutine[Any, Any, int]) -> bytes:
+    return _WRITTEN.pack(await writing, 0)
 
 
 def _release(operations: Operations, request: Request, body: memoryview) -> None:

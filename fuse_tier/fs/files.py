@@ -1,4 +1,4 @@
-"""Operations on files: their content and their attributes.
+"""Operations on files and their attributes; what is in open ones is read and written in space.py.
 
 Writers are counted, and the count is visible to the worker, before anything is awaited; only then is the content
 made safe to write. ``flush`` is not here: no handle of ours has one, which saves a round trip for each close.
@@ -74,7 +74,7 @@ class FileOperations(Shared):
                     await self._reservations.reserve(fd, room)
                 writing.allocated = os.fstat(fd).st_blocks * 512
         opened = self._opened(
-            OpenFile(found.st_ino, fd, writing), found.st_mode, flags, request, seen=self._share.is_used_up
+            OpenFile(found.st_ino, fd, writing), found.st_mode, flags, request, seen=self._is_seen(fd, room)
         )
         return opened, entry
 
@@ -93,7 +93,8 @@ class FileOperations(Shared):
             os.close(fd)
             raise
         writing = self._begin_writing(found.st_ino, synced=False)
-        return self._opened(OpenFile(found.st_ino, fd, writing), found.st_mode, flags, request), self._entry(found)
+        file = OpenFile(found.st_ino, fd, writing)
+        return self._opened(file, found.st_mode, flags, request, seen=self._is_seen(fd, 0)), self._entry(found)
 
     async def _open_found(self, parent: int, name: bytes, flags: int, request: Request) -> tuple[Opened, Entry]:
         """A create whose name is there: somebody was faster."""
@@ -131,11 +132,14 @@ class FileOperations(Shared):
             self._end_writing(inode)
             raise
         try:
+            room = 0
             if truncates:
+                room = os.fstat(fd).st_size
                 os.ftruncate(fd, 0)
                 writing.synced = False
                 if request.kills_privileges:
                     drop_privileges(fd)
+                room = await self._reserve_again(fd, room, writing)
             found = os.fstat(fd)
             if writing.count == 1:
                 writing.allocated = found.st_blocks * 512
@@ -143,7 +147,23 @@ class FileOperations(Shared):
             os.close(fd)
             self._end_writing(inode)
             raise
-        return self._opened(OpenFile(inode, fd, writing), found.st_mode, flags, request)
+        file = OpenFile(inode, fd, writing)
+        return self._opened(file, found.st_mode, flags, request, seen=self._is_seen(fd, room))
+
+    async def _reserve_again(self, fd: int, size: int, writing: Writing) -> int:
+        """For a file that was emptied to be written anew; gives what is expected of it."""
+        if self._share.limit or writing.count > 1:
+            return 0
+        room = await self._reservations.prepare_again(size)
+        if room:
+            await self._reservations.reserve(fd, room)
+        return room
+
+    def _is_seen(self, fd: int, expected: int) -> bool:
+        """Whether what is written to a file has to come through us, as far as room is concerned."""
+        if self._share.is_used_up:
+            return True
+        return self._backings.enabled and not self._reservations.may_pass(os.fstat(fd), expected)
 
     def _opened(self, file: OpenFile, mode: int, flags: int, request: Request, *, seen: bool = False) -> Opened:
         """Answers with an open file, written through us if it is to be ``seen``; closes it if that fails."""
@@ -173,21 +193,6 @@ class FileOperations(Shared):
     def _end_writing(self, inode: int) -> None:
         if self._handles.end_writing(inode):
             self._changes.record()
-
-    def read(self, handle: int, offset: int, size: int) -> bytes:
-        """Reads."""
-        return os.pread(self._handles.files[handle].fd, size, offset)
-
-    def write(self, handle: int, offset: int, content: memoryview, request: Request) -> int:
-        """Writes; what there was no room for is not counted."""
-        file = self._handles.files[handle]
-        if request.kills_privileges:
-            drop_privileges(file.fd)
-        if file.writing is not None:
-            file.writing.synced = False
-        if self._share.limit and not self._share.admits(file.fd, offset + len(content)):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return os.pwrite(file.fd, content, offset)
 
     async def fsync(self, handle: int, data_only: bool) -> None:
         """Waits for as much as the node's configuration says."""

@@ -55,11 +55,17 @@ class Link:
         self._passthrough = passthrough
         self._channel: Channel | None = None
         self._connected = trio.Event()
+        self._has_been_up = False
 
     @property
     def is_up(self) -> bool:
         """Whether the worker is there."""
         return self._channel is not None
+
+    @property
+    def is_expected(self) -> bool:
+        """Whether a worker is there or has been, for this daemon or one before it: then another soon will be."""
+        return self._has_been_up or os.path.exists(self._spec.worker_socket)
 
     async def run(self) -> None:
         """Connects again and again, until it is cancelled."""
@@ -111,6 +117,7 @@ class Link:
 
     async def _announce(self, channel: Channel) -> None:
         self._channel = channel
+        self._has_been_up = True
         self._connected.set()
         try:
             async with trio.open_nursery() as nursery:

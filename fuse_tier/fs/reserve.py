@@ -6,9 +6,13 @@ asked for when the worker can still give things up for it (replicate/room.py), n
 
 Where a spare of that size is kept (ram/spares.py), the file is made of it: its pages are there already.
 
-How much, is the size of the file's predecessor (sizes.py). That is a guess: a create never fails by it, no more is
-taken than is there, and what was too much is given back when the last writer closes. So a file has no room beyond
-its end once it is closed, also if the job itself has reserved some.
+How much, is the size of the file's predecessor (sizes.py); of one that is emptied to be written anew, its own. That
+is a guess: a create never fails by it, no more is taken than is there, and what was too much is given back when the
+last writer closes. So a file has no room beyond its end once it is closed, also if the job itself has reserved some.
+
+With passthrough the kernel writes without asking, and where it finds no room the job gets ENOSPC, though we may have
+something to give up. So it is let past us (``may_pass``) only with files that are sure to find room: those for which
+it is reserved, and others while plenty is left. All else comes through us, and waits for room if it has to (room.py).
 
 When all else is full, a new file gets a few pages from the node's reserve (ram/room.py).
 """
@@ -24,23 +28,22 @@ from typing import Final
 import structlog
 import trio
 
-from fuse_tier.deadlines import Deadline
-from fuse_tier.errors import FuseTierError
-from fuse_tier.fs.link import Link
 from fuse_tier.fs.nodes import Nodes
 from fuse_tier.fs.predecessors import LARGE_BYTES, large_files
+from fuse_tier.fs.room import RoomAsker
 from fuse_tier.fs.sizes import Sizes
 from fuse_tier.fs.spec import MountSpec
-from fuse_tier.mount.deposits import Depositor
 from fuse_tier.ram.layout import Layout
-from fuse_tier.ram.room import Reserve, allocate, room_of, trim
+from fuse_tier.ram.room import Reserve, Room, allocate, room_of, trim
 from fuse_tier.ram.spares import LEAST_BYTES, Spares
 
 log = structlog.get_logger(__name__)
 
 _SMALL_BYTES: Final = 64 << 10  # what any new file gets when the tier is full
 _SCARCE_BYTES: Final = 2 << 20  # so little is left when it is full
-_ASK_AGAIN_SECONDS: Final = 0.5
+_LARGER_PART: Final = 16  # a file may become larger than expected by this part
+_PLENTY_PART: Final = 2  # of the tier: with less left a file of unknown size comes through us
+_BLOCK_BYTES: Final = 512  # of st_blocks (stat(2))
 _LEARN_SECONDS: Final = 0.1
 _AT_ONCE_NS: Final = 2_000_000
 _PLENTY_BYTES: Final = 1 << 30  # more than anybody writes in the time below: it is not looked again
@@ -50,20 +53,20 @@ _PLENTY_LASTS_NS: Final = 5_000_000
 class Reservations:
     """The room of one mount's new files."""
 
-    def __init__(self, spec: MountSpec, nodes: Nodes, link: Link, depositor: Depositor) -> None:
+    def __init__(self, spec: MountSpec, nodes: Nodes, room: RoomAsker) -> None:
         layout = Layout(spec.ram_root)
         self._nodes = nodes
-        self._link = link
-        self._depositor = depositor
+        self._room = room
         self._tree = os.fsencode(layout.volume(spec.identity).tree)
         self._reserve = Reserve(layout)
         self._spares = Spares(layout)
         self._sizes = Sizes(spec.expected_sizes)
         self._learned = False
         self._found: list[tuple[bytes, int]] | None = None  # large files of the tree, to be remembered
-        self._plenty_until = 0
+        self._seen = Room(0, 0)
+        self._seen_until = 0
         self._ns_per_byte = float("inf")  # of the last allocation
-        self._in_vain = float("-inf")  # when the worker last had nothing to give up
+        self._unbounded: set[int] = set()  # inodes that the kernel writes by itself, and nobody knows how much
 
     def expected(self, parent: int, name: bytes) -> int:
         """How many bytes to reserve for a file that is about to be made, mostly 0. Raises OSError."""
@@ -73,24 +76,44 @@ class Reservations:
 
     def is_ready(self, size: int) -> bool:
         """Whether a file of so many expected bytes can be made at once; else ``prepare`` comes first."""
-        if not self._learned or self._found is not None:
-            return False
+        return self._learned and self._found is None and self._look(size).free >= size + _margin(size)
+
+    def _look(self, size: int) -> Room:
+        """The room, or, if less is expected than anybody would miss, that of a moment ago."""
         now = time.monotonic_ns()
-        if size < _PLENTY_BYTES // 2 and now < self._plenty_until:
-            return True
-        free = room_of(self._nodes.root).free
-        if free >= _PLENTY_BYTES:
-            self._plenty_until = now + _PLENTY_LASTS_NS
-        return free >= size + _SCARCE_BYTES
+        if size >= _PLENTY_BYTES // 2 or now >= self._seen_until:
+            self._seen = self._room.look()
+            self._seen_until = now + _PLENTY_LASTS_NS if self._seen.free >= _PLENTY_BYTES else 0
+        return self._seen
 
     async def prepare(self, parent: int, name: bytes) -> int:
         """Before a file is made, and before the gate: sees to room for it; gives the bytes to reserve."""
         await self._learn()
-        size = self.expected(parent, name)
-        if room_of(self._nodes.root).free >= size + _SCARCE_BYTES:
+        return await self._make(self.expected(parent, name))
+
+    async def prepare_again(self, size: int) -> int:
+        """The same for a file that had so many bytes, and has none now."""
+        return await self._make(size) if size >= LARGE_BYTES else 0
+
+    async def _make(self, size: int) -> int:
+        wanted = size + _margin(size)
+        if self._room.look().free >= wanted:
             return size
-        await self.make_room(size + _SCARCE_BYTES)
+        await self._room.make(wanted)
         return max(size, _SMALL_BYTES)
+
+    def may_pass(self, found: os.stat_result, expected: int) -> bool:
+        """Whether a file that is opened for writing will find room, so that the kernel may write it by itself."""
+        expected = max(expected, found.st_size)
+        room = self._look(expected)
+        if expected and found.st_blocks * _BLOCK_BYTES >= expected:
+            return room.free >= _margin(expected)
+        unbounded = len(self._unbounded) + (found.st_ino not in self._unbounded)
+        plenty = room.capacity // _PLENTY_PART + unbounded * self._sizes.largest
+        if room.free < plenty and room.free + self.spare_bytes < plenty:
+            return False
+        self._unbounded.add(found.st_ino)
+        return True
 
     async def _learn(self) -> None:
         """What a daemon before this one has seen, it finds in the tree; nobody waits for long until it has."""
@@ -105,25 +128,6 @@ class Reservations:
 
     def _look_for_files(self) -> None:
         self._found = large_files(self._tree)
-
-    async def make_room(self, size: int, inode: int | None = None) -> None:
-        """Asks the worker for so much free room; for a file that is to be written, if its number is given.
-
-        Returns when there is, or when no more can be had: nothing is raised. What the job has removed itself is
-        free before anybody is asked.
-        """
-        await trio.to_thread.run_sync(self._depositor.settle)
-        if inode is None and room_of(self._nodes.root).free >= size:
-            return
-        if not self._link.is_up or trio.current_time() < self._in_vain + _ASK_AGAIN_SECONDS:
-            return
-        try:
-            answer = await self._link.call("make_room", Deadline.ROOM, bytes=size, inode=inode)
-        except (FuseTierError, OSError) as error:
-            log.warning("room.not_made", bytes=size, reason=str(error))
-            return
-        if answer["free"] < size:
-            self._in_vain = trio.current_time()
 
     @property
     def spare_bytes(self) -> int:
@@ -167,16 +171,22 @@ class Reservations:
 
         Gives the bytes that the file has then.
         """
+        self._unbounded.discard(inode)
         found = os.fstat(fd)
         if trim(fd, found):
             found = os.fstat(fd)
         if found.st_size >= LARGE_BYTES and (place := self._nodes.name(inode)) is not None:
             self._sizes.saw(self._path(*place), found.st_size)
-        return found.st_blocks * 512
+        return found.st_blocks * _BLOCK_BYTES
 
     def _path(self, directory: int, name: bytes) -> bytes:
         above = os.readlink(b"/proc/self/fd/%d" % directory)
         return (above + b"/" + name).removeprefix(self._tree)
+
+
+def _margin(size: int) -> int:
+    """What has to be free beside what is expected of a file."""
+    return size // _LARGER_PART + _SCARCE_BYTES
 
 
 def _hands_things_on(directory: int) -> bool:

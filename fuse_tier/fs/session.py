@@ -35,7 +35,18 @@ Operation = Callable[[Request, memoryview], Answer | Coroutine[Any, Any, Answer]
 _LINGER_NS: Final = 200_000
 _TURN_NS: Final = 5_000_000  # after so long others in this process get a turn
 # Signals of the one who waits end these with EINTR; all others are soon done.
-_INTERRUPTIBLE: Final = frozenset({Opcode.OPEN, Opcode.FSYNC, Opcode.FSYNCDIR, Opcode.SETXATTR, Opcode.GETXATTR})
+_INTERRUPTIBLE: Final = frozenset(
+    {
+        Opcode.OPEN,
+        Opcode.WRITE,
+        Opcode.FALLOCATE,
+        Opcode.COPY_FILE_RANGE,
+        Opcode.FSYNC,
+        Opcode.FSYNCDIR,
+        Opcode.SETXATTR,
+        Opcode.GETXATTR,
+    }
+)
 _NO_REPLY: Final = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT})
 _GONE: Final = (errno.ENODEV, errno.ECONNABORTED, errno.EPERM)
 

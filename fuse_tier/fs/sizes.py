@@ -28,6 +28,8 @@ class Sizes:
     def __init__(self, expected: Sequence[tuple[str, int]] = ()) -> None:
         self._expected = [(re.compile(fnmatch.translate(pattern).encode()), size) for pattern, size in expected]
         self._seen: OrderedDict[bytes, deque[tuple[Numbers, int]]] = OrderedDict()
+        self.largest = max((size for _, size in expected), default=0)
+        """Of all sizes that were ever seen or expected."""
         self._names: dict[bytes, int] = {}  # patterns of last parts -> of how many patterns of paths
 
     def may_know(self, name: bytes) -> bool:
@@ -36,6 +38,7 @@ class Sizes:
 
     def saw(self, path: bytes, size: int) -> None:
         """A large file was closed at a path, relative to the volume's root."""
+        self.largest = max(self.largest, size)
         pattern, numbers = _take_apart(path)
         known = self._seen.get(pattern)
         if known is None:

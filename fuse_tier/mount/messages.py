@@ -79,6 +79,7 @@ OPEN_NO_FLUSH: Final = 1 << 5  # kernel 5.16
 OPEN_PASSTHROUGH: Final = 1 << 7  # kernel 6.9
 
 OPEN_KILLS_PRIVILEGES: Final = 1 << 0  # FUSE_OPEN_KILL_SUIDGID
+WRITE_FROM_CACHE: Final = 1 << 0  # FUSE_WRITE_CACHE
 WRITE_KILLS_PRIVILEGES: Final = 1 << 2  # FUSE_WRITE_KILL_SUIDGID
 
 MOST_BYTES: Final = 1 << 20  # of file content in one request; the kernel allows 256 pages

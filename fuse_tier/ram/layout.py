@@ -42,6 +42,11 @@ class VolumeLayout:
     root: str
 
     @property
+    def tier(self) -> Layout:
+        """The RAM tier that it is on."""
+        return Layout(os.path.normpath(os.path.join(self.root, *[os.pardir] * 4)))
+
+    @property
     def tree(self) -> str:
         """The live tree."""
         return os.path.join(self.root, "tree")
@@ -112,6 +117,11 @@ class Layout:
     def warmed(self) -> str:
         """How much memory was made ready."""
         return os.path.join(self.root, "warmed.json")
+
+    @property
+    def term(self) -> str:
+        """The highest term of a coordinator that this node has heard of (``replicate/terms.py``)."""
+        return os.path.join(self.root, "coordinator-term")
 
     @property
     def marks(self) -> str:

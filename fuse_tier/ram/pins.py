@@ -47,10 +47,11 @@ class Pins:
     def __init__(self, layout: Layout, volume: VolumeLayout) -> None:
         self._layout = layout
         self._volume = volume
+        self._directory = volume.pins  # put together once: pins are looked at for each file of a tree
 
     def path(self, inode: int) -> str:
         """Where the pin of an inode stands, if it is there."""
-        return os.path.join(self._volume.pins, str(inode))
+        return f"{self._directory}/{inode}"
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -149,11 +149,12 @@ class DaemonSession:
         await self._materialize(self._mounted(), int(arguments["inode"]))
         return {}
 
-    async def _make_room(self, arguments: Arguments) -> dict[str, int]:
+    async def _make_room(self, arguments: Arguments) -> dict[str, Any]:
         volume, inode = self._mounted(), arguments.get("inode")
         if inode is not None:
             await self._room.release(volume, int(inode))
-        return {"free": await self._room.make(int(arguments["bytes"]))}
+        made = await self._room.make_for_job(int(arguments["bytes"]), arguments.get("waited"))
+        return {"free": made.free, "coming": made.coming}
 
     async def _retire(self, files: dict[int, Blob]) -> list[int]:
         pairs = [[inode, blob.name] for inode, blob in files.items()]

@@ -7,14 +7,13 @@ last that has anything of the job. In memory they are known at once; the file is
 from __future__ import annotations
 
 import json
-import os
-import secrets
 
 import structlog
 import trio
 
 from fuse_tier.checkpoints import Job
 from fuse_tier.ram.layout import Layout
+from fuse_tier.ram.notes import replace
 from fuse_tier.restarts import Mark
 
 log = structlog.get_logger(__name__)
@@ -24,13 +23,13 @@ class Marks:
     """Those that one node knows."""
 
     def __init__(self, layout: Layout) -> None:
-        self._path = layout.marks
+        self._layout = layout
         self._marks: frozenset[Mark] = frozenset()
 
     def load(self) -> None:
         """Reads what was kept. Blocks."""
         try:
-            with open(self._path, encoding="utf-8") as file:
+            with open(self._layout.marks, encoding="utf-8") as file:
                 self._marks = frozenset(
                     Mark(Job(*one["job"].split("/")), one["run"], int(one["step"]), int(one["epoch"]))
                     for one in json.load(file)
@@ -38,7 +37,7 @@ class Marks:
         except FileNotFoundError:
             return
         except (ValueError, KeyError, TypeError, OSError) as error:
-            log.error("marks.unreadable", path=self._path, reason=str(error))
+            log.error("marks.unreadable", path=self._layout.marks, reason=str(error))
 
     def own(self) -> frozenset[Mark]:
         """All of them."""
@@ -52,8 +51,5 @@ class Marks:
         await trio.to_thread.run_sync(self._write)
 
     def _write(self) -> None:
-        temporary = f"{self._path}.{secrets.token_hex(4)}"
         fields = [{"job": str(one.job), "run": one.run, "step": one.step, "epoch": one.epoch} for one in self._marks]
-        with open(temporary, "x", encoding="utf-8") as file:
-            json.dump(fields, file)
-        os.rename(temporary, self._path)
+        replace(self._layout, self._layout.marks, json.dumps(fields))

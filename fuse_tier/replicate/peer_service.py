@@ -221,9 +221,27 @@ class PeerService:
         return pb.ManifestText(text=await trio.to_thread.run_sync(encode, manifest, limiter=self._parsing))
 
     async def Drop(self, request: pb.SnapshotRequest, caller: Caller) -> pb.Empty:  # noqa: N802
-        """Takes a snapshot from the list."""
-        await self._ram.drop(_parse_snapshot(request.id))
+        """Takes a snapshot from the list: for the node that has its volume mounted, and for no other."""
+        snapshot = _parse_snapshot(request.id)
+        self._check_owner(snapshot, caller)
+        await self._ram.drop(snapshot)
         return pb.Empty()
+
+    def _check_owner(self, snapshot: SnapshotId, caller: Caller) -> None:
+        """Raises NotAuthorized. Without certificates nobody can tell who calls, and all are trusted."""
+        if caller.node is None:
+            return
+        own = self._own()
+        owners = {*self._mounted_on(snapshot.identity), *([own.node] if snapshot.identity in own.mounted else [])}
+        if owners == {caller.node}:
+            return
+        known = f"{' and '.join(sorted(owners)) or 'nobody'} has its volume mounted"
+        error = NotAuthorized(
+            f"{snapshot} is not given up for node {caller.node}: {known}, as far as node {own.node} was told, "
+            "and only who has it mounted gives its snapshots up"
+        )
+        self._rejections.note("owner", caller.address, str(error))
+        raise error
 
     async def Verify(self, request: pb.VerifyRequest, caller: Caller) -> pb.VerifyReply:  # noqa: N802
         """Reads and hashes what is listed here, of one volume or of all."""

@@ -6,8 +6,6 @@ One small file beside the tree, replaced at once. Everything else about a volume
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +14,7 @@ import structlog
 from fuse_tier.errors import ConfigError
 from fuse_tier.manifest import Lineage
 from fuse_tier.ram.layout import VolumeLayout
+from fuse_tier.ram.notes import replace
 from fuse_tier.restarts import Resumption
 
 log = structlog.get_logger(__name__)
@@ -70,21 +69,16 @@ def _resumption(fields: dict[str, Any] | None) -> Resumption | None:
 
 def write_record(volume: VolumeLayout, record: TreeRecord) -> None:
     """Replaces the record at once."""
-    temporary = f"{volume.record}.{secrets.token_hex(4)}"
     lineage = record.lineage
-    with open(temporary, "x", encoding="ascii") as file:
-        json.dump(
-            {
-                "run": lineage.run,
-                "owner_uid": lineage.owner_uid,
-                "world_size": lineage.world_size,
-                "topology": lineage.topology,
-                "number": record.number,
-                "superseded": record.superseded,
-                "epoch": record.epoch,
-                "resumption": asdict(record.resumption) if record.resumption else None,
-                "user": record.user,
-            },
-            file,
-        )
-    os.rename(temporary, volume.record)
+    fields = {
+        "run": lineage.run,
+        "owner_uid": lineage.owner_uid,
+        "world_size": lineage.world_size,
+        "topology": lineage.topology,
+        "number": record.number,
+        "superseded": record.superseded,
+        "epoch": record.epoch,
+        "resumption": asdict(record.resumption) if record.resumption else None,
+        "user": record.user,
+    }
+    replace(volume.tier, volume.record, json.dumps(fields))

@@ -3,9 +3,10 @@
 What goes first is what is kept for nobody yet (ram/spares.py).
 
 It looks twice a second while the tier is well filled, and after each commit, because the kernel writes for a job
-without asking us; and it is asked before a file is made for which there is no room. Ahead of need only what is
-superseded and elsewhere goes; content of live files, and what is superseded and only here, goes when hardly anything
-is left or somebody waits; content of live files also for the part of the room that is reserved for peers' copies.
+without asking us; and it is asked before a file is made for which there is no room, and when a write finds none.
+What has to go to the bucket first is waited for then, and goes at once. Ahead of need only what is superseded and
+elsewhere goes; content of live files, and what is superseded and only here, goes when hardly anything is left or
+somebody waits; content of live files also for the part of the room that is reserved for peers' copies.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from dataclasses import dataclass
 
 import structlog
 import trio
@@ -28,6 +30,7 @@ from fuse_tier.ram.room import Reserve, room_of
 from fuse_tier.ram.spares import Spares
 from fuse_tier.replicate.broadcast import Broadcast
 from fuse_tier.replicate.eviction import Eviction, Listed, LiveFile, plan_eviction
+from fuse_tier.replicate.settling import latest_snapshot
 from fuse_tier.replicate.volume import Volume
 from fuse_tier.replicate.volumes import Volumes
 from fuse_tier.tiers.base import TierName
@@ -38,11 +41,26 @@ log = structlog.get_logger(__name__)
 _LOOK_EVERY_SECONDS = 0.5
 _FILLED = 0.75  # from here on it looks, and gives up what is superseded
 _HARDLY_ANY = 0.94
+_SNAPSHOT_SECONDS = 30.0  # and no longer it takes, in most cases, to hash what is new
 _SMALLEST_FILE_BYTES = 64 << 10  # content of smaller files is not worth fetching back
 
 
+def nothing_comes(volume: Volume) -> bool:
+    """For a node without a bucket."""
+    return False
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What came of making room."""
+
+    free: int
+    coming: bool
+    """Whether there will soon be more to give up."""
+
+
 class RoomKeeper:
-    """Keeps room on one node."""
+    """Keeps room on one node. ``brings`` says whether content of a volume is on its way to the bucket."""
 
     def __init__(
         self,
@@ -52,12 +70,14 @@ class RoomKeeper:
         wake: Broadcast,
         reserved_bytes: int = 0,
         needed: Callable[[Identity], Collection[int] | None] = lambda identity: (),
+        brings: Callable[[Volume], bool] = nothing_comes,
     ) -> None:
         self._layout = layout
         self._ram = ram
         self._volumes = volumes
         self._wake = wake
         self._reserved = reserved_bytes
+        self._brings = brings
         self._needed = needed  # parts of jobs' newest complete checkpoints
         self._reserve = Reserve(layout)
         self._spares = Spares(layout)
@@ -91,11 +111,50 @@ class RoomKeeper:
         with trio.move_on_after(Deadline.ROOM * 0.75):
             live = not for_replica or wanted <= await self._still_reserved()
             await self._free(wanted, live=live, at_any_price=not for_replica)
-        free = room_of(self._layout.root).free
+        free = self._free_bytes()
         if free < wanted and not for_replica:
-            metrics.error("no_room")
-            log.info("room.short", wanted=wanted, free=free)
+            self._tell_of_shortage(wanted, free)
         return free
+
+    async def make_for_job(self, wanted: int, waited: float | None) -> Made:
+        """The same, for a job; one that has ``waited`` for so many seconds waits a moment more for what is coming."""
+        with trio.move_on_after(Deadline.ROOM * 0.75) as scope:
+            seen = self._wake.version
+            await self._free(wanted, live=True, at_any_price=True)
+            while waited is not None and self._free_bytes() < wanted and self._is_coming(waited):
+                self._hurry()
+                seen = await self._wake.wait_beyond(seen)
+                await self._free(wanted, live=True, at_any_price=True)
+        free = self._free_bytes()
+        coming = scope.cancelled_caught or self._is_coming(waited or 0.0)
+        if free < wanted and not coming:
+            self._tell_of_shortage(wanted, free)
+        return Made(free, coming)
+
+    def _is_coming(self, waited: float) -> bool:
+        """Whether content is on its way to the bucket, or soon will be, as what has just changed."""
+        return any(
+            self._brings(volume)
+            and (
+                volume.copies.newest_beyond_bucket()
+                or (volume.changes.version > volume.seen and waited < latest_snapshot(volume) + _SNAPSHOT_SECONDS)
+            )
+            for volume in self._volumes
+            if volume.has_tree and not volume.superseded
+        )
+
+    def _hurry(self) -> None:
+        """What is to go to the bucket at some time goes now."""
+        for volume in self._volumes:
+            if volume.newest is not None and volume.copies.newest_beyond_bucket():
+                volume.demand(volume.newest.id.number)
+
+    def _free_bytes(self) -> int:
+        return room_of(self._layout.root).free
+
+    def _tell_of_shortage(self, wanted: int, free: int) -> None:
+        metrics.error("no_room")
+        log.info("room.short", wanted=wanted, free=free)
 
     async def _still_reserved(self) -> int:
         """Bytes of the room reserved for peers' copies that they have not taken yet."""
@@ -117,10 +176,10 @@ class RoomKeeper:
 
     async def _free(self, wanted: int, *, live: bool, at_any_price: bool) -> None:
         async with self._turn:
-            if room_of(self._layout.root).free >= wanted:
+            if self._free_bytes() >= wanted:
                 return
             self._spares.give_up()
-            free = room_of(self._layout.root).free
+            free = self._free_bytes()
             if free >= wanted:
                 return
             listed = await self._listed()
@@ -178,7 +237,7 @@ class RoomKeeper:
         return files
 
     async def _carry_out(self, plan: Eviction) -> None:
-        before = room_of(self._layout.root).free
+        before = self._free_bytes()
         by_volume: dict[Identity, dict[int, Blob]] = {}
         for file in plan.files:
             by_volume.setdefault(file.identity, {})[file.inode] = file.blob
@@ -187,7 +246,7 @@ class RoomKeeper:
             volume = self._volumes.find(identity)
             if volume is not None:
                 await self._give_up(volume, files)
-        freed = room_of(self._layout.root).free - before
+        freed = self._free_bytes() - before
         metrics.given_up(max(0, freed))
         log.info("room.made", snapshots=[str(one) for one in plan.drop], files=len(plan.files), bytes=freed)
 

@@ -45,9 +45,14 @@ async def keep_snapshots(volume: Volume) -> None:
             await trio.sleep(_RETRY_SECONDS)
 
 
+def latest_snapshot(volume: Volume) -> float:
+    """How many seconds after a change a snapshot is begun at the latest."""
+    return volume.options.settle * _SETTLE_AT_MOST
+
+
 async def _wait_until_settled(volume: Volume) -> bool:
     """Whether it has."""
-    with trio.move_on_after(volume.options.settle * _SETTLE_AT_MOST):
+    with trio.move_on_after(latest_snapshot(volume)):
         unsettled = True
         while unsettled:
             with trio.move_on_after(volume.options.settle) as quiet:

@@ -2,8 +2,10 @@
 
 The tree is walked while the job goes on. The mount daemon counts changes; if the count is the same before
 and after the walk, what was read stood there at one instant. If the job never pauses that long, the daemon
-is asked to hold changes back for the time of one walk, which is bounded. Hashing comes after: pinned content
-cannot change unseen any more (ram/pins.py), whatever the job does meanwhile.
+is asked to hold changes back for the time of one walk, which is bounded: by two seconds, and by twice as many each
+time that this was too little, up to half a minute. So a tree that can be read in that time has a snapshot, however
+busy its job is. Hashing comes after: pinned content cannot change unseen any more (ram/pins.py), whatever the job
+does meanwhile.
 """
 
 from __future__ import annotations
@@ -102,6 +104,7 @@ class Snapshotter:
         self._node = node
         self._limiter = limiter  # threads that hash: what trainers feel
         self._evicting = evicting
+        self._patience = Deadline.HOLD  # how long changes may be kept back
         self.is_settled = True
         """Whether the last snapshot had every closed file: none was still written through a mapping."""
 
@@ -132,7 +135,7 @@ class Snapshotter:
                 if after.counter == before.counter:
                     return walk
                 await self._take_back(walk, after.writers)
-        before = await gate.hold(Deadline.HOLD)
+        before, began = await gate.hold(self._patience), trio.current_time()
         try:
             walk = await self._try_walk(before.writers, previous)
             after = await gate.version()
@@ -143,7 +146,12 @@ class Snapshotter:
         if walk is None or after.counter != before.counter:
             if walk is not None:
                 await self._take_back(walk, after.writers)
-            raise TreeChanged(f"the tree of {self._volume.root} changed for longer than it can be held back")
+            patience, self._patience = self._patience, min(2 * self._patience, Deadline.HOLD_LONGER)
+            raise TreeChanged(
+                f"the tree of {self._volume.root} could not be read within the {patience:g} s for which its job was "
+                f"held back: it will be for {self._patience:g} s the next time"
+            )
+        self._patience = min(max(Deadline.HOLD, 2 * (trio.current_time() - began)), Deadline.HOLD_LONGER)
         return walk
 
     async def _try_walk(self, writers: Writers, previous: dict[bytes, Entry]) -> Walk | None:

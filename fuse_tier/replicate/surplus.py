@@ -63,7 +63,7 @@ class Surplus:
         return {
             member: tuple(number for number in numbers if number <= newest.id.number)
             for member, numbers in location.holders
-            if member.alive and member.node not in chosen
+            if member.alive and member.node not in chosen and volume.identity not in member.mounted
         }
 
     async def _drop(self, volume: Volume, member: Member, numbers: tuple[int, ...]) -> None:

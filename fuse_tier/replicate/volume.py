@@ -87,6 +87,7 @@ class Volume:
         self._renumber = False
         self.coming: Chosen | None = None  # what a restore is still bringing, and from whom
         self.resumption: Resumption | None = None  # from what the tree has gone on, with the other ranks of its job
+        self.framework = ""  # of the job's order (protocol/); empty: it gave none
         self.backup = ""  # the complete checkpoint in the bucket from which the tree was made, if it was
         self.user = ""  # who has it mounted, or had it last, for people
         self.superseded = ""  # who else goes on with this volume, so that this tree must not; empty: nobody
@@ -350,14 +351,19 @@ class Volume:
         if self.newest is not None and not self.copies.is_listed:
             self.copies.is_listed = await list_in_ram(self._ram, self.layout, self.newest)
 
+    def demand(self, number: int) -> None:
+        """A snapshot, or a newer one, is to be brought to the bucket now, due or not."""
+        if number > self.demanded:
+            self.demanded = number
+            self.news.announce()
+
     async def wait_until_on(self, tier: TierName, number: int, copies: int) -> None:
         """Returns when a snapshot, or a newer one, is on a tier. It is brought to the bucket then, due or not.
 
         In RAM it is when nothing of the tree is coming any more.
         """
-        if tier is TierName.BUCKET and number > self.demanded:
-            self.demanded = number
-            self.news.announce()
+        if tier is TierName.BUCKET:
+            self.demand(number)
         version = self.news.version
         while self.copies.durable(tier, copies) < number or (tier is TierName.RAM and self.coming is not None):
             version = await self.news.wait_beyond(version)

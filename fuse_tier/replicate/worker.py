@@ -18,7 +18,7 @@ import trio
 
 from fuse_tier import metrics
 from fuse_tier.blobs import Blob
-from fuse_tier.checkpoints import Job, Saved
+from fuse_tier.checkpoints import Job
 from fuse_tier.config import NodeConfig
 from fuse_tier.errors import TierError
 from fuse_tier.identity import Identity
@@ -31,6 +31,7 @@ from fuse_tier.replicate.daemons import DaemonSession
 from fuse_tier.replicate.expecting import Expecting
 from fuse_tier.replicate.fanout import Fanout
 from fuse_tier.replicate.filling import Filling
+from fuse_tier.replicate.holdings import OwnHoldings
 from fuse_tier.replicate.inventory import Inventory
 from fuse_tier.replicate.knowledge import Knowledge
 from fuse_tier.replicate.leftovers import Leftovers
@@ -42,15 +43,17 @@ from fuse_tier.replicate.orphans import Orphans
 from fuse_tier.replicate.ownership import Ownership
 from fuse_tier.replicate.peer_service import PeerService
 from fuse_tier.replicate.places import Places
+from fuse_tier.replicate.planning import Planner
 from fuse_tier.replicate.preemption import Preemption
 from fuse_tier.replicate.preparing import Preparing
 from fuse_tier.replicate.protocol.adapter import Adapter
 from fuse_tier.replicate.protocol.cycle import Means
 from fuse_tier.replicate.protocol.order import Order
+from fuse_tier.replicate.protocol.service import ReplicationService
 from fuse_tier.replicate.replacing import Trees
 from fuse_tier.replicate.resting import Resting, huge_bytes_of
 from fuse_tier.replicate.restore import Restorer
-from fuse_tier.replicate.room import RoomKeeper
+from fuse_tier.replicate.room import RoomKeeper, nothing_comes
 from fuse_tier.replicate.scrub import Scrubber
 from fuse_tier.replicate.sparing import Sparing
 from fuse_tier.replicate.succession import supersede
@@ -70,6 +73,7 @@ from fuse_tier.wire.bulk.pacing import Link
 from fuse_tier.wire.bulk.server import serve_bulk
 from fuse_tier.wire.bulk.sessions import Sessions
 from fuse_tier.wire.control_pb2_grpc import add_NodeServicer_to_server, add_PeerServicer_to_server
+from fuse_tier.wire.replication_pb2_grpc import add_ReplicationServiceServicer_to_server
 from fuse_tier.wire.tls import TlsFiles
 
 log = structlog.get_logger(__name__)
@@ -92,10 +96,11 @@ class Worker:
         self._bucket = bucket = bucket_of(config)
         self._sessions = Sessions()
         self._link = Link(config.limits.bulk)
-        self._holdings: dict[Identity, tuple[int, ...]] = {}
         self._marks = Marks(layout)
-        self._saved: dict[Identity, tuple[Saved, ...]] = {}
+        knowledge = Knowledge(self._ram)
+        self._holdings = OwnHoldings(self._ram, knowledge, self._pass_holdings_on)
         self._membership: Membership = build_membership(config, self._instance, self._facts)
+        self._replication = ReplicationService(self._membership)
         self._places = Places(self._ram, self._membership, bucket, self._connect)
         self._duties = BucketDuties(config, bucket, self._membership, self._ram, self._tls) if bucket else None
         if self._duties is not None:
@@ -107,10 +112,15 @@ class Worker:
         ownership = Ownership(self._membership, self._supersede)
         self._fanout = Fanout(self._places, copier, targets, ownership)
         self._orphans = Orphans(self._places, copier, targets, self._volumes.find, config.replicas)
-        self._knowledge = Knowledge(self._ram)
-        self._upkeep = Upkeep(self._places, self._knowledge, self._volumes.find, config.keep.ram)
+        self._upkeep = Upkeep(self._places, knowledge, self._volumes.find, config.keep.ram)
         self._room = RoomKeeper(
-            layout, self._ram, self._volumes, self._upkeep.wake, config.reserve, self._membership.needed
+            layout,
+            self._ram,
+            self._volumes,
+            self._upkeep.wake,
+            config.reserve,
+            self._membership.needed,
+            self._duties.backups.brings if self._duties else nothing_comes,
         )
         self._chooser = Chooser(self._places, self._marks.own)
         self._restorer = Restorer(layout, self._places, config.node, hashing, config.restore_at_once)
@@ -118,10 +128,10 @@ class Worker:
         self._scrubber = Scrubber(self._ram, self._fetch_again, config.scrub.every, config.scrub.limit)
         self._supervisor = Supervisor(f"{config.socket}.supervisor")
         preparing = Preparing(self._chooser, self._restorer, self._membership)
-        preparing.refresh = self._refresh_holdings
+        preparing.refresh = self._holdings.refresh
         preparing.ask_bucket = self._duties.steward.job_in_bucket if self._duties else None
         self._mounting = Mounting(self._volumes, preparing, self._membership, self._supervisor)
-        self._mounting.before_release = self._refresh_holdings
+        self._mounting.before_release = self._holdings.refresh
         self._inventory = Inventory(
             config.node, config.cluster, self._places, self._volumes, copier, self._supervisor, config.replicas
         )
@@ -156,6 +166,8 @@ class Worker:
         duties = self._duties
 
         def followed(identity: Identity, order: Order | None) -> None:
+            if (volume := self._volumes.find(identity)) is not None:
+                volume.framework = order.framework if order else ""
             if duties is not None:
                 duties.follow(identity, order.backups if order else None)
 
@@ -186,11 +198,11 @@ class Worker:
             capacity_bytes=0 if self._preemption.is_leaving else self._ram.capacity_bytes(),
             free_bytes=0 if self._preemption.is_leaving else self._ram.free_bytes(),
             mounted=frozenset(self._mounting.claimed),
-            holdings=self._holdings,
+            holdings=self._holdings.numbers,
             bucket={volume.identity: (number,) for volume in self._volumes if (number := volume.copies.in_bucket())},
             epochs={volume.identity: volume.numbering.epoch for volume in self._volumes if volume.numbering.epoch},
             users={volume.identity: volume.user for volume in self._volumes if volume.user},
-            saved=self._saved,
+            saved=self._holdings.saved,
             resumed={
                 volume.identity: volume.resumption
                 for volume in self._volumes
@@ -198,6 +210,8 @@ class Worker:
             },
             marks=self._marks.own(),
             standings=self._duties.stewardship.standings() if self._duties else (),
+            failing=self._duties.backups.failing(self._volumes) if self._duties else {},
+            job_addresses=dict(self._replication.registered),
         )
 
     # ---- tasks ----
@@ -207,7 +221,7 @@ class Worker:
         self._marks.load()
         self._ram.clear_incoming()
         await self._ram.collect(0)
-        await self._refresh_holdings()
+        await self._holdings.refresh()
         await self._volumes.discover()
         await self._mounting.find_mounted()
         self._frameworks.begins.set()
@@ -218,6 +232,9 @@ class Worker:
         await nursery.start(partial(channel.serve, f"{config.socket}.volumes", self._serve_daemon))
         if config.metrics is not None:
             await nursery.start(metrics.serve, config.metrics)
+        if config.replication_api is not None:
+            services = [(add_ReplicationServiceServicer_to_server, self._replication)]
+            await nursery.start(grpc.serve, services, str(config.replication_api), None)
         nursery.start_soon(self._mounting.follow_found)
         nursery.start_soon(self._upkeep.run)
         nursery.start_soon(self._orphans.run)
@@ -274,6 +291,7 @@ class Worker:
             self._duties.stewardship if self._duties else None,
             self._mark_bad,
             self._membership,
+            Planner(self._membership, self._ram),
             replicas=config.replicas,
             drain_seconds=config.drain,
         )
@@ -329,21 +347,13 @@ class Worker:
         while True:
             with trio.move_on_after(_FACTS_EVERY_SECONDS):
                 version = await self._upkeep.wake.wait_beyond(version)
-            await self._refresh_holdings()
+            await self._holdings.refresh()
             metrics.ram(self._ram.capacity_bytes(), self._ram.free_bytes())
             metrics.queue_length(self._inventory.copies_waiting())
 
-    async def _refresh_holdings(self) -> None:
-        found: dict[Identity, list[int]] = {}
-        listed = await self._ram.snapshots()
-        saved = await self._knowledge.of_jobs(listed)
-        for snapshot in listed:
-            found.setdefault(snapshot.identity, []).append(snapshot.number)
-        holdings = {identity: tuple(numbers) for identity, numbers in found.items()}
-        if (holdings, saved) != (self._holdings, self._saved):
-            self._holdings, self._saved = holdings, saved
-            self._upkeep.wake.announce()
-            self._membership.report_soon()
+    def _pass_holdings_on(self) -> None:
+        self._upkeep.wake.announce()
+        self._membership.report_soon()
 
     async def drain(self) -> None:
         """Gives the newest snapshots the configured time to get where they shall be."""

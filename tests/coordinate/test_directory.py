@@ -327,6 +327,21 @@ def test_who_has_a_volume_mounted_that_is_another_nodes_is_no_holder() -> None:
     assert directory.locate(LLAMA, 11.0).holders == ()
 
 
+def test_of_who_had_a_volume_before_another_what_was_copied_counts_though_the_copies_are_gone() -> None:
+    directory = settled("a", "b", "c")
+    directory.report(report("b", mounted=frozenset({LLAMA}), holdings={LLAMA: (1, 2, 3)}), 10.0)
+    directory.report(report("c", holdings={LLAMA: (2,)}), 10.0)
+    directory.report(report("c", instance="c2"), 11.0)
+    for now in (12.0, 14.0, 16.0):  # while nothing is heard of b
+        directory.report(report("a"), now)
+    claim(directory, LLAMA, "a", 16.1)
+    ((gone, numbers),) = directory.locate(LLAMA, 16.2).holders
+    assert (gone.node, gone.alive, numbers) == ("b", False, (1, 2))
+    directory.report(report("b", mounted=frozenset({LLAMA}), holdings={LLAMA: (1, 2, 3, 4)}), 16.3)
+    ((back, numbers),) = directory.locate(LLAMA, 16.4).holders
+    assert (back.node, back.alive, numbers) == ("b", True, (1, 2))
+
+
 def test_who_has_an_identity_is_named_with_its_node() -> None:
     directory = settled("a", "b")
     directory.report(report("a", mounted=frozenset({LLAMA}), users={LLAMA: "pod default/llama-0 (uid-0)"}), 10.5)

@@ -90,7 +90,7 @@ async def follow_the_manual(site: Site, repository: str) -> None:
         found = await shell.attempt(f"kubectl get pod -n {NAMESPACE}")
         shell.transcript.pop()
         rows = [row.split()[:3] for row in found.stdout.splitlines()[1:]]
-        return len(rows) == 2 + len(NODES) and all(row[1] in ("1/1", "5/5") for row in rows)
+        return len(rows) == 3 + len(NODES) and all(row[1] in ("1/1", "5/5") for row in rows)
 
     await until(is_running)
     rows = await site.rows(f"kubectl get pod -n {NAMESPACE}")

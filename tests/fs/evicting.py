@@ -1,4 +1,4 @@
-"""Random operations while content of files is given up, and fetched back when they are opened."""
+"""Random operations while content of files is given up, and fetched back when they are opened. Daemons die, too."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ import trio
 from hypothesis.stateful import rule
 
 from fuse_tier.blobs import Blob
+from fuse_tier.errors import DeadlineExceeded
 from fuse_tier.ram.remote import Refill, give_up
-from fuse_tier.wire.channel import Arguments
-from tests.fs.machine import Machine, paths
+from fuse_tier.wire.channel import Arguments, ChannelClosed
+from tests.fs.machine import paths
+from tests.fs.mortal import MortalMachine
 from tests.fs.mounted import PATIENCE_SECONDS, Mounted, Place
 from tests.fs.oracle import Side
 from tests.fs.worker import SmallWorker, running_worker
@@ -51,7 +53,10 @@ class EvictingWorker:
         return blob
 
     async def _retire(self, inode: int, blob: Blob) -> list[int]:
-        inodes: list[int] = (await self._worker.ask("retire", files=[[inode, blob.name]]))["inodes"]
+        try:
+            inodes: list[int] = (await self._worker.ask("retire", files=[[inode, blob.name]]))["inodes"]
+        except (ChannelClosed, DeadlineExceeded):
+            return []  # the daemon has died; what it had marked is fetched, though it is still here
         return inodes
 
     async def _bring(self, arguments: Arguments) -> dict[str, Any]:
@@ -88,7 +93,7 @@ def evicting_worker(place: Place) -> Iterator[EvictingWorker]:
         thread.join(PATIENCE_SECONDS)
 
 
-class EvictingMachine(Machine):
+class EvictingMachine(MortalMachine):
     """``worker`` is set by a subclass."""
 
     worker: EvictingWorker

@@ -1,4 +1,4 @@
-"""A tmpfs that can be full for a while."""
+"""A tmpfs that is small, or can be full for a while."""
 
 from __future__ import annotations
 
@@ -9,6 +9,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PAGE = 4096
+
+
+@contextmanager
+def small_tmpfs(path: Path, size_bytes: int) -> Iterator[Path]:
+    """One of so many bytes, mounted at a directory that is made if it is not there."""
+    path.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "none", path], check=True)
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "--lazy", path], check=True)
 
 
 class Fillable:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.fs.filling import small_tmpfs
 from tests.fs.mounted import PATIENCE_SECONDS, Mounted, eventually
 from tests.harness.logs import ExpectedLogs
 
@@ -23,11 +23,8 @@ _LARGE = 8 << 20
 @pytest.fixture
 def memory_path(tmp_path: Path) -> Iterator[Path]:
     """A small tmpfs of its own, whose room nobody else takes."""
-    path = tmp_path / "memory"
-    path.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_ROOM}", "none", path], check=True)
-    yield path
-    subprocess.run(["umount", "--lazy", path], check=True)
+    with small_tmpfs(tmp_path / "memory", _ROOM) as path:
+        yield path
 
 
 @pytest.fixture

@@ -26,9 +26,10 @@ def test_random_operations_have_the_outcome_that_they_have_on_a_tmpfs(
 
 
 @pytest.mark.parametrize("examples", [20, pytest.param(300, marks=[pytest.mark.chaos, pytest.mark.timeout(1800)])])
-def test_random_operations_have_the_same_outcome_while_content_is_given_up(
+def test_random_operations_have_the_same_outcome_while_content_is_given_up_and_the_daemon_dies(
     mounted: Mounted, reference: Path, rng: random.Random, examples: int, expected_logs: ExpectedLogs
 ) -> None:
+    expected_logs.allow("daemon.ended")
     expected_logs.allow("worker.refused")  # the daemon may come back to a worker that is just ending
     with evicting_worker(mounted.place) as worker:
 

@@ -50,6 +50,17 @@ def test_room_is_there_while_a_successor_is_written_and_given_back_when_it_is_cl
     assert (mnt / "step_2" / "rank0.bin").read_bytes() == b"little"
 
 
+def test_room_is_there_while_a_file_is_written_anew_under_its_name(mounted: Mounted) -> None:
+    path, below = mounted.path / "last.bin", mounted.place.tree / "last.bin"
+    path.write_bytes(bytes(8 * MIB))
+    with path.open("wb", buffering=0) as file:
+        assert path.stat().st_size == 0
+        assert blocks(below) >= 8 * MIB
+        file.write(b"little")
+    eventually(lambda: blocks(below) < MIB, "the room is given back")
+    assert path.read_bytes() == b"little"
+
+
 def test_times_that_were_set_stay_when_the_room_is_given_back(mounted: Mounted) -> None:
     mnt, place = mounted.path, mounted.place
     (mnt / "step_1.bin").write_bytes(bytes(8 * MIB))

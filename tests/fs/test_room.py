@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.fs.filling import small_tmpfs
 from tests.fs.mounted import Mounted, Place
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
@@ -22,11 +22,8 @@ _HALF = (_ROOM - (64 << 10)) // 2  # but for a few pages, which the volume itsel
 @pytest.fixture
 def memory_path(tmp_path: Path) -> Iterator[Path]:
     """A small tmpfs of its own, in the place of the large one that all tests share."""
-    path = tmp_path / "memory"
-    path.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_ROOM}", "none", path], check=True)
-    yield path
-    subprocess.run(["umount", path], check=True)
+    with small_tmpfs(tmp_path / "memory", _ROOM) as path:
+        yield path
 
 
 @dataclass(frozen=True, slots=True)

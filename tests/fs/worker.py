@@ -63,8 +63,8 @@ class SmallWorker:
         return await self.channel.call(name, CALL_SECONDS, **arguments)
 
 
-async def _give_nothing_up(arguments: Arguments) -> dict[str, int]:
-    return {"free": 0}
+async def _give_nothing_up(arguments: Arguments) -> dict[str, Any]:
+    return {"free": 0, "coming": False}
 
 
 @asynccontextmanager

@@ -12,12 +12,15 @@ import subprocess
 import tempfile
 from collections.abc import Mapping
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from csi.local.pod import control_groups
 
 REQUIRE = "FUSE_TIER_REQUIRE"
-NEEDS = ("root", "fuse", "namespaces", "csi_sanity", "kube", "jobset", "promtool", "images", "cgroups", "sidecars")
+NEEDS = (
+    "root", "fuse", "namespaces", "csi_sanity", "kube", "jobset", "promtool", "images", "cgroups", "sidecars", "torch"
+)  # fmt: skip
 _KUBE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kwok")
 SIDECARS = ("csi-node-driver-registrar", "livenessprobe")
 TOOLS = Path(__file__).parents[2] / ".tools"
@@ -39,6 +42,7 @@ def missing(need: str) -> str | None:
         "images": _missing_images,
         "cgroups": _missing_cgroups,
         "sidecars": _missing_sidecars,
+        "torch": _missing_torch,
     }
     return looks[need]()
 
@@ -104,6 +108,10 @@ def program(name: str) -> str | None:
 
 def _missing_csi_sanity() -> str | None:
     return None if program("csi-sanity") else "needs csi-sanity (make test-tools, where Go is)"
+
+
+def _missing_torch() -> str | None:
+    return None if find_spec("torch") else "needs PyTorch, which make test does not install: pip install torch"
 
 
 def _missing_sidecars() -> str | None:

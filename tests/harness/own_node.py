@@ -54,6 +54,7 @@ class _Pod:
     uid: str
     path: str
     spec: Mapping[str, Any]
+    metadata: Mapping[str, Any]
     directory: Path
     ports: dict[int, int]
     process: subprocess.Popen[bytes] | None = None
@@ -118,7 +119,7 @@ class OwnNode:
         (container,) = one["spec"]["containers"]
         declared = [port["containerPort"] for port in container.get("ports", ())]
         ports = dict(zip(declared, free_ports(len(declared)), strict=True))
-        pod = _Pod(uid, path, one["spec"], self._directory / uid, ports)
+        pod = _Pod(uid, path, one["spec"], one["metadata"], self._directory / uid, ports)
         try:
             await self._fill(pod, one["metadata"]["namespace"])
         except Gone:
@@ -155,7 +156,9 @@ class OwnNode:
         pod.next_start = trio.current_time() + _RESTART_SECONDS
         (container,) = pod.spec["containers"]
         volumes = {one["mountPath"]: pod.directory / one["name"] for one in container["volumeMounts"]}
-        command = [self._moved(word, pod.ports) for word in (*container["command"], *container["args"])]
+        told = {f"$({one['name']})": _field(pod, one) for one in container.get("env", ())}
+        words = (*container["command"], *container["args"])
+        command = [_with_variables(self._moved(word, pod.ports), told) for word in words]
         wanted = Container(container["name"], container["image"], command, volumes)
         wanted.kubeconfig = pod.directory / "kubeconfig"
         wanted.environment = {
@@ -228,3 +231,14 @@ class OwnNode:
         for declared, port in ports.items():
             text = text.replace(f":{declared}", f":{port}")
         return text
+
+
+def _field(pod: _Pod, variable: Mapping[str, Any]) -> str:
+    """What a variable says of its pod."""
+    return str(pod.metadata[variable["valueFrom"]["fieldRef"]["fieldPath"].removeprefix("metadata.")])
+
+
+def _with_variables(word: str, told: Mapping[str, str]) -> str:
+    for name, value in told.items():
+        word = word.replace(name, value)
+    return word

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,26 @@ async def test_ids_that_are_none_are_refused(service: PeerService, text: str) ->
         await service.Manifest(pb.SnapshotRequest(id=text), SOMEBODY)
     with pytest.raises(InvalidRequest):
         await service.Drop(pb.SnapshotRequest(id=text), SOMEBODY)
+
+
+async def test_what_this_node_has_mounted_no_other_gives_up(
+    ram: RamTier, sessions: Sessions, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.allow("peer.refused")
+    kept = await keep(ram, {"weights": b"0123"})
+    own = replace(OWN, mounted=frozenset({kept.id.identity}))
+    service = PeerService(
+        ram, sessions, lambda: own, "test", secure=True, encrypt=False, mounted_on=lambda identity: {"a"}
+    )
+    with pytest.raises(NotAuthorized, match="a and b has its volume mounted"):
+        await service.Drop(pb.SnapshotRequest(id=str(kept.id)), Caller("a", "127.0.0.1:1"))
+    assert list(await ram.snapshots()) == [kept.id]
+
+
+async def test_without_certificates_nobody_can_be_told_apart(service: PeerService, ram: RamTier) -> None:
+    kept = await keep(ram, {"weights": b"0123"})
+    await service.Drop(pb.SnapshotRequest(id=str(kept.id)), SOMEBODY)
+    assert list(await ram.snapshots()) == []
 
 
 @pytest.mark.parametrize("text", ["x", "a/b", "../../etc", "a/b/c/d", "a/b/c@1"])

@@ -134,6 +134,33 @@ async def test_for_room_that_is_reserved_for_peers_what_is_superseded_and_elsewh
     assert [snapshot.number for snapshot in await bench.ram.snapshots()] == [2]
 
 
+async def test_room_comes_while_content_is_on_its_way_to_the_bucket_and_not_once_it_is_there(
+    bench: Bench, nursery: trio.Nursery
+) -> None:
+    volumes = Volumes(
+        bench.layout, bench.ram, bench.volume.options, trio.CapacityLimiter(2), nursery, has_bucket=True
+    )
+    volume, failing = await volumes.open(bench.volume.identity), False
+    (bench.tree / "file").write_bytes(b"x" * 100_000)
+    taken = await volume.take_snapshot()
+    assert taken is not None
+    more_than_there_is, news = room_of(bench.layout.root).capacity, Broadcast()
+    keeper = RoomKeeper(bench.layout, bench.ram, volumes, news, brings=lambda volume: not failing)
+    assert (await keeper.make_for_job(more_than_there_is, waited=0.0)).coming
+    assert volume.demanded == taken.id.number, "nobody waits until its backup is due"
+    failing = True
+    assert not (await keeper.make_for_job(more_than_there_is, waited=0.0)).coming
+    failing = False
+    volume.copies.stored(TierName.BUCKET, "bucket", taken.id.number)
+    assert not (await keeper.make_for_job(more_than_there_is, waited=0.0)).coming
+    volume.changes.announce()
+    assert (await keeper.make_for_job(more_than_there_is, waited=None)).coming, (
+        "what has changed will be in a snapshot"
+    )
+    assert not (await keeper.make_for_job(more_than_there_is, waited=3600.0)).coming, "but not for ever"
+    assert not (await RoomKeeper(bench.layout, bench.ram, volumes, news).make_for_job(1 << 60, waited=0.0)).coming
+
+
 def test_a_reserve_is_spent_and_filled_again(bench: Bench) -> None:
     reserve = Reserve(bench.layout)
     whole = reserve.refill()

@@ -168,6 +168,43 @@ async def test_a_tree_that_never_rests_is_held_for_one_walk(bench: Bench) -> Non
     assert gate.held == 0
 
 
+async def test_a_tree_that_takes_longer_to_read_than_its_job_was_held_is_held_for_longer_until_it_is_read(
+    bench: Bench,
+) -> None:
+    class Slow(Scripted):
+        """It takes 10 s to read this tree."""
+
+        asked: list[float]
+
+        async def hold(self, seconds: float) -> TreeVersion:
+            self.asked.append(seconds)
+            return await super().hold(seconds)
+
+        async def version(self) -> TreeVersion:
+            if self.held and self.asked[-1] < 10:
+                self.counter += 1  # the hold has lapsed
+            return await super().version()
+
+    (bench.tree / "a").write_bytes(b"a")
+    gate, snapshotter = Slow(), bench.snapshotter()
+    gate.changes_left, gate.asked = 1000, []
+
+    async def take() -> Manifest:
+        return await snapshotter.take(SnapshotId(IDENTITY, 1), LINEAGE, gate, None)
+
+    for _ in range(3):
+        with pytest.raises(TreeChanged, match="held back"):
+            await take()
+    assert content(bench, await take(), "a") == b"a"
+    assert gate.asked == [2, 4, 8, 16]
+    assert gate.held == 0
+    gate.asked = []
+    gate.changes_left = 1000
+    with pytest.raises(TreeChanged):
+        await take()
+    assert gate.asked == [2], "a walk that took no time needs no longer a hold"
+
+
 async def test_a_tree_that_changes_while_it_is_held_gives_no_snapshot(bench: Bench) -> None:
     class Unreliable(Scripted):
         async def version(self) -> TreeVersion:
@@ -175,7 +212,7 @@ async def test_a_tree_that_changes_while_it_is_held_gives_no_snapshot(bench: Ben
             return await super().version()
 
     (bench.tree / "a").write_bytes(b"a")
-    with pytest.raises(TreeChanged, match="changed for longer"):
+    with pytest.raises(TreeChanged, match="held back"):
         await bench.snapshot(1, None, Unreliable())
     assert list(await bench.ram.snapshots()) == []
 

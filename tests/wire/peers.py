@@ -10,6 +10,7 @@ from pathlib import Path
 
 import trio
 
+from fuse_tier.identity import Identity
 from fuse_tier.members import Member
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.tmpfs import create_directories
@@ -37,6 +38,7 @@ class Peer:
     control: str
     bulk: str
     addresses: dict[str, str]  # what it says of itself: to be changed by tests
+    owners: dict[Identity, set[str]]  # who has volumes mounted, as it was told: ``a``, where nothing is said
 
     def tier(self, tls: TlsFiles | None = None, *, own: Introduction = OWN, encrypt: bool = True) -> PeerTier:
         """It, as another node sees it; to be closed."""
@@ -51,13 +53,21 @@ async def running_peer(
     layout = Layout(str(root))
     create_directories(layout)
     ram, sessions = RamTier(layout, node), Sessions()
+    owners: dict[Identity, set[str]] = {}
     addresses = {"control": "", "bulk": ""}
 
     def own() -> Member:
         return Member(node, f"{node}-1", addresses["control"], addresses["bulk"], True, 1 << 40, 1 << 39)
 
     service = PeerService(
-        ram, sessions, own, cluster, secure=tls is not None, encrypt=encrypt, smallest_grace_seconds=0.0
+        ram,
+        sessions,
+        own,
+        cluster,
+        secure=tls is not None,
+        encrypt=encrypt,
+        mounted_on=lambda identity: owners.get(identity, {OWN.node}),
+        smallest_grace_seconds=0.0,
     )
     async with trio.open_nursery() as nursery:
         bulk = await nursery.start(partial(serve_bulk, "127.0.0.1:0", sessions, ram, ram, tls))
@@ -65,5 +75,5 @@ async def running_peer(
             partial(grpc.serve, [(add_PeerServicer_to_server, service)], "127.0.0.1:0", tls)
         )
         addresses.update(control=f"127.0.0.1:{control}", bulk=f"127.0.0.1:{bulk}")
-        yield Peer(node, layout, ram, sessions, addresses["control"], addresses["bulk"], addresses)
+        yield Peer(node, layout, ram, sessions, addresses["control"], addresses["bulk"], addresses, owners)
         nursery.cancel_scope.cancel()

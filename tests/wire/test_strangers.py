@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from fuse_tier import metrics
 from fuse_tier.blobs import Blob
-from fuse_tier.errors import FuseTierError, InvalidRequest, TierUnavailable
+from fuse_tier.errors import FuseTierError, InvalidRequest, TierRefused, TierUnavailable
 from fuse_tier.hashing import hash_bytes
 from fuse_tier.manifest import encode
 from fuse_tier.wire import control_pb2 as pb
@@ -32,7 +32,7 @@ from fuse_tier.wire.members import PROTOCOL
 from fuse_tier.wire.rejections import Rejections
 from fuse_tier.wire.tls import TlsFiles, client_context
 from tests.harness.logs import ExpectedLogs
-from tests.harness.snapshots import check_producible, keep, manifest_of
+from tests.harness.snapshots import GEMMA, check_producible, keep, manifest_of
 from tests.harness.waiting import until
 from tests.wire.certificates import Certificates, make_certificates
 from tests.wire.peers import CLUSTER, Peer, running_peer
@@ -190,6 +190,36 @@ async def test_the_inner_socket_serves_nobody_who_did_not_come_by_the_door(expec
         async with Client(f"unix-abstract:{name[1:]}", PeerStub, None) as client:
             await fails(TierUnavailable, partial(client.call, "Hello", pb.HelloRequest(), 5))
         nursery.cancel_scope.cancel()
+
+
+# ---- nodes of our own that do what is not theirs ----
+
+
+@pytest.mark.parametrize(
+    ("owners", "words"),
+    [
+        ({"c"}, "c has its volume mounted"),
+        (set(), "nobody has its volume mounted"),
+        ({"a", "c"}, "a and c has its volume mounted"),
+    ],
+)
+async def test_a_node_gives_up_no_snapshot_of_a_volume_that_another_has_or_nobody(
+    peer: Peer, certificates: Certificates, told: Told, owners: set[str], words: str
+) -> None:
+    theirs = await keep(peer.ram, {"weights": b"theirs"}, identity=GEMMA)
+    peer.owners[GEMMA] = owners
+    async with aclosing(peer.tier(certificates.a)) as hostile:
+
+        async def drop() -> None:
+            with pytest.raises(TierRefused, match=words):
+                await hostile.drop(theirs.id)
+
+        await told.once("peer.refused", "owner", drop)
+        assert await peer.ram.manifest(theirs.id) == theirs
+        await check_producible(peer.ram)
+        peer.owners[GEMMA] = {"a"}
+        await hostile.drop(theirs.id)
+    assert theirs.id not in await peer.ram.snapshots()
 
 
 # ---- tokens ----

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 import structlog
 
 from fuse_tier.ram.layout import VolumeLayout
+from fuse_tier.ram.notes import replace
 from fuse_tier.replicate.protocol.order import Order
 from fuse_tier.replicate.tree import remove_tree
 
@@ -55,10 +55,7 @@ def read(volume: VolumeLayout) -> OrderRecord | None:
 
 def write(volume: VolumeLayout, record: OrderRecord) -> None:
     """Replaces the record at once."""
-    temporary = f"{volume.order}.{secrets.token_hex(4)}"
-    with open(temporary, "x", encoding="ascii") as file:
-        json.dump(asdict(record), file)
-    os.rename(temporary, volume.order)
+    replace(volume.tier, volume.order, json.dumps(asdict(record)))
 
 
 def forget(volume: VolumeLayout) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from controller.driver.containers import Settings
 from controller.driver.manifests import config_map, daemonset
+from controller.election import Times
 from controller.reconciling.cli import controller, serving_of
-from controller.reconciling.election import Times
 from controller.reconciling.server import Serving
 from fuse_tier.config import Address
 from fuse_tier.errors import ConfigError

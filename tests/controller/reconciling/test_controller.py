@@ -15,7 +15,7 @@ import trio
 import yaml
 
 from controller.driver import names
-from controller.reconciling.election import LeadershipLost, Times
+from controller.election import LeadershipLost, Times
 from controller.reconciling.issuing import AUTHORITY, RANKS
 from controller.reconciling.server import LEASE
 from controller.reconciling.world import CONFIGURATIONS

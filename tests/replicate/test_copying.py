@@ -1,0 +1,63 @@
+"""In which order snapshots are copied, when more are due than may be under way; and how soon after a failure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from fuse_tier.blobs import Blob, Progress, Source
+from fuse_tier.hashing import hash_bytes
+from fuse_tier.manifest import Manifest
+from fuse_tier.replicate.copying import Copier, Troubles
+from fuse_tier.tiers.base import TierName, no_progress
+from fuse_tier.tiers.memory import MemoryTier
+from tests.harness.snapshots import manifest_of
+from tests.replicate.conftest import Bench
+
+
+class HeldUp(MemoryTier):
+    """A peer that is done with one copy whenever it is told so, and knows in which order it was offered them."""
+
+    def __init__(self) -> None:
+        super().__init__(TierName.PEER)
+        self.done = trio.Semaphore(0)
+        self.offered: list[Blob] = []
+
+    async def store(self, blobs: Collection[Blob], source: Source, progress: Progress = no_progress) -> None:
+        self.offered += blobs
+        await self.done.acquire()
+
+    async def commit(self, manifest: Manifest) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+async def test_when_turns_are_short_the_volumes_with_the_fewest_copies_come_first(bench: Bench) -> None:
+    copier, peer = Copier(bench.ram), HeldUp()
+    copies = {"first": 2, "second": 2, "two copies": 2, "one copy": 1, "none": 0}
+    async with trio.open_nursery() as nursery:
+        for name, count in copies.items():
+            manifest = manifest_of({"weights": name.encode()})
+            nursery.start_soon(copier.copy, manifest, peer, "b", Troubles(), count)
+            await wait_all_tasks_blocked()
+        for _ in copies:
+            peer.done.release()
+            await wait_all_tasks_blocked()
+    expected = ["first", "second", "none", "one copy", "two copies"]
+    assert peer.offered == [hash_bytes(name.encode()) for name in expected]
+
+
+async def test_a_peer_that_comes_back_or_is_another_is_tried_at_once_and_one_that_stayed_after_a_pause(
+    autojump_clock: MockClock,
+) -> None:
+    troubles = Troubles()
+    troubles.look_at({"stayed": "1", "gone": "1", "started again": "1"})
+    for place in ("stayed", "gone", "started again"):
+        troubles.failed(place, "it is away")
+    troubles.look_at({"stayed": "1", "started again": "2"})
+    assert troubles.refusing() == {"stayed", "gone"}
+    troubles.look_at({"stayed": "1", "started again": "2", "gone": "1"})
+    assert troubles.refusing() == {"stayed"}
+    await trio.sleep_until(troubles.next_try())
+    assert not troubles.refusing()
