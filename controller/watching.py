@@ -33,12 +33,17 @@ _FIRST_PAUSE_SECONDS: Final = 0.2
 _LONGEST_PAUSE_SECONDS: Final = 30.0
 _GONE: Final = 410
 _TOO_MANY: Final = 429
+_MISSING: Final = 404
 
 Object = Mapping[str, Any]
 
 
 class Forbidden(TierRefused):
     """Whoever we are for the server may not do that."""
+
+
+class Lacking(TierRefused):
+    """The server has no such thing."""
 
 
 class Throttled(TierUnavailable):
@@ -72,11 +77,15 @@ class Collection:
         selectors: Mapping[str, str] | None = None,
         longest_pause: float = _LONGEST_PAUSE_SECONDS,
         refused: Callable[[str, str], None] = lambda _path, _reason: None,
+        *,
+        may_lack: bool = False,
     ) -> None:
         """``longest_pause`` is in seconds, between two tries at a server that refuses or does not answer.
 
         ``refused`` is told of the path and why the server says no, and without a why when it does not any more.
+        ``may_lack``: that there is no such kind of objects is no trouble.
         """
+        self._may_lack = may_lack
         self._refused = refused
         self._api = api
         self._path = path
@@ -141,7 +150,7 @@ class Collection:
         response = await self._thread(partial(self._get, query, read_seconds=_WATCH_SECONDS + Deadline.API_CALL))
 
         def interrupt() -> None:
-            with suppress(ValueError, RuntimeError):  # it has ended by itself
+            with suppress(ValueError, RuntimeError, OSError):  # it has ended by itself
                 response.shutdown()
 
         try:
@@ -212,6 +221,9 @@ class Collection:
     def _tell_trouble(self, error: Exception) -> None:
         if self._trouble != type(error).__name__:
             self._trouble = type(error).__name__
+            if self._may_lack and isinstance(error, Lacking):
+                log.info("api.kind_lacking", path=self._path, reason=str(error))
+                return
             log.warning("api.unavailable", path=self._path, reason=str(error), remedy="it is asked again")
             if isinstance(error, TierRefused):
                 self._refused(self._path, str(error))
@@ -250,6 +262,8 @@ def refusal(path: str, error: ApiException) -> TierUnavailable | TierRefused:
         return Throttled(said, min(float(after), _LONGEST_PAUSE_SECONDS) if after.isdecimal() else 0.0)
     if error.status == _GONE or not 400 <= error.status < 500:
         return TierUnavailable(said)
+    if error.status == _MISSING:
+        return Lacking(said)
     return Forbidden(said) if error.status in (401, 403) else TierRefused(said)
 
 

@@ -1,6 +1,6 @@
 """Changes of objects at the API server: one call each, never repeated here; at most so many a second.
 
-Objects go and come as JSON. What is applied server-side belongs to the manager ``fuse-tier-controller``.
+Objects go and come as JSON. What is applied server-side belongs to the program that does it, by its name.
 https://kubernetes.io/docs/reference/using-api/server-side-apply/
 """
 
@@ -50,33 +50,35 @@ class Writer:
         api: ApiClient,
         calls_per_second: float,
         answered: Callable[[str, int], None] = lambda _method, _status: None,
+        manager: str = MANAGER,
     ) -> None:
         self._api = api
         self._answered = answered
+        self._manager = manager
         self._pause = 1 / calls_per_second
         self._next = 0.0
         self._limiter = trio.CapacityLimiter(4)
 
-    async def read(self, path: str) -> Object:
-        """The object at a path."""
-        return await self._call("GET", path)
+    async def read(self, path: str, selector: str = "") -> Object:
+        """The object at a path; of a collection those that have labels."""
+        return await self._call("GET", path, query={"labelSelector": selector} if selector else {})
 
     async def apply(self, path: str, manifest: Object, *, dry_run: bool = False) -> Object:
         """Makes or changes an object so that it says what the manifest does; gives what it is then."""
-        query = {"fieldManager": MANAGER, "force": "true"} | ({"dryRun": "All"} if dry_run else {})
+        query = {"fieldManager": self._manager, "force": "true"} | ({"dryRun": "All"} if dry_run else {})
         return await self._call("PATCH", path, manifest, query, _APPLY)
 
     async def merge(self, path: str, changes: Object) -> Object:
         """Changes fields of an object; with ``metadata.resourceVersion`` only if it is still that one."""
-        return await self._call("PATCH", path, changes, {"fieldManager": MANAGER}, _MERGE)
+        return await self._call("PATCH", path, changes, {"fieldManager": self._manager}, _MERGE)
 
     async def create(self, path: str, manifest: Object) -> Object:
         """Makes an object in a collection."""
-        return await self._call("POST", path, manifest, {"fieldManager": MANAGER})
+        return await self._call("POST", path, manifest, {"fieldManager": self._manager})
 
     async def replace(self, path: str, manifest: Object) -> Object:
         """Puts an object in place of the one of its ``metadata.resourceVersion``."""
-        return await self._call("PUT", path, manifest, {"fieldManager": MANAGER})
+        return await self._call("PUT", path, manifest, {"fieldManager": self._manager})
 
     async def delete(self, path: str, propagation: str = "Background", uid: str = "") -> None:
         """Has an object removed, and what it owns before it (``Foreground``) or after.

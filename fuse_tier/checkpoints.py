@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,7 +19,7 @@ import xxhash
 
 from fuse_tier.errors import ConfigError, MalformedManifest
 from fuse_tier.identity import Identity, SnapshotId, is_name
-from fuse_tier.manifest import Entry, Lineage, Manifest
+from fuse_tier.manifest import Entry, Kind, Lineage, Manifest
 
 FORMAT = 1
 MAX_ENCODED_BYTES = 16 << 20  # about 200,000 replicas
@@ -54,8 +54,23 @@ def newest_step(names: Iterable[bytes]) -> int | None:
 
 
 def content_of_step(manifest: Manifest, step: int) -> tuple[Entry, ...]:
-    """What of a tree belongs to a step: the names at its root that say so, and all below them."""
-    return tuple(entry for entry in manifest.entries if _step(entry.path.partition(b"/")[0]) == step)
+    """What of a tree belongs to a step: the names at its root that say so, and all below them.
+
+    Below those names, which may change without a save: a job that was given a step calls it by its own name. Where
+    there are several their order counts.
+    """
+    return tuple(_below_the_root(entry) for entry in manifest.entries if _step(_top(entry.path)) == step)
+
+
+def _top(path: bytes) -> bytes:
+    return path.partition(b"/")[0]
+
+
+def _below_the_root(entry: Entry) -> Entry:
+    target = entry.target
+    if entry.kind is Kind.HARDLINK and target is not None and _top(target) == _top(entry.path):
+        target = target.partition(b"/")[2]
+    return replace(entry, path=entry.path.partition(b"/")[2], target=target)
 
 
 def _step(name: bytes) -> int | None:

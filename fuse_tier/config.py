@@ -73,6 +73,11 @@ class NodeConfig(Section):
     socket: SocketPath = Field(description="The unix socket for commands, its owner's alone.")
     listen: ListenConfig
     metrics: AddressField | None = Field(default=None, description="Where Prometheus reads; without it nowhere.")
+    replication_api: AddressField | None = Field(
+        default=None,
+        alias="replicationApi",
+        description="A loopback address at which tools of the system before call `replication.ReplicationService`.",
+    )
     coordinator: AddressField | None = Field(default=None, description="Who knows all nodes and what they hold.")
     peers: Addresses = Field(
         default=(), description="The other nodes' control addresses, where there is no coordinator."
@@ -125,6 +130,9 @@ class NodeConfig(Section):
         if self.coordinator and self.peers:
             yield "peers", "the coordinator knows the peers: give one of the two"
         own = {"listen.control": self.listen.control, "listen.bulk": self.listen.bulk, "metrics": self.metrics}
+        own |= {"replicationApi": self.replication_api}
+        if self.replication_api and not self.replication_api.is_loopback:
+            yield "replicationApi", f"{self.replication_api} is reached over a network, by anybody: use 127.0.0.1"
         taken: dict[Address, str] = {}
         for key, address in own.items():
             if address and (other := taken.setdefault(address, key)) != key:
@@ -149,7 +157,10 @@ class CoordinatorConfig(Section):
     cluster: Name = Field(default="default", description="Nodes of another cluster are refused.")
     metrics: AddressField | None = Field(default=None, description="Where Prometheus reads; without it nowhere.")
     tls: TlsConfig | None = Field(default=None)
-    lease: PositiveSeconds = Field(default=5.0, description="A node not heard of for so long counts as gone.")
+    lease: PositiveSeconds = Field(
+        default=5.0,
+        description="A node not heard of for so long counts as gone; with more than 1,000, 5 ms for each.",
+    )
 
     @model_validator(mode="after")
     def _check_rules(self) -> CoordinatorConfig:

@@ -62,11 +62,13 @@ class LocalFacts:
     resumed: Mapping[Identity, Resumption] = field(default_factory=dict)
     marks: frozenset[Mark] = frozenset()
     standings: tuple[Standing, ...] = ()  # of the steward: what is complete in the bucket
+    failing: Mapping[Identity, str] = field(default_factory=dict)  # whose last backup failed, and why
+    job_addresses: Mapping[str, str] = field(default_factory=dict)  # of training jobs' own coordinators
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a node tells the coordinator, whole each time, so that a lost one costs nothing."""
+    """What a node tells the coordinator. On the way it may be told as a change of the one before."""
 
     node: str
     instance: str
@@ -77,6 +79,7 @@ class Report:
     domain: Domain = Domain()
     clock: int = 0  # the highest epoch that it has heard of
     leaving: bool = False  # its last one: nothing is mounted there any more, and its lease ends now
+    lease_seconds: float = 0.0  # as long as it was told that its lease is; 0: nobody has told it
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ def node_yaml(configuration: Configuration, coordinator: str, *, backs_up_odd_st
         "socket": f"{names.DRIVER_DIRECTORY}/node.sock",
         "listen": {"control": f"${{HOST_IP}}:{names.CONTROL_PORT}", "bulk": f"${{HOST_IP}}:{names.BULK_PORT}"},
         "metrics": f"${{HOST_IP}}:{names.WORKER_METRICS_PORT}",
+        "replicationApi": f"127.0.0.1:{names.REPLICATION_API_PORT}",
         "coordinator": coordinator,
         "bucket": bucket,
         "tls": {

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from controller.ranks.assignment import Seat, assign
-from controller.ranks.objects import Name, Node, Owner, Place, Pod
+from controller.ranks.objects import Name, Node, Owner, Place, Pod, Reference
 from controller.ranks.shape import Shape
 from fuse_tier.errors import InvalidRequest, NotFound, TierRefused, TierUnavailable
 from fuse_tier.members import Domain
@@ -150,6 +150,11 @@ class RankBook:
         """What a node fails together with, by its labels."""
         known = self._nodes.get(node)
         return Domain(known.zone, known.pool, known.host) if known else Domain()
+
+    def origin_of(self, job: Name) -> Reference | None:
+        """The object whose pods are a job's; None: there are none of that name."""
+        known = self._jobs.get(job)
+        return next((place.made_by for _, place in known.pods.values()), None) if known is not None else None
 
     # ---- what nodes ask ----
 

@@ -45,6 +45,16 @@ class Owner:
 
 
 @dataclass(frozen=True, slots=True)
+class Reference:
+    """An object of Kubernetes', as events name it."""
+
+    version: str
+    kind: str
+    name: Name
+    uid: str  # empty: not known
+
+
+@dataclass(frozen=True, slots=True)
 class Place:
     """Where in its job a pod stands. ``slices``, ``slice`` and ``attempt`` are a JobSet's; else 1, 0 and 0."""
 
@@ -55,6 +65,15 @@ class Place:
     worker: int
     attempt: int  # of the JobSet to run, counted from 0
     origin: str  # the uid of what made it: jobs that have one name after another differ in it
+    is_of_jobset: bool = False
+
+    @property
+    def made_by(self) -> Reference:
+        """The JobSet, Job or StatefulSet."""
+        if self.is_of_jobset:
+            return Reference("jobset.x-k8s.io/v1alpha2", "JobSet", self.job, self.origin)
+        version = "apps/v1" if self.owner.kind == "StatefulSet" else "batch/v1"
+        return Reference(version, self.owner.kind, self.job, self.origin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +151,7 @@ def _place(name: Name, metadata: Object) -> Place | None:
     if slices is None or number is None or attempt is None:
         return None
     origin = told.get(f"{_JOBSET}jobset-uid", "")  # older JobSet controllers write none
-    return Place(Name(name.namespace, jobset), owner, slices, number, worker, attempt, origin)
+    return Place(Name(name.namespace, jobset), owner, slices, number, worker, attempt, origin, is_of_jobset=True)
 
 
 def _number(text: object) -> int | None:

@@ -10,7 +10,9 @@ import click
 
 from fuse_tier.cli.asking import list_snapshots, show, status, verify
 from fuse_tier.cli.examining import doctor
+from fuse_tier.cli.exporting import export
 from fuse_tier.cli.marking import mark_bad
+from fuse_tier.cli.planning import plan
 from fuse_tier.cli.pruning import prune
 from fuse_tier.cli.reporting import run_and_exit
 from fuse_tier.cli.restoring import restore
@@ -33,8 +35,8 @@ def commands() -> None:
 
 
 for _command in (
-    demo, node, coordinator, mount, unmount, status, list_snapshots, show, wait, restore, mark_bad, prune, verify,
-    doctor, bench, tls,
+    demo, node, coordinator, mount, unmount, status, list_snapshots, show, wait, restore, export, plan, mark_bad,
+    prune, verify, doctor, bench, tls,
 ):  # fmt: skip
     commands.add_command(_command)
 

@@ -53,6 +53,27 @@ def standings_view(standings: Iterable[dict[str, Any]]) -> Table:
     return table(("STEP>", "RUN", "RANKS>", "COMPLETE ON", "SIZE>", "AGE>", "RESTORABLE"), rows)
 
 
+def plan_view(facts: dict[str, Any]) -> Table:
+    """The table of ``plan``."""
+    rows = [
+        (
+            leg["snapshot"],
+            leg["at"],
+            ", ".join(map(_source, leg["sources"])) or "NOBODY HAS IT",
+            format_size(sum(one["bytes"] for one in leg["sources"] if one["tier"] != "ram")),
+        )
+        for leg in facts["legs"]
+    ]
+    return table(("SNAPSHOT", "COMES TO", "FROM", "OVER THE NETWORK>"), rows)
+
+
+def _source(one: dict[str, Any]) -> str:
+    if one["tier"] == "ram":
+        return "its own RAM"
+    place = f"peer {one['node']}" if one["tier"] == "peer" else "the bucket"
+    return f"{place} ({format_size(one['bytes'])})"
+
+
 def prune_view(facts: dict[str, Any]) -> Table:
     """The table of ``prune``."""
     rows = [

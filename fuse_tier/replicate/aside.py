@@ -42,10 +42,12 @@ def kept_aside(
     """
     of_job = [one for one in listed if one.lineage.world_size > 1]
     steps = {one.id.number: one.step for one in of_job}
-    newer = [(number, step) for number in complete if (step := steps.get(number)) is not None]
+    all_aside = set_aside(of_job, resumption)
+    # Who has just gone back may have heard last of what was complete before that: it completes nothing any more.
+    newer = [(one, step) for one in complete if one not in all_aside and (step := steps.get(one)) is not None]
     return frozenset(
         aside
-        for aside, back in set_aside(of_job, resumption).items()
+        for aside, back in all_aside.items()
         if not any(number > aside and step > back for number, step in newer)
     )
 

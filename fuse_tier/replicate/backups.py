@@ -7,7 +7,7 @@ while it waited is never begun.
 from __future__ import annotations
 
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +41,7 @@ class _State:
     current: Manifest | None = None
     moved: int = 0
     failures: int = 0  # one after another
+    failed: str = ""  # why the last one did; empty: it did not
     seen: int = 0  # the newest snapshot that was looked at
     due_at: float = WHEN_THERE_IS_MORE
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -140,16 +141,26 @@ class Backups:
 
         return moved
 
-    async def ended(self, volume: Volume, manifest: Manifest, *, done: bool) -> None:
-        """A copy has ended. One that failed is chosen again, or what is newer then."""
+    async def ended(self, volume: Volume, manifest: Manifest, *, done: bool, reason: str = "") -> None:
+        """A copy has ended. One that failed, for that reason, is chosen again, or what is newer then."""
         state = self._state(volume)
         state.current = None
         state.failures = 0 if done else state.failures + 1
         metrics.backed_up("done" if done else "failed")
         if not done:
+            state.failed = reason
             return
+        state.failed = ""
         state.last, state.last_at = manifest, trio.current_time()
         await self._told(volume.identity)
+
+    def failing(self, volumes: Iterable[Volume]) -> dict[Identity, str]:
+        """Those of some volumes whose last backup failed, and why."""
+        return {
+            volume.identity: state.failed
+            for volume in volumes
+            if (state := self._states.get(volume.identity)) is not None and state.failed and not volume.superseded
+        }
 
     def status(self, volume: Volume) -> dict[str, Any]:
         """For people and programs: docs/operations.md says what it means."""

@@ -187,7 +187,8 @@ def _check_shape(manifest: Manifest, lineage: Lineage) -> None:
         if before and asked and before != asked:
             raise RunMismatch(
                 f"{manifest.id} was saved with {what} {before}, but {asked} is asked for: it is not restored. "
-                "Start the job in its old shape, or name another run to begin empty"
+                "Start the job in its old shape, or say `restore: latest` to have each replica's own files, or name "
+                "another run to begin empty"
             )
     if had.owner_uid and lineage.owner_uid and had.owner_uid != lineage.owner_uid:
         log.info(

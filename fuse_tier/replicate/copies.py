@@ -76,6 +76,10 @@ class Copies:
         numbers = sorted(self.held(tier).values(), reverse=True)
         return numbers[copies - 1] if len(numbers) >= copies else 0
 
+    def is_replicated(self, number: int) -> bool:
+        """Whether as many peers as are wanted have a snapshot, or a later one."""
+        return self.durable(TierName.PEER, self._wanted) >= number
+
     def in_bucket(self) -> int:
         """The newest snapshot that this node knows to be in the bucket; 0: none."""
         return self.durable(TierName.BUCKET)

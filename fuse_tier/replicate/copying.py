@@ -7,7 +7,7 @@ when the receiver has verified and committed it.
 from __future__ import annotations
 
 import random
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -35,6 +35,7 @@ class _Trouble:
 
     pause: float
     until: float
+    reason: str
 
 
 class Troubles:
@@ -42,6 +43,7 @@ class Troubles:
 
     def __init__(self) -> None:
         self._by_place: dict[str, _Trouble] = {}
+        self._alive: Mapping[str, str] = {}
         self._jitter = random.Random()  # noqa: S311 - spreads retries, guards nothing
 
     def may_try(self, place: str) -> bool:
@@ -59,22 +61,28 @@ class Troubles:
             (trouble.until for trouble in self._by_place.values() if trouble.until > now), default=float("inf")
         )
 
-    def failed(self, place: str) -> bool:
+    def failed(self, place: str, reason: str) -> bool:
         """A place has failed; whether that is new."""
         before = self._by_place.get(place)
         pause = min(_LONGEST_PAUSE, before.pause * 2 if before else _FIRST_PAUSE)
         until = trio.current_time() + pause * self._jitter.uniform(0.75, 1.25)
-        self._by_place[place] = _Trouble(pause, until)
+        self._by_place[place] = _Trouble(pause, until, reason)
         return before is None
+
+    def reason(self, place: str) -> str:
+        """Why a place failed last; empty: it has not."""
+        return self._by_place[place].reason if place in self._by_place else ""
 
     def recovered(self, place: str) -> bool:
         """A place has done what it should; whether it had failed before."""
         return self._by_place.pop(place, None) is not None
 
-    def forget(self, gone: Collection[str]) -> None:
-        """Places that are others now, though they have the same names: what they failed at is no matter any more."""
-        for place in gone:
-            self._by_place.pop(place, None)
+    def look_at(self, alive: Mapping[str, str]) -> None:
+        """``alive`` are places with their instances: one that has come back, or is another now, is tried at once."""
+        for place, instance in alive.items():
+            if self._alive.get(place) != instance:
+                self._by_place.pop(place, None)
+        self._alive = alive
 
 
 class Copier:
@@ -114,11 +122,11 @@ class Copier:
                 failpoints.reached("copy.stored")
                 await tier.commit(manifest)
                 failpoints.reached("copy.committed")
-            except SnapshotConflict:
-                troubles.failed(place)
+            except SnapshotConflict as conflict:
+                troubles.failed(place, str(conflict))
                 raise
             except (FuseTierError, OSError) as error:
-                _tell(manifest, tier, error, is_new=troubles.failed(place))
+                _tell(manifest, tier, error, is_new=troubles.failed(place, str(error)))
                 return False
             seconds = trio.current_time() - started
         self.savings[tier.name].named_bytes += manifest.size

@@ -8,12 +8,14 @@ node has mounted is that node's to keep.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import structlog
 import trio
 
+from fuse_tier import metrics
 from fuse_tier.blobs import Progress
 from fuse_tier.errors import SnapshotConflict
 from fuse_tier.manifest import Manifest
@@ -29,6 +31,7 @@ from fuse_tier.tiers.base import Tier, TierName, no_progress
 log = structlog.get_logger(__name__)
 
 _PATIENCE_SECONDS = 10.0  # with a peer that a snapshot is being copied to, and
+_OPERATIONS = {TierName.PEER: "CheckpointReplication", TierName.BUCKET: "CheckpointBackup"}
 _PATIENT_BYTES_PER_SECOND = 10e6  # so much more: then another is asked besides
 
 
@@ -69,7 +72,7 @@ class Fanout:
                 done = await self.copy(volume, chosen, bucket, bucket.place, troubles, moved)
                 if done:
                     volume.copies.stored(TierName.BUCKET, bucket.place, chosen.id.number)
-                await backups.ended(volume, chosen, done=done)
+                await backups.ended(volume, chosen, done=done, reason=troubles.reason(bucket.place))
                 continue
             due = trio.current_time() + seconds if chosen is None else float("inf")
             with trio.move_on_at(min(due, troubles.next_try())):
@@ -98,14 +101,19 @@ class Fanout:
         progress: Progress = no_progress,
     ) -> bool:
         """Copies one snapshot of a volume; whether it is there now."""
+        started = trio.current_time()
         copies = sum(number >= manifest.id.number for number in volume.copies.held(tier.name).values())
         try:
             with volume.using(manifest.id.number):
-                return await self._copier.copy(manifest, tier, place, troubles, copies, progress)
+                done = await self._copier.copy(manifest, tier, place, troubles, copies, progress)
         except SnapshotConflict as conflict:
             log.warning("copy.number_taken", snapshot=str(manifest.id), place=tier.place, reason=str(conflict))
             await self._conflicts(volume, conflict)
-            return False
+            done = False
+        if volume.framework:
+            code = "OK" if done else "UNAVAILABLE"
+            metrics.node_operated(_OPERATIONS[tier.name], volume.framework, trio.current_time() - started, code)
+        return done
 
     async def targets(self, volume: Volume, refusing: Iterable[str]) -> tuple[str, ...]:
         """Where the copies of a volume belong, but for those that refuse."""
@@ -143,11 +151,11 @@ class _PeerCopies:
                 await volume.news.wait_beyond(news)
 
     def _forget_gone(self, alive: dict[str, Member]) -> None:
+        self._troubles.look_at({node: member.instance for node, member in alive.items()})
         for node, instance in list(self._confirmed.items()):
             if node not in alive or alive[node].instance != instance:
                 del self._confirmed[node]
                 self._volume.copies.lost(TierName.PEER, node)
-                self._troubles.forget([node])
         for node, copying in self._copying.items():
             if node not in alive or alive[node].instance != copying.instance:
                 copying.scope.cancel()  # else it would hold its turn until a deadline says what is known already
@@ -180,7 +188,11 @@ class _PeerCopies:
                 tier = fanout.places.peer(member)
                 if await fanout.copy(volume, manifest, tier, member.node, self._troubles):
                     self._confirmed[member.node] = member.instance
+                    before = volume.copies.is_replicated(manifest.id.number)
                     volume.copies.stored(TierName.PEER, member.node, manifest.id.number)
+                    if volume.framework and not before and volume.copies.is_replicated(manifest.id.number):
+                        seconds = max(0.0, time.time() - manifest.created_ns / 1e9)
+                        metrics.node_operated("CheckpointReplicationTotal", volume.framework, seconds)
         finally:
             del self._copying[member.node]
             volume.news.announce()

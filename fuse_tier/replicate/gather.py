@@ -23,6 +23,7 @@ from fuse_tier.tiers.base import Fetched, Tier, TierName
 log = structlog.get_logger(__name__)
 
 _PART_BYTES = 64 << 20
+_FIRST_PART_BYTES = 16 << 20  # where the order may change: what is opened first shows what will be wanted next
 _PARTS = 16  # of much: each costs calls and a stream, however large it is
 _PART_BLOBS = 512
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5
@@ -109,7 +110,8 @@ class _Heap:
         self._reorder = reorder
         self._insisted: set[Blob] = set()  # others had nothing after all
         self._free = [*reversed(list(wanted))]  # taken from the end
-        self._part_bytes = max(_PART_BYTES, sum(blob.size for blob in wanted) // _PARTS)
+        self._largest_part = max(_PART_BYTES, sum(blob.size for blob in wanted) // _PARTS)
+        self._part_bytes = self._largest_part if reorder is None else _FIRST_PART_BYTES
         self._asked: dict[str, set[Blob]] = {}  # by place
         self._failed: set[str] = set()
         self._under_way = 0
@@ -142,10 +144,13 @@ class _Heap:
             if blob in asked:
                 left.append(blob)
                 continue
+            if is_limited and part and (size + blob.size > self._part_bytes or len(part) == _PART_BLOBS):
+                self._free.append(blob)
+                break
             part.append(blob)
             size += blob.size
-            if is_limited and (size >= self._part_bytes or len(part) == _PART_BLOBS):
-                break
+        if part and is_limited:
+            self._part_bytes = min(self._largest_part, 2 * self._part_bytes)
         self._free += reversed(left)
         asked.update(part)
         return part

@@ -19,6 +19,8 @@ from fuse_tier.replicate.choice import Chooser
 from fuse_tier.replicate.inventory import Inventory
 from fuse_tier.replicate.membership import Membership
 from fuse_tier.replicate.mounting import Mounting
+from fuse_tier.replicate.plan import Leg
+from fuse_tier.replicate.planning import Part, Planner
 from fuse_tier.replicate.preparing import MountOrder
 from fuse_tier.replicate.restore import Restorer
 from fuse_tier.replicate.steps import Report, steps
@@ -46,6 +48,7 @@ class NodeService:
         stewardship: Stewardship | None,
         mark_bad: Callable[[Job, str, int], Awaitable[None]],
         membership: Membership,
+        planner: Planner,
         *,
         replicas: int,
         drain_seconds: float,
@@ -59,6 +62,7 @@ class NodeService:
         self._stewardship = stewardship
         self._mark_bad = mark_bad
         self._membership = membership
+        self._planner = planner
         self._copies = max(1, replicas)
         self._drain_seconds = drain_seconds
 
@@ -81,6 +85,7 @@ class NodeService:
             _is_consistent(request),
             request.step if request.HasField("step") else None,
             parse_user(request.user),
+            of_any_shape=request.restore == "latest",
         )
         async for step in steps(self._nursery, lambda report: self._mounting.mount(order, report)):
             yield step
@@ -196,6 +201,12 @@ class NodeService:
         found = await self._membership.checkpoints(parse_job(request.job))
         return pb.CheckpointsReply(standings=map(standing_to_wire, found))
 
+    async def Plan(self, request: pb.PlanRequest, caller: Caller) -> pb.PlanReply:  # noqa: N802
+        """From where a restore of these would come."""
+        parts = [Part(SnapshotId.parse(one.snapshot), one.bytes, one.in_bucket) for one in request.parts]
+        found = await self._planner.plan(parts, set(request.without))
+        return pb.PlanReply(legs=map(_leg, found.legs), depth=found.depth)
+
     async def Prune(self, request: pb.PruneRequest, caller: Caller) -> AsyncIterator[pb.Step]:  # noqa: N802
         """Gives up in the bucket what was superseded, or tells what would be."""
         stewardship = self._stewardship
@@ -203,6 +214,13 @@ class NodeService:
             raise ConfigError("this node has no bucket: set `bucket.url` in its configuration")
         async for step in steps(self._nursery, lambda report: stewardship.prune(report, dry_run=request.dry_run)):
             yield step
+
+
+def _leg(leg: Leg) -> pb.PlanLeg:
+    sources = [
+        pb.PlanSource(tier=one.tier.value, node=one.node, bytes=one.size, depth=one.depth) for one in leg.sources
+    ]
+    return pb.PlanLeg(snapshot=str(leg.wanted.snapshot), at=leg.wanted.at, sources=sources)
 
 
 def _is_consistent(request: pb.MountRequest) -> bool:

@@ -142,6 +142,23 @@ async def list_checkpoints(
     return found, unreadable
 
 
+async def find_checkpoint(bucket: BucketTier, job: Job, step: int | None) -> Checkpoint:
+    """A job's newest complete checkpoint, or that of a step. Raises NotFound, telling which there are."""
+    records = JobRecords(bucket)
+    known: list[str] = []
+    for name in reversed((await records.listing(job)).checkpoints):
+        try:
+            checkpoint = await records.checkpoint(job, name)
+        except MalformedManifest as error:
+            log.warning("restore.record_unreadable", checkpoint=name, job=str(job), reason=str(error))
+            continue
+        if step in (None, checkpoint.step):
+            return checkpoint
+        known.append(f"{name} (step {checkpoint.step})")
+    what = "complete checkpoint" if step is None else f"complete checkpoint of step {step}"
+    raise NotFound(f"{bucket.place} has no {what} of {job}: there are {', '.join(known[:_NAMED_AT_MOST]) or 'none'}")
+
+
 async def find(bucket: BucketTier, wanted: Wanted) -> Found:
     """The snapshot that is wanted: without more words that of the newest complete checkpoint.
 

@@ -8,7 +8,7 @@ was chosen again begins once more. What stood in the tree beyond it stays in the
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import structlog
@@ -59,6 +59,7 @@ class MountOrder:
     is_consistent: bool = False  # from the same step as all other ranks of the job
     step: int | None = None  # which all of them go back to
     user: str = ""  # who gets it, for people
+    of_any_shape: bool = False  # its own newest files, whatever shape the job had when they were saved
 
     @property
     def goes_with_others(self) -> bool:
@@ -100,8 +101,9 @@ class Preparing:
             return await self._with_others(volume, order, report, epoch, claim)
         report.begin("looking for snapshots")
         await _leave_nothing_unsaved(volume)
+        lineage = replace(order.lineage, world_size=0, topology="") if order.of_any_shape else order.lineage
         chosen = await self._chooser.choose(
-            order.identity, order.lineage, order.snapshot, order.version, known=volume.newest
+            order.identity, lineage, order.snapshot, order.version, known=volume.newest
         )
         named = bool(order.snapshot or chosen.is_forced)
         is_current = not named and self._restorer.is_current(volume, order.lineage, chosen)

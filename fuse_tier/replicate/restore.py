@@ -24,6 +24,7 @@ from fuse_tier.ram.remote import Refill
 from fuse_tier.replicate.choice import Chosen
 from fuse_tier.replicate.gather import Reorder, gather, nobody_else
 from fuse_tier.replicate.places import Places
+from fuse_tier.replicate.plan import nearest
 from fuse_tier.replicate.record import read_record
 from fuse_tier.replicate.replacing import Trees
 from fuse_tier.replicate.staging import StagingDirectory, lost_paths, make_tree
@@ -106,13 +107,18 @@ class Restorer:
 
     def _ranks(self, chosen: Chosen) -> list[list[Tier]]:
         """Who is asked, the nearest first: who has the snapshot, anybody else, the bucket."""
+        membership = self._places.membership
+        alive = [one for one in membership.members() if one.alive and one.node != self._node]
+        peers = {self._places.peer(member).place: member for member in alive}
         holders = {place.place: place for place in chosen.places}
-        members = self._places.membership.members()
-        peers = [self._places.peer(member) for member in members if member.alive and member.node != self._node]
-        others = [place for place in peers if place.place not in holders]
-        ranks = [
-            [place for place in holders.values() if place.name is tier] for tier in (TierName.RAM, TierName.PEER)
-        ]
+        domains = {place: member.domain for place, member in peers.items() if place in holders}
+        # Who has just gone is asked all the same, after the others: it may be back.
+        near = nearest(membership.own().domain, domains) if len(domains) > 1 else (tuple(domains),)
+        near = (*near, tuple(holders.keys() - domains.keys()))
+        ranks = [[place for place in holders.values() if place.name is TierName.RAM]]
+        for names in near:
+            ranks.append([holders[name] for name in names if holders[name].name is TierName.PEER])
+        others = [self._places.peer(member) for place, member in peers.items() if place not in holders]
         return [*ranks, others, [self._places.bucket] if self._places.bucket is not None else []]
 
     # ---- into a volume ----

@@ -102,6 +102,10 @@ class RosterMembership:
             "node.yaml, or say `restore: latest`"
         )
 
+    async def job_address(self, job: str) -> str:
+        """See Membership."""
+        return ""
+
     async def checkpoints(self, job: Job) -> tuple[Standing, ...]:
         """See Membership."""
         await trio.lowlevel.checkpoint()

@@ -87,6 +87,7 @@ class Volume:
         self._renumber = False
         self.coming: Chosen | None = None  # what a restore is still bringing, and from whom
         self.resumption: Resumption | None = None  # from what the tree has gone on, with the other ranks of its job
+        self.framework = ""  # of the job's order (protocol/); empty: it gave none
         self.backup = ""  # the complete checkpoint in the bucket from which the tree was made, if it was
         self.user = ""  # who has it mounted, or had it last, for people
         self.superseded = ""  # who else goes on with this volume, so that this tree must not; empty: nobody

@@ -43,11 +43,13 @@ from fuse_tier.replicate.orphans import Orphans
 from fuse_tier.replicate.ownership import Ownership
 from fuse_tier.replicate.peer_service import PeerService
 from fuse_tier.replicate.places import Places
+from fuse_tier.replicate.planning import Planner
 from fuse_tier.replicate.preemption import Preemption
 from fuse_tier.replicate.preparing import Preparing
 from fuse_tier.replicate.protocol.adapter import Adapter
 from fuse_tier.replicate.protocol.cycle import Means
 from fuse_tier.replicate.protocol.order import Order
+from fuse_tier.replicate.protocol.service import ReplicationService
 from fuse_tier.replicate.replacing import Trees
 from fuse_tier.replicate.resting import Resting, huge_bytes_of
 from fuse_tier.replicate.restore import Restorer
@@ -71,6 +73,7 @@ from fuse_tier.wire.bulk.pacing import Link
 from fuse_tier.wire.bulk.server import serve_bulk
 from fuse_tier.wire.bulk.sessions import Sessions
 from fuse_tier.wire.control_pb2_grpc import add_NodeServicer_to_server, add_PeerServicer_to_server
+from fuse_tier.wire.replication_pb2_grpc import add_ReplicationServiceServicer_to_server
 from fuse_tier.wire.tls import TlsFiles
 
 log = structlog.get_logger(__name__)
@@ -97,6 +100,7 @@ class Worker:
         knowledge = Knowledge(self._ram)
         self._holdings = OwnHoldings(self._ram, knowledge, self._pass_holdings_on)
         self._membership: Membership = build_membership(config, self._instance, self._facts)
+        self._replication = ReplicationService(self._membership)
         self._places = Places(self._ram, self._membership, bucket, self._connect)
         self._duties = BucketDuties(config, bucket, self._membership, self._ram, self._tls) if bucket else None
         if self._duties is not None:
@@ -162,6 +166,8 @@ class Worker:
         duties = self._duties
 
         def followed(identity: Identity, order: Order | None) -> None:
+            if (volume := self._volumes.find(identity)) is not None:
+                volume.framework = order.framework if order else ""
             if duties is not None:
                 duties.follow(identity, order.backups if order else None)
 
@@ -204,6 +210,8 @@ class Worker:
             },
             marks=self._marks.own(),
             standings=self._duties.stewardship.standings() if self._duties else (),
+            failing=self._duties.backups.failing(self._volumes) if self._duties else {},
+            job_addresses=dict(self._replication.registered),
         )
 
     # ---- tasks ----
@@ -224,6 +232,9 @@ class Worker:
         await nursery.start(partial(channel.serve, f"{config.socket}.volumes", self._serve_daemon))
         if config.metrics is not None:
             await nursery.start(metrics.serve, config.metrics)
+        if config.replication_api is not None:
+            services = [(add_ReplicationServiceServicer_to_server, self._replication)]
+            await nursery.start(grpc.serve, services, str(config.replication_api), None)
         nursery.start_soon(self._mounting.follow_found)
         nursery.start_soon(self._upkeep.run)
         nursery.start_soon(self._orphans.run)
@@ -280,6 +291,7 @@ class Worker:
             self._duties.stewardship if self._duties else None,
             self._mark_bad,
             self._membership,
+            Planner(self._membership, self._ram),
             replicas=config.replicas,
             drain_seconds=config.drain,
         )

@@ -32,7 +32,7 @@ from fuse_tier.manifest import Manifest, decode, encode
 from fuse_tier.tiers.base import Fetched, TierName, no_progress
 from fuse_tier.tiers.peer_hello import Introduction as Introduction
 from fuse_tier.tiers.peer_hello import why_refused
-from fuse_tier.tiers.peer_sessions import Lanes, Patience, Transfer, run_sessions
+from fuse_tier.tiers.peer_sessions import Lanes, Patience, Transfer, largest_first, run_sessions
 from fuse_tier.verified import VerifyReport
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.bulk.client import Grant, pull, push
@@ -177,9 +177,9 @@ class PeerTier:
             receipt.torn |= pushed.torn
             return True
 
-        receipt, _ = await self._in_sessions(Direction.PUSH, blobs, send, patience)
+        receipt, _ = await self._in_sessions(Direction.PUSH, largest_first(blobs), send, patience)
         if receipt.torn and receipt.torn == receipt.failed.keys():
-            receipt, _ = await self._in_sessions(Direction.PUSH, receipt.torn, send, patience)
+            receipt, _ = await self._in_sessions(Direction.PUSH, largest_first(receipt.torn), send, patience)
         if receipt.failed:
             raise min(receipt.failed.values(), key=lambda error: not isinstance(error, TierFull))
         return left_out
@@ -208,7 +208,7 @@ class PeerTier:
         return manifest
 
     async def fetch(self, blobs: Collection[Blob], sink: Sink, progress: Progress = no_progress) -> Fetched:
-        """See Tier. What was torn by a writer while it was read is asked for once more."""
+        """See Tier. Blobs come in the order that they have, if any; what was torn by a writer is asked for again."""
 
         async def receive(batch: Sequence[Blob], receipt: Receipt) -> bool:
             begun = partials_to_wire(batch, sink.partial) if isinstance(sink, ResumingSink) else []
@@ -219,11 +219,11 @@ class PeerTier:
             return True
 
         patience = Patience()
-        receipt, lost = await self._in_sessions(Direction.PULL, frozenset(blobs), receive, patience)
+        receipt, lost = await self._in_sessions(Direction.PULL, tuple(dict.fromkeys(blobs)), receive, patience)
         if lost is not None:
             raise lost
         if receipt.torn:
-            again, _ = await self._in_sessions(Direction.PULL, receipt.torn, receive, patience)
+            again, _ = await self._in_sessions(Direction.PULL, largest_first(receipt.torn), receive, patience)
             receipt.arrived |= again.arrived
             receipt.failed |= again.failed
         failed = {blob: error for blob, error in receipt.failed.items() if blob not in receipt.arrived}
@@ -246,7 +246,7 @@ class PeerTier:
         return VerifyReport(reply.snapshots, reply.blobs, reply.bytes, tuple(reply.damaged))
 
     async def _in_sessions(
-        self, direction: Direction, blobs: Collection[Blob], transfer: Transfer, patience: Patience
+        self, direction: Direction, blobs: Sequence[Blob], transfer: Transfer, patience: Patience
     ) -> tuple[Receipt, TierError | None]:
         receipt, lost = await run_sessions(blobs, transfer, self._lanes[direction], patience)
         for error in receipt.failed.values():

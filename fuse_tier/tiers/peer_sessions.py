@@ -68,9 +68,9 @@ class Patience:
 
 
 async def run_sessions(
-    blobs: Collection[Blob], transfer: Transfer, lanes: Lanes, patience: Patience
+    blobs: Sequence[Blob], transfer: Transfer, lanes: Lanes, patience: Patience
 ) -> tuple[Receipt, TierError | None]:
-    """Runs ``transfer`` for batches; gives what became of each blob, and an error if it became of all."""
+    """Runs ``transfer`` for batches in order; gives what became of each blob, and an error if it became of all."""
     whole = Receipt()
     broken: list[TierError] = []
     waiting = batches(blobs)
@@ -121,11 +121,16 @@ async def _run_session(
             return whole, error
 
 
-def batches(blobs: Collection[Blob]) -> Iterator[tuple[Blob, ...]]:
-    """Blobs in sessions: large ones first and nearly alone, so that streams end at about the same time."""
+def largest_first(blobs: Collection[Blob]) -> list[Blob]:
+    """Each once: large ones go in sessions nearly alone then, so that streams end at about the same time."""
+    return sorted(set(blobs), key=lambda blob: (-blob.size, blob.digest))
+
+
+def batches(blobs: Sequence[Blob]) -> Iterator[tuple[Blob, ...]]:
+    """Blobs in sessions, in the order in which they are given."""
     batch: list[Blob] = []
     size = 0
-    for blob in sorted(blobs, key=lambda blob: (-blob.size, blob.digest)):
+    for blob in blobs:
         if batch and (len(batch) == MAX_SESSION_BLOBS or size + blob.size > _SESSION_BYTES):
             yield tuple(batch)
             batch, size = [], 0

@@ -836,12 +836,17 @@ class CoordinatorStub:
         self.Join = channel.unary_unary(
                 '/fuse_tier.v1.Coordinator/Join',
                 request_serializer=fuse__tier_dot_wire_dot_control__pb2.JoinRequest.SerializeToString,
-                response_deserializer=fuse__tier_dot_wire_dot_control__pb2.Empty.FromString,
+                response_deserializer=fuse__tier_dot_wire_dot_control__pb2.JoinReply.FromString,
                 _registered_method=True)
         self.Checkpoints = channel.unary_unary(
                 '/fuse_tier.v1.Coordinator/Checkpoints',
                 request_serializer=fuse__tier_dot_wire_dot_control__pb2.CheckpointsRequest.SerializeToString,
                 response_deserializer=fuse__tier_dot_wire_dot_control__pb2.CheckpointsReply.FromString,
+                _registered_method=True)
+        self.JobAddress = channel.unary_unary(
+                '/fuse_tier.v1.Coordinator/JobAddress',
+                request_serializer=fuse__tier_dot_wire_dot_control__pb2.JobAddressRequest.SerializeToString,
+                response_deserializer=fuse__tier_dot_wire_dot_control__pb2.JobAddressReply.FromString,
                 _registered_method=True)
 
 
@@ -901,6 +906,13 @@ class CoordinatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def JobAddress(self, request, context):
+        """of a training job's own coordinator (minor 7)
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CoordinatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -937,12 +949,17 @@ def add_CoordinatorServicer_to_server(servicer, server):
             'Join': grpc.unary_unary_rpc_method_handler(
                     servicer.Join,
                     request_deserializer=fuse__tier_dot_wire_dot_control__pb2.JoinRequest.FromString,
-                    response_serializer=fuse__tier_dot_wire_dot_control__pb2.Empty.SerializeToString,
+                    response_serializer=fuse__tier_dot_wire_dot_control__pb2.JoinReply.SerializeToString,
             ),
             'Checkpoints': grpc.unary_unary_rpc_method_handler(
                     servicer.Checkpoints,
                     request_deserializer=fuse__tier_dot_wire_dot_control__pb2.CheckpointsRequest.FromString,
                     response_serializer=fuse__tier_dot_wire_dot_control__pb2.CheckpointsReply.SerializeToString,
+            ),
+            'JobAddress': grpc.unary_unary_rpc_method_handler(
+                    servicer.JobAddress,
+                    request_deserializer=fuse__tier_dot_wire_dot_control__pb2.JobAddressRequest.FromString,
+                    response_serializer=fuse__tier_dot_wire_dot_control__pb2.JobAddressReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1135,7 +1152,7 @@ class Coordinator:
             target,
             '/fuse_tier.v1.Coordinator/Join',
             fuse__tier_dot_wire_dot_control__pb2.JoinRequest.SerializeToString,
-            fuse__tier_dot_wire_dot_control__pb2.Empty.FromString,
+            fuse__tier_dot_wire_dot_control__pb2.JoinReply.FromString,
             options,
             channel_credentials,
             insecure,
@@ -1163,6 +1180,33 @@ class Coordinator:
             '/fuse_tier.v1.Coordinator/Checkpoints',
             fuse__tier_dot_wire_dot_control__pb2.CheckpointsRequest.SerializeToString,
             fuse__tier_dot_wire_dot_control__pb2.CheckpointsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def JobAddress(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fuse_tier.v1.Coordinator/JobAddress',
+            fuse__tier_dot_wire_dot_control__pb2.JobAddressRequest.SerializeToString,
+            fuse__tier_dot_wire_dot_control__pb2.JobAddressReply.FromString,
             options,
             channel_credentials,
             insecure,
@@ -1244,6 +1288,11 @@ class NodeStub:
                 '/fuse_tier.v1.Node/Checkpoints',
                 request_serializer=fuse__tier_dot_wire_dot_control__pb2.CheckpointsRequest.SerializeToString,
                 response_deserializer=fuse__tier_dot_wire_dot_control__pb2.CheckpointsReply.FromString,
+                _registered_method=True)
+        self.Plan = channel.unary_unary(
+                '/fuse_tier.v1.Node/Plan',
+                request_serializer=fuse__tier_dot_wire_dot_control__pb2.PlanRequest.SerializeToString,
+                response_deserializer=fuse__tier_dot_wire_dot_control__pb2.PlanReply.FromString,
                 _registered_method=True)
 
 
@@ -1327,6 +1376,13 @@ class NodeServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Plan(self, request, context):
+        """from where a job would be restored now
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1389,6 +1445,11 @@ def add_NodeServicer_to_server(servicer, server):
                     servicer.Checkpoints,
                     request_deserializer=fuse__tier_dot_wire_dot_control__pb2.CheckpointsRequest.FromString,
                     response_serializer=fuse__tier_dot_wire_dot_control__pb2.CheckpointsReply.SerializeToString,
+            ),
+            'Plan': grpc.unary_unary_rpc_method_handler(
+                    servicer.Plan,
+                    request_deserializer=fuse__tier_dot_wire_dot_control__pb2.PlanRequest.FromString,
+                    response_serializer=fuse__tier_dot_wire_dot_control__pb2.PlanReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1717,6 +1778,33 @@ class Node:
             '/fuse_tier.v1.Node/Checkpoints',
             fuse__tier_dot_wire_dot_control__pb2.CheckpointsRequest.SerializeToString,
             fuse__tier_dot_wire_dot_control__pb2.CheckpointsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Plan(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fuse_tier.v1.Node/Plan',
+            fuse__tier_dot_wire_dot_control__pb2.PlanRequest.SerializeToString,
+            fuse__tier_dot_wire_dot_control__pb2.PlanReply.FromString,
             options,
             channel_credentials,
             insecure,

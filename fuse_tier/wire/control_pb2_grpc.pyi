@@ -252,10 +252,12 @@ class CoordinatorStub:
     Picture: _grpc.UnaryUnaryMultiCallable[_control_pb2.Empty, _control_pb2.PictureReply]
     Restart: _grpc.UnaryUnaryMultiCallable[_control_pb2.RestartRequest, _control_pb2.RestartReply]
     """from which step a job of several ranks goes on (minor 4)"""
-    Join: _grpc.UnaryUnaryMultiCallable[_control_pb2.JoinRequest, _control_pb2.Empty]
+    Join: _grpc.UnaryUnaryMultiCallable[_control_pb2.JoinRequest, _control_pb2.JoinReply]
     """its files are there, its pod starts (minor 4)"""
     Checkpoints: _grpc.UnaryUnaryMultiCallable[_control_pb2.CheckpointsRequest, _control_pb2.CheckpointsReply]
     """of a job, or of all (minor 6)"""
+    JobAddress: _grpc.UnaryUnaryMultiCallable[_control_pb2.JobAddressRequest, _control_pb2.JobAddressReply]
+    """of a training job's own coordinator (minor 7)"""
 
 @_typing.type_check_only
 class CoordinatorAsyncStub(CoordinatorStub):
@@ -269,10 +271,12 @@ class CoordinatorAsyncStub(CoordinatorStub):
     Picture: _aio.UnaryUnaryMultiCallable[_control_pb2.Empty, _control_pb2.PictureReply]  # type: ignore[assignment]
     Restart: _aio.UnaryUnaryMultiCallable[_control_pb2.RestartRequest, _control_pb2.RestartReply]  # type: ignore[assignment]
     """from which step a job of several ranks goes on (minor 4)"""
-    Join: _aio.UnaryUnaryMultiCallable[_control_pb2.JoinRequest, _control_pb2.Empty]  # type: ignore[assignment]
+    Join: _aio.UnaryUnaryMultiCallable[_control_pb2.JoinRequest, _control_pb2.JoinReply]  # type: ignore[assignment]
     """its files are there, its pod starts (minor 4)"""
     Checkpoints: _aio.UnaryUnaryMultiCallable[_control_pb2.CheckpointsRequest, _control_pb2.CheckpointsReply]  # type: ignore[assignment]
     """of a job, or of all (minor 6)"""
+    JobAddress: _aio.UnaryUnaryMultiCallable[_control_pb2.JobAddressRequest, _control_pb2.JobAddressReply]  # type: ignore[assignment]
+    """of a training job's own coordinator (minor 7)"""
 
 class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
     """---- of the coordinator ----"""
@@ -325,7 +329,7 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _control_pb2.JoinRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_control_pb2.Empty, _abc.Awaitable[_control_pb2.Empty]]:
+    ) -> _typing.Union[_control_pb2.JoinReply, _abc.Awaitable[_control_pb2.JoinReply]]:
         """its files are there, its pod starts (minor 4)"""
 
     @_abc_1.abstractmethod
@@ -335,6 +339,14 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.CheckpointsReply, _abc.Awaitable[_control_pb2.CheckpointsReply]]:
         """of a job, or of all (minor 6)"""
+
+    @_abc_1.abstractmethod
+    def JobAddress(
+        self,
+        request: _control_pb2.JobAddressRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.JobAddressReply, _abc.Awaitable[_control_pb2.JobAddressReply]]:
+        """of a training job's own coordinator (minor 7)"""
 
 def add_CoordinatorServicer_to_server(servicer: CoordinatorServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
@@ -360,6 +372,8 @@ class NodeStub:
     """a step of a job is not restored again"""
     Checkpoints: _grpc.UnaryUnaryMultiCallable[_control_pb2.CheckpointsRequest, _control_pb2.CheckpointsReply]
     """as far as the coordinator knows of them"""
+    Plan: _grpc.UnaryUnaryMultiCallable[_control_pb2.PlanRequest, _control_pb2.PlanReply]
+    """from where a job would be restored now"""
 
 @_typing.type_check_only
 class NodeAsyncStub(NodeStub):
@@ -381,6 +395,8 @@ class NodeAsyncStub(NodeStub):
     """a step of a job is not restored again"""
     Checkpoints: _aio.UnaryUnaryMultiCallable[_control_pb2.CheckpointsRequest, _control_pb2.CheckpointsReply]  # type: ignore[assignment]
     """as far as the coordinator knows of them"""
+    Plan: _aio.UnaryUnaryMultiCallable[_control_pb2.PlanRequest, _control_pb2.PlanReply]  # type: ignore[assignment]
+    """from where a job would be restored now"""
 
 class NodeServicer(metaclass=_abc_1.ABCMeta):
     """---- of a node, for its operator: a unix socket that is its owner's alone ----"""
@@ -471,5 +487,13 @@ class NodeServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.CheckpointsReply, _abc.Awaitable[_control_pb2.CheckpointsReply]]:
         """as far as the coordinator knows of them"""
+
+    @_abc_1.abstractmethod
+    def Plan(
+        self,
+        request: _control_pb2.PlanRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.PlanReply, _abc.Awaitable[_control_pb2.PlanReply]]:
+        """from where a job would be restored now"""
 
 def add_NodeServicer_to_server(servicer: NodeServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

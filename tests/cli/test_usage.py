@@ -20,7 +20,7 @@ NAMES = sorted(commands.commands)
 
 def test_all_commands_are_there() -> None:
     documented = "demo node coordinator mount unmount status ls show wait restore verify bench"
-    assert sorted([*documented.split(), "prune", "doctor", "tls", "mark-bad"]) == NAMES
+    assert sorted([*documented.split(), "prune", "doctor", "tls", "mark-bad", "export", "plan"]) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -47,6 +47,8 @@ async def test_the_version_is_told() -> None:
         (["wait", "/x", "--tier", "tape"], "'tape' is not one of 'ram', 'peer', 'bucket'"),
         (["wait", "/x", "--tier", "ram", "--timeout", "soon"], "'soon' is no duration: write 30s, 5m or 24h"),
         (["restore", "--identity", "a/b/c", "--snapshot", "0", "--to", "/x"], "0 is not in the range"),
+        (["export", "--job", "a/b/c", "--to", "/x"], "must have two parts: NAMESPACE/WORKLOAD"),
+        (["export", "--job", "a/b", "--to", "/x", "--bucket", "gs://b", "--node", "s"], "--bucket asks no node"),
         (["node"], "Missing option '--config'"),
         (["ls", "a"], "must have three parts"),
     ],

@@ -117,6 +117,13 @@ async def test_a_job_is_backed_up_step_by_step_and_goes_back_to_the_one_that_a_p
     assert steps_in(tmp_path / "elsewhere") == [100, 200, 300]
     assert (tmp_path / "elsewhere/300/weights").read_text().startswith("rank 1, step 300\n")
 
+    done = await run_cli(
+        *("export", "--bucket", beside.url, "--endpoint", beside.endpoint),
+        *("--job", JOB, "--step", "200", "--to", str(tmp_path / "all")),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {path.name: steps_in(path) for path in (tmp_path / "all").iterdir()} == {"0": [100, 200], "1": [100, 200]}
+
     dry = await cluster["a"].cli("prune", "--dry-run", "--json")
     assert json.loads(dry.stdout)["jobs"][0]["checkpoints"] == 2, dry.stderr
     shown = await cluster["b"].cli("prune", "--dry-run")

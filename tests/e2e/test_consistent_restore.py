@@ -47,7 +47,7 @@ async def test_a_survivor_that_is_ahead_goes_back_to_the_step_that_all_ranks_hav
     make_cluster: Clusters, expected_logs: ExpectedLogs, tmp_path: Path
 ) -> None:
     expected_logs.allow(*A_NODE_DIED, r"restart\.set_aside")
-    cluster = await make_cluster("a", "b", "c", "d", bucket=False, settle="50ms")
+    cluster = await make_cluster("a", "b", "c", "d", bucket=False, settle="50ms", keep={"ram": 3})
     nodes = [cluster["a"], cluster["b"], cluster["c"]]
     mounts = [await mount_rank(node, cluster, rank) for rank, node in enumerate(nodes)]
     for step in (100, 200):
@@ -95,6 +95,31 @@ async def test_a_survivor_that_is_ahead_goes_back_to_the_step_that_all_ranks_hav
         await mount_rank(nodes[0], cluster, 0, step=300)
     with pytest.raises(RunMismatch, match="saved with 3 ranks, and not with 4 ranks"):
         await nodes[0].mount(f"{JOB}/0", mounts[0], world_size=4)
+    # Where they would come from is told before.
+    done = await nodes[1].cli("plan", "--job", JOB, "--without", "a", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert [leg["snapshot"].rpartition("@")[0] for leg in told["legs"]] == [f"{JOB}/{rank}" for rank in range(RANKS)]
+    assert all(leg["sources"] for leg in told["legs"])
+    assert {one["node"] for leg in told["legs"] for one in leg["sources"]} <= {"b", "d"}
+    assert "another node (0)" in (await nodes[1].cli("plan", "--job", JOB, "--without", "a")).stdout
+    # Each replica's own files may be had in another shape; and the checkpoint of all ranks in one directory.
+    await nodes[0].mount(f"{JOB}/0", mounts[0], world_size=4, restore="latest")
+    assert steps_in(mounts[0]) == [100]
+    await nodes[0].unmount(mounts[0])
+    refused = await nodes[1].cli("export", "--job", JOB, "--step", "300", "--to", str(tmp_path / "all"))
+    assert refused.returncode == 1
+    assert (
+        "no complete checkpoint of default/llama is of step 300: those that can be had are of 100" in refused.stderr
+    )
+    done = await nodes[1].cli("export", "--job", JOB, "--to", str(tmp_path / "all"), "--json")
+    assert done.returncode == 0, done.stderr
+    assert {key: json.loads(done.stdout)[key] for key in ("step", "ranks")} == {"step": 100, "ranks": RANKS}
+    assert {path.name: steps_in(path) for path in (tmp_path / "all").iterdir()} == {
+        str(n): [100] for n in range(RANKS)
+    }
+    again = await nodes[1].cli("export", "--job", JOB, "--to", str(tmp_path / "all"))
+    assert "is not empty" in again.stderr
 
 
 async def all_unmounted(nodes: list[LocalNode], mounts: list[Path]) -> None:

@@ -37,6 +37,12 @@ def test_what_is_set_aside_stays_until_a_later_step_is_complete() -> None:
     assert kept_aside(listed, [5]) == frozenset()
 
 
+def test_what_was_complete_before_a_job_went_back_further_takes_nothing_away_that_is_set_aside() -> None:
+    # It went back from 300 to 200, and saved that state again; then, 200 being bad, to 100.
+    listed = saved(100, 200, 300, 200)
+    assert kept_aside(listed, [4], Resumption("llama", 7, 100, epoch=1)) == {2, 3, 4}
+
+
 def test_a_part_of_a_complete_checkpoint_stays_and_those_that_may_be_next() -> None:
     listed = saved(100, 200, 300, 400, 500)
     assert stays_for_job(listed, [1]) == {1, 2, 3}

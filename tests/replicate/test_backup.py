@@ -78,6 +78,18 @@ def test_a_save_that_went_on_after_it_was_brought_is_brought_again_and_the_next_
         assert seconds_until_due(policy, tree(2, 7, b"step_8.tmp"), tree(1, 7), 1e9) == WHEN_THERE_IS_MORE
 
 
+def test_a_step_that_a_job_was_given_and_calls_by_its_own_name_is_no_new_save() -> None:
+    saved = tree(1, 7)
+    renamed = tuple(
+        replace(entry, path=entry.path.replace(b"step_7", b"llama-s7-n0-w0.restore", 1)) for entry in saved.entries
+    )
+    given = Manifest(SnapshotId(JOB.identity("0"), 2), RUN, "a", 2, renamed)
+    for policy in (HALF_HOURLY, EVERY_100):
+        assert seconds_until_due(policy, tree(3, 7), given, 1e9) == WHEN_THERE_IS_MORE
+        assert seconds_until_due(policy, given, saved, 1e9) == WHEN_THERE_IS_MORE
+        assert seconds_until_due(policy, tree(3, 7, content=b"more of it"), given, 0) == NOW
+
+
 def test_who_waits_for_the_bucket_gets_it_now() -> None:
     for policy in (HALF_HOURLY, EVERY_100):
         assert seconds_until_due(policy, tree(3, 7, b"notes"), tree(1, 7), 0, demanded=3) == NOW

@@ -69,6 +69,23 @@ async def test_what_is_left_may_be_put_in_another_order_before_each_part(autojum
     assert [set(asked[first : first + 2]) for first in pairs] == [set(due[first : first + 2]) for first in pairs]
 
 
+async def test_where_the_order_may_change_the_first_parts_are_small(autojump_clock: MockClock) -> None:
+    places = Places("a")
+    small = [Blob(hash_bytes(b"small %d" % number).digest, 4 << 20) for number in range(256)]
+    places.has["a"] = frozenset(small)
+    parts: list[list[Blob]] = []
+
+    async def fetch(place: object, blobs: Collection[Blob]) -> Fetched:
+        parts.append(list(blobs))
+        return await places.fetch(place, blobs)
+
+    await gather("it", small, [places.tiers], fetch, reorder=lambda left: None)
+    lengths = [len(part) for part in parts]
+    assert sorted(lengths[:2]) == [4, 8]
+    assert max(lengths) == 16
+    assert sorted(itertools.chain(*parts)) == sorted(small)
+
+
 async def test_the_faster_gives_more(autojump_clock: MockClock) -> None:
     places = Places("slow", "fast")
     places.seconds["slow"] = 4.0

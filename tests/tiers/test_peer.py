@@ -17,14 +17,14 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuse_tier.blobs import Blob
+from fuse_tier.blobs import Blob, Incoming
 from fuse_tier.errors import TierFull, TierRefused, TierUnavailable
 from fuse_tier.hashing import hash_bytes
 from fuse_tier.identity import SnapshotId
 from fuse_tier.tiers.base import Tier
 from fuse_tier.tiers.memory import MemoryBlobs
 from fuse_tier.tiers.peer import Introduction, PeerTier
-from fuse_tier.tiers.peer_sessions import batches
+from fuse_tier.tiers.peer_sessions import batches, largest_first
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire import grpc
 from fuse_tier.wire.bulk.format import MAX_SESSION_BLOBS
@@ -320,11 +320,30 @@ async def test_a_peer_verifies_what_it_lists(peer: Peer, tier: PeerTier, expecte
 @given(st.lists(st.integers(0, 1 << 30), max_size=300))
 def test_sessions_hold_every_blob_once_within_their_limits(sizes: list[int]) -> None:
     blobs = {Blob(number.to_bytes(16), size) for number, size in enumerate(sizes)}
-    found = list(batches(blobs))
-    assert sorted(blob for batch in found for blob in batch) == sorted(blobs)
+    ordered = largest_first(blobs)
+    assert [blob.size for blob in ordered] == sorted(sizes, reverse=True)
+    found = list(batches(ordered))
+    assert [blob for batch in found for blob in batch] == ordered
     for batch in found:
         assert 1 <= len(batch) <= MAX_SESSION_BLOBS
         assert len(batch) == 1 or sum(blob.size for blob in batch) <= 256 << 20
+
+
+async def test_what_is_fetched_comes_in_the_order_in_which_it_is_asked_for(
+    peer: Peer, tier: PeerTier, rng: random.Random
+) -> None:
+    class Noting(MemoryBlobs):
+        def create(self, blob: Blob) -> Incoming:
+            came.append(blob)
+            return super().create(blob)
+
+    came: list[Blob] = []
+    contents = [rng.randbytes(rng.randrange(1, 100_000)) for _ in range(20)]
+    await keep(tier, {str(number): content for number, content in enumerate(contents)})
+    wanted = [hash_bytes(content) for content in contents]
+    rng.shuffle(wanted)
+    assert not (await tier.fetch(wanted, Noting())).failed
+    assert came == wanted
 
 
 async def test_content_that_several_nodes_bring_at_once_is_sent_once(

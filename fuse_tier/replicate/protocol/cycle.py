@@ -190,7 +190,8 @@ class Cycle:
         asked = MountOrder(volume.identity, volume.lineage, volume.mountpoint or "", is_consistent=True)
 
         async def follow(agreed: Agreed) -> _Step | None:
-            found = await self._find(agreed)
+            with metrics.node_operation("RestorePeerMount", order.framework):
+                found = await self._find(agreed)
             if found is not None:
                 await self._bring(order, found)
             return found

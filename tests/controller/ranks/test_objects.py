@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from controller.ranks.objects import Name, Node, Owner, Place, read_node, read_pod, read_workers
+from controller.ranks.objects import Name, Node, Owner, Place, Reference, read_node, read_pod, read_workers
 from csi.services import DRIVER_NAME
 from tests.controller.ranks.objects import jobset_pod, node, pod
 
@@ -19,14 +19,17 @@ def test_a_pod_without_a_volume_of_ours_is_passed_over() -> None:
 
 
 def test_a_jobset_says_slice_worker_and_attempt() -> None:
-    assert place_of(jobset_pod("llama", 3, 2, 1, attempt=4)) == Place(
-        Name("ml", "llama"), Owner("Job", Name("ml", "llama-workers-2")), 3, 2, 1, 4, ""
-    )
+    found = place_of(jobset_pod("llama", 3, 2, 1, attempt=4))
+    owner = Owner("Job", Name("ml", "llama-workers-2"))
+    assert found == Place(Name("ml", "llama"), owner, 3, 2, 1, 4, "", is_of_jobset=True)
+    assert found.made_by == Reference("jobset.x-k8s.io/v1alpha2", "JobSet", Name("ml", "llama"), "")
 
 
 def test_an_indexed_job_is_one_slice() -> None:
     found = pod("a-3-x", owner=("Job", "a"), labels={"batch.kubernetes.io/job-completion-index": "3"})
-    assert place_of(found) == Place(Name("ml", "a"), Owner("Job", Name("ml", "a")), 1, 0, 3, 0, "uid-of-a")
+    place = place_of(found)
+    assert place == Place(Name("ml", "a"), Owner("Job", Name("ml", "a")), 1, 0, 3, 0, "uid-of-a")
+    assert place.made_by == Reference("batch/v1", "Job", Name("ml", "a"), "uid-of-a")
 
 
 @pytest.mark.parametrize("labels", [{}, {"apps.kubernetes.io/pod-index": "7"}])

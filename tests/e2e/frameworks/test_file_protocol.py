@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import urllib.request
+from pathlib import Path
 
 import pytest
 import trio
+import yaml
 
 from fuse_tier import failpoints
 from fuse_tier.deadlines import Deadline
@@ -60,6 +64,8 @@ async def test_all_ranks_are_given_the_step_that_all_have_and_see_no_other(
         assert client.steps() == [20]
         assert (client.mount / "20/state/weights").read_bytes() == b"rank %d, step 20\n" % rank * 1000
         assert client.remarks.startswith("this node has no bucket")
+        done = await operations(nodes[rank], "orbax")
+        assert {"CoordinatorRegistration", "RestorePeerMount", "CheckpointRestore"} <= done
 
 
 async def test_a_job_that_lost_nodes_goes_on_from_ram_and_from_the_bucket(
@@ -78,6 +84,8 @@ async def test_a_job_that_lost_nodes_goes_on_from_ram_and_from_the_bucket(
             await nodes[rank].wait(f"{JOB}/{rank}", "peer", 60)
 
     await until(lambda: is_shown(nodes[0], 30, "ram", "peer"))
+    copied = {"CheckpointReplication", "CheckpointReplicationTotal", "CheckpointBackup"}
+    assert copied <= await operations(nodes[0], "orbax")
 
     # A node is lost with its RAM: the newest step is with its peers.
     expected_logs.allow(*A_NODE_DIED, r"restart\.set_aside")
@@ -106,12 +114,80 @@ async def test_a_job_that_lost_nodes_goes_on_from_ram_and_from_the_bucket(
         assert (client.mount / f"{given[0]}/state/weights").read_bytes().startswith(b"rank %d, step" % rank)
 
 
+async def operations(node: LocalNode, framework: str) -> set[str]:
+    """What dashboards of the system before are shown that a node has done for a framework, and done well."""
+
+    def read() -> str:
+        with urllib.request.urlopen(f"http://{node.config['metrics']}/metrics", timeout=10) as answer:
+            text: str = answer.read().decode()
+            return text
+
+    count = re.compile(
+        r'node_operations_seconds_count\{framework="(.*?)",grpc_status_code="OK",method_name="(.*?)"\} [1-9]'
+    )
+    found = count.findall(await trio.to_thread.run_sync(read))
+    return {method for of, method in found if of == framework}
+
+
 async def is_shown(node: LocalNode, step: int, *tiers: str) -> bool:
     """Whether people are shown a complete checkpoint on these tiers, which can be restored."""
     shown = json.loads((await node.cli("status", "--job", JOB, "--json")).stdout)
     found = [one for one in shown if one["step"] == step]
     assert all(one["ranks"] == 2 and one["restorable"] and one["size"] for one in found)
     return any({*tiers} <= {*one["tiers"]} for one in found)
+
+
+async def test_a_job_of_pytorch_is_given_its_workers_files_and_one_of_nemo_its_directory(
+    make_cluster: Clusters, expected_logs: ExpectedLogs
+) -> None:
+    cluster = await make_cluster("a", "b", settle="50ms")
+    nodes = [cluster["a"], cluster["b"]]
+    clients = [await mount_rank(node, cluster, rank, 2) for rank, node in enumerate(nodes)]
+    # PyTorch: a file of each worker, complete when it is closed, or renamed.
+    keys = {"framework": "pytorch", "workers_per_node": 2, "assume_data_parallelism": None, "peers_per_node": 1,
+            "peer_ranks": None}  # fmt: skip
+
+    async def markers(client: Client) -> list[str]:
+        async def all_there() -> bool:
+            client.look_for_errors()
+            return len(list(client.mount.glob("*.restore"))) == 2
+
+        await until(all_there)
+        return sorted(path.name for path in client.mount.glob("*.restore"))
+
+    for rank, client in enumerate(clients):
+        await client.order(order(rank, 2, **keys))
+    for rank, client in enumerate(clients):
+        assert await markers(client) == [f"llama-s0-n{rank}-w0.restore", f"llama-s0-n{rank}-w1.restore"]
+        for worker in (0, 1):
+            (client.mount / f"llama-s7-n{rank}-w{worker}.save").write_bytes(b"rank %d worker %d" % (rank, worker))
+        await nodes[rank].wait(f"{JOB}/{rank}", "peer", 60)
+    for rank, client in enumerate(clients):
+        await client.order(order(rank, 2, **keys))
+        assert not [name for name in client.seen[-1] if name.endswith(".save")]
+    for rank, client in enumerate(clients):
+        for worker, name in enumerate(await markers(client)):
+            assert name == f"llama-s7-n{rank}-w{worker}.restore"
+            assert (client.mount / name).read_bytes() == b"rank %d worker %d" % (rank, worker)
+            (client.mount / name).unlink()
+
+    # NeMo: the order is written in place, and a directory gets the name of its step.
+    keys = {"framework": "pytorch.distributed", "peers_per_node": 1, "peer_ranks": None}
+    for rank, client in enumerate(clients):
+        for name in os.listdir(client.mount):
+            if name.endswith(".save"):
+                (client.mount / name).unlink()
+        temporary = client.mount / "step=9.unfinished"
+        temporary.mkdir()
+        (temporary / f"__{rank}_0.distcp").write_bytes(b"rank %d" % rank)
+        temporary.rename(client.mount / "step=9")
+        await nodes[rank].wait(f"{JOB}/{rank}", "peer", 60)
+    for rank, client in enumerate(clients):
+        (client.mount / "replicator.yaml").write_text(yaml.safe_dump(order(rank, 2, **keys)))
+    for rank, client in enumerate(clients):
+        assert await client.take(lambda step: f"step={step}") == 9
+        assert client.prerestore() == {"restore-step": 9}
+        assert (client.mount / f"step=9/__{rank}_0.distcp").read_bytes() == b"rank %d" % rank
 
 
 async def test_an_order_that_cannot_be_followed_is_answered_at_once_and_changes_nothing(
@@ -147,6 +223,33 @@ async def test_an_order_that_cannot_be_followed_is_answered_at_once_and_changes_
     (client.mount / "replicator.yaml").touch()
     assert await client.take() == 5
     assert (client.mount / "5/state/weights").read_bytes() == b"five"
+
+
+async def test_two_jobs_of_one_node_are_answered_each_for_itself_and_step_0_is_a_step(
+    make_cluster: Clusters, expected_logs: ExpectedLogs
+) -> None:
+    cluster = await make_cluster("a", bucket=False, settle="50ms")
+    node, clients = cluster["a"], {}
+    for job in ("llama", "bert"):
+        mount = cluster.mountpoint(job)
+        await node.mount(f"default/{job}/0", mount, world_size=1)
+        clients[job] = Client(mount)
+        (mount / "jax-init-info.txt").write_text("0\n10.0.0.1:8476\n")
+        assert await clients[job].start(order(0, 1, job_name=job)) is None
+        assert (mount / "jax-init-info.txt").exists()
+    clients["llama"].save(0, b"nothing learnt yet")
+    clients["bert"].save(3, b"three")
+    for job, step in (("llama", 0), ("bert", 3), ("llama", 0)):
+        await clients[job].order(order(0, 1, job_name=job))
+        await until(lambda job=job, step=step: is_directory(clients[job].mount / f"{job}-s{step}-n0-w0.restore"))  # type: ignore[misc]
+        assert clients[job].prerestore() == {"restore-step": step}
+        assert await clients[job].take() == step
+        assert clients[job].steps() == [step]
+    assert (clients["llama"].mount / "0/state/weights").read_bytes() == b"nothing learnt yet"
+
+
+async def is_directory(path: Path) -> bool:
+    return path.is_dir()
 
 
 async def test_a_job_is_answered_wherever_the_worker_dies_meanwhile(

@@ -1,0 +1,54 @@
+"""Which snapshots are the parts of a job's complete checkpoint: a pure decision from what a node lists. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fuse_tier.errors import NotFound, TierUnavailable
+from fuse_tier.identity import SnapshotId
+
+if TYPE_CHECKING:
+    from fuse_tier.standing import Standing
+    from fuse_tier.wire import control_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A snapshot's number for each replica."""
+
+    step: int | None
+    numbers: Mapping[str, int]
+
+
+def choose_parts(job: str, step: int | None, standings: Iterable[Standing], listed: Collection[pb.Snapshot]) -> Parts:
+    """The parts of the newest complete checkpoint, or of that of a step.
+
+    Raises NotFound, telling which there are, and TierUnavailable when parts of it are not listed just now.
+    """
+    whole = [one for one in standings if one.restorable]
+    wanted = next((one for one in whole if step in (None, one.step)), None)
+    if wanted is None:
+        there = ", ".join(str(one.step) for one in whole if one.step is not None) or "none"
+        what = (
+            f"no complete checkpoint of {job}"
+            if step is None
+            else f"no complete checkpoint of {job} is of step {step}"
+        )
+        raise NotFound(f"{what}: those that can be had are of {there} (`fuse-tier status --job {job}`)")
+    numbers: dict[str, int] = {}
+    for one in listed:
+        snapshot = SnapshotId.parse(one.id)
+        is_of_job = f"{snapshot.identity.namespace}/{snapshot.identity.workload}" == job
+        has_step = (one.step if one.HasField("step") else None) == wanted.step
+        if is_of_job and has_step and one.run == wanted.run and one.tiers and not one.set_aside:
+            replica = snapshot.identity.replica
+            numbers[replica] = max(snapshot.number, numbers.get(replica, 0))
+    if len(numbers) != wanted.ranks:
+        named = "the newest state" if wanted.step is None else f"step {wanted.step}"
+        raise TierUnavailable(
+            f"{named} of {job} is of {wanted.ranks} ranks, but snapshots of {len(numbers)} are listed: who has the "
+            "others does not answer, or the job has another shape since; see `fuse-tier ls`"
+        )
+    return Parts(wanted.step, numbers)

@@ -1,0 +1,108 @@
+"""What is told of a job once: that it goes on, that a step is on peers, that its backups begin to fail.
+
+In the log always; and to observers, who tell others (Kubernetes has events). Nothing here decides anything, and
+nothing is lost with it: who starts anew tells at most what was told before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import structlog
+
+from fuse_tier.checkpoints import Job
+from fuse_tier.identity import Identity
+from fuse_tier.members import Report
+from fuse_tier.restarts import Resumption
+from fuse_tier.standing import PEER, Standing
+
+log = structlog.get_logger(__name__)
+
+_Shape = tuple[Job, str, int]  # with the run, and how many ranks
+
+
+class Observer:
+    """Who is told besides: of whatever of this it takes. No call may block."""
+
+    def complete(self, standings: Sequence[Standing]) -> None:
+        """All checkpoints that are complete now: every few seconds, also when nothing has changed."""
+
+    def resumed(self, job: Job, step: int, ranks: int, tiers: Sequence[str]) -> None:
+        """A job goes on from a step, which was on these tiers."""
+
+    def not_backed_up(self, identity: Identity, reason: str) -> None:
+        """A volume's backup has failed, the first of its job since they last went well."""
+
+
+class Milestones:
+    """Of all jobs of one cluster."""
+
+    def __init__(self, observers: Sequence[Observer] = ()) -> None:
+        self._observers = observers
+        self._standings: tuple[Standing, ...] = ()
+        self._restarts: dict[tuple[Job, str], int] = {}
+        self._replicated: dict[_Shape, set[int]] = {}
+        self._failing: dict[Job, set[Identity]] = {}
+        self._failing_of_node: dict[str, set[Identity]] = {}
+
+    def look(self, standings: tuple[Standing, ...]) -> None:
+        """This is what is complete now, as told by all nodes."""
+        self._standings = standings
+        shapes: dict[_Shape, set[int]] = {}
+        for one in standings:
+            if one.step is not None:
+                shapes.setdefault((one.job, one.run, one.ranks), set()).add(one.step)
+        for shape, there in shapes.items():
+            told = self._replicated.get(shape)
+            now = {step for step in there if self._is_on_peers(shape, step)}
+            # Of those from before this coordinator the newest will do.
+            for step in sorted(now - told) if told is not None else sorted(now)[-1:]:
+                job, run, ranks = shape
+                log.info("coordinator.step_replicated", job=str(job), run=run, ranks=ranks, step=step,
+                         said=f"All files were replicated globally for step {step}")  # fmt: skip
+            self._replicated[shape] = now | ((told or set()) & there)
+        for shape in self._replicated.keys() - shapes.keys():
+            del self._replicated[shape]
+        for observer in self._observers:
+            observer.complete(standings)
+
+    def _is_on_peers(self, shape: _Shape, step: int) -> bool:
+        return any(PEER in one.tiers for one in self._of(*shape, step))
+
+    def _of(self, job: Job, run: str, ranks: int, step: int) -> Iterable[Standing]:
+        return (one for one in self._standings if (one.job, one.run, one.ranks, one.step) == (job, run, ranks, step))
+
+    def joined(self, identity: Identity, resumption: Resumption) -> None:
+        """A rank goes on from the step that was chosen for all."""
+        job = Job.of(identity)
+        if resumption.step is None or self._restarts.get((job, resumption.run), 0) >= resumption.restart:
+            return
+        self._restarts[job, resumption.run] = resumption.restart
+        found = [
+            one for one in self._standings
+            if (one.job, one.run, one.step) == (job, resumption.run, resumption.step)
+        ]  # fmt: skip
+        ranks = max((one.ranks for one in found), default=0)
+        tiers = tuple(dict.fromkeys(tier for one in found for tier in one.tiers))
+        log.info("coordinator.job_resumed", job=str(job), run=resumption.run, step=resumption.step, tiers=tiers)
+        for observer in self._observers:
+            observer.resumed(job, resumption.step, ranks, tiers)
+
+    def hear(self, report: Report) -> None:
+        """What a node says of its backups."""
+        failing = report.facts.failing
+        before = self._failing_of_node.pop(report.node, set())
+        if failing:
+            self._failing_of_node[report.node] = set(failing)
+        for identity in before - failing.keys():
+            of_job = self._failing.get(Job.of(identity), set())
+            of_job.discard(identity)
+            if not of_job:
+                self._failing.pop(Job.of(identity), None)
+        for identity, reason in failing.items():
+            job = Job.of(identity)
+            if job not in self._failing:
+                log.info("coordinator.backup_failing", identity=str(identity), member=report.node, reason=reason)
+                for observer in self._observers:
+                    observer.not_backed_up(identity, reason)
+            self._failing.setdefault(job, set()).add(identity)

@@ -1,0 +1,47 @@
+"""Which snapshots are the parts of a job's checkpoint."""
+
+from __future__ import annotations
+
+import pytest
+
+from fuse_tier.checkpoints import Job
+from fuse_tier.cli.parts import Parts, choose_parts
+from fuse_tier.errors import NotFound, TierUnavailable
+from fuse_tier.standing import Standing
+from fuse_tier.wire import control_pb2 as pb
+
+JOB = "default/llama"
+
+
+def whole(step: int | None, *tiers: str, is_bad: bool = False) -> Standing:
+    return Standing(Job("default", "llama"), "llama", 2, step, 0, 0, tiers, is_bad)
+
+
+def listed(
+    replica: int, number: int, step: int | None, *, aside: bool = False, run: str = "llama", job: str = JOB
+) -> pb.Snapshot:
+    return pb.Snapshot(id=f"{job}/{replica}@{number}", run=run, step=step, set_aside=aside, tiers=["ram"])
+
+
+def test_they_are_the_last_snapshots_of_the_newest_step_that_can_be_restored() -> None:
+    snapshots = [
+        listed(0, 1, 10), listed(0, 2, 20), listed(0, 3, 20), listed(0, 4, 30), listed(1, 7, 20), listed(1, 5, 10),
+        listed(0, 9, 20, aside=True), listed(0, 9, 20, run="other"), listed(0, 9, 20, job="default/other"),
+    ]  # fmt: skip
+    standings = [whole(30, "ram", is_bad=True), whole(20, "bucket"), whole(10, "ram")]
+    assert choose_parts(JOB, None, standings, snapshots) == Parts(20, {"0": 3, "1": 7})
+    assert choose_parts(JOB, 10, standings, snapshots) == Parts(10, {"0": 1, "1": 5})
+
+
+def test_a_step_that_is_not_complete_is_told_with_those_that_are() -> None:
+    with pytest.raises(NotFound, match="of default/llama is of step 15: those that can be had are of 20, 10 "):
+        choose_parts(JOB, 15, [whole(20, "ram"), whole(10, "ram"), whole(5)], [])
+    with pytest.raises(NotFound, match="no complete checkpoint of default/llama: those that can be had are of none"):
+        choose_parts(JOB, None, [], [])
+
+
+def test_parts_that_nobody_lists_now_are_missed() -> None:
+    with pytest.raises(
+        TierUnavailable, match="step 20 of default/llama is of 2 ranks, but snapshots of 1 are listed"
+    ):
+        choose_parts(JOB, None, [whole(20, "ram")], [listed(0, 3, 20)])

@@ -1,0 +1,192 @@
+"""What the ranks server shows of jobs in Kubernetes: objects for their checkpoints, events on themselves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import yaml
+from kubernetes.client import ApiClient
+
+from controller.local.kube import ApiServer
+from controller.ranks.checkpoints import COLLECTION, Checkpoints, objects_of
+from controller.ranks.events import COMPONENT
+from controller.writing import Gone, Writer
+from fuse_tier.checkpoints import Job
+from fuse_tier.errors import TierUnavailable
+from fuse_tier.standing import Standing
+from fuse_tier.wire import control_pb2 as pb
+from fuse_tier.wire.control_pb2_grpc import CoordinatorStub
+from fuse_tier.wire.grpc import Client
+from fuse_tier.wire.standing import standing_to_wire
+from tests.controller.ranks.test_server import make_job, make_pod, ranks_server
+from tests.harness.waiting import until
+
+_MANIFESTS = Path(__file__).parents[3] / "deploy/multitier/controller/checkpoints.yaml"
+CRD: dict[str, Any] = next(yaml.safe_load_all(_MANIFESTS.read_text()))
+JOB = Job("ml", "llama")
+
+
+def standing(step: int | None, *tiers: str, run: str = "llama", ranks: int = 2, is_bad: bool = False) -> Standing:
+    return Standing(JOB, run, ranks, step, 1_760_000_000_500_000_000, 3 << 29, tiers, is_bad)
+
+
+def test_an_object_says_what_is_known_of_a_checkpoint() -> None:
+    (found,) = objects_of([standing(300, "ram", "bucket")]).values()
+    assert found["metadata"] == {"name": "llama-300", "namespace": "ml"}
+    assert found["status"] == {
+        "job": "llama",
+        "run": "llama",
+        "step": 300,
+        "ranks": 2,
+        "tiers": "ram,bucket",
+        "size": "1.5 GiB",
+        "bytes": 3 << 29,
+        "restorable": True,
+        "savedAt": "2025-10-09T08:53:20Z",
+    }
+
+
+def test_what_is_bad_or_away_cannot_be_restored_and_a_tree_without_steps_has_one_object() -> None:
+    bad, away, newest = objects_of([standing(1, "ram", is_bad=True), standing(2), standing(None, "ram")]).values()
+    assert not bad["status"]["restorable"]
+    assert not away["status"]["restorable"]
+    assert newest["metadata"]["name"] == "llama-newest"
+    assert "step" not in newest["status"]
+
+
+def test_runs_and_shapes_of_one_job_do_not_get_in_each_others_way_and_names_are_what_kubernetes_takes() -> None:
+    several = [
+        standing(5),
+        standing(5, ranks=4),
+        standing(5, run="Exp_7"),
+        Standing(Job("ml", "X" * 253), "r" * 253, 1, 10**17, 0, 0, ()),
+    ]
+    names = [name for _, name in objects_of(several)]
+    assert len(set(names)) == 4
+    assert names[2] == "llama-exp-7-5"
+    assert all(len(name) <= 253 and name.replace("-", "").isalnum() and name == name.lower() for name in names)
+
+
+async def install(api: ApiClient) -> Writer:
+    """As ``kubectl apply -k`` does; returns when the kind is served."""
+    writer = Writer(api, 1000)
+    await writer.create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", CRD)
+
+    async def is_served() -> bool:
+        try:
+            await writer.read(COLLECTION)
+        except (Gone, TierUnavailable):
+            return False
+        return True
+
+    await until(is_served)
+    await writer.create("/api/v1/namespaces", {"metadata": {"name": "ml"}})
+    return writer
+
+
+async def shown(api: ApiClient) -> dict[str, Any]:
+    """What is there, by name."""
+    items = (await Writer(api, 1000).read(COLLECTION))["items"]
+    return {one["metadata"]["name"]: one["status"] for one in items}
+
+
+@pytest.mark.kube
+async def test_there_is_an_object_for_as_long_as_there_is_the_checkpoint_and_nothing_is_asked_in_between(
+    api_server: ApiServer,
+) -> None:
+    with api_server.client as admin, api_server.client as api:
+        admin_writer = await install(admin)
+        calls: list[str] = []
+        writer = Writer(api, 1000, lambda method, status: calls.append(f"{method} {status}"), COMPONENT)
+
+        async def until_shown(**tiers: str) -> None:
+            async def so() -> bool:
+                return {name: one["tiers"] for name, one in (await shown(admin)).items()} == {
+                    name.replace("_", "-"): told for name, told in tiers.items()
+                }
+
+            await until(so)
+
+        async with trio.open_nursery() as nursery:
+            checkpoints = Checkpoints(api, writer, missing_seconds=0.5)
+            nursery.start_soon(checkpoints.run)
+            checkpoints.complete([standing(100, "ram"), standing(200, "ram")])
+            await until_shown(llama_100="ram", llama_200="ram")
+            assert calls == ["PATCH 201", "PATCH 201"]
+            for _ in range(3):
+                checkpoints.complete([standing(100, "ram"), standing(200, "ram")])
+                await trio.testing.wait_all_tasks_blocked()
+            assert len(calls) == 2
+            # What somebody changes is put right, what somebody removes is made again.
+            path = "/apis/checkpointing.gke.io/v1/namespaces/ml/checkpoints/llama-100"
+            await admin_writer.merge(path, {"status": {"tiers": "bucket"}})
+            await admin_writer.delete("/apis/checkpointing.gke.io/v1/namespaces/ml/checkpoints/llama-200")
+            await until_shown(llama_100="ram", llama_200="ram")
+            checkpoints.complete([standing(200, "ram", "peer")])
+            await until_shown(llama_200="ram,peer")
+            # Of a namespace that there is not: told, and not tried again.
+            elsewhere = Standing(Job("nowhere", "x"), "x", 2, 1, 0, 0, ("ram",))
+            checkpoints.complete([standing(200, "ram"), elsewhere])
+            await until_shown(llama_200="ram")
+
+            async def is_refused() -> bool:
+                return "PATCH 404" in calls
+
+            await until(is_refused)
+            checkpoints.complete([standing(200, "bucket"), elsewhere])
+            await until_shown(llama_200="bucket")
+            assert calls.count("PATCH 404") == 1
+            nursery.cancel_scope.cancel()
+
+        # A server that starts anew removes what is not there any more, once it knows.
+        async with trio.open_nursery() as nursery:
+            checkpoints = Checkpoints(api, writer, missing_seconds=0)
+            nursery.start_soon(checkpoints.run)
+            await trio.testing.wait_all_tasks_blocked()
+            assert set(await shown(admin)) == {"llama-200"}
+            checkpoints.complete([standing(300, "bucket")])
+            await until_shown(llama_300="bucket")
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.kube
+async def test_the_server_shows_what_nodes_report_and_tells_a_job_of_its_backups(api_server: ApiServer) -> None:
+    with api_server.client as admin:
+        await install(admin)
+        await make_job(api_server, 0, 1)
+        await make_pod(api_server, 0, 0, "")
+
+        async def report(client: Client) -> None:
+            sequence = 0
+            async with Client(client._address, CoordinatorStub, None) as coordinator:
+                while True:
+                    sequence += 1
+                    request = pb.ReportRequest(
+                        cluster="default",
+                        node="a",
+                        instance="1",
+                        sequence=sequence,
+                        addresses=pb.Addresses(control="127.0.0.1:1", bulk="127.0.0.1:2"),
+                        standings=[standing_to_wire(standing(100, "bucket"))],
+                        failing=[pb.Failing(identity="ml/llama/0", reason="no right")],
+                    )
+                    await coordinator.call("Report", request, 5)
+                    await trio.sleep(0.2)
+
+        async with ranks_server(api_server) as client, trio.open_nursery() as nursery:
+            nursery.start_soon(report, client)
+
+            async def is_shown() -> bool:
+                return {name: one["tiers"] for name, one in (await shown(admin)).items()} == {"llama-100": "bucket"}
+
+            await until(is_shown)
+            nursery.cancel_scope.cancel()
+        (event,) = (await Writer(admin, 1000).read("/api/v1/namespaces/ml/events"))["items"]
+        told = {key: event["involvedObject"].get(key) for key in ("kind", "namespace", "name")}
+        assert told == {"kind": "JobSet", "namespace": "ml", "name": "llama"}, json.dumps(event)
+        assert (event["type"], event["reason"]) == ("Warning", "BackupFailed")
+        assert event["message"].endswith("it is tried again: no right")

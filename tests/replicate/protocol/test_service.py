@@ -1,0 +1,84 @@
+"""``replication.ReplicationService``, as tools call it: real gRPC on loopback, through a real coordinator."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from fuse_tier.coordinate.addresses import JobAddresses
+from fuse_tier.errors import InvalidRequest, TierRefused
+from fuse_tier.localcluster.ports import free_ports
+from fuse_tier.wire import replication_pb2 as pb
+from fuse_tier.wire.grpc import Client
+from fuse_tier.wire.replication_pb2_grpc import ReplicationServiceStub
+from tests.harness.clusters import Clusters
+from tests.harness.logs import ExpectedLogs
+
+pytestmark = [pytest.mark.root]
+
+
+async def test_a_coordinator_that_is_registered_on_one_node_is_found_on_another_as_soon_as_it_is(
+    make_cluster: Clusters, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.allow("control.request_refused")
+    cluster = await make_cluster("a", "b", bucket=False, start=False)
+    for node in cluster:
+        node.config["replicationApi"] = f"127.0.0.1:{free_ports(1)[0]}"
+    await cluster.start()
+    a, b = (
+        Client(str(node.config["replicationApi"]), ReplicationServiceStub, None) for node in cluster
+    )  # as tools do: no certificate
+    async with a, b:
+        found: list[str] = []
+
+        async def find() -> None:
+            reply = await b.call("GetCoordinator", pb.GetCoordinatorRequest(job_name="llama"), 60)
+            found.append(reply.ip)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(find)
+            await a.call("RegisterCoordinator", pb.RegisterCoordinatorRequest(job_name="llama", ip="10.0.0.7"), 5)
+        assert found == ["10.0.0.7"]
+        reply = await a.call("GetCoordinator", pb.GetCoordinatorRequest(job_name="llama"), 5)
+        assert reply == pb.GetCoordinatorResponse(job_name="llama", ip="10.0.0.7")
+        await a.call("UnregisterCoordinator", pb.UnregisterCoordinatorRequest(job_name="llama"), 5)
+
+        # Nothing is mounted for anybody, and none is told that it was.
+        with pytest.raises(TierRefused, match="is copied to peers and to the bucket without a mount of theirs"):
+            await a.call("SetReplicationPeer", pb.SetReplicationPeerRequest(local_mountpoint="/x", target_ip="h"), 5)
+        with pytest.raises(TierRefused, match="the bucket is not mounted at '/x'"):
+            await a.call("MountGCSBucket", pb.MountGCSBucketRequest(local_mountpoint="/x"), 5)
+        await a.call("UnmountPeer", pb.UnmountPeerRequest(local_mountpoint="/x"), 5)
+        await a.call("UnmountAllPeers", pb.UnmountAllPeersRequest(), 5)
+        for request in (
+            pb.RegisterCoordinatorRequest(job_name="../x", ip="10.0.0.7"),
+            pb.RegisterCoordinatorRequest(job_name="llama", ip="seven"),
+        ):
+            with pytest.raises(InvalidRequest, match="is no"):
+                await a.call("RegisterCoordinator", request, 5)
+
+
+def test_messages_have_the_numbers_that_tools_were_built_with() -> None:
+    assert pb.RegisterCoordinatorRequest(job_name="j", ip="i").SerializeToString() == b"\x0a\x01j\x12\x01i"
+    assert pb.GetCoordinatorResponse(ip="i").SerializeToString() == b"\x12\x01i"
+    assert (
+        pb.SetReplicationPeerRequest(local_mountpoint="m", target_ip="t").SerializeToString() == b"\x0a\x01m\x12\x01t"
+    )
+    service = pb.DESCRIPTOR.services_by_name["ReplicationService"]
+    assert service.full_name == "replication.ReplicationService"
+    assert [one.name for one in service.methods] == [
+        "RegisterCoordinator", "GetCoordinator", "UnregisterCoordinator", "SetReplicationPeer", "MountGCSBucket",
+        "UnmountPeer", "UnmountAllPeers",
+    ]  # fmt: skip
+
+
+def test_an_address_goes_with_the_node_that_has_it_registered_and_the_latest_counts() -> None:
+    addresses = JobAddresses()
+    addresses.hear("a", {"llama": "10.0.0.1"})
+    addresses.hear("b", {"llama": "10.0.0.2", "bert": "10.0.0.3"})
+    addresses.hear("a", {"llama": "10.0.0.1"})
+    assert (addresses.of("llama"), addresses.of("bert"), addresses.of("t5")) == ("10.0.0.2", "10.0.0.3", "")
+    addresses.forget(["a"])
+    assert (addresses.of("llama"), addresses.of("bert")) == ("10.0.0.1", "")
+    addresses.hear("a", {})
+    assert addresses.of("llama") == ""
