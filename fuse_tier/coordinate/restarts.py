@@ -25,7 +25,8 @@ from fuse_tier.members import Report
 from fuse_tier.restarts import Backup, Mark, Question, Resumption, Verdict
 from fuse_tier.standing import Standing, merged
 
-_COUNT_EVERY_SECONDS = 1.0  # what is complete, at most
+_COUNT_EVERY_SECONDS = 1.0  # what is complete, at most; of a job on more nodes than a thousand, more seldom
+_NODES_COUNTED_IN_A_SECOND = 1000
 _FORGET_SECONDS = 60.0  # a job of which nobody has anything, and nobody asks
 
 
@@ -180,7 +181,8 @@ class Restarts:
         for name in self._of_node.get(node, ()):
             job = self._jobs[name]
             around = self._directory.comings_and_goings
-            if (job.is_changed or job.counted_when != around) and now - job.counted_at >= _COUNT_EVERY_SECONDS:
+            every = max(_COUNT_EVERY_SECONDS, len(job.saved) / _NODES_COUNTED_IN_A_SECOND)
+            if (job.is_changed or job.counted_when != around) and now - job.counted_at >= every:
                 job.is_changed, job.counted_at, job.counted_when = False, now, around
                 job.needed = self._count(job, now)
             listed = job.saved.get(node, {})

@@ -7,7 +7,7 @@ when the receiver has verified and committed it.
 from __future__ import annotations
 
 import random
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -43,6 +43,7 @@ class Troubles:
 
     def __init__(self) -> None:
         self._by_place: dict[str, _Trouble] = {}
+        self._alive: Mapping[str, str] = {}
         self._jitter = random.Random()  # noqa: S311 - spreads retries, guards nothing
 
     def may_try(self, place: str) -> bool:
@@ -76,10 +77,12 @@ class Troubles:
         """A place has done what it should; whether it had failed before."""
         return self._by_place.pop(place, None) is not None
 
-    def forget(self, gone: Collection[str]) -> None:
-        """Places that are others now, though they have the same names: what they failed at is no matter any more."""
-        for place in gone:
-            self._by_place.pop(place, None)
+    def look_at(self, alive: Mapping[str, str]) -> None:
+        """``alive`` are places with their instances: one that has come back, or is another now, is tried at once."""
+        for place, instance in alive.items():
+            if self._alive.get(place) != instance:
+                self._by_place.pop(place, None)
+        self._alive = alive
 
 
 class Copier:

@@ -151,11 +151,11 @@ class _PeerCopies:
                 await volume.news.wait_beyond(news)
 
     def _forget_gone(self, alive: dict[str, Member]) -> None:
+        self._troubles.look_at({node: member.instance for node, member in alive.items()})
         for node, instance in list(self._confirmed.items()):
             if node not in alive or alive[node].instance != instance:
                 del self._confirmed[node]
                 self._volume.copies.lost(TierName.PEER, node)
-                self._troubles.forget([node])
         for node, copying in self._copying.items():
             if node not in alive or alive[node].instance != copying.instance:
                 copying.scope.cancel()  # else it would hold its turn until a deadline says what is known already

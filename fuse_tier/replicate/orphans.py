@@ -52,9 +52,8 @@ class Orphans:
             version = membership.version
             try:
                 await self._look()
-            except (FuseTierError, OSError) as error:
-                metrics.error("orphans")
-                log.warning("orphans.postponed", reason=str(error))
+            except OSError as error:
+                _tell_postponed(error)
             with trio.move_on_after(_LOOK_EVERY_SECONDS):
                 await membership.wait_changed(version)
 
@@ -62,10 +61,20 @@ class Orphans:
         newest: dict[Identity, SnapshotId] = {}
         for snapshot in await self._places.ram.snapshots():
             newest[snapshot.identity] = snapshot
+        alive = {member.node: member.instance for member in self._places.membership.members() if member.alive}
         self._troubles = {identity: self._troubles.get(identity, Troubles()) for identity in newest}
-        for snapshot in newest.values():
-            if not self._is_kept(snapshot.identity):
-                await self._look_after(snapshot)
+        async with trio.open_nursery() as nursery:  # so that a peer that takes for ever holds up one volume only
+            for snapshot in newest.values():
+                self._troubles[snapshot.identity].look_at(alive)
+                if not self._is_kept(snapshot.identity):
+                    nursery.start_soon(self._look_after_one, snapshot)
+
+    async def _look_after_one(self, snapshot: SnapshotId) -> None:
+        """Survives its failures."""
+        try:
+            await self._look_after(snapshot)
+        except (FuseTierError, OSError) as error:
+            _tell_postponed(error, snapshot=str(snapshot))
 
     def _is_kept(self, identity: Identity) -> bool:
         """Whether it lives here, or somebody who is alive has it mounted."""
@@ -105,6 +114,11 @@ class Orphans:
         known: Sequence[Member] = self._places.membership.members()
         unknown = Member(manifest.node, "", "", "", alive=False)
         return next((member for member in known if member.node == manifest.node), unknown)
+
+
+def _tell_postponed(error: Exception, **what: str) -> None:
+    metrics.error("orphans")
+    log.warning("orphans.postponed", reason=str(error), **what)
 
 
 def holders_of(location: Location, number: int) -> frozenset[str] | None:

@@ -47,7 +47,7 @@ async def test_a_survivor_that_is_ahead_goes_back_to_the_step_that_all_ranks_hav
     make_cluster: Clusters, expected_logs: ExpectedLogs, tmp_path: Path
 ) -> None:
     expected_logs.allow(*A_NODE_DIED, r"restart\.set_aside")
-    cluster = await make_cluster("a", "b", "c", "d", bucket=False, settle="50ms")
+    cluster = await make_cluster("a", "b", "c", "d", bucket=False, settle="50ms", keep={"ram": 3})
     nodes = [cluster["a"], cluster["b"], cluster["c"]]
     mounts = [await mount_rank(node, cluster, rank) for rank, node in enumerate(nodes)]
     for step in (100, 200):

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from controller.driver import names
+from controller.local.programs import TOOLS
 from tests.e2e.manual import NAMESPACE, NODES, Site, running_site
 from tests.harness.checkouts import give_recorder
 from tests.harness.logs import ExpectedLogs
-from tests.harness.needs import TOOLS
 from tests.harness.waiting import until
 
 pytestmark = [pytest.mark.kube, pytest.mark.timeout(420)]

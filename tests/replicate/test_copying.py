@@ -1,11 +1,11 @@
-"""In which order snapshots are copied, when more are due than may be under way."""
+"""In which order snapshots are copied, when more are due than may be under way; and how soon after a failure."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from fuse_tier.blobs import Blob, Progress, Source
 from fuse_tier.hashing import hash_bytes
@@ -46,3 +46,18 @@ async def test_when_turns_are_short_the_volumes_with_the_fewest_copies_come_firs
             await wait_all_tasks_blocked()
     expected = ["first", "second", "none", "one copy", "two copies"]
     assert peer.offered == [hash_bytes(name.encode()) for name in expected]
+
+
+async def test_a_peer_that_comes_back_or_is_another_is_tried_at_once_and_one_that_stayed_after_a_pause(
+    autojump_clock: MockClock,
+) -> None:
+    troubles = Troubles()
+    troubles.look_at({"stayed": "1", "gone": "1", "started again": "1"})
+    for place in ("stayed", "gone", "started again"):
+        troubles.failed(place, "it is away")
+    troubles.look_at({"stayed": "1", "started again": "2"})
+    assert troubles.refusing() == {"stayed", "gone"}
+    troubles.look_at({"stayed": "1", "started again": "2", "gone": "1"})
+    assert troubles.refusing() == {"stayed"}
+    await trio.sleep_until(troubles.next_try())
+    assert not troubles.refusing()

@@ -4,8 +4,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from fuse_tier.blobs import Blob
 from fuse_tier.errors import NotAuthorized, TierUnavailable
 from fuse_tier.hashing import hash_bytes
+from fuse_tier.wire.bulk.format import MAX_SESSION_BLOBS
 from fuse_tier.wire.bulk.sessions import UNUSED_SECONDS, Direction, Session, Sessions
 
 
@@ -78,4 +80,22 @@ async def test_sessions_that_nobody_begins_take_no_memory_for_ever(mock_clock: M
             sessions.grant(session())
     mock_clock.jump(UNUSED_SECONDS)
     sessions.grant(session())
+    await trio.lowlevel.checkpoint()
+
+
+async def test_however_much_sessions_are_for_those_that_wait_take_little_memory(mock_clock: MockClock) -> None:
+    sessions, granted = Sessions(), []
+    blobs = tuple(Blob(number.to_bytes(16), 1) for number in range(MAX_SESSION_BLOBS))
+    large = Session("a", Direction.PULL, blobs, encrypted=True)
+    with pytest.raises(TierUnavailable, match="waiting to begin"):
+        for _ in range(100_000):
+            granted.append(sessions.grant(large))
+    assert len(granted) * len(blobs) <= 1 << 18
+    sessions.redeem(granted[0], "a", encrypted=True)
+    sessions.grant(large)
+    with pytest.raises(TierUnavailable):
+        sessions.grant(large)
+    mock_clock.jump(UNUSED_SECONDS)
+    for _ in granted:
+        sessions.grant(large)
     await trio.lowlevel.checkpoint()

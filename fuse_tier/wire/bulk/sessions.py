@@ -20,6 +20,7 @@ from fuse_tier.wire.bulk.format import TOKEN_BYTES
 
 UNUSED_SECONDS = 30.0
 _MOST_OPEN = 1024
+_MOST_BLOBS = 1 << 18  # of all of these together: some 50 MB
 
 
 class Direction(enum.Enum):
@@ -45,6 +46,7 @@ class Sessions:
 
     def __init__(self) -> None:
         self._granted: dict[bytes, tuple[float, Session]] = {}  # in the order of their expiry
+        self._waiting_blobs = 0  # of these sessions
         self._coming: Counter[Blob] = Counter()  # in pushes that were granted and have not ended
 
     def is_coming(self, blob: Blob) -> bool:
@@ -66,8 +68,9 @@ class Sessions:
     def grant(self, session: Session) -> bytes:
         """The token of a new session. Raises TierUnavailable when too many are waiting to begin."""
         self._expire()
-        if len(self._granted) >= _MOST_OPEN:
-            raise TierUnavailable(f"{_MOST_OPEN} transfers are waiting to begin: try again later")
+        if len(self._granted) >= _MOST_OPEN or self._waiting_blobs + len(session.blobs) > _MOST_BLOBS:
+            raise TierUnavailable(f"{len(self._granted)} transfers are waiting to begin: try again later")
+        self._waiting_blobs += len(session.blobs)
         token = secrets.token_bytes(TOKEN_BYTES)
         self._granted[token] = (trio.current_time() + UNUSED_SECONDS, session)
         if session.direction is Direction.PUSH:
@@ -84,6 +87,7 @@ class Sessions:
         _, session = self._granted.pop(token, (0.0, None))
         if session is None:
             raise NotAuthorized("no session has this token: it was used before, has expired, or was never granted")
+        self._waiting_blobs -= len(session.blobs)
         if encrypted and caller != session.caller:
             self.ended(session)
             raise NotAuthorized(f"the session was granted to {session.caller!r}, and {caller!r} came for it")
@@ -99,4 +103,5 @@ class Sessions:
             if expires > now:
                 return
             del self._granted[token]
+            self._waiting_blobs -= len(session.blobs)
             self.ended(session)

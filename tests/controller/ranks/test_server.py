@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import trio
 
-from controller.ranks.server import serve_ranks
+from controller.local.kube import ApiServer
+from controller.ranks.server import Serving, serve_ranks
 from csi import ranks_pb2 as pb
 from csi.ranks_pb2_grpc import RanksServiceStub
 from csi.services import DRIVER_NAME
@@ -22,7 +23,6 @@ from fuse_tier.wire.control_pb2_grpc import CoordinatorStub
 from fuse_tier.wire.grpc import Client
 from fuse_tier.wire.members import domain_from_wire
 from tests.controller.ranks.objects import jobset_pod, node
-from tests.harness.kube import ApiServer
 from tests.harness.logs import ExpectedLogs
 from tests.harness.waiting import until
 
@@ -34,7 +34,7 @@ async def ranks_server(api_server: ApiServer) -> AsyncIterator[Client]:
     config = CoordinatorConfig.model_validate({"listen": f"127.0.0.1:{free_ports(1)[0]}"})
     with api_server.client as api:
         async with trio.open_nursery() as nursery:
-            await nursery.start(serve_ranks, api, DRIVER_NAME, config)
+            await nursery.start(serve_ranks, api, Serving(DRIVER_NAME, config))
             async with Client(str(config.listen), RanksServiceStub, None) as client:
                 yield client
             nursery.cancel_scope.cancel()
