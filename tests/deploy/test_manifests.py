@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 from kubernetes.client import ApiClient
 
 from controller.election import Times
+from controller.local.kube import ApiServer, running_api_server
 from controller.ranks.book import RankBook
 from controller.ranks.checkpoints import Checkpoints
 from controller.ranks.events import COMPONENT, JobEvents
@@ -31,7 +33,6 @@ from fuse_tier.standing import Standing
 from tests.controller.cluster import NAMESPACE, Cluster, path_of, running_controller
 from tests.controller.configurations import SETTINGS
 from tests.harness.checkouts import ROOT, give_recorder, make_checkout
-from tests.harness.kube import ApiServer, running_api_server
 from tests.harness.logs import ExpectedLogs
 from tests.harness.waiting import until
 
@@ -89,6 +90,14 @@ def kubectl(*arguments: str, cwd: Path) -> str:
     found = subprocess.run([KUBECTL, *arguments], cwd=cwd, capture_output=True, text=True, check=False)
     assert found.returncode == 0, (arguments, found.stdout, found.stderr)
     return found.stdout
+
+
+def refusal(checkout: Path, kubeconfig: Path, *arguments: str) -> str:
+    """What kubectl says that refuses the directory."""
+    command = [KUBECTL, f"--kubeconfig={kubeconfig}", *arguments, "deploy/multitier/controller"]
+    found = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
+    assert found.returncode != 0
+    return found.stderr
 
 
 def built(checkout: Path) -> list[dict[str, Any]]:
@@ -276,7 +285,7 @@ async def test_what_is_applied_is_taken_and_both_programs_use_exactly_the_rights
     checkout: Path, tmp_path: Path, expected_logs: ExpectedLogs
 ) -> None:
     expected_logs.allow("uptime.pod_deleted")
-    make(checkout, "multitier-images", "REPO_PATH=a/b")
+    make(checkout, "multitier-images", "REPO_PATH=a/b", "MULTITIER_TAG=v7")
     objects = built(checkout)
     async with running_api_server(tmp_path / "kube") as server:
         path = tmp_path / "kubeconfig"
@@ -285,8 +294,12 @@ async def test_what_is_applied_is_taken_and_both_programs_use_exactly_the_rights
         async def run(*arguments: str) -> str:
             return await trio.to_thread.run_sync(lambda: kubectl("--kubeconfig", str(path), *arguments, cwd=checkout))
 
+        refused = await trio.to_thread.run_sync(partial(refusal, checkout, path, "apply", "-f"))
+        assert 'name: "use-kubectl-apply-k-and-not-f"' in refused
         first = await run("apply", "-k", "deploy/multitier/controller")
         assert len(first.splitlines()) == len(objects)
+        image = await run("get", "deployment", "-n", SETTINGS.namespace, "-o", "jsonpath={..image}")
+        assert image.split() == ["a/b/fuse-tier-controller:v7", "a/b/fuse-tier-ranks:v7"], "-k mends it"
         again = await run("apply", "-k", "deploy/multitier/controller")
         changed = [line for line in again.splitlines() if not line.endswith(" unchanged")]
         # The API says of a budget's selector that patches replace it, and kubectl sends such a patch each time.

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import trio
 
+from controller.local.kube import ApiServer
 from controller.ranks.server import Serving, serve_ranks
 from controller.writing import Writer
 from csi import ranks_pb2 as pb
@@ -23,7 +24,6 @@ from fuse_tier.wire.control_pb2_grpc import CoordinatorStub
 from fuse_tier.wire.grpc import Client
 from fuse_tier.wire.members import domain_from_wire
 from tests.controller.ranks.objects import jobset_pod, node
-from tests.harness.kube import ApiServer
 from tests.harness.logs import ExpectedLogs
 from tests.harness.waiting import until
 
