@@ -26,8 +26,8 @@ from fuse_tier.members import Report
 from fuse_tier.restarts import Backup, Mark, Question, Resumption, Verdict, Wish
 from fuse_tier.standing import Standing, merged
 
-_COUNT_EVERY_SECONDS = 1.0  # what is complete, at most; of a job on more nodes than a thousand, more seldom
-_NODES_COUNTED_IN_A_SECOND = 1000
+_COUNT_EVERY_SECONDS = 1.0  # what is complete, at most; of a job on more nodes than 500, more seldom
+_NODES_COUNTED_IN_A_SECOND = 500
 _FORGET_SECONDS = 60.0  # a job of which nobody has anything, and nobody asks
 
 
@@ -369,11 +369,13 @@ class Restarts:
             for several in of_node.values()
             for one in several
         }
+        listed = []
+        for one in lineages.values():
+            here = self._parts(job, one, alive)
+            ever = here if len(alive) == len(job.saved) else self._parts(job, one, job.saved)
+            listed.append(Listed(one.world_size, here, ever))
         return needed_parts(
-            [
-                Listed(one.world_size, self._parts(job, one, alive), self._parts(job, one, job.saved))
-                for one in lineages.values()
-            ],
+            listed,
             on_several(chain.from_iterable(job.saved[node].values()) for node in alive),
             job.needed,
             is_awaited=bool(awaited),
