@@ -18,7 +18,7 @@ from controller.election import Election, Times
 from controller.ranks.book import RankBook
 from controller.ranks.checkpoints import Checkpoints
 from controller.ranks.events import COMPONENT, JobEvents
-from controller.ranks.followers import followed
+from controller.ranks.followers import followed, jobsets
 from controller.ranks.service import RanksService
 from controller.ranks.sign import Sign
 from controller.writing import Writer
@@ -80,6 +80,7 @@ async def serve_ranks(
             await nursery.start(partial(metrics.serve, serving.config.metrics, ready=ready.is_set))
         for collection in followed(api, serving.driver, book):
             await nursery.start(collection.follow)
+        nursery.start_soon(jobsets(api, book).follow)
         if not serving.namespace:
             await nursery.start(_serve, api, serving, book, Fence(epochs.from_the_time()))
             started()
@@ -120,5 +121,6 @@ async def _serve(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(checkpoints.run)
         nursery.start_soon(events.run)
-        await nursery.start(serve_coordinator, config, more, book.domain_of, fence, [checkpoints, events])
+        observers = [checkpoints, events]
+        await nursery.start(serve_coordinator, config, more, book.domain_of, fence, observers, book.wish_of)
         task_status.started()
