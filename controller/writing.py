@@ -59,9 +59,9 @@ class Writer:
         self._next = 0.0
         self._limiter = trio.CapacityLimiter(4)
 
-    async def read(self, path: str) -> Object:
-        """The object at a path."""
-        return await self._call("GET", path)
+    async def read(self, path: str, selector: str = "") -> Object:
+        """The object at a path; of a collection those that have labels."""
+        return await self._call("GET", path, query={"labelSelector": selector} if selector else {})
 
     async def apply(self, path: str, manifest: Object, *, dry_run: bool = False) -> Object:
         """Makes or changes an object so that it says what the manifest does; gives what it is then."""

@@ -25,7 +25,7 @@ from csi.ownership import give_to_group
 from csi.places import Assigner, Place, choose
 from csi.pod_files import write_pod_files
 from csi.records import Publication, Records
-from csi.refusals import busy, contradicted, failed, not_now, ran_out, unavailable
+from csi.refusals import busy, contradicted, failed, not_now, ran_out, unavailable, unfit
 from csi.targets import Target
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import DeadlineExceeded, IdentityBusy, TierUnavailable
@@ -149,7 +149,10 @@ class Publisher:
             raise not_now(await self._name_holder(place, error)) from error
         reason = await self._health.look_through(path)
         if reason:
-            raise failed(f"{place.identity} was mounted at {path}, but a look through the mount shows: {reason}")
+            raise failed(
+                f"{place.identity} was mounted at {path}, but a look through the mount shows: {reason}; see the log "
+                "of the fuse container; it is tried again"
+            )
         await self._make_fit(order, place)
         try:
             await self._vault.hold(place.identity)
@@ -180,7 +183,7 @@ class Publisher:
         try:
             await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
         except OSError as error:
-            raise failed(f"{path} cannot be made ready for {order.pod}: {error.strerror}") from error
+            raise unfit(f"{path} cannot be made ready for {order.pod}", error) from error
 
     async def _name_holder(self, place: Place, error: IdentityBusy) -> str:
         """Who has the identity, by the name of the pod where it is one of this node's."""

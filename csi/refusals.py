@@ -6,6 +6,8 @@ the cause and the remedy already.
 
 from __future__ import annotations
 
+import errno
+
 import grpc
 
 from fuse_tier.wire.statuses import StatedError
@@ -52,3 +54,13 @@ def contradicted(message: str) -> StatedError:
 def failed(message: str) -> StatedError:
     """The machine refuses what should work."""
     return StatedError(grpc.StatusCode.INTERNAL, message)
+
+
+def unfit(what: str, error: OSError) -> StatedError:
+    """The volume is there, and what the pod is to find in it cannot be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StatedError(
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            f"{what}: {error.strerror}; `fuse-tier status` on the node says who has the room; it is tried again",
+        )
+    return failed(f"{what}: {error.strerror}; see the log of the fuse container; it is tried again")

@@ -150,7 +150,9 @@ class Target:
                 f"target path {self.path} has no directory to be in: kubelet makes it before it asks; if it has "
                 "removed the pod meanwhile, nothing is to be done"
             )
-        return failed(f"target path {self.path} cannot be prepared or removed: {error.strerror}")
+        return failed(
+            f"target path {self.path} cannot be prepared or removed: {error.strerror}; see to kubelet's disk"
+        )
 
 
 def _set_immutable(fd: int, *, on: bool) -> None:

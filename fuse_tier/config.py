@@ -157,7 +157,10 @@ class CoordinatorConfig(Section):
     cluster: Name = Field(default="default", description="Nodes of another cluster are refused.")
     metrics: AddressField | None = Field(default=None, description="Where Prometheus reads; without it nowhere.")
     tls: TlsConfig | None = Field(default=None)
-    lease: PositiveSeconds = Field(default=5.0, description="A node not heard of for so long counts as gone.")
+    lease: PositiveSeconds = Field(
+        default=5.0,
+        description="A node not heard of for so long counts as gone; with more than 1,000, 5 ms for each.",
+    )
 
     @model_validator(mode="after")
     def _check_rules(self) -> CoordinatorConfig:

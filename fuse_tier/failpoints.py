@@ -16,8 +16,12 @@ from fuse_tier.errors import ConfigError, TierUnavailable
 
 VARIABLE = "FUSE_TIER_FAILPOINTS"
 ACTIONS = frozenset({"kill", "stop", "raise"})
+CALLS = ("report", "claim", "release", "restart", "join", "locate")  # of a coordinator
 NAMES = frozenset(
     {
+        *(f"coordinator.{call}.{moment}" for call in CALLS for moment in ("heard", "answering")),
+        "restart.joining",
+        "restart.joined",
         "snapshot.walked",
         "snapshot.committed",
         "snapshot.recorded",

@@ -68,7 +68,7 @@ class LocalFacts:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a node tells the coordinator, whole each time, so that a lost one costs nothing."""
+    """What a node tells the coordinator. On the way it may be told as a change of the one before."""
 
     node: str
     instance: str
@@ -79,6 +79,7 @@ class Report:
     domain: Domain = Domain()
     clock: int = 0  # the highest epoch that it has heard of
     leaving: bool = False  # its last one: nothing is mounted there any more, and its lease ends now
+    lease_seconds: float = 0.0  # as long as it was told that its lease is; 0: nobody has told it
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import trio
 from controller.ranks.book import Answer, RankBook, Report
 from controller.ranks.objects import Name
 from csi import ranks_pb2 as pb
+from fuse_tier.coordinate.fencing import Fence
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import NotAuthorized, TierRefused
 from fuse_tier.wire.grpc import Caller
@@ -21,8 +22,9 @@ _LOOK_SECONDS = 5.0  # whether a held call still has something to wait for: pods
 class RanksService:
     """The servicer of ``RanksService`` in ranks.proto. ``authenticated`` says that callers have certificates."""
 
-    def __init__(self, book: RankBook, *, authenticated: bool) -> None:
+    def __init__(self, book: RankBook, fence: Fence, *, authenticated: bool) -> None:
         self._book = book
+        self._fence = fence
         self._authenticated = authenticated
         self._assigned: dict[Name, trio.Event] = {}  # of jobs of which calls are held
 
@@ -58,6 +60,7 @@ class RanksService:
         return _to_wire(answer)
 
     def _update(self, report: Report) -> Answer:
+        self._fence.check()
         try:
             answer = self._book.update(report)
         except TierRefused as error:

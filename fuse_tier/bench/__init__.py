@@ -10,7 +10,18 @@ from pathlib import Path
 import trio
 from rich.console import Console
 
-from fuse_tier.bench import fs_content, fs_names, fs_room, fs_survival, job, peers, placement, restoring, streams
+from fuse_tier.bench import (
+    coordinating,
+    fs_content,
+    fs_names,
+    fs_room,
+    fs_survival,
+    job,
+    peers,
+    placement,
+    restoring,
+    streams,
+)
 from fuse_tier.bench.frame import Result, Row, choose, print_table, write_json
 from fuse_tier.bench.rows import ROWS as JOB_ROWS
 from fuse_tier.localcluster import in_directory
@@ -35,6 +46,7 @@ ROWS = (
     *streams.ROWS,
     *peers.ROWS,
     *placement.ROWS,
+    *coordinating.ROWS,
     *restoring.ROWS,
     *job.ROWS,
 )
@@ -47,12 +59,11 @@ def run_bench(names: Sequence[str] = (), json_path: Path | None = None) -> None:
     """
     console = Console()
     rows = (*ROWS, *_rows_of_others())
-    chosen = choose(rows, names, as_root=os.geteuid() == 0)
+    as_root = os.geteuid() == 0
+    chosen = choose(rows, names, as_root=as_root)
     for row in rows if not names else ():
         if row not in chosen:
-            console.print(
-                f"{row.name}: left out, because it has to be run as root: {row.needs_root}", highlight=False
-            )
+            console.print(f"{row.name}: left out, because it {row.unmet(as_root=as_root)}", highlight=False)
     results = []
     for row in chosen:
         with console.status(row.name):

@@ -28,6 +28,10 @@ from fuse_tier.members import Domain, Holdings, Location, Member, Picture, Repor
 from fuse_tier.standing import Standing
 
 FORGET_SECONDS = 3600.0  # how long a node that is gone is still shown
+_PAUSE_PER_NODE_SECONDS = 0.002  # between two reports: 500 a second, whatever the number of nodes
+_PAUSES_IN_A_LEASE = 5.0  # of few nodes
+_LEAST_PAUSES_IN_A_LEASE = 2.5  # of thousands; a report that fails is tried again within a second or so
+_LONGEST_HEARD_SECONDS = 120.0  # a lease of an earlier coordinator that is waited for
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,17 +84,33 @@ class Directory:
         self, lease_seconds: float, now: float, epoch: int = 1, domain_of: Callable[[str], Domain] | None = None
     ) -> None:
         """``domain_of`` is what others than a node itself say of what it fails together with; it counts first."""
-        self.lease_seconds = lease_seconds
+        self._shortest_lease = lease_seconds
         self.life = secrets.token_hex(8)
         self._domain_of = domain_of
         self._nodes: dict[str, _Node] = {}
         self._clock = EpochClock(epoch, now)
-        self._settled = now + lease_seconds
-        self._owned = Ownerships(self._clock, self._settled, max(1.0, lease_seconds / 2), self._lives)
+        self._began = now
+        self._owned = Ownerships(self._clock, now + lease_seconds, max(1.0, lease_seconds / 2), self._lives)
         self._conflicts: set[Conflict] = set()
         self._copied: dict[Identity, int] = {}  # the newest that a node had which had not mounted the volume
         self._observed = self._now = now
         self.comings_and_goings = 0  # grows whenever another set of nodes is alive
+
+    @property
+    def lease_seconds(self) -> float:
+        """How long a node counts as alive after a report: longer where there are many."""
+        return max(self._shortest_lease, _LEAST_PAUSES_IN_A_LEASE * self.pause_seconds)
+
+    @property
+    def pause_seconds(self) -> float:
+        """After how long a node reports again that has nothing new to say."""
+        return max(self._shortest_lease / _PAUSES_IN_A_LEASE, _PAUSE_PER_NODE_SECONDS * len(self._nodes))
+
+    def last_report(self, node: str, instance: str, sequence: int) -> Report | None:
+        """A node's report of this number, if it is the last that was accepted."""
+        known = self._nodes.get(node)
+        told = known.report if known is not None else None
+        return told if told is not None and (told.instance, told.sequence) == (instance, sequence) else None
 
     def report(self, report: Report, now: float) -> Accepted:
         """Takes a node's report in and renews its lease.
@@ -114,6 +134,8 @@ class Directory:
             change = Change.SAME if now < known.expires else Change.RETURNED
         known.report = report
         known.sequence = report.sequence
+        if not self.is_settled(now):  # the lease that it had from the coordinator before may be a longer one
+            self._owned.settle_at(self._began + min(report.lease_seconds, _LONGEST_HEARD_SECONDS))
         known.expires = now if report.leaving else now + self.lease_seconds
         known.announced_gone = report.leaving
         if report.leaving:
@@ -169,7 +191,7 @@ class Directory:
 
     def is_settled(self, now: float) -> bool:
         """Whether all that are alive must have reported."""
-        return now >= self._settled
+        return now >= self._owned.settled_at
 
     def clock(self, now: float) -> int:
         """The epoch of this moment."""
@@ -226,6 +248,10 @@ class Directory:
             return None
         known = self._nodes[owned.node]
         return self._member(known, now), known.expires - now
+
+    def member(self, node: str, now: float) -> Member:
+        """A node that has reported."""
+        return self._member(self._nodes[node], now)
 
     def members(self, now: float) -> tuple[Member, ...]:
         """Every node known, by name, those that are gone included."""

@@ -50,7 +50,7 @@ class Ownerships:
         self, clock: EpochClock, settled_at: float, lead_seconds: float, is_alive: Callable[[str], bool]
     ) -> None:
         self._clock = clock
-        self._settled_at = settled_at
+        self.settled_at = settled_at
         self._lead = int(lead_seconds)
         self._is_alive = is_alive
         self._owned: dict[Identity, Ownership] = {}
@@ -58,6 +58,10 @@ class Ownerships:
         self._granted: dict[Identity, int] = {}  # the highest that this coordinator granted, or accepted
         self._listed: dict[Identity, int] = {}  # the highest of a snapshot that anybody listed
         self._begun = 0  # the epoch at which all had reported; what is below was granted before; 0: not yet
+
+    def settle_at(self, moment: float) -> None:
+        """Not all that hold a lease need have reported before this moment."""
+        self.settled_at = max(self.settled_at, moment)
 
     def of(self, identity: Identity) -> Ownership | None:
         """A volume's owner, if it is alive."""
@@ -133,7 +137,7 @@ class Ownerships:
         if not self._has_settled(now):
             raise TierUnavailable(
                 f"the coordinator has just started and hears first who has {identity} mounted: "
-                f"try again in {self._settled_at - now:.1f} s"
+                f"try again in {self.settled_at - now:.1f} s"
             )
         listed = self._listed.get(identity, 0)
         if owned is None and goes_on is not None and listed > goes_on:
@@ -182,9 +186,9 @@ class Ownerships:
         return max(self._clock.read(now), known + 1, self._granted.get(identity, 0) + 1)
 
     def _has_settled(self, now: float) -> bool:
-        if now >= self._settled_at and not self._begun:
+        if now >= self.settled_at and not self._begun:
             self._begun = self._clock.read(now)
-        return now >= self._settled_at
+        return now >= self.settled_at
 
     def _is_from_before(self, epoch: int, now: float) -> bool:
         return not self._has_settled(now) or epoch < self._begun

@@ -6,20 +6,25 @@ changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import wraps
+from typing import TypeVar
 
 import structlog
 import trio
 
-from fuse_tier import members, metrics
+from fuse_tier import failpoints, members, metrics
 from fuse_tier.checkpoints import Job
 from fuse_tier.coordinate import counts
 from fuse_tier.coordinate.addresses import JobAddresses
+from fuse_tier.coordinate.attendance import Attendance
 from fuse_tier.coordinate.directory import Accepted, Change, Directory
+from fuse_tier.coordinate.fencing import Fence
 from fuse_tier.coordinate.milestones import Milestones, Observer
 from fuse_tier.coordinate.restarts import Restarts
 from fuse_tier.errors import FuseTierError, IdentityBusy, InvalidRequest, NotAuthorized, TierRefused, TierUnavailable
 from fuse_tier.identity import Identity
+from fuse_tier.restarts import Wish
 from fuse_tier.standing import Standing
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.grpc import Caller
@@ -32,8 +37,8 @@ from fuse_tier.wire.members import (
     parse_epoch,
     parse_identity,
     picture_to_wire,
-    report_from_wire,
 )
+from fuse_tier.wire.reports import report_from_wire
 from fuse_tier.wire.restarts import (
     mark_to_wire,
     parse_job,
@@ -50,20 +55,48 @@ _TOLD_AT_MOST = 1000
 _LOOK_SECONDS = 5.0
 
 
+Request = TypeVar("Request")
+Reply = TypeVar("Reply")
+Call = Callable[["CoordinatorService", Request, Caller], Awaitable[Reply]]
+
+
+def _marked(call: Call[Request, Reply]) -> Call[Request, Reply]:
+    """A call before and after which a test may end the process."""
+
+    @wraps(call)
+    async def marked(self: CoordinatorService, request: Request, caller: Caller) -> Reply:
+        failpoints.reached(f"coordinator.{call.__name__.lower()}.heard")
+        reply = await call(self, request, caller)
+        failpoints.reached(f"coordinator.{call.__name__.lower()}.answering")
+        return reply
+
+    return marked
+
+
 class CoordinatorService:
     """The servicer of ``Coordinator`` in control.proto. ``authenticated`` says that callers have certificates."""
 
     def __init__(
-        self, cluster: str, directory: Directory, *, authenticated: bool, observers: Sequence[Observer] = ()
+        self,
+        cluster: str,
+        directory: Directory,
+        fence: Fence,
+        *,
+        authenticated: bool,
+        observers: Sequence[Observer] = (),
+        wish_of: Callable[[Job], Wish | None] = lambda _: None,
     ) -> None:
         self._cluster = cluster
         self._directory = directory
-        self._restarts = Restarts(directory)
+        self._fence = fence
+        self._attendance = Attendance(directory.life, lambda: directory.members(trio.current_time()))
+        self._restarts = Restarts(directory, wish_of)
         self._milestones = Milestones(observers)
         self._job_addresses = JobAddresses()
         self._authenticated = authenticated
         self._refusals_told: set[tuple[str, str]] = set()
 
+    @_marked
     async def Report(self, request: pb.ReportRequest, caller: Caller) -> pb.ReportReply:  # noqa: N802 - its wire name
         """Renews a node's lease and answers with everybody's."""
         try:
@@ -73,8 +106,13 @@ class CoordinatorService:
                     f"node {request.node!r} is of cluster {request.cluster!r}, this coordinator of "
                     f"{self._cluster!r}: give the node another coordinator, or the same cluster, in its node.yaml"
                 )
-            report = report_from_wire(request)
             now = trio.current_time()
+            self._fence.hear(request.term, is_settled=self._directory.is_settled(now))
+            self._fence.check()
+            before = self._directory.last_report(request.node, request.instance, request.since)
+            if request.since and before is None:
+                return pb.ReportReply(unknown=True, term=self._fence.term)
+            report = report_from_wire(request, before)
             self._tell(report, self._directory.report(report, now))
             self._restarts.hear(report)
             self._milestones.hear(report)
@@ -83,10 +121,12 @@ class CoordinatorService:
             self._tell_refusal(request, caller, error)
             raise
         counts.report_accepted()
-        return pb.ReportReply(
+        self._attendance.see(self._directory.member(report.node, now))
+        reply = pb.ReportReply(
             epoch=self._directory.life,
-            members=map(member_to_wire, self._directory.members(now)),
+            term=self._fence.term,
             lease_seconds=self._directory.lease_seconds,
+            pause_seconds=self._directory.pause_seconds,
             owned=ownerships_to_wire(self._directory.granted(report.node, now)),
             clock=self._directory.clock(now),
             needed=holdings_to_wire(self._restarts.needed(report.node, now)),
@@ -94,10 +134,17 @@ class CoordinatorService:
             marks=map(mark_to_wire, self._restarts.marks(report.node)),
             domain=domain_to_wire(self._directory.known_domain(report.node)),
         )
+        if request.knows_roster:
+            reply.roster = self._attendance.since(request.roster_life, request.roster_version, now)
+        else:
+            reply.members.extend(map(member_to_wire, self._directory.members(now)))
+        return reply
 
+    @_marked
     async def Claim(self, request: pb.ClaimRequest, caller: Caller) -> pb.ClaimReply:  # noqa: N802 - its wire name
         """Grants an identity. TierUnavailable says that asking again will help; IdentityBusy that it won't."""
         self._check_caller(request.node, caller)
+        self._fence.check()
         identity, above = parse_identity(request.identity), parse_epoch(request.above)
         goes_on = parse_epoch(request.goes_on) if request.HasField("goes_on") else None
         now = trio.current_time()
@@ -110,19 +157,24 @@ class CoordinatorService:
                 await self._see_that_holder_answers(identity)
             raise
         log.info("coordinator.claim_granted", identity=str(identity), holder=request.node, epoch=granted)
-        return pb.ClaimReply(epoch=self._directory.life, granted=granted)
+        return pb.ClaimReply(epoch=self._directory.life, granted=granted, term=self._fence.term)
 
+    @_marked
     async def Release(self, request: pb.ReleaseRequest, caller: Caller) -> pb.Empty:  # noqa: N802 - its wire name
         """Takes an identity back."""
         self._check_caller(request.node, caller)
-        identity = parse_identity(request.identity)
-        self._directory.release(identity, request.node, request.instance, request.sequence, trio.current_time())
+        self._fence.check()
+        identity, now = parse_identity(request.identity), trio.current_time()
+        self._directory.release(identity, request.node, request.instance, request.sequence, now)
+        self._attendance.see(self._directory.member(request.node, now))
         log.info("coordinator.claim_released", identity=str(identity), holder=request.node)
         return pb.Empty()
 
+    @_marked
     async def Restart(self, request: pb.RestartRequest, caller: Caller) -> pb.RestartReply:  # noqa: N802
         """From which step a job goes on. TierUnavailable says that asking again will help."""
         self._check_caller(request.node, caller)
+        self._fence.check()
         question, now = question_from_wire(request), trio.current_time()
         self._directory.called(request.node, request.instance, request.sequence, now)
         verdict = self._restarts.ask(question, request.node, now)
@@ -134,20 +186,27 @@ class CoordinatorService:
             snapshot=verdict.number,
             others=verdict.others,
         )
-        return verdict_to_wire(verdict)
+        reply = verdict_to_wire(verdict)
+        reply.term = self._fence.term
+        return reply
 
-    async def Join(self, request: pb.JoinRequest, caller: Caller) -> pb.Empty:  # noqa: N802 - its wire name
+    @_marked
+    async def Join(self, request: pb.JoinRequest, caller: Caller) -> pb.JoinReply:  # noqa: N802 - its wire name
         """A rank goes on from the step that was chosen."""
         self._check_caller(request.node, caller)
+        self._fence.check()
         (identity, resumption), now = resumption_from_wire(request.resumption), trio.current_time()
         self._directory.called(request.node, request.instance, request.sequence, now)
         self._restarts.join(identity, request.node, resumption, now)
         self._milestones.joined(identity, resumption)
-        return pb.Empty()
+        return pb.JoinReply(term=self._fence.term)
 
+    @_marked
     async def Locate(self, request: pb.LocateRequest, caller: Caller) -> pb.LocateReply:  # noqa: N802 - its wire name
         """Where a volume's snapshots are."""
-        return location_to_wire(self._directory.locate(parse_identity(request.identity), trio.current_time()))
+        self._fence.check()
+        location = self._directory.locate(parse_identity(request.identity), trio.current_time())
+        return location_to_wire(location, self._fence.term)
 
     async def Picture(self, request: pb.Empty, caller: Caller) -> pb.PictureReply:  # noqa: N802 - its wire name
         """Everything, for people."""
@@ -181,6 +240,7 @@ class CoordinatorService:
             now = trio.current_time()
             for node in self._directory.expire(now):
                 log.warning("coordinator.node_gone", member=node, lease_seconds=self._directory.lease_seconds)
+            self._attendance.see_all()
             self._restarts.forget(self._directory.presence(now).keys(), now)
             self._job_addresses.forget({one.node for one in self._directory.members(now) if one.alive})
             counts.nodes_alive(sum(member.alive for member in self._directory.members(now)))

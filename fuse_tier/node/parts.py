@@ -21,7 +21,6 @@ import trio
 
 from fuse_tier.config import NodeConfig
 from fuse_tier.deadlines import Deadline
-from fuse_tier.errors import FuseTierError
 from fuse_tier.fs.syscalls import raise_descriptor_limit
 from fuse_tier.node.claims import Taken
 from fuse_tier.node.keepers import place_of
@@ -31,7 +30,6 @@ from fuse_tier.node.supervisor import Programs, refusal_of, run_supervisor
 from fuse_tier.node.turns import Turn
 from fuse_tier.node.vault import Vault
 from fuse_tier.node.worker import Worker
-from fuse_tier.wire.channel import connected
 
 log = structlog.get_logger(__name__)
 
@@ -63,13 +61,13 @@ async def run_worker_part(config: NodeConfig, config_path: str, programs: Progra
         check_starter()
         raise_descriptor_limit()
         protect(KEEPING)
-        worker = Worker([*programs.worker, "--config", config_path])
+        # It waits for the supervisor itself: until that is there, it has read all of its code.
+        worker = Worker([*programs.worker, "--config", config_path, "--after-supervisor"])
 
         async def work() -> None:
             async with trio.open_nursery() as nursery:
                 # No work of a worker's: should the others that have copies die with the keepers, this one is left.
                 nursery.start_soon(Vault(place_of(config.socket)).run)
-                await _until_answered(f"{config.socket}.supervisor")
                 await insist(lambda: _run_worker(config, worker), "worker.waits")
                 nursery.cancel_scope.cancel()
 
@@ -153,16 +151,6 @@ async def insist(work: Callable[[], Awaitable[None]], event: str) -> None:
             if not told:
                 log.info(event, reason=str(taken))
                 told = True
-            await trio.sleep(_AGAIN_SECONDS)
-
-
-async def _until_answered(path: str) -> None:
-    while True:
-        try:
-            async with connected(path, {}) as channel:
-                await channel.call("mounts", Deadline.CHANNEL_CALL)
-                return
-        except FuseTierError:
             await trio.sleep(_AGAIN_SECONDS)
 
 

@@ -119,6 +119,11 @@ class Layout:
         return os.path.join(self.root, "warmed.json")
 
     @property
+    def term(self) -> str:
+        """The highest term of a coordinator that this node has heard of (``replicate/terms.py``)."""
+        return os.path.join(self.root, "coordinator-term")
+
+    @property
     def marks(self) -> str:
         """Steps that are not to be restored."""
         return os.path.join(self.root, "marks.json")

@@ -10,6 +10,7 @@ import json
 import signal
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 
 import click
 import structlog
@@ -20,14 +21,17 @@ from fuse_tier.config import NodeConfig, load_node_config
 from fuse_tier.deadlines import Deadline, check_order
 from fuse_tier.errors import FuseTierError
 from fuse_tier.replicate.priority import give_way
+from fuse_tier.replicate.supervisor import Supervisor
 from fuse_tier.replicate.worker import Worker
 
 log = structlog.get_logger(__name__)
 
 
-async def run_worker(config: NodeConfig) -> None:
+async def run_worker(config: NodeConfig, *, after_supervisor: bool) -> None:
     """Runs until SIGTERM or SIGINT; a second one skips what would still be copied."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        if after_supervisor and not await _supervisor_comes(config, signals):
+            return
         async with trio.open_nursery() as nursery:
             worker = Worker(config, nursery)
             try:
@@ -48,6 +52,17 @@ async def run_worker(config: NodeConfig) -> None:
     log.info("worker.ended", node=config.node)
 
 
+async def _supervisor_comes(config: NodeConfig, signals: AsyncIterator[int]) -> bool:
+    """False when a signal comes before."""
+    has_come = False
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
+        await Supervisor(f"{config.socket}.supervisor").until_there()
+        has_come = True
+        nursery.cancel_scope.cancel()
+    return has_come
+
+
 async def _cancel_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
     await anext(signals)
     scope.cancel()
@@ -55,7 +70,10 @@ async def _cancel_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope
 
 @click.command()
 @click.option("--config", "config_path", required=True, type=click.Path(), help="The node's configuration file.")
-def main(config_path: str) -> None:
+@click.option(
+    "--after-supervisor", is_flag=True, help="Begin when the node's supervisor, which makes the RAM tier, answers."
+)
+def main(config_path: str, after_supervisor: bool) -> None:
     """Runs the replication worker of one node; `fuse-tier node` starts it."""
     failure: FuseTierError | None = None
     try:
@@ -63,7 +81,7 @@ def main(config_path: str) -> None:
         logs.configure("worker", config.node)
         give_way()
         check_order()
-        trio.run(run_worker, config)
+        trio.run(partial(run_worker, config, after_supervisor=after_supervisor))
     except* FuseTierError as group:
         failure = _first(group)
     if failure is not None:  # not above: what is raised in an `except*` comes out in a group

@@ -1,7 +1,8 @@
 """Membership through a coordinator.
 
-Calls to it that change something are made one at a time and numbered, and each report says everything anew,
-claims included: so a call that was lost, or came late, is put right by the next report. The invariant: what
+Calls to it that change something are made one at a time and numbered, and the report after each says everything anew,
+claims included: so a call that was lost, or came late, is put right by the next report. Of several coordinators only
+the newest is listened to (``terms.py``). The invariant: what
 this node claimed stands in every report from the moment the claim is known to be granted until its release,
 and in none before.
 """
@@ -21,9 +22,12 @@ from fuse_tier.checkpoints import Job
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import DeadlineExceeded, FuseTierError, IdentityBusy, TierRefused, TierUnavailable
 from fuse_tier.identity import Identity
-from fuse_tier.members import Domain, Location, Member
+from fuse_tier.members import Domain, Location, Member, Report
+from fuse_tier.ram.layout import Layout
+from fuse_tier.replicate.correspondence import Correspondence
 from fuse_tier.replicate.own import OwnNode
 from fuse_tier.replicate.roster import RosterMembership, ask_holders
+from fuse_tier.replicate.terms import Terms
 from fuse_tier.restarts import Mark, Question, Resumption, Verdict
 from fuse_tier.standing import Standing
 from fuse_tier.wire import control_pb2 as pb
@@ -33,33 +37,31 @@ from fuse_tier.wire.members import (
     domain_from_wire,
     holdings_from_wire,
     location_from_wire,
-    member_from_wire,
     ownerships_from_wire,
     parse_epoch,
-    report_to_wire,
 )
 from fuse_tier.wire.restarts import mark_from_wire, question_to_wire, resumption_to_wire, verdict_from_wire
 from fuse_tier.wire.standing import standings_from_wire
 
 log = structlog.get_logger(__name__)
 
-_FIRST_LEASE_SECONDS = 5.0  # until the coordinator has said how long it is
 _LEAST_PAUSE_SECONDS = 0.05  # between two reports, however many were asked for
 _CLAIM_PAUSE_SECONDS = 0.2
+_LONGEST_RETRY_SECONDS = 1.0  # of a report that failed
 
 
 class CoordinatorMembership(RosterMembership):
     """Implements ``Membership``."""
 
-    def __init__(self, own: OwnNode, address: str) -> None:
+    def __init__(self, own: OwnNode, address: str, layout: Layout) -> None:
         super().__init__(own)
         self._address = address
         self._client = Client(address, CoordinatorStub, own.tls)
         self._sequence = itertools.count(1)
         self._turn = trio.Lock()
         self._wanted = trio.Event()
-        self._lease_seconds = _FIRST_LEASE_SECONDS
-        self._life = ""  # of the coordinator
+        self._terms = Terms(layout)
+        self._letters = Correspondence(own.cluster)
         self._clock = 0  # the highest epoch heard of
         self._doubtful: frozenset[Identity] = frozenset()
         self._needed: Mapping[Identity, tuple[int, ...]] | None = None  # parts of newest complete checkpoints
@@ -84,18 +86,21 @@ class CoordinatorMembership(RosterMembership):
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """See Membership."""
         started = False
+        await trio.to_thread.run_sync(self._terms.load)
         async with self._client:
             while True:
                 self._wanted = trio.Event()
+                longest_pause = float("inf")
                 try:
                     await self._report()
                 except FuseTierError as error:
+                    longest_pause = _LONGEST_RETRY_SECONDS
                     self._tell_trouble(error)
                 if not started:
                     started = True
                     task_status.started()
                 await trio.sleep(_LEAST_PAUSE_SECONDS)
-                with trio.move_on_after(self._lease_seconds / 5):
+                with trio.move_on_after(min(self._letters.pause_seconds, longest_pause)):
                     await self._wanted.wait()
 
     def is_doubtful(self, identity: Identity) -> bool:
@@ -129,7 +134,9 @@ class CoordinatorMembership(RosterMembership):
         request = question_to_wire(question)
         async with self._turn:
             request.node, request.instance, request.sequence = *self._caller, next(self._sequence)
-            return verdict_from_wire(await self._client.call("Restart", request, Deadline.CONTROL_CALL))
+            reply = await self._client.call("Restart", request, Deadline.CONTROL_CALL)
+            await self._terms.obey(reply.term, self._address)
+            return verdict_from_wire(reply)
 
     async def checkpoints(self, job: Job) -> tuple[Standing, ...]:
         """See Membership."""
@@ -147,7 +154,9 @@ class CoordinatorMembership(RosterMembership):
         async with self._turn:
             node, instance = self._caller
             request = pb.JoinRequest(node=node, instance=instance, sequence=next(self._sequence), resumption=message)
-            await self._client.call("Join", request, Deadline.CONTROL_CALL)
+            reply = await self._client.call("Join", request, Deadline.CONTROL_CALL)
+            await self._terms.obey(reply.term, self._address)
+            self._letters.repeat()
             self._resumed[identity] = resumption  # before the turn ends, lest a report without it takes it back
 
     @property
@@ -221,7 +230,9 @@ class CoordinatorMembership(RosterMembership):
         while True:
             try:
                 request = pb.LocateRequest(identity=str(identity))
-                location = location_from_wire(await self._client.call("Locate", request, Deadline.CONTROL_CALL))
+                reply = await self._client.call("Locate", request, Deadline.CONTROL_CALL)
+                await self._terms.obey(reply.term, self._address)
+                location = location_from_wire(reply)
             except FuseTierError as error:
                 log.warning("membership.asking_peers_instead", identity=str(identity), reason=str(error))
                 return await self._ask_peers(identity, str(error))
@@ -234,23 +245,35 @@ class CoordinatorMembership(RosterMembership):
         async with self._turn:
             if self._left and not leaving:
                 return
-            report = self._own.report(
-                self._claimed, self._epochs, self._resumed, self._clock, next(self._sequence), leaving=leaving
-            )
-            request = report_to_wire(report, self._own.cluster)
-            reply: pb.ReportReply = await self._client.call("Report", request, self._report_deadline())
-            members = tuple(map(member_from_wire, reply.members))
+            reply, report = await self._send(leaving=leaving)
+            if reply.unknown:
+                self._letters.repeat()
+                reply, report = await self._send(leaving=leaving)
+            life = self._letters.life
+            members = self._letters.take(report, reply)
             self._take_ownerships(report.facts.mounted, reply)
             self._take_needed(reply)
             self._domain = domain_from_wire(reply.domain)
         if self._trouble:
             log.info("membership.coordinator_back", address=self._address)
-        elif self._life and reply.epoch != self._life:
-            log.info("membership.coordinator_restarted", address=self._address, life=reply.epoch)
+        elif life and reply.epoch != life:
+            log.info("membership.coordinator_restarted", address=self._address, life=reply.epoch, term=reply.term)
         self._trouble = ""
-        self._life = reply.epoch
-        self._lease_seconds = reply.lease_seconds or _FIRST_LEASE_SECONDS
         self._roster.update(member for member in members if member.node != self._own.node)
+
+    async def _send(self, *, leaving: bool) -> tuple[pb.ReportReply, Report]:
+        report = self._own.report(
+            self._claimed, self._epochs, self._resumed, self._clock, next(self._sequence), leaving=leaving
+        )
+        report = replace(report, lease_seconds=self._lease_seconds if self._letters.life else 0.0)
+        request = self._letters.request(report, self._terms.highest)
+        reply: pb.ReportReply = await self._client.call("Report", request, self._report_deadline())
+        await self._terms.obey(reply.term, self._address)
+        return reply, report
+
+    @property
+    def _lease_seconds(self) -> float:
+        return self._letters.lease_seconds
 
     def _take_needed(self, reply: pb.ReportReply) -> None:
         """What the coordinator says must stay; one that has not heard all nodes yet says too little."""
@@ -281,7 +304,7 @@ class CoordinatorMembership(RosterMembership):
     def _tell_trouble(self, error: FuseTierError) -> None:
         """Logs an outage or a refusal once; raises a refusal of one that was never accepted."""
         passing = isinstance(error, TierUnavailable | DeadlineExceeded)
-        if not passing and not self._life:
+        if not passing and not self._letters.life:
             raise error
         trouble = "unavailable" if passing else "refused"
         if self._trouble == trouble:
@@ -302,7 +325,10 @@ class CoordinatorMembership(RosterMembership):
         async with self._turn:
             request.identity, request.node, request.instance = str(identity), self._own.node, self._own.instance
             request.sequence = next(self._sequence)
+            self._letters.repeat()
             reply = await self._client.call(name, request, Deadline.CONTROL_CALL)
+            if isinstance(reply, pb.ClaimReply):
+                await self._terms.obey(reply.term, self._address)
             if isinstance(request, pb.ClaimRequest):
                 # Before the turn ends, lest a report without it takes it back.
                 self._claimed.add(identity)
@@ -322,6 +348,6 @@ class CoordinatorMembership(RosterMembership):
             asked = await ask_holders(live, identity, clients.__getitem__)
         silent = [f"node {member.node} ({why})" for member, why in asked.silent.items()]
         silent += [f"node {member.node} (gone before)" for member in self._roster.members if not member.alive]
-        if silent or not self._life:
+        if silent or not self._letters.life:
             silent.append(f"the coordinator at {self._address} ({reason})")
         return Location(asked.holders, silent=tuple(silent))

@@ -15,6 +15,7 @@ from fuse_tier.checkpoints import Job
 from fuse_tier.config import NodeConfig
 from fuse_tier.identity import Identity
 from fuse_tier.members import Domain, LocalFacts, Location, Member
+from fuse_tier.ram.layout import Layout
 from fuse_tier.replicate.by_coordinator import CoordinatorMembership
 from fuse_tier.replicate.by_peers import PeerMembership
 from fuse_tier.replicate.own import OwnNode
@@ -164,5 +165,5 @@ def build_membership(config: NodeConfig, instance: str, facts: Callable[[], Loca
         tls=TlsFiles(config.tls.ca, config.tls.cert, config.tls.key) if config.tls else None,
     )
     if config.coordinator:
-        return CoordinatorMembership(own, str(config.coordinator))
+        return CoordinatorMembership(own, str(config.coordinator), Layout(config.ram.path))
     return PeerMembership(own, tuple((str(peer), Domain(host=peer.host)) for peer in config.peers))

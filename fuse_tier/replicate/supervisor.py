@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
+
+import trio
 
 from fuse_tier.deadlines import Deadline
+from fuse_tier.errors import FuseTierError
 from fuse_tier.identity import Identity
 from fuse_tier.wire.channel import connected
+
+_AGAIN_SECONDS: Final = 0.05
 
 
 class Supervisor:
@@ -14,6 +19,16 @@ class Supervisor:
 
     def __init__(self, socket: str) -> None:
         self.socket = socket
+
+    async def until_there(self) -> None:
+        """Returns when it answers: then the RAM tier is there, which it makes."""
+        while True:
+            try:
+                await self.mounts()
+            except FuseTierError:
+                await trio.sleep(_AGAIN_SECONDS)
+            else:
+                return
 
     async def check(self, identity: Identity, mountpoint: str) -> str:
         """Sees whether a mount could be made; gives the canonical mountpoint. Raises MountError, IdentityBusy."""

@@ -1028,6 +1028,13 @@ class ReportRequest(_message.Message):
     RESUMED_FIELD_NUMBER: _builtins.int
     MARKS_FIELD_NUMBER: _builtins.int
     STANDINGS_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    GONE_FIELD_NUMBER: _builtins.int
+    ROSTER_LIFE_FIELD_NUMBER: _builtins.int
+    ROSTER_VERSION_FIELD_NUMBER: _builtins.int
+    KNOWS_ROSTER_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    LEASE_SECONDS_FIELD_NUMBER: _builtins.int
     FAILING_FIELD_NUMBER: _builtins.int
     JOB_ADDRESSES_FIELD_NUMBER: _builtins.int
     cluster: _builtins.str
@@ -1044,6 +1051,18 @@ class ReportRequest(_message.Message):
     """its last one: nothing is mounted there any more, and its lease ends now"""
     clock: _builtins.int
     """the highest epoch that it has heard of (minor 3)"""
+    since: _builtins.int
+    """the caller's report that this one changes: volumes that are not named are as there; 0: whole (minor 7)"""
+    roster_life: _builtins.str
+    """of which life of a coordinator, (minor 7)"""
+    roster_version: _builtins.int
+    """and which state of its members the caller knows; 0: none (minor 7)"""
+    knows_roster: _builtins.bool
+    """it takes a roster in place of members (minor 7)"""
+    term: _builtins.int
+    """the highest of a coordinator that it has heard of (minor 7)"""
+    lease_seconds: _builtins.float
+    """that it was told last (minor 7)"""
     @_builtins.property
     def addresses(self) -> Global___Addresses: ...
     @_builtins.property
@@ -1077,6 +1096,10 @@ class ReportRequest(_message.Message):
         """of the steward: what is complete in the bucket (minor 6)"""
 
     @_builtins.property
+    def gone(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """volumes of which there is nothing any more, since that one (minor 7)"""
+
+    @_builtins.property
     def failing(self) -> _containers.RepeatedCompositeFieldContainer[Global___Failing]:
         """volumes whose last backup failed (minor 7)"""
 
@@ -1107,16 +1130,55 @@ class ReportRequest(_message.Message):
         resumed: _abc.Iterable[Global___Resumption] | None = ...,
         marks: _abc.Iterable[Global___Mark] | None = ...,
         standings: _abc.Iterable[Global___Standing] | None = ...,
+        since: _builtins.int = ...,
+        gone: _abc.Iterable[_builtins.str] | None = ...,
+        roster_life: _builtins.str = ...,
+        roster_version: _builtins.int = ...,
+        knows_roster: _builtins.bool = ...,
+        term: _builtins.int = ...,
+        lease_seconds: _builtins.float = ...,
         failing: _abc.Iterable[Global___Failing] | None = ...,
         job_addresses: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "bucket", b"bucket", "capacity_bytes", b"capacity_bytes", "clock", b"clock", "cluster", b"cluster", "failing", b"failing", "free_bytes", b"free_bytes", "holdings", b"holdings", "host", b"host", "instance", b"instance", "job_addresses", b"job_addresses", "leaving", b"leaving", "marks", b"marks", "mounted", b"mounted", "node", b"node", "owned", b"owned", "pool", b"pool", "resumed", b"resumed", "saves", b"saves", "sequence", b"sequence", "standings", b"standings", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "bucket", b"bucket", "capacity_bytes", b"capacity_bytes", "clock", b"clock", "cluster", b"cluster", "failing", b"failing", "free_bytes", b"free_bytes", "gone", b"gone", "holdings", b"holdings", "host", b"host", "instance", b"instance", "job_addresses", b"job_addresses", "knows_roster", b"knows_roster", "lease_seconds", b"lease_seconds", "leaving", b"leaving", "marks", b"marks", "mounted", b"mounted", "node", b"node", "owned", b"owned", "pool", b"pool", "resumed", b"resumed", "roster_life", b"roster_life", "roster_version", b"roster_version", "saves", b"saves", "sequence", b"sequence", "since", b"since", "standings", b"standings", "term", b"term", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportRequest: _TypeAlias = ReportRequest  # noqa: Y015
+
+@_typing.final
+class Roster(_message.Message):
+    """Who takes part: everybody, or who has changed since the version that was asked for (minor 7)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    WHOLE_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    PACKED_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    whole: _builtins.bool
+    packed: _builtins.bytes
+    """a zlib stream of a Roster with more members"""
+    @_builtins.property
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___Member]: ...
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        whole: _builtins.bool = ...,
+        members: _abc.Iterable[Global___Member] | None = ...,
+        packed: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["members", b"members", "packed", b"packed", "version", b"version", "whole", b"whole"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Roster: _TypeAlias = Roster  # noqa: Y015
 
 @_typing.final
 class Failing(_message.Message):
@@ -1239,7 +1301,9 @@ Global___Standing: _TypeAlias = Standing  # noqa: Y015
 
 @_typing.final
 class Resumption(_message.Message):
-    """From what a volume's files went on: without a step, from no files."""
+    """From what a volume's files went on: without a step, from no files.
+    A wish of a person's that was followed is not followed again (minor 7).
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1248,11 +1312,13 @@ class Resumption(_message.Message):
     RESTART_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    WISH_FIELD_NUMBER: _builtins.int
     identity: _builtins.str
     run: _builtins.str
     restart: _builtins.int
     step: _builtins.int
     epoch: _builtins.int
+    wish: _builtins.str
     def __init__(
         self,
         *,
@@ -1261,10 +1327,11 @@ class Resumption(_message.Message):
         restart: _builtins.int = ...,
         step: _builtins.int | None = ...,
         epoch: _builtins.int = ...,
+        wish: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "epoch", b"epoch", "identity", b"identity", "restart", b"restart", "run", b"run", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "epoch", b"epoch", "identity", b"identity", "restart", b"restart", "run", b"run", "step", b"step", "wish", b"wish"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
     _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015
@@ -1361,6 +1428,10 @@ class ReportReply(_message.Message):
     SETTLED_FIELD_NUMBER: _builtins.int
     MARKS_FIELD_NUMBER: _builtins.int
     DOMAIN_FIELD_NUMBER: _builtins.int
+    ROSTER_FIELD_NUMBER: _builtins.int
+    UNKNOWN_FIELD_NUMBER: _builtins.int
+    PAUSE_SECONDS_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
     epoch: _builtins.str
     """of the coordinator's own life"""
     lease_seconds: _builtins.float
@@ -1368,6 +1439,14 @@ class ReportReply(_message.Message):
     """the epoch of this moment; 0: the coordinator knows of none (minor 3)"""
     settled: _builtins.bool
     """it has heard all nodes, and so knows which these are (minor 4)"""
+    roster: _builtins.bytes
+    """a Roster, in place of members, for who is of minor 7"""
+    unknown: _builtins.bool
+    """the report that this one changes is not known here: send a whole one (minor 7)"""
+    pause_seconds: _builtins.float
+    """until the next report, if nothing is new; 0: a fifth of the lease (minor 7)"""
+    term: _builtins.int
+    """of the coordinator: who has heard of a higher one does not listen to it (minor 7)"""
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___Member]: ...
     @_builtins.property
@@ -1398,10 +1477,14 @@ class ReportReply(_message.Message):
         settled: _builtins.bool = ...,
         marks: _abc.Iterable[Global___Mark] | None = ...,
         domain: Global___Domain | None = ...,
+        roster: _builtins.bytes = ...,
+        unknown: _builtins.bool = ...,
+        pause_seconds: _builtins.float = ...,
+        term: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock", b"clock", "domain", b"domain", "epoch", b"epoch", "lease_seconds", b"lease_seconds", "marks", b"marks", "members", b"members", "needed", b"needed", "owned", b"owned", "settled", b"settled"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock", b"clock", "domain", b"domain", "epoch", b"epoch", "lease_seconds", b"lease_seconds", "marks", b"marks", "members", b"members", "needed", b"needed", "owned", b"owned", "pause_seconds", b"pause_seconds", "roster", b"roster", "settled", b"settled", "term", b"term", "unknown", b"unknown"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1473,11 +1556,17 @@ class RestartReply(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     NUMBER_FIELD_NUMBER: _builtins.int
     OTHERS_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    WISH_FIELD_NUMBER: _builtins.int
     restart: _builtins.int
     """0: no tree of the job names a step: each rank takes its newest snapshot"""
     step: _builtins.int
     number: _builtins.int
     """0: no files"""
+    term: _builtins.int
+    """as in ReportReply, and in the replies below (minor 7)"""
+    wish: _builtins.str
+    """a person's, that is followed with this, or was before (minor 7)"""
     @_builtins.property
     def others(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """replicas that are mounted, and go on as they are"""
@@ -1489,16 +1578,37 @@ class RestartReply(_message.Message):
         step: _builtins.int | None = ...,
         number: _builtins.int = ...,
         others: _abc.Iterable[_builtins.str] | None = ...,
+        term: _builtins.int = ...,
+        wish: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "number", b"number", "others", b"others", "restart", b"restart", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "number", b"number", "others", b"others", "restart", b"restart", "step", b"step", "term", b"term", "wish", b"wish"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
     _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__step) -> _WhichOneofReturnType__step | None: ...
 
 Global___RestartReply: _TypeAlias = RestartReply  # noqa: Y015
+
+@_typing.final
+class JoinReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TERM_FIELD_NUMBER: _builtins.int
+    term: _builtins.int
+    def __init__(
+        self,
+        *,
+        term: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JoinReply: _TypeAlias = JoinReply  # noqa: Y015
 
 @_typing.final
 class JoinRequest(_message.Message):
@@ -1560,8 +1670,10 @@ class LocateReply(_message.Message):
     BUCKET_FIELD_NUMBER: _builtins.int
     UNSETTLED_FIELD_NUMBER: _builtins.int
     COPIED_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
     unsettled: _builtins.bool
     copied: _builtins.int
+    term: _builtins.int
     @_builtins.property
     def holders(self) -> _containers.RepeatedCompositeFieldContainer[Global___Holder]: ...
     @_builtins.property
@@ -1573,10 +1685,11 @@ class LocateReply(_message.Message):
         bucket: _abc.Iterable[_builtins.int] | None = ...,
         unsettled: _builtins.bool = ...,
         copied: _builtins.int = ...,
+        term: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "copied", b"copied", "holders", b"holders", "unsettled", b"unsettled"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "copied", b"copied", "holders", b"holders", "term", b"term", "unsettled", b"unsettled"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1652,19 +1765,23 @@ class ClaimReply(_message.Message):
 
     EPOCH_FIELD_NUMBER: _builtins.int
     GRANTED_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
     epoch: _builtins.str
     """of the coordinator's own life"""
     granted: _builtins.int
     """of the ownership (minor 3)"""
+    term: _builtins.int
+    """(minor 7)"""
     def __init__(
         self,
         *,
         epoch: _builtins.str = ...,
         granted: _builtins.int = ...,
+        term: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "granted", b"granted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "granted", b"granted", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

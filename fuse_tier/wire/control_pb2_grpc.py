@@ -836,7 +836,7 @@ class CoordinatorStub:
         self.Join = channel.unary_unary(
                 '/fuse_tier.v1.Coordinator/Join',
                 request_serializer=fuse__tier_dot_wire_dot_control__pb2.JoinRequest.SerializeToString,
-                response_deserializer=fuse__tier_dot_wire_dot_control__pb2.Empty.FromString,
+                response_deserializer=fuse__tier_dot_wire_dot_control__pb2.JoinReply.FromString,
                 _registered_method=True)
         self.Checkpoints = channel.unary_unary(
                 '/fuse_tier.v1.Coordinator/Checkpoints',
@@ -949,7 +949,7 @@ def add_CoordinatorServicer_to_server(servicer, server):
             'Join': grpc.unary_unary_rpc_method_handler(
                     servicer.Join,
                     request_deserializer=fuse__tier_dot_wire_dot_control__pb2.JoinRequest.FromString,
-                    response_serializer=fuse__tier_dot_wire_dot_control__pb2.Empty.SerializeToString,
+                    response_serializer=fuse__tier_dot_wire_dot_control__pb2.JoinReply.SerializeToString,
             ),
             'Checkpoints': grpc.unary_unary_rpc_method_handler(
                     servicer.Checkpoints,
@@ -1152,7 +1152,7 @@ class Coordinator:
             target,
             '/fuse_tier.v1.Coordinator/Join',
             fuse__tier_dot_wire_dot_control__pb2.JoinRequest.SerializeToString,
-            fuse__tier_dot_wire_dot_control__pb2.Empty.FromString,
+            fuse__tier_dot_wire_dot_control__pb2.JoinReply.FromString,
             options,
             channel_credentials,
             insecure,

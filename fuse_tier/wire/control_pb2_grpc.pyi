@@ -252,7 +252,7 @@ class CoordinatorStub:
     Picture: _grpc.UnaryUnaryMultiCallable[_control_pb2.Empty, _control_pb2.PictureReply]
     Restart: _grpc.UnaryUnaryMultiCallable[_control_pb2.RestartRequest, _control_pb2.RestartReply]
     """from which step a job of several ranks goes on (minor 4)"""
-    Join: _grpc.UnaryUnaryMultiCallable[_control_pb2.JoinRequest, _control_pb2.Empty]
+    Join: _grpc.UnaryUnaryMultiCallable[_control_pb2.JoinRequest, _control_pb2.JoinReply]
     """its files are there, its pod starts (minor 4)"""
     Checkpoints: _grpc.UnaryUnaryMultiCallable[_control_pb2.CheckpointsRequest, _control_pb2.CheckpointsReply]
     """of a job, or of all (minor 6)"""
@@ -271,7 +271,7 @@ class CoordinatorAsyncStub(CoordinatorStub):
     Picture: _aio.UnaryUnaryMultiCallable[_control_pb2.Empty, _control_pb2.PictureReply]  # type: ignore[assignment]
     Restart: _aio.UnaryUnaryMultiCallable[_control_pb2.RestartRequest, _control_pb2.RestartReply]  # type: ignore[assignment]
     """from which step a job of several ranks goes on (minor 4)"""
-    Join: _aio.UnaryUnaryMultiCallable[_control_pb2.JoinRequest, _control_pb2.Empty]  # type: ignore[assignment]
+    Join: _aio.UnaryUnaryMultiCallable[_control_pb2.JoinRequest, _control_pb2.JoinReply]  # type: ignore[assignment]
     """its files are there, its pod starts (minor 4)"""
     Checkpoints: _aio.UnaryUnaryMultiCallable[_control_pb2.CheckpointsRequest, _control_pb2.CheckpointsReply]  # type: ignore[assignment]
     """of a job, or of all (minor 6)"""
@@ -329,7 +329,7 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _control_pb2.JoinRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_control_pb2.Empty, _abc.Awaitable[_control_pb2.Empty]]:
+    ) -> _typing.Union[_control_pb2.JoinReply, _abc.Awaitable[_control_pb2.JoinReply]]:
         """its files are there, its pod starts (minor 4)"""
 
     @_abc_1.abstractmethod

@@ -12,32 +12,13 @@ from dataclasses import replace
 from fuse_tier import epochs
 from fuse_tier.errors import ConfigError, InvalidRequest
 from fuse_tier.identity import Identity, SnapshotId, is_name
-from fuse_tier.members import (
-    Domain,
-    Holdings,
-    LocalFacts,
-    Location,
-    Member,
-    Picture,
-    Report,
-    VolumePicture,
-)
+from fuse_tier.members import Domain, Holdings, Location, Member, Picture, VolumePicture
 from fuse_tier.wire import control_pb2 as pb
-from fuse_tier.wire.restarts import (
-    mark_from_wire,
-    mark_to_wire,
-    resumption_from_wire,
-    resumption_to_wire,
-    saves_from_wire,
-    saves_to_wire,
-)
-from fuse_tier.wire.standing import standing_to_wire, standings_from_wire
 
 PROTOCOL = 1  # major version of control.proto: one of another is refused at Hello
-MINOR = 6  # grows when something is added, which is then used only with those who know it
+MINOR = 7  # grows when something is added, which is then used only with those who know it
 _LONGEST_LABEL = 253
 _LONGEST_USER = 1024
-_LONGEST_REASON = 500
 
 
 def parse_identity(text: str) -> Identity:
@@ -46,66 +27,6 @@ def parse_identity(text: str) -> Identity:
         return Identity.parse(text)
     except ConfigError as error:
         raise InvalidRequest(str(error)) from None
-
-
-def report_to_wire(report: Report, cluster: str) -> pb.ReportRequest:
-    """What a node sends."""
-    facts = report.facts
-    return pb.ReportRequest(
-        cluster=cluster,
-        node=report.node,
-        instance=report.instance,
-        sequence=report.sequence,
-        addresses=pb.Addresses(control=report.control, bulk=report.bulk),
-        capacity_bytes=facts.capacity_bytes,
-        free_bytes=max(0, facts.free_bytes),
-        mounted=sorted(map(str, facts.mounted)),
-        holdings=holdings_to_wire(facts.holdings),
-        bucket=holdings_to_wire(facts.bucket),
-        zone=report.domain.zone,
-        pool=report.domain.pool,
-        host=report.domain.host,
-        leaving=report.leaving,
-        owned=ownerships_to_wire(facts.epochs, facts.users),
-        clock=report.clock,
-        saves=saves_to_wire(facts.saved),
-        resumed=[resumption_to_wire(identity, one) for identity, one in facts.resumed.items()],
-        marks=map(mark_to_wire, facts.marks),
-        standings=map(standing_to_wire, facts.standings),
-        failing=[
-            pb.Failing(identity=str(one), reason=reason[:_LONGEST_REASON]) for one, reason in facts.failing.items()
-        ],
-        job_addresses=facts.job_addresses,
-    )
-
-
-def report_from_wire(message: pb.ReportRequest) -> Report:
-    """Raises InvalidRequest."""
-    return Report(
-        node=_name(message.node, "node"),
-        instance=_name(message.instance, "instance"),
-        sequence=message.sequence,
-        control=_address(message.addresses.control),
-        bulk=_address(message.addresses.bulk),
-        facts=LocalFacts(
-            capacity_bytes=message.capacity_bytes,
-            free_bytes=message.free_bytes,
-            mounted=frozenset(map(parse_identity, message.mounted)),
-            holdings=holdings_from_wire(message.holdings),
-            bucket=holdings_from_wire(message.bucket),
-            epochs=ownerships_from_wire(message.owned),
-            users={parse_identity(one.identity): parse_user(one.user) for one in message.owned if one.user},
-            saved=saves_from_wire(message.saves),
-            resumed=dict(map(resumption_from_wire, message.resumed)),
-            marks=frozenset(map(mark_from_wire, message.marks)),
-            standings=standings_from_wire(message.standings),
-            failing={parse_identity(one.identity): one.reason[:_LONGEST_REASON] for one in message.failing},
-            job_addresses=dict(message.job_addresses),
-        ),
-        domain=_domain(message.zone, message.pool, message.host),
-        clock=parse_epoch(message.clock),
-        leaving=message.leaving,
-    )
 
 
 def ownerships_to_wire(
@@ -138,7 +59,7 @@ def domain_to_wire(domain: Domain) -> pb.Domain:
 
 def domain_from_wire(message: pb.Domain) -> Domain:
     """Raises InvalidRequest."""
-    return _domain(message.zone, message.pool, message.host)
+    return parse_domain(message.zone, message.pool, message.host)
 
 
 def member_to_wire(member: Member) -> pb.Member:
@@ -160,14 +81,14 @@ def member_to_wire(member: Member) -> pb.Member:
 def member_from_wire(message: pb.Member) -> Member:
     """Raises InvalidRequest."""
     return Member(
-        node=_name(message.node, "node"),
-        instance=_name(message.instance, "instance"),
-        control=_address(message.addresses.control),
-        bulk=_address(message.addresses.bulk),
+        node=parse_name(message.node, "node"),
+        instance=parse_name(message.instance, "instance"),
+        control=parse_address(message.addresses.control),
+        bulk=parse_address(message.addresses.bulk),
         alive=message.alive,
         capacity_bytes=message.capacity_bytes,
         free_bytes=message.free_bytes,
-        domain=_domain(message.zone, message.pool, message.host),
+        domain=parse_domain(message.zone, message.pool, message.host),
         mounted=frozenset(map(parse_identity, message.mounted)),
     )
 
@@ -175,10 +96,10 @@ def member_from_wire(message: pb.Member) -> Member:
 def hello_from_wire(message: pb.HelloReply, control: str, domain: Domain) -> Member:
     """The peer that answered at ``control``, which says nothing of its domain. Raises InvalidRequest."""
     return Member(
-        node=_name(message.node, "node"),
-        instance=_name(message.instance, "instance"),
+        node=parse_name(message.node, "node"),
+        instance=parse_name(message.instance, "instance"),
         control=control,
-        bulk=_address(message.bulk),
+        bulk=parse_address(message.bulk),
         alive=True,
         capacity_bytes=message.capacity_bytes,
         free_bytes=message.free_bytes,
@@ -187,9 +108,10 @@ def hello_from_wire(message: pb.HelloReply, control: str, domain: Domain) -> Mem
     )
 
 
-def location_to_wire(location: Location) -> pb.LocateReply:
-    """The answer to Locate."""
+def location_to_wire(location: Location, term: int) -> pb.LocateReply:
+    """The answer to Locate, of a coordinator of this term."""
     return pb.LocateReply(
+        term=term,
         holders=_holders_to_wire(location),
         bucket=location.bucket,
         unsettled=not location.is_settled,
@@ -283,20 +205,23 @@ def _numbers(numbers: Iterable[int]) -> tuple[int, ...]:
     return ascending
 
 
-def _name(text: str, what: str) -> str:
+def parse_name(text: str, what: str) -> str:
+    """Raises InvalidRequest."""
     if not is_name(text):
         raise InvalidRequest(f"{text!r} is no valid name of a {what}")
     return text
 
 
-def _address(text: str) -> str:
+def parse_address(text: str) -> str:
+    """Raises InvalidRequest."""
     host, _, port = text.rpartition(":")
     if not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16) or not text.isprintable():
         raise InvalidRequest(f"{text!r} is no address: expected HOST:PORT")
     return text
 
 
-def _domain(zone: str, pool: str, host: str) -> Domain:
+def parse_domain(zone: str, pool: str, host: str) -> Domain:
+    """Raises InvalidRequest."""
     for label in (zone, pool, host):
         if len(label) > _LONGEST_LABEL or (label and not label.isprintable()):
             raise InvalidRequest(f"{label[:40]!r} is no valid name of a zone, pool or host")

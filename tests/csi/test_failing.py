@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
+import grpc
 import pytest
 from click.testing import CliRunner
 
@@ -11,6 +14,7 @@ from csi.cli import plugin
 from csi.driver import Driver
 from csi.health import Health
 from csi.records import Publication, Records
+from csi.refusals import unfit
 from csi.services import DRIVER_NAME
 from csi.serving import Settings, run_plugin
 from csi.stats import Usage, stats_of
@@ -46,6 +50,21 @@ async def test_statistics_of_a_volume_whose_ram_tier_is_gone_say_that_it_is_unwe
     stats = await stats_of("v", target, driver, records, Health(driver, records))
     assert stats.bytes == stats.inodes == Usage(0, 0, 0)
     assert "is not mounted: delete pod default/llama-0" in stats.trouble
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "remedy"),
+    [
+        (errno.ENOSPC, grpc.StatusCode.RESOURCE_EXHAUSTED, "`fuse-tier status`"),
+        (errno.EIO, grpc.StatusCode.INTERNAL, "the log of the fuse container"),
+    ],
+)
+def test_a_volume_that_takes_no_file_of_ours_is_told_from_one_that_is_full(
+    number: int, status: grpc.StatusCode, remedy: str
+) -> None:
+    refusal = unfit("/mount cannot be made ready", OSError(number, os.strerror(number)))
+    assert refusal.status is status
+    assert os.strerror(number) in str(refusal) and remedy in str(refusal)
 
 
 async def test_a_directory_of_kubelets_that_is_a_symlink_is_refused_at_the_start(

@@ -28,6 +28,7 @@ from csi.pod_files import JAX_INIT_INFO, write_pod_files
 from csi.ranks_pb2_grpc import add_RanksServiceServicer_to_server
 from csi.services import DRIVER_NAME
 from fuse_tier.config import CoordinatorConfig, NodeConfig
+from fuse_tier.coordinate.fencing import Fence
 from fuse_tier.coordinate.server import serve_coordinator
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import IdentityBusy
@@ -49,7 +50,7 @@ class Service(RanksService):
     """Tells the test who has asked."""
 
     def __init__(self, book: RankBook) -> None:
-        super().__init__(book, authenticated=False)
+        super().__init__(book, Fence(1), authenticated=False)
         self.book = book
         self.asked: set[str] = set()
 

@@ -47,7 +47,7 @@ async def test_a_survivor_that_is_ahead_goes_back_to_the_step_that_all_ranks_hav
     make_cluster: Clusters, expected_logs: ExpectedLogs, tmp_path: Path
 ) -> None:
     expected_logs.allow(*A_NODE_DIED, r"restart\.set_aside")
-    cluster = await make_cluster("a", "b", "c", "d", bucket=False, settle="50ms")
+    cluster = await make_cluster("a", "b", "c", "d", bucket=False, settle="50ms", keep={"ram": 3})
     nodes = [cluster["a"], cluster["b"], cluster["c"]]
     mounts = [await mount_rank(node, cluster, rank) for rank, node in enumerate(nodes)]
     for step in (100, 200):
@@ -66,6 +66,16 @@ async def test_a_survivor_that_is_ahead_goes_back_to_the_step_that_all_ranks_hav
     assert [steps_in(mount) for mount in mounts] == [[100, 200]] * RANKS
     for rank, mount in enumerate(mounts):
         assert (mount / "200/weights").read_text().startswith(f"rank {rank}, step 200\n")
+
+    # The coordinator's log says what people and dashboards look for.
+    assert cluster.coordinator is not None
+    said = cluster.coordinator.family.log.read_text
+    assert [json.loads(line)["step"] for line in said().splitlines() if "coordinator.job_resumed" in line] == [200]
+
+    async def is_told() -> bool:
+        return "All files were replicated globally for step 200" in said()
+
+    await until(is_told)
 
     async def aside() -> list[tuple[str, int]]:
         shown = json.loads((await nodes[0].cli("ls", "--json")).stdout)

@@ -26,6 +26,7 @@ from csi.local.kubelet import PodVolume
 from csi.ranks_pb2_grpc import add_RanksServiceServicer_to_server
 from csi.services import DRIVER_NAME
 from fuse_tier.config import CoordinatorConfig
+from fuse_tier.coordinate.fencing import Fence
 from fuse_tier.coordinate.server import serve_coordinator
 from fuse_tier.localcluster import LocalCluster
 from fuse_tier.localcluster.ports import free_ports
@@ -152,7 +153,7 @@ def container(index: int, places: Mapping[str, Path]) -> Iterator[subprocess.Pop
 @asynccontextmanager
 async def ranks_server(book: RankBook, address: str) -> AsyncIterator[None]:
     config = CoordinatorConfig.model_validate({"listen": address, "lease": 1.0})
-    services = [(add_RanksServiceServicer_to_server, RanksService(book, authenticated=False))]
+    services = [(add_RanksServiceServicer_to_server, RanksService(book, Fence(1), authenticated=False))]
     async with trio.open_nursery() as nursery:
         await nursery.start(serve_coordinator, config, services, book.domain_of)
         yield

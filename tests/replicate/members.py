@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -68,9 +69,10 @@ class Node:
 class Cluster:
     """Nodes and a coordinator in this process, on real sockets."""
 
-    def __init__(self, nursery: trio.Nursery) -> None:
+    def __init__(self, nursery: trio.Nursery, root: Path) -> None:
         self._nursery = nursery
         self._instances = 0
+        self._root = root
         self.coordinator = f"127.0.0.1:{free_ports(1)[0]}"
         self._coordinator_scope = trio.CancelScope()
         self._coordinator_ended = trio.Event()
@@ -111,10 +113,12 @@ class Cluster:
 
     def configure(self, name: str, **more: Any) -> NodeConfig:
         control, bulk = free_ports(2)
+        ram = self._root / name
+        ram.mkdir(exist_ok=True)
         return NodeConfig.model_validate(
             {
                 "node": name,
-                "ram": {"path": "/nowhere", "size": "1MiB"},
+                "ram": {"path": str(ram), "size": "1MiB"},
                 "socket": "/nowhere/node.sock",
                 "listen": {"control": f"127.0.0.1:{control}", "bulk": f"127.0.0.1:{bulk}"},
                 **({} if "peers" in more else {"coordinator": self.coordinator}),
@@ -124,9 +128,9 @@ class Cluster:
 
 
 @pytest.fixture
-async def cluster() -> AsyncIterator[Cluster]:
+async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
     async with trio.open_nursery() as nursery:
-        yield Cluster(nursery)
+        yield Cluster(nursery, tmp_path)
         nursery.cancel_scope.cancel()
 
 

@@ -11,6 +11,7 @@ import trio
 import yaml
 from kubernetes.client import ApiClient
 
+from controller.local.kube import ApiServer
 from controller.ranks.checkpoints import COLLECTION, Checkpoints, objects_of
 from controller.ranks.events import COMPONENT
 from controller.writing import Gone, Writer
@@ -22,7 +23,6 @@ from fuse_tier.wire.control_pb2_grpc import CoordinatorStub
 from fuse_tier.wire.grpc import Client
 from fuse_tier.wire.standing import standing_to_wire
 from tests.controller.ranks.test_server import make_job, make_pod, ranks_server
-from tests.harness.kube import ApiServer
 from tests.harness.waiting import until
 
 _MANIFESTS = Path(__file__).parents[3] / "deploy/multitier/controller/checkpoints.yaml"

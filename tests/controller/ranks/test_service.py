@@ -10,6 +10,7 @@ from controller.ranks.objects import Name, Owner, read_pod
 from controller.ranks.service import RanksService
 from csi import ranks_pb2 as pb
 from csi.services import DRIVER_NAME
+from fuse_tier.coordinate.fencing import Fence
 from fuse_tier.deadlines import Deadline
 from fuse_tier.wire.grpc import Caller
 from tests.controller.ranks.objects import jobset_pod
@@ -35,7 +36,7 @@ async def ask(service: RanksService, worker: int, hold_seconds: float) -> pb.Upd
 
 
 async def test_answers_are_held_until_the_last_node_of_a_job_has_asked(autojump_clock: MockClock) -> None:
-    service = RanksService(book_of_a_job(), authenticated=False)
+    service = RanksService(book_of_a_job(), Fence(1), authenticated=False)
     answers: dict[int, tuple[float, pb.UpdateResponse]] = {}
     begun = trio.current_time()
 
@@ -57,7 +58,7 @@ async def test_answers_are_held_until_the_last_node_of_a_job_has_asked(autojump_
 async def test_an_answer_is_held_no_longer_than_the_caller_says_and_then_tells_who_is_missing(
     autojump_clock: MockClock,
 ) -> None:
-    service = RanksService(book_of_a_job(), authenticated=False)
+    service = RanksService(book_of_a_job(), Fence(1), authenticated=False)
     for hold, held in ((0.0, 0.0), (7.0, 7.0), (1000.0, Deadline.RANKS)):
         begun = trio.current_time()
         answer = await ask(service, 0, hold)
@@ -71,7 +72,7 @@ async def test_who_is_held_learns_that_its_job_has_begun_anew(
 ) -> None:
     expected_logs.allow("ranks.refused")
     book = book_of_a_job()
-    service = RanksService(book, authenticated=False)
+    service = RanksService(book, Fence(1), authenticated=False)
     refused: list[str] = []
 
     async def be_refused() -> None:

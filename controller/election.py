@@ -3,6 +3,9 @@
 As client-go's elections do: who holds it renews it every ``retry`` seconds, and stops acting when that has not worked
 for ``renew_deadline``; who does not takes it when it has not changed for as long as it says that it lasts, by one's
 own clock: clocks of machines are never compared.
+
+Each that is elected has a term, above those of all before it: the lease keeps the last one. So whoever hears of two
+can tell which is the newer, whatever the older believes.
 """
 
 from __future__ import annotations
@@ -16,9 +19,12 @@ import structlog
 import trio
 
 from controller.writing import Clash, Gone, Writer
+from fuse_tier import epochs
 from fuse_tier.errors import FuseTierError, TierRefused, TierUnavailable
 
 log = structlog.get_logger(__name__)
+
+TERM_ANNOTATION = "checkpointing.gke.io/term"
 
 Object = Mapping[str, Any]
 
@@ -47,6 +53,12 @@ class Election:
         self._identity = identity
         self._times = times
         self._seen: tuple[str, float] = ("", 0.0)  # its newest version, and since when, by our clock
+        self._held_until = float("-inf")
+        self.term = 0  # of this one, once it was elected
+
+    def holds(self) -> bool:
+        """Whether nobody else can have been elected by now, whatever has become of this process meanwhile."""
+        return trio.current_time() < self._held_until
 
     async def lead(self, act: Callable[[], Awaitable[None]], waits: Callable[[], object] = lambda: None) -> None:
         """Waits for the lease, and acts while it has it; gives it back when cancelled. Raises LeadershipLost.
@@ -72,6 +84,7 @@ class Election:
                 await act()
                 nursery.cancel_scope.cancel()
         finally:
+            self._held_until = float("-inf")
             with trio.move_on_after(self._times.retry, shield=True):
                 await self._give_back()
 
@@ -96,6 +109,14 @@ class Election:
 
     async def _take(self) -> bool:
         """Whether we have it, now. One call or two."""
+        begun = trio.current_time()
+        term = await self._hold()
+        if term:
+            self.term, self._held_until = term, begun + self._times.lease
+        return bool(term)
+
+    async def _hold(self) -> int:
+        """Our term; 0: another one has it."""
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         spec = {
             "holderIdentity": self._identity,
@@ -107,18 +128,24 @@ class Election:
         try:
             found = await self._writer.read(self._path)
         except Gone:
-            await self._writer.create(self._collection, {"metadata": {"name": self._name}, "spec": spec})
-            return True
+            term = self.term or epochs.from_the_time()
+            metadata = {"name": self._name, "annotations": {TERM_ANNOTATION: str(term)}}
+            await self._writer.create(self._collection, {"metadata": metadata, "spec": spec})
+            return term
         told = found.get("spec") or {}
         holder = told.get("holderIdentity") or ""
-        if holder == self._identity:
+        term = self.term
+        if holder == self._identity and term:
             spec |= {key: told.get(key, spec[key]) for key in ("acquireTime", "leaseTransitions")}
-        elif holder and not self._has_run_out(found):
-            return False
+        elif holder not in ("", self._identity) and not self._has_run_out(found):
+            return 0
         else:
             spec["leaseTransitions"] = (told.get("leaseTransitions") or 0) + 1
-        await self._writer.replace(self._path, {**found, "spec": spec})
-        return True
+            term = max(epochs.from_the_time(), _last_term(found) + 1, term)
+        annotations = {**(found["metadata"].get("annotations") or {}), TERM_ANNOTATION: str(term)}
+        metadata = {**found["metadata"], "annotations": annotations}
+        await self._writer.replace(self._path, {**found, "metadata": metadata, "spec": spec})
+        return term
 
     def _has_run_out(self, found: Object) -> bool:
         version = found["metadata"]["resourceVersion"]
@@ -135,3 +162,8 @@ class Election:
                 await self._writer.replace(self._path, {**found, "spec": released})
         except (TierUnavailable, TierRefused) as error:
             log.info("election.not_given_back", lease=self._name, reason=str(error))
+
+
+def _last_term(lease: Object) -> int:
+    told = (lease["metadata"].get("annotations") or {}).get(TERM_ANNOTATION, "")
+    return int(told) if told.isascii() and told.isdecimal() and len(told) < 16 else 0

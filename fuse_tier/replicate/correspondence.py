@@ -1,0 +1,58 @@
+"""Reports to a coordinator and its answers: what each side has heard already is not said again.
+
+A report says what has changed since the last one that was answered; whole is the first, the one after any other call
+that changes something, and the one to a coordinator that does not know what this one changes. Of its members it tells
+who has changed since the version that is known here.
+"""
+
+from __future__ import annotations
+
+from fuse_tier.members import Member, Report
+from fuse_tier.wire import control_pb2 as pb
+from fuse_tier.wire.members import member_from_wire
+from fuse_tier.wire.reports import report_to_wire, roster_from_wire
+
+FIRST_LEASE_SECONDS = 5.0  # until the coordinator has said how long it is
+_PAUSES_IN_A_LEASE = 5
+
+
+class Correspondence:
+    """Of one node with whoever is its coordinator."""
+
+    def __init__(self, cluster: str) -> None:
+        self._cluster = cluster
+        self.life = ""  # of the coordinator
+        self.lease_seconds = FIRST_LEASE_SECONDS
+        self.pause_seconds = FIRST_LEASE_SECONDS / _PAUSES_IN_A_LEASE  # between reports that have nothing new
+        self._told: Report | None = None
+        self._roster: dict[str, Member] = {}
+        self._roster_life = ""
+        self._roster_version = 0
+
+    def request(self, report: Report, term: int) -> pb.ReportRequest:
+        """What is sent. ``term`` is the highest that was heard of."""
+        request = report_to_wire(report, self._cluster, self._told)
+        request.term = term
+        request.knows_roster = True
+        request.roster_life, request.roster_version = self._roster_life, self._roster_version
+        return request
+
+    def repeat(self) -> None:
+        """The next report is whole: what was sent since the last one has changed what the coordinator has of it."""
+        self._told = None
+
+    def take(self, report: Report, reply: pb.ReportReply) -> tuple[Member, ...]:
+        """The answer to a report: everybody who takes part, this node included. Raises InvalidRequest."""
+        if reply.roster:
+            version, is_whole, members = roster_from_wire(reply.roster)
+            if is_whole:
+                self._roster.clear()
+            self._roster.update((member.node, member) for member in members)
+            self._roster_life, self._roster_version = reply.epoch, version
+            self._told = report
+        else:  # one of an earlier minor version, to which each report is whole
+            self._roster = {member.node: member for member in map(member_from_wire, reply.members)}
+        self.life = reply.epoch
+        self.lease_seconds = reply.lease_seconds or FIRST_LEASE_SECONDS
+        self.pause_seconds = reply.pause_seconds or self.lease_seconds / _PAUSES_IN_A_LEASE
+        return tuple(self._roster.values())

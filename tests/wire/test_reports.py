@@ -1,0 +1,103 @@
+"""A node's reports on the wire: whole, or as changes, they come to the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fuse_tier.checkpoints import Saved
+from fuse_tier.errors import InvalidRequest
+from fuse_tier.identity import Identity, SnapshotId
+from fuse_tier.manifest import Lineage
+from fuse_tier.members import LocalFacts, Member, Report
+from fuse_tier.restarts import Resumption
+from fuse_tier.wire import control_pb2 as pb
+from fuse_tier.wire.members import member_to_wire
+from fuse_tier.wire.reports import report_from_wire, report_to_wire, roster_from_wire, roster_to_wire
+
+VOLUMES = [Identity("default", "llama", str(rank)) for rank in range(3)]
+LINEAGE = Lineage("llama", world_size=3)
+volumes = st.sampled_from(VOLUMES)
+numbers = st.lists(st.integers(1, 5), min_size=1, max_size=3, unique=True).map(lambda some: tuple(sorted(some)))
+
+
+def saved(identity: Identity, number: int) -> tuple[Saved, ...]:
+    return (Saved(SnapshotId(identity, number), LINEAGE, number, 10**9 * number, number),)
+
+
+@st.composite
+def facts(draw: st.DrawFn) -> LocalFacts:
+    mounted = draw(st.frozensets(volumes))
+    held: Mapping[Identity, tuple[int, ...]] = draw(st.dictionaries(volumes, numbers))
+    return LocalFacts(
+        100,
+        draw(st.integers(0, 100)),
+        mounted=mounted,
+        holdings=held,
+        bucket=draw(st.dictionaries(volumes, numbers)),
+        epochs={one: draw(st.integers(1, 3)) for one in mounted},
+        users={one: "a pod" for one in mounted if draw(st.booleans())},
+        saved={one: saved(one, several[-1]) for one, several in held.items()},
+        resumed={one: Resumption("llama", 1, draw(st.integers(0, 3)), 1) for one in mounted if draw(st.booleans())},
+    )
+
+
+def report(sequence: int, said: LocalFacts) -> Report:
+    return Report("a", "a1", sequence, "127.0.0.1:1", "127.0.0.1:2", said, lease_seconds=5.0)
+
+
+def test_a_report_arrives_as_it_was_sent() -> None:
+    sent = report(1, LocalFacts(100, 50, frozenset(VOLUMES[:1]), {VOLUMES[0]: (1, 2)}, epochs={VOLUMES[0]: 3}))
+    assert report_from_wire(report_to_wire(sent, "default")) == sent
+
+
+@given(st.lists(facts(), min_size=2, max_size=5))
+def test_changes_one_after_another_come_to_what_a_whole_report_says(told: list[LocalFacts]) -> None:
+    before = report(1, told[0])
+    heard = report_from_wire(report_to_wire(before, "default"))
+    for sequence, said in enumerate(told[1:], 2):
+        sent = report(sequence, said)
+        message = report_to_wire(sent, "default", before)
+        assert message.since == before.sequence
+        heard = report_from_wire(message, heard)
+        assert heard == sent
+        before = sent
+
+
+def test_of_a_volume_that_is_as_before_nothing_is_said_again() -> None:
+    before = report(1, LocalFacts(100, 50, holdings=dict.fromkeys(VOLUMES, (1, 2))))
+    after = replace(
+        before, sequence=2, facts=replace(before.facts, holdings={**before.facts.holdings, VOLUMES[1]: (3,)})
+    )
+    message = report_to_wire(after, "default", before)
+    assert [one.identity for one in message.holdings] == [str(VOLUMES[1])]
+    same = report_to_wire(replace(after, sequence=3), "default", after)
+    assert not same.holdings and not same.gone
+
+
+@pytest.mark.parametrize("wrong", [{"gone": ["../../x"]}, {"lease_seconds": float("nan")}, {"lease_seconds": -1.0}])
+def test_a_malformed_change_is_refused(wrong: dict[str, object]) -> None:
+    before = report(1, LocalFacts(1, 1))
+    message = report_to_wire(replace(before, sequence=2), "default", before)
+    message.MergeFrom(pb.ReportRequest(**wrong))  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest):
+        report_from_wire(message, before)
+
+
+@pytest.mark.parametrize("nodes", [1, 300])
+def test_a_roster_arrives_as_it_was_sent_however_many_are_in_it(nodes: int) -> None:
+    members = tuple(Member(f"n{number}", "1", "127.0.0.1:1", "127.0.0.1:2", True) for number in range(nodes))
+    text = roster_to_wire(7, map(member_to_wire, members), is_whole=True)
+    assert roster_from_wire(text) == (7, True, members)
+    if nodes > 1:
+        assert len(text) < 30 * nodes, "of many it is packed"
+
+
+@pytest.mark.parametrize("text", [b"\xff", pb.Roster(packed=b"no stream").SerializeToString()])
+def test_a_roster_that_cannot_be_read_is_refused(text: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        roster_from_wire(text)
