@@ -19,7 +19,7 @@ from controller.ranks.addresses import JobAddressMaps
 from controller.ranks.book import RankBook
 from controller.ranks.checkpoints import Checkpoints
 from controller.ranks.events import COMPONENT, JobEvents
-from controller.ranks.followers import followed
+from controller.ranks.followers import followed, jobsets
 from controller.ranks.service import RanksService
 from controller.ranks.sign import Sign
 from controller.writing import Writer
@@ -82,6 +82,7 @@ async def serve_ranks(
             await nursery.start(partial(metrics.serve, serving.config.metrics, ready=ready.is_set))
         for collection in followed(api, serving.driver, book):
             await nursery.start(collection.follow)
+        nursery.start_soon(jobsets(api, book).follow)
         if not serving.namespace:
             await nursery.start(_serve, api, serving, book, Fence(epochs.from_the_time()))
             started()
@@ -127,5 +128,5 @@ async def _serve(
             maps = JobAddressMaps(api, writer, serving.namespace)
             nursery.start_soon(maps.run)
             observers.append(maps)
-        await nursery.start(serve_coordinator, config, more, book.domain_of, fence, observers)
+        await nursery.start(serve_coordinator, config, more, book.domain_of, fence, observers, book.wish_of)
         task_status.started()

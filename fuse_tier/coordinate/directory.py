@@ -260,19 +260,22 @@ class Directory:
     def locate(self, identity: Identity, now: float) -> Location:
         """Who lists which snapshots of a volume.
 
-        A node that has it mounted though it is another node's goes on with files that are not the volume's: what it
-        has counts as far as it was copied before, for then it was acknowledged, and may be nowhere else by now.
+        A node that has it mounted though it is another node's goes on with files that are not the volume's. What it
+        has counts as far as it was copied before, for then it was acknowledged, and may be nowhere else by now; and
+        all of it, where nobody else has anything: else the volume would begin empty.
         """
         owned, copied = self._owner_of(identity, now), self._copied.get(identity, 0)
         holders: list[tuple[Member, tuple[int, ...]]] = []
+        left: list[tuple[Member, tuple[int, ...]]] = []  # of those that had it before
         bucket: set[int] = set()
         for known in self._nodes.values():
             bucket.update(known.report.facts.bucket.get(identity, ()))
-            numbers = known.report.facts.holdings.get(identity, ())
-            if identity in known.report.facts.mounted and owned is not None and owned.node != known.report.node:
-                numbers = tuple(number for number in numbers if number <= copied)
-            if numbers:
-                holders.append((self._member(known, now), numbers))
+            is_left = identity in known.report.facts.mounted and owned is not None and owned.node != known.report.node
+            if numbers := known.report.facts.holdings.get(identity):
+                (left if is_left else holders).append((self._member(known, now), numbers))
+        if holders or bucket:
+            left = [(member, tuple(number for number in numbers if number <= copied)) for member, numbers in left]
+        holders += [(member, numbers) for member, numbers in left if numbers]
         holders.sort(key=lambda holder: (not holder[0].alive, -holder[1][-1], holder[0].node))
         return Location(tuple(holders), tuple(sorted(bucket)), copied, self.is_settled(now))
 

@@ -7,22 +7,23 @@ invariant: whoever joins a restart has its step, and a step is never changed onc
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from fuse_tier.checkpoints import Job, Saved
+from fuse_tier.completeness import whole_steps
 from fuse_tier.coordinate.choosing import Current, Known, choose
 from fuse_tier.coordinate.directory import Directory, Presence
 from fuse_tier.coordinate.needed import Listed, needed_parts, on_several
 from fuse_tier.coordinate.standing import Held, standings
 from fuse_tier.deadlines import Deadline
 from fuse_tier.epochs import epoch_of
-from fuse_tier.errors import TierUnavailable
+from fuse_tier.errors import NotFound, TierUnavailable
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Lineage
 from fuse_tier.members import Report
-from fuse_tier.restarts import Backup, Mark, Question, Resumption, Verdict
+from fuse_tier.restarts import Backup, Mark, Question, Resumption, Verdict, Wish
 from fuse_tier.standing import Standing, merged
 
 _COUNT_EVERY_SECONDS = 1.0  # what is complete, at most; of a job on more nodes than a thousand, more seldom
@@ -38,7 +39,13 @@ class _Begun:
     step: int | None
     is_forced: bool = False
     is_heard: bool = False
+    is_backed_up: bool = False  # who asked has seen the step in the bucket
+    wish: str = ""  # a person's, followed with this restart or with one before it
     joined: dict[str, int] = field(default_factory=dict)
+
+    def is_pending(self, wish: Wish) -> bool:
+        """Whether nobody has started by a person's wish, neither with this restart nor before."""
+        return self.wish != wish.text or (self.is_forced and not self.joined)
 
 
 @dataclass(slots=True)
@@ -60,8 +67,10 @@ class _Job:
 class Restarts:
     """Of all jobs of one cluster whose size is known."""
 
-    def __init__(self, directory: Directory) -> None:
+    def __init__(self, directory: Directory, wish_of: Callable[[Job], Wish | None] = lambda _: None) -> None:
+        """``wish_of`` tells what people have written on a job. Raises InvalidRequest for what cannot be read."""
         self._directory = directory
+        self._wish_of = wish_of
         self._jobs: dict[Job, _Job] = {}
         self._of_node: dict[str, set[Job]] = {}
         self._resumed_on: dict[str, set[Identity]] = {}
@@ -107,7 +116,7 @@ class Restarts:
         job.is_changed = True
         begun = job.begun.get(one.run)
         if begun is None or one.restart > begun.restart:
-            begun = job.begun[one.run] = _Begun(one.restart, one.step, is_heard=True)
+            begun = job.begun[one.run] = _Begun(one.restart, one.step, is_heard=True, wish=one.wish)
         if one.restart == begun.restart:
             begun.joined[identity.replica] = one.epoch
 
@@ -149,6 +158,9 @@ class Restarts:
             job.is_changed = True
         question = replace(question, backups=self._usable(question, job))
         begun = job.begun.get(lineage.run)
+        wish = self._wish_of(Job.of(question.identity)) if question.forced is None else None
+        if wish is not None and (begun is None or begun.is_pending(wish)):
+            question = replace(question, forced=_wished_step(wish, question))
         current = None
         if begun is not None:
             joined = frozenset(begun.joined)
@@ -156,8 +168,11 @@ class Restarts:
         number = max(owned.epoch, (begun.restart if begun else 0) + 1)
         verdict = choose(question, self._known(question, job, now), current, number)
         if verdict.restart == number:
-            job.begun[lineage.run] = _Begun(number, verdict.step, question.forced is not None)
-        return verdict
+            followed = wish.text if wish is not None else ""
+            job.begun[lineage.run] = _Begun(number, verdict.step, question.forced is not None, wish=followed)
+        if verdict.restart and any(one.step == verdict.step for one in question.backups):
+            job.begun[lineage.run].is_backed_up = True
+        return replace(verdict, wish=job.begun[lineage.run].wish) if verdict.restart else verdict
 
     def join(self, identity: Identity, node: str, resumption: Resumption, now: float) -> None:
         """A volume has the files of the step that was chosen, and its pod is about to start.
@@ -169,9 +184,29 @@ class Restarts:
         known = None if begun is None else (begun.restart, begun.step)
         if not self._directory.is_settled(now) or known != (resumption.restart, resumption.step):
             raise TierUnavailable(f"{identity}: the step to go on from is chosen again")
+        if begun is not None and not begun.joined and not self._can_be_had(identity, begun, resumption.run, now):
+            # Nobody has started: so all can still go back together, and from then on they could not.
+            raise TierUnavailable(
+                f"{identity}: a part of step {begun.step} was lost while it was restored: the step is chosen again"
+            )
         if owned is None or owned.node != node:
             raise TierUnavailable(f"{identity} is not node {node}'s any more")
         self._keep(identity, node, replace(resumption, epoch=owned.epoch))
+
+    def _can_be_had(self, identity: Identity, begun: _Begun, run: str, now: float) -> bool:
+        """Whether every rank can still get its part of the step that was chosen."""
+        if begun.step is None or begun.is_backed_up:
+            return True
+        job = self._job(identity)
+        shapes = {
+            one.lineage
+            for of_node in job.saved.values()
+            for several in of_node.values()
+            for one in several
+            if one.lineage.run == run and one.step == begun.step
+        }
+        alive = self._directory.alive(job.saved, now)
+        return any(begun.step in whole_steps(self._parts(job, one, alive), one.world_size) for one in shapes)
 
     def needed(self, node: str, now: float) -> dict[Identity, tuple[int, ...]]:
         """Of what a node lists, the parts of the newest complete checkpoints: they stay, though newer ones come."""
@@ -343,6 +378,17 @@ class Restarts:
             job.needed,
             is_awaited=bool(awaited),
         )
+
+
+def _wished_step(wish: Wish, question: Question) -> int | None:
+    """Raises NotFound for a backup that there is not."""
+    if not wish.backup:
+        return wish.step
+    found = [one.step for one in question.backups if one.name == wish.backup]
+    if not found:
+        there = ", ".join(one.name for one in question.backups) or "none"
+        raise NotFound(f"there is no backup {wish.backup} of {Job.of(question.identity)}: those that are: {there}")
+    return found[0]
 
 
 def _merge(one: Mapping[str, list[Saved]], other: Mapping[str, list[Saved]]) -> dict[str, list[Saved]]:

@@ -24,6 +24,7 @@ from fuse_tier.coordinate.milestones import Milestones, Observer
 from fuse_tier.coordinate.restarts import Restarts
 from fuse_tier.errors import FuseTierError, IdentityBusy, InvalidRequest, NotAuthorized, TierRefused, TierUnavailable
 from fuse_tier.identity import Identity
+from fuse_tier.restarts import Wish
 from fuse_tier.standing import Standing
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.grpc import Caller
@@ -83,12 +84,13 @@ class CoordinatorService:
         *,
         authenticated: bool,
         observers: Sequence[Observer] = (),
+        wish_of: Callable[[Job], Wish | None] = lambda _: None,
     ) -> None:
         self._cluster = cluster
         self._directory = directory
         self._fence = fence
         self._attendance = Attendance(directory.life, lambda: directory.members(trio.current_time()))
-        self._restarts = Restarts(directory)
+        self._restarts = Restarts(directory, wish_of)
         self._milestones = Milestones(observers)
         self._job_addresses = JobAddresses()
         self._authenticated = authenticated

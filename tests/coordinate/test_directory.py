@@ -323,22 +323,34 @@ def test_a_coordinator_that_has_just_started_says_that_it_may_not_know_all_holde
 def test_who_has_a_volume_mounted_that_is_another_nodes_is_no_holder() -> None:
     directory = settled("a", "b")
     claim(directory, LLAMA, "a", 10.0)
+    directory.report(report("a", mounted=frozenset({LLAMA}), holdings={LLAMA: (57,)}), 11.0)
     directory.report(report("b", mounted=frozenset({LLAMA}), holdings={LLAMA: (58,)}), 11.0)
-    assert directory.locate(LLAMA, 11.0).holders == ()
+    assert [holder.node for holder, _ in directory.locate(LLAMA, 11.0).holders] == ["a"]
+
+
+def test_who_had_a_volume_before_another_is_a_holder_of_all_when_nobody_else_has_anything() -> None:
+    directory = settled("a", "b")
+    claim(directory, LLAMA, "a", 10.0)
+    directory.report(report("b", mounted=frozenset({LLAMA}), holdings={LLAMA: (57, 58)}), 11.0)
+    ((before, numbers),) = directory.locate(LLAMA, 11.0).holders
+    assert (before.node, numbers) == ("b", (57, 58))
+    directory.report(report("a", mounted=frozenset({LLAMA}), bucket={LLAMA: (57,)}), 11.5)
+    assert directory.locate(LLAMA, 11.5).holders == ()
 
 
 def test_of_who_had_a_volume_before_another_what_was_copied_counts_though_the_copies_are_gone() -> None:
     directory = settled("a", "b", "c")
     directory.report(report("b", mounted=frozenset({LLAMA}), holdings={LLAMA: (1, 2, 3)}), 10.0)
-    directory.report(report("c", holdings={LLAMA: (2,)}), 10.0)
-    directory.report(report("c", instance="c2"), 11.0)
+    directory.report(report("c", holdings={LLAMA: (1, 2)}), 10.0)
+    directory.report(report("c", instance="c2", holdings={LLAMA: (1,)}), 11.0)
     for now in (12.0, 14.0, 16.0):  # while nothing is heard of b
         directory.report(report("a"), now)
+        directory.report(report("c", instance="c2", holdings={LLAMA: (1,)}), now)
     claim(directory, LLAMA, "a", 16.1)
-    ((gone, numbers),) = directory.locate(LLAMA, 16.2).holders
+    _, (gone, numbers) = directory.locate(LLAMA, 16.2).holders
     assert (gone.node, gone.alive, numbers) == ("b", False, (1, 2))
     directory.report(report("b", mounted=frozenset({LLAMA}), holdings={LLAMA: (1, 2, 3, 4)}), 16.3)
-    ((back, numbers),) = directory.locate(LLAMA, 16.4).holders
+    (back, numbers), _ = directory.locate(LLAMA, 16.4).holders
     assert (back.node, back.alive, numbers) == ("b", True, (1, 2))
 
 

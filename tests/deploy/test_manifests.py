@@ -55,6 +55,23 @@ POD = {
 }
 Right = tuple[str, str, str, str]  # namespace (empty: everywhere), group, resource, verb
 
+JOBSETS: dict[str, Any] = {  # as the API server needs to know them to list them
+    "metadata": {"name": "jobsets.jobset.x-k8s.io"},
+    "spec": {
+        "group": "jobset.x-k8s.io",
+        "names": {"kind": "JobSet", "plural": "jobsets"},
+        "scope": "Namespaced",
+        "versions": [
+            {
+                "name": "v1alpha2",
+                "served": True,
+                "storage": True,
+                "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}},
+            }
+        ],
+    },
+}
+
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
@@ -328,6 +345,8 @@ async def test_what_is_applied_is_taken_and_both_programs_use_exactly_the_rights
                 metadata = {"name": name, "labels": {"app": "high-scale-checkpointing-ranks", **labels}}
                 spec = {"containers": [{"name": "x", "image": "x"}]}
                 await cluster.writer.create(pods, {"metadata": metadata, "spec": spec})
+            await cluster.writer.create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", JOBSETS)
+            await run("wait", "--for=condition=Established", "crd/jobsets.jobset.x-k8s.io")
             config = CoordinatorConfig.model_validate({"listen": f"127.0.0.1:{free_ports(1)[0]}"})
             times = Times(lease=2, renew_deadline=1.5, retry=0.1)
             serving = Serving(SETTINGS.driver_name, config, SETTINGS.namespace, "ranks-1", times=times)
@@ -337,6 +356,11 @@ async def test_what_is_applied_is_taken_and_both_programs_use_exactly_the_rights
                 assert [one["metadata"]["name"] for one in led] == ["ranks-1"]
                 (service,) = [one for one in objects if one["kind"] == "Service"]
                 assert service["spec"]["selector"].items() <= led[0]["metadata"]["labels"].items()
+
+                async def follows_jobsets() -> bool:
+                    return ("", "jobset.x-k8s.io", "jobsets", "watch") in used_by_ranks
+
+                await until(follows_jobsets)
                 nursery.cancel_scope.cancel()
             async with trio.open_nursery() as nursery:
                 book = RankBook()
