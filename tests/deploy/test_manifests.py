@@ -406,7 +406,7 @@ async def test_what_is_applied_is_taken_and_both_programs_use_exactly_the_rights
 
                 async def has_all_rights() -> bool:
                     watches = sum(right[3] == "watch" for right in used_by_ranks)
-                    return watches == 6 and ("", "", "events", "create") in used_by_ranks
+                    return watches == 7 and ("", "", "events", "create") in used_by_ranks
 
                 await until(has_all_rights)
                 assert "on from step 100" in await run("events", "--for=Job/llama", "-n", SETTINGS.namespace)
