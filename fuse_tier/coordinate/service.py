@@ -228,7 +228,7 @@ class CoordinatorService:
     async def keep_standings(self) -> None:
         """Tells what is complete, and how old the newest of it is, until cancelled."""
         while True:
-            await trio.sleep(_LOOK_SECONDS)
+            await trio.sleep(max(_LOOK_SECONDS, self._directory.pause_seconds))
             standings = self.standings()
             counts.complete(standings)
             if self._directory.is_settled(trio.current_time()):  # else what has not been heard of would pass for gone
