@@ -233,7 +233,7 @@ class CoordinatorService:
             standings = self.standings()
             counts.complete(standings)
             if self._directory.is_settled(trio.current_time()):  # else what has not been heard of would pass for gone
-                self._milestones.look(standings)
+                self._milestones.look(standings, self._job_addresses.all())
 
     async def keep_leases(self) -> None:
         """Ends leases that were not renewed, until cancelled."""
