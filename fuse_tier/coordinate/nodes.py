@@ -2,8 +2,8 @@
 
 A node holds a lease for ``lease_seconds`` after each report, longer where there are many. Each instance of a node
 numbers its calls; one that was overtaken is refused, so that a claim or a report that was stuck on the way cannot
-undo a later one. (Calls of an instance that nobody here knew cannot be told from those of a later one: they end with its
-connections.) Pure: time comes in.
+undo a later one. (Calls of an instance that nobody here knew cannot be told from those of a later one: they end with
+its connections.) Pure: time comes in.
 """
 
 from __future__ import annotations
