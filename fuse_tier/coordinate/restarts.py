@@ -14,10 +14,11 @@ from itertools import chain
 from fuse_tier.checkpoints import Job, Saved
 from fuse_tier.completeness import whole_steps
 from fuse_tier.coordinate.choosing import Current, Known, choose
-from fuse_tier.coordinate.directory import Directory, Presence
+from fuse_tier.coordinate.directory import Directory
 from fuse_tier.coordinate.jobs import Begun, Jobs, KnownJob
 from fuse_tier.coordinate.lives import bad_parts, other_shapes, parts, shape, usable
 from fuse_tier.coordinate.needed import Listed, needed_parts, on_several
+from fuse_tier.coordinate.nodes import Presence
 from fuse_tier.coordinate.standing import Held, standings
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import NotFound, TierUnavailable
@@ -113,7 +114,7 @@ class Restarts:
             for one in several
             if one.lineage.run == run and one.step == begun.step
         }
-        alive = self._directory.alive(job.saved, now)
+        alive = self._directory.nodes.alive(job.saved, now)
         return any(begun.step in whole_steps(parts(job, one, alive), one.world_size) for one in shapes)
 
     def needed(self, node: str, now: float) -> dict[Identity, tuple[int, ...]]:
@@ -122,7 +123,7 @@ class Restarts:
         if not self._directory.is_settled(now):
             return needed  # what is complete cannot be told before all are heard
         for job in self._jobs.on(node):
-            around = self._directory.comings_and_goings
+            around = self._directory.nodes.comings_and_goings
             every = max(_COUNT_EVERY_SECONDS, len(job.saved) / _NODES_COUNTED_IN_A_SECOND)
             if (job.is_changed or job.counted_when != around) and now - job.counted_at >= every:
                 job.is_changed, job.counted_at, job.counted_when = False, now, around
@@ -142,7 +143,7 @@ class Restarts:
 
     def standings(self, now: float, wanted: Job | None = None) -> tuple[Standing, ...]:
         """The complete checkpoints of one job, or of all, and where they are; the newest first."""
-        presence = self._directory.presence(now)
+        presence = self._directory.nodes.presence(now)
         told = [one for known in presence.values() for one in known.standings if wanted in (None, one.job)]
         for name in self._jobs if wanted is None else [wanted]:
             if (job := self._jobs.get(name)) is not None:
@@ -160,7 +161,7 @@ class Restarts:
     # ---- what is known ----
 
     def _known(self, question: Question, job: KnownJob, now: float) -> Known:
-        presence = self._directory.presence(now)
+        presence = self._directory.nodes.presence(now)
         gone = {node for node, one in presence.items() if not one.alive and one.gone_seconds < Deadline.RETURN}
         alive = {node for node, one in presence.items() if one.alive}
         # What only the owner had that is gone was not copied, and a job does not wait for that.
@@ -195,8 +196,8 @@ class Restarts:
         return found
 
     def _count(self, job: KnownJob, now: float) -> dict[Identity, tuple[int, ...]]:
-        alive = self._directory.alive(job.saved, now)
-        awaited = job.saved.keys() - alive - self._directory.gone_for(Deadline.RETURN, now)
+        alive = self._directory.nodes.alive(job.saved, now)
+        awaited = job.saved.keys() - alive - self._directory.nodes.gone_for(Deadline.RETURN, now)
         if awaited:
             job.is_changed = True  # it is counted again until they are back, or have been gone for longer
         lineages = {
