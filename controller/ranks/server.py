@@ -15,6 +15,7 @@ import trio
 from kubernetes.client import ApiClient
 
 from controller.election import Election, Times
+from controller.ranks.addresses import JobAddressMaps
 from controller.ranks.book import RankBook
 from controller.ranks.checkpoints import Checkpoints
 from controller.ranks.events import COMPONENT, JobEvents
@@ -26,6 +27,7 @@ from csi.ranks_pb2_grpc import add_RanksServiceServicer_to_server
 from fuse_tier import epochs, metrics
 from fuse_tier.config import CoordinatorConfig
 from fuse_tier.coordinate.fencing import Fence
+from fuse_tier.coordinate.milestones import Observer
 from fuse_tier.coordinate.server import serve_coordinator
 
 log = structlog.get_logger(__name__)
@@ -121,6 +123,10 @@ async def _serve(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(checkpoints.run)
         nursery.start_soon(events.run)
-        observers = [checkpoints, events]
+        observers: list[Observer] = [checkpoints, events]
+        if serving.namespace:
+            maps = JobAddressMaps(api, writer, serving.namespace)
+            nursery.start_soon(maps.run)
+            observers.append(maps)
         await nursery.start(serve_coordinator, config, more, book.domain_of, fence, observers, book.wish_of)
         task_status.started()

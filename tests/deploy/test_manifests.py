@@ -16,6 +16,7 @@ from kubernetes.client import ApiClient
 
 from controller.election import Times
 from controller.local.kube import ApiServer, running_api_server
+from controller.ranks.addresses import JobAddressMaps
 from controller.ranks.book import RankBook
 from controller.ranks.checkpoints import Checkpoints
 from controller.ranks.events import COMPONENT, JobEvents
@@ -372,12 +373,13 @@ async def test_what_is_applied_is_taken_and_both_programs_use_exactly_the_rights
                 nursery.start_soon(checkpoints.run)
                 nursery.start_soon(events.run)
                 job = Job(SETTINGS.namespace, "llama")
-                checkpoints.complete([Standing(job, "llama", 1, 100, 1, 1 << 30, ("ram", "bucket"))])
+                for tiers in ("ram",), ("ram", "bucket"):
+                    checkpoints.complete([Standing(job, "llama", 1, 100, 1, 1 << 30, tiers)])
 
-                async def is_shown() -> bool:
-                    return "llama-100" in await run("get", "checkpoints", "-n", SETTINGS.namespace)
+                    async def is_shown(told: str = f" {','.join(tiers)} ") -> bool:
+                        return told in await run("get", "checkpoints", "-n", SETTINGS.namespace)
 
-                await until(is_shown)
+                    await until(is_shown)
                 rows = (await run("get", "checkpoints", "-n", SETTINGS.namespace)).splitlines()
                 assert rows[0].split() == ["NAME", "JOB", "STEP", "RANKS", "TIERS", "SIZE", "RESTORABLE", "AGE"]
                 assert rows[1].split()[:8] == ["llama-100", "llama", "100", "1", "ram,bucket", "1", "GiB", "true"]
@@ -390,9 +392,21 @@ async def test_what_is_applied_is_taken_and_both_programs_use_exactly_the_rights
                 assert book.origin_of(Name(SETTINGS.namespace, "llama")) is not None
                 events.resumed(job, 100, 1, ("ram",))
 
+                maps = JobAddressMaps(ranks_api, writer, SETTINGS.namespace, missing_seconds=0)
+                nursery.start_soon(maps.run)
+                for addresses in ({"llama": "10.0.0.1"}, {"llama": "10.0.0.2"}, {}):
+                    maps.addresses(addresses)
+
+                    async def is_so(address: str = addresses.get("llama", "")) -> bool:
+                        told = await run("get", "configmap", "llama", "-n", SETTINGS.namespace, "--ignore-not-found",
+                                         "-o", "jsonpath={.data.ip}")  # fmt: skip
+                        return told == address
+
+                    await until(is_so)
+
                 async def has_all_rights() -> bool:
                     watches = sum(right[3] == "watch" for right in used_by_ranks)
-                    return watches == 6 and ("", "", "events", "create") in used_by_ranks
+                    return watches == 7 and ("", "", "events", "create") in used_by_ranks
 
                 await until(has_all_rights)
                 assert "on from step 100" in await run("events", "--for=Job/llama", "-n", SETTINGS.namespace)
