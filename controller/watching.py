@@ -150,7 +150,7 @@ class Collection:
         response = await self._thread(partial(self._get, query, read_seconds=_WATCH_SECONDS + Deadline.API_CALL))
 
         def interrupt() -> None:
-            with suppress(ValueError, RuntimeError):  # it has ended by itself
+            with suppress(ValueError, RuntimeError, OSError):  # it has ended by itself
                 response.shutdown()
 
         try:

@@ -35,9 +35,10 @@ def test_every_event_that_is_a_warning_or_worse_has_its_row() -> None:
     assert logged - known == set(), "add a row to docs/operations.md, 'What to do'"
 
 
-# Words of Kubernetes in the controller's code that are no reasons of conditions or events.
+# Words of Kubernetes and of our own calls in the controller's code that are no reasons of conditions or events.
 _NO_REASONS = {
-    "Always", "Background", "CheckpointConfiguration", "Command", "Exists", "False", "Foreground", "Found",
+    "Always", "Background", "CheckpointConfiguration", "Checkpoints", "Command", "Exists", "False", "Foreground",
+    "Found", "Picture",
     "IfNotPresent", "Normal", "Opaque", "PreferNoSchedule", "Secret", "True", "Warning",
 }  # fmt: skip
 

@@ -19,6 +19,8 @@ TRUST_CHANGED_ANNOTATION: Final = f"{GROUP}/trust-changed"
 REPLACED_ANNOTATION: Final = f"{GROUP}/certificate-replaced"
 """Likewise, when a certificate in them was last replaced."""
 UID_LABEL: Final = f"{GROUP}/configuration-uid"
+CLEANS_LABEL: Final = f"{GROUP}/cleans"
+"""On what leaves nothing on nodes: the uid of the configuration that was there."""
 MANAGER: Final = "fuse-tier-controller"
 """Who has the fields that the controller applies."""
 
@@ -26,6 +28,12 @@ APP: Final = {"k8s-app": "high-scale-checkpointing"}
 SELECTED: Final = {"labelSelector": ",".join(f"{key}={value}" for key, value in APP.items())}
 """Of the API server's collections: what is ours."""
 RANKS_SERVICE: Final = "high-scale-checkpointing-controller"
+
+JOBSETS: Final = "jobsets.jobset.x-k8s.io"
+"""The definition of JobSets, which somebody else installs."""
+JOBSET_COMMAND: Final = (
+    "kubectl apply --server-side -f https://github.com/kubernetes-sigs/jobset/releases/download/v0.8.0/manifests.yaml"
+)
 
 DRIVER_DIRECTORY: Final = "/run/fuse-tier"
 RAM_DIRECTORY: Final = "/var/lib/fuse-tier"
@@ -48,6 +56,11 @@ REGISTRAR_PORT: Final = 20064
 def daemonset_name(uid: str) -> str:
     """Of the configuration with that uid."""
     return f"multitier-driver-{uid}"
+
+
+def cleaner_name(uid: str) -> str:
+    """Of the daemonset that leaves nothing of that configuration on nodes."""
+    return f"multitier-cleaner-{uid}"
 
 
 def certificates_names(uid: str) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ from controller.reconciling.authorities import (
 from fuse_tier.wire.tls import make_certificate
 
 RANKS_NAME: Final = "high-scale-checkpointing-ranks"
+CONTROLLER_NAME: Final = "high-scale-checkpointing-controller"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +68,11 @@ def nodes_files(signing: Signing, nodes: Collection[str], present: Files) -> dic
     return files | _make(signing.authority, made)
 
 
-def server_files(signing: Signing, present: Files) -> dict[str, bytes]:
-    """What the Secret of the ranks server shall hold: ``ca.crt``, ``tls.crt`` and ``tls.key``."""
-    kept = {name.replace("tls.", f"{RANKS_NAME}."): content for name, content in present.items()}
-    found = nodes_files(signing, [RANKS_NAME], kept)
-    return {name.replace(f"{RANKS_NAME}.", "tls."): content for name, content in found.items()}
+def own_files(signing: Signing, name: str, present: Files) -> dict[str, bytes]:
+    """What a process that is no node shall have: ``ca.crt``, ``tls.crt`` and ``tls.key``, kept where still good."""
+    kept = {one.replace("tls.", f"{name}."): content for one, content in present.items()}
+    found = nodes_files(signing, [name], kept)
+    return {one.replace(f"{name}.", "tls."): content for one, content in found.items()}
 
 
 def shard_of(node: str) -> int:

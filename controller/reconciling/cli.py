@@ -48,6 +48,8 @@ def _duration(name: str, default: str, text: str) -> Callable[[Command], Command
 @click.option("--driver-name", default=DRIVER_NAME, show_default=True, help="As the CSIDriver object has it.")
 @click.option("--ranks-server-port", type=click.IntRange(1, 65535), default=19346, show_default=True,
               help="Of the ranks server's service.")  # fmt: skip
+@click.option("--ranks-server-address", default="", metavar="HOST:PORT",
+              help="Where the ranks server is asked how nodes are used.  [default: its service]")  # fmt: skip
 @_switch("--local-deploy", "Pull images whenever a container starts.")
 @_switch("--replication-worker-debug-backup", "Back up each odd step, whatever configurations say.")
 @_switch("--enable-uptime-controller", "Delete driver pods that were not ready for five minutes.")
@@ -118,6 +120,7 @@ def serving_of(flags: Mapping[str, Any]) -> Serving:
         _address(flags["http_endpoint"]),
         _address(flags["metrics_address"]),
         flags["uptime_controller_backoff"] if flags["enable_uptime_controller"] else None,
+        coordinator=flags["ranks_server_address"] or settings.coordinator,
     )
 
 

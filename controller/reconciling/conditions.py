@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from controller.driver import names
+from controller.reconciling.usage import Usage
 
 RIGHTS = "kubectl apply -k deploy/multitier/controller gives the controller's service account its rights"
+_NO_JOBSETS = "the cluster has no JobSets, so none can be applied (Jobs and StatefulSets can). If they are wanted"
 
 Object = Mapping[str, Any]
 
@@ -34,18 +36,12 @@ class Findings:
     held: tuple[str, ...] = ()  # what the change that is held back would lose
     trouble: tuple[str, str] | None = None  # a reason, and what to do
     ignores_options: bool = False
+    lacks_jobsets: bool = False  # the cluster, as far as is known
     unseen: str = ""
     """What of the cluster the controller may not look at: then nothing else was found out."""
     usage: Usage | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What the coordinator tells of a configuration's nodes."""
-
-    volumes: int
-    step: int | None = None  # of the newest complete checkpoint
-    backup: str = ""  # when a complete one was last in the bucket, as the API writes times; empty: not known
+    cleaning: str = ""
+    """How far the nodes of one that is being deleted are; empty for one that is not, or not so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +74,8 @@ def conclude(found: Findings) -> tuple[Condition, ...]:
 
 def _ready(found: Findings) -> Condition:
     rollout = found.rollout
+    if found.cleaning:
+        return Condition("Ready", False, "BeingDeleted", "the driver is gone, and its nodes are being cleaned")
     if rollout is None:
         why = "nothing was made yet: see the other conditions"
         return Condition("Ready", False, "Conflict" if found.conflict else "NotMade", why)
@@ -95,6 +93,8 @@ def _ready(found: Findings) -> Condition:
 
 
 def _progressing(found: Findings) -> Condition:
+    if found.cleaning:
+        return Condition("Progressing", True, "CleaningNodes", found.cleaning)
     if found.held:
         command = f"kubectl annotate --overwrite cpc {found.name} {names.DATA_LOSS_ANNOTATION}={found.generation}"
         return Condition(
@@ -114,6 +114,8 @@ def _degraded(found: Findings) -> Condition:
         return Condition("Degraded", True, "Forbidden", f"{found.unseen}: {RIGHTS}")
     if found.trouble is not None:
         return Condition("Degraded", True, *found.trouble)
+    if found.lacks_jobsets:
+        return Condition("Degraded", False, "JobSetsNotInstalled", f"{_NO_JOBSETS}: {names.JOBSET_COMMAND}")
     if found.ignores_options:
         return Condition(
             "Degraded",
@@ -189,6 +191,9 @@ class Event:
     message: str
 
 
+_WARNED = ("ChangeHeld", "NoNodes", "JobSetsNotInstalled")
+
+
 def events_between(before: Object, after: Object) -> tuple[Event, ...]:
     """What is worth telling of a change of the status: nothing twice, also after a restart of the controller."""
 
@@ -202,7 +207,7 @@ def events_between(before: Object, after: Object) -> tuple[Event, ...]:
         kind, so = one["type"], one["status"] == "True"
         if kind == "Conflict" and so:
             found.append(Event(True, "Conflict", one["message"]))
-        elif (kind == "Degraded" and so) or one["reason"] in ("ChangeHeld", "NoNodes"):
+        elif (kind == "Degraded" and so) or one["reason"] in _WARNED:
             found.append(Event(True, one["reason"], one["message"]))
         elif kind == "Ready" and so:
             found.append(Event(False, "Ready", one["message"]))

@@ -29,12 +29,14 @@ from controller.reconciling.authorities import (
     trusted_by_all,
 )
 from controller.reconciling.certificates import (
+    CONTROLLER_NAME,
+    RANKS_NAME,
     Signing,
     decoded,
     encoded,
     first_end,
     nodes_files,
-    server_files,
+    own_files,
     shard_of,
     utc_now,
 )
@@ -73,8 +75,14 @@ class Issuer:
         """Sees that the ranks server has its certificate."""
         async with self._issuing:
             signing = self._signing(await self._authority_of_ranks())
-            files = await self._thread(partial(server_files, signing, self._held(RANKS).files))
+            files = await self._thread(partial(own_files, signing, RANKS_NAME, self._held(RANKS).files))
             await self._put({"name": RANKS, "namespace": self._settings.namespace}, files)
+
+    async def client_files(self, present: Files) -> Files:
+        """What the controller shows the ranks server, kept where it is still good: in memory, in no Secret."""
+        async with self._issuing:
+            signing = self._signing(await self._authority_of_ranks())
+            return await self._thread(partial(own_files, signing, CONTROLLER_NAME, present))
 
     async def serve_nodes(self, configuration: Configuration) -> None:
         """Sees that each of its nodes has one. Raises TlsSecretUnusable."""

@@ -52,6 +52,11 @@ class Queue:
         self._due.setdefault(uid, trio.current_time() + max(pause, least))
         self._changed.set()
 
+    def later(self, uid: str, seconds: float) -> None:
+        """It is to be looked at then, unless something of it changes before."""
+        self._due.setdefault(uid, trio.current_time() + seconds)
+        self._changed.set()
+
     def done(self, uid: str) -> None:
         """It went well."""
         self._pauses.pop(uid, None)

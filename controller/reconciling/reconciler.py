@@ -22,11 +22,13 @@ from controller.driver.images import choose_images
 from controller.driver.manifests import config_map, daemonset
 from controller.driver.sameness import differences
 from controller.reconciling import counts
-from controller.reconciling.conditions import RIGHTS, Findings, Usage, read_rollout
+from controller.reconciling.conditions import RIGHTS, Findings, read_rollout
 from controller.reconciling.issuing import Issuer, TlsSecretUnusable
 from controller.reconciling.queue import Queue
+from controller.reconciling.removing import CLEAN_SECONDS, Remover
 from controller.reconciling.selection import conflict_of
 from controller.reconciling.telling import Teller
+from controller.reconciling.usage import Usage
 from controller.reconciling.world import CONFIGURATIONS, World
 from controller.watching import Forbidden, Throttled
 from controller.writing import Clash, Gone, Writer
@@ -49,6 +51,8 @@ class Task:
     """The config map that names them."""
     identity: str
     """Which of several replicas this is."""
+    clean_seconds: float = CLEAN_SECONDS
+    """How long the end of a configuration waits for nodes to be clean."""
 
 
 class Reconciler:
@@ -60,6 +64,7 @@ class Reconciler:
         world: World,
         queue: Queue,
         task: Task,
+        issuer: Issuer,
         usage: Callable[[Configuration], Usage | None] = lambda _: None,
     ) -> None:
         self._writer = writer
@@ -67,12 +72,14 @@ class Reconciler:
         self._queue = queue
         self._task = task
         self._usage = usage
-        self._issuer = Issuer(writer, world, task.settings)
+        self._issuer = issuer
         self._teller = Teller(writer, world, task.identity)
+        self._remover = Remover(
+            writer, world, queue, self._teller, task.settings, images=task.images, clean_seconds=task.clean_seconds
+        )
         self._failing: set[str] = set()
         apps = f"/apis/apps/v1/namespaces/{task.settings.namespace}"
         self._daemonsets = f"{apps}/daemonsets"
-        self._secrets = f"/api/v1/namespaces/{task.settings.namespace}/secrets"
         self._config_maps = f"/api/v1/namespaces/{task.settings.namespace}/configmaps"
 
     async def run(self) -> None:
@@ -138,7 +145,7 @@ class Reconciler:
             await self._set_finalizers(configuration, [*configuration.finalizers, names.FINALIZER])
         running = self._world.daemonsets
         conflict = conflict_of(
-            configuration, self._world.configurations.values(), running.keys(), self._world.nodes.values()
+            configuration, self._world.configurations.values(), self._world.occupying(), self._world.nodes.values()
         )
         found = running.get(configuration.uid)
         held: tuple[str, ...] = ()
@@ -165,6 +172,7 @@ class Reconciler:
                 held,
                 trouble,
                 bool(configuration.spec.get("gcsFuseMountOptions")),
+                self._world.has_jobsets is False,
                 usage=self._usage(configuration),
             ),
         )
@@ -201,36 +209,16 @@ class Reconciler:
             log.info("daemonset.applied", configuration=configuration.name, daemonset=name)
 
     async def _remove(self, configuration: Configuration) -> None:
-        """The daemonset with its pods; what they read; and then the finalizer. Each waits for the one before."""
-        if names.FINALIZER not in configuration.finalizers:
+        """The finalizer goes when nothing else is left."""
+        if names.FINALIZER not in configuration.finalizers or not await self._remover.remove(configuration):
             return
-        found = self._world.daemonsets.get(configuration.uid)
-        if found is not None:
-            if "deletionTimestamp" not in found["metadata"]:
-                name = found["metadata"]["name"]
-                await self._delete(f"{self._daemonsets}/{name}", "Foreground")
-                log.info("daemonset.deleted", configuration=configuration.name, daemonset=name)
-            return
-        for collection, known in (
-            (self._config_maps, self._world.config_maps),
-            (self._secrets, self._world.secrets),
-        ):
-            for name, one in list(known.items()):
-                if (one["metadata"].get("annotations") or {}).get(
-                    names.CONFIGURATION_ANNOTATION
-                ) == configuration.name:
-                    await self._delete(f"{collection}/{name}")
         await self._set_finalizers(configuration, [one for one in configuration.finalizers if one != names.FINALIZER])
         log.info("configuration.removed", configuration=configuration.name)
 
-    async def _delete(self, path: str, propagation: str = "Background") -> None:
-        try:
-            await self._writer.delete(path, propagation)
-        except Gone:
-            log.info("object.gone_already", path=path)
-
     async def _set_finalizers(self, configuration: Configuration, finalizers: list[str]) -> None:
-        version = self._world.versions[configuration.uid]
+        version = self._world.versions.get(configuration.uid)
+        if version is None:
+            return  # it went while the rest was looked at
         changes = {"metadata": {"finalizers": finalizers, "resourceVersion": version}}
         path = f"{CONFIGURATIONS}/{configuration.name}"
         try:

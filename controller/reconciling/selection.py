@@ -53,7 +53,7 @@ def conflict_of(
 ) -> str:
     """Who has a node that this configuration means, in words; empty when nobody has.
 
-    ``running`` are the uids of configurations that have a daemonset.
+    ``running`` are the uids of configurations that have something on nodes.
     """
 
     def place(one: Configuration) -> tuple[bool, str, str]:

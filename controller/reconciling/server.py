@@ -13,7 +13,9 @@ from kubernetes.client import ApiClient
 from controller.driver import names
 from controller.election import Election, Times
 from controller.reconciling import counts
+from controller.reconciling.asking import EVERY_SECONDS, Asker
 from controller.reconciling.conditions import Event
+from controller.reconciling.issuing import Issuer
 from controller.reconciling.queue import Queue
 from controller.reconciling.reconciler import Reconciler, Task
 from controller.reconciling.telling import Teller
@@ -42,6 +44,9 @@ class Serving:
     uptime_backoff: float | None = None
     """Seconds between two driver pods that are deleted since they are not ready; None: none is."""
     uptime_grace: float = GRACE_SECONDS
+    coordinator: str = ""
+    """HOST:PORT of the ranks server; empty: how nodes are used is not told."""
+    asks_every_seconds: float = EVERY_SECONDS
 
 
 async def run_controller(api: ApiClient, serving: Serving) -> None:
@@ -67,7 +72,9 @@ async def serve_controller(
             await nursery.start(partial(metrics.serve, address, ready=ready.is_set))
         task_status.started()
         writer = Writer(api, serving.calls_per_second, counts.api_answered)
-        reconciler = Reconciler(writer, world, queue, serving.task)
+        issuer = Issuer(writer, world, serving.task.settings)
+        asker = Asker(serving.coordinator, world, queue, issuer, serving.asks_every_seconds)
+        reconciler = Reconciler(writer, world, queue, serving.task, issuer, asker.usage)
 
         async def act() -> None:
             # Only the one that acts looks at everything: a replica that waits costs the API server next to nothing.
@@ -78,8 +85,11 @@ async def serve_controller(
                     await following.start(collection.follow)
                 world.complete()
                 following.start_soon(reconciler.look_again)
+                following.start_soon(_look_for_jobsets, api, world)
                 if serving.uptime_backoff is not None:
                     following.start_soon(_keep_up, api, writer, world, serving, serving.uptime_backoff)
+                if serving.coordinator:
+                    following.start_soon(asker.run)
                 ready.set()
                 log.info("controller.ready", identity=serving.task.identity)
 
@@ -88,6 +98,13 @@ async def serve_controller(
         else:
             election = Election(writer, serving.lease_namespace, LEASE, serving.task.identity, serving.times)
             await election.lead(act, ready.set)
+
+
+async def _look_for_jobsets(api: ApiClient, world: World) -> None:
+    """Until cancelled."""
+    async with trio.open_nursery() as nursery:
+        await nursery.start(world.jobsets(api).follow)
+        world.see_jobsets(world.has_jobsets is True)  # where there is nothing, nothing is seen
 
 
 async def _keep_up(api: ApiClient, writer: Writer, world: World, serving: Serving, backoff: float) -> None:

@@ -33,9 +33,12 @@ class World:
         self.configurations: dict[str, Configuration] = {}
         self.versions: dict[str, str] = {}
         self.daemonsets: dict[str, Object] = {}  # by uid of their configuration
+        self.cleaners: dict[str, Object] = {}  # daemonsets that leave nothing on nodes; likewise
         self.config_maps: dict[str, Object] = {}  # by name
         self.secrets: dict[str, Object] = {}  # by name
         self.nodes: dict[str, Node] = {}  # by uid
+        self.has_jobsets: bool | None = None
+        """Whether JobSets are installed; None while that is not known."""
         self.is_complete = False
         """Whether all that there is has been told once: nothing is concluded before."""
         self.refused: dict[str, str] = {}
@@ -69,6 +72,17 @@ class World:
         yield Collection(api, f"{space}/secrets", _Named(self, self.secrets), refused=told)
         yield Collection(api, apps, _Daemonsets(self), names.SELECTED, refused=told)
 
+    def jobsets(self, api: ApiClient) -> Collection:
+        """The definition of JobSets: nothing waits for what is said of it."""
+        definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+        return Collection(api, definitions, _JobSets(self), {"fieldSelector": f"metadata.name={names.JOBSETS}"})
+
+    def see_jobsets(self, are_there: bool) -> None:
+        """They are installed, or not."""
+        if self.has_jobsets != are_there:
+            self.has_jobsets = are_there
+            self._changed(None)
+
     def images(self) -> dict[str, Mapping[str, str]]:
         """The data of all config maps, by their names."""
         return {name: found.get("data") or {} for name, found in self.config_maps.items()}
@@ -95,21 +109,34 @@ class World:
         self._changed(uid)
         self._changed(None)
 
+    def occupying(self) -> set[str]:
+        """Configurations that have something on nodes, or whose nodes may not be clean yet."""
+        going = {
+            uid
+            for uid, one in self.configurations.items()
+            if one.is_deleted and names.daemonset_name(uid) in self.config_maps
+        }
+        return {*self.daemonsets, *self.cleaners, *going}
+
     def see_daemonset(self, found: Object) -> None:
         """It is there, or has changed."""
-        if (uid := _configuration_of(found)) is None:
+        known, uid = self.daemonsets, _configuration_of(found)
+        if uid is None:
+            known, uid = self.cleaners, found["metadata"].get("labels", {}).get(names.CLEANS_LABEL)
+        if uid is None:
             return
-        before = self.daemonsets.get(uid)
+        before = known.get(uid)
         if before is None or _is_newer(found["metadata"], before["metadata"]["resourceVersion"]):
-            self.daemonsets[uid] = found
+            known[uid] = found
             self._changed(uid if before is not None else None)
 
     def lose_daemonset(self, uid: str) -> None:
         """The one with that uid of its own is gone."""
-        for configuration, found in list(self.daemonsets.items()):
-            if found["metadata"]["uid"] == uid:
-                del self.daemonsets[configuration]
-                self._changed(None)  # who was in conflict with it is not any more
+        for known in (self.daemonsets, self.cleaners):
+            for configuration, found in list(known.items()):
+                if found["metadata"]["uid"] == uid:
+                    del known[configuration]
+                    self._changed(None)  # who was in conflict with it is not any more
 
     def see_config_map(self, found: Object) -> None:
         """It is there, or has changed."""
@@ -165,6 +192,17 @@ class _Daemonsets:
 
     def lost(self, key: str) -> None:
         self._world.lose_daemonset(key)
+
+
+class _JobSets:
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def seen(self, found: Object) -> None:
+        self._world.see_jobsets("deletionTimestamp" not in found["metadata"])
+
+    def lost(self, key: str) -> None:
+        self._world.see_jobsets(False)
 
 
 class _Named:

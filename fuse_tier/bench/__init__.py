@@ -59,12 +59,11 @@ def run_bench(names: Sequence[str] = (), json_path: Path | None = None) -> None:
     """
     console = Console()
     rows = (*ROWS, *_rows_of_others())
-    chosen = choose(rows, names, as_root=os.geteuid() == 0)
+    as_root = os.geteuid() == 0
+    chosen = choose(rows, names, as_root=as_root)
     for row in rows if not names else ():
         if row not in chosen:
-            console.print(
-                f"{row.name}: left out, because it has to be run as root: {row.needs_root}", highlight=False
-            )
+            console.print(f"{row.name}: left out, because it {row.unmet(as_root=as_root)}", highlight=False)
     results = []
     for row in chosen:
         with console.status(row.name):

@@ -44,6 +44,12 @@ class Row:
     """Gets an empty directory of its own and leaves nothing mounted in it."""
     needs_root: str = ""
     """What of it an ordinary user cannot do; empty where everybody can measure it."""
+    lacks: Callable[[], str] = lambda: ""
+    """What of it this machine lacks, and how it comes; empty where it can be measured."""
+
+    def unmet(self, *, as_root: bool) -> str:
+        """Why it cannot be measured here and now; empty when it can."""
+        return f"has to be run as root: {self.needs_root}" if self.needs_root and not as_root else self.lacks()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,17 +83,17 @@ async def alternating(ours: Measure, reference: Measure, runs: int = RUNS) -> Fi
 
 
 def choose(rows: Sequence[Row], names: Sequence[str], *, as_root: bool) -> list[Row]:
-    """The rows of these names, in the order of the registry; for none, all that this user can measure.
+    """The rows of these names, in the order of the registry; for none, all that can be measured here.
 
-    Raises ConfigError for a name that is none, or of a row that this user cannot measure.
+    Raises ConfigError for a name that is none, or of a row that cannot be measured here.
     """
     known = {row.name: row for row in rows}
     for name in names:
         if name not in known:
             raise ConfigError(f"there is no benchmark {name!r}; there are: {', '.join(known)}")
-        if known[name].needs_root and not as_root:
-            raise ConfigError(f"benchmark {name} has to be run as root: {known[name].needs_root}")
-    return [row for row in rows if row.name in names or (not names and (as_root or not row.needs_root))]
+        if unmet := known[name].unmet(as_root=as_root):
+            raise ConfigError(f"benchmark {name} {unmet}")
+    return [row for row in rows if row.name in names or (not names and not row.unmet(as_root=as_root))]
 
 
 def write_json(results: Sequence[Result], path: Path) -> None:

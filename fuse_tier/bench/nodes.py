@@ -11,11 +11,12 @@ import trio
 
 from fuse_tier.errors import FuseTierError
 from fuse_tier.localcluster import LocalCluster, LocalNode, local_cluster
+from fuse_tier.localcluster.node import WORKER
+from fuse_tier.localcluster.processes import peak_megabytes
 
 IDENTITY = "default/bench/0"
 _WAIT_SECONDS = 300.0
 _POLL_SECONDS = 0.5
-_WORKER = b"fuse_tier.replicate"
 
 T = TypeVar("T")
 
@@ -77,10 +78,6 @@ async def in_thread(work: Callable[..., T], *arguments: Any) -> T:
 
 def worker_peak_megabytes(node: LocalNode) -> float:
     """The most memory that a node's worker has had resident (VmHWM, proc(5)), in MB."""
-    for pid in node.family.members():
-        process = Path(f"/proc/{pid}")
-        if _WORKER in process.joinpath("cmdline").read_bytes().split(b"\0"):
-            for line in process.joinpath("status").read_text().splitlines():
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024 / 1e6
+    for pid in node.family.running(WORKER):
+        return peak_megabytes(pid)
     raise FuseTierError(f"node {node.name} has no worker")

@@ -214,9 +214,8 @@ class FileOperations(Shared):
         """Closes a file whose handle is gone."""
         if file.writing is not None and file.writing.count == 1:
             allocated = self._reservations.closing(file.inode, file.fd)
-            if file.backing:
+            if file.backing:  # else all pages are touched by us
                 self._share.grew(allocated - file.writing.allocated)
-            if self._backings.enabled:  # else all pages are touched by us
                 self._handles.unreserved += max(0, allocated - file.writing.allocated)
         self._backings.close(file.inode)
         os.close(file.fd)

@@ -41,7 +41,7 @@ log = structlog.get_logger(__name__)
 
 _SMALL_BYTES: Final = 64 << 10  # what any new file gets when the tier is full
 _SCARCE_BYTES: Final = 2 << 20  # so little is left when it is full
-_LARGER_PART: Final = 16  # a file may become larger than expected by this part
+_LARGER_PART: Final = 64  # a file may become larger than expected by this part
 _PLENTY_PART: Final = 2  # of the tier: with less left a file of unknown size comes through us
 _BLOCK_BYTES: Final = 512  # of st_blocks (stat(2))
 _LEARN_SECONDS: Final = 0.1

@@ -82,4 +82,4 @@ class RoomAsker:
         except (FuseTierError, OSError) as error:
             log.warning("room.not_made", bytes=size, reason=str(error))
             return {"free": 0, "coming": False}
-        return dict(answer)
+        return {"coming": False, **answer}  # which a worker of an older version does not say

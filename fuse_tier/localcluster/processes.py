@@ -163,6 +163,15 @@ async def kill_all(families: Iterable[Family]) -> None:
         await family.kill()
 
 
+def peak_megabytes(pid: int) -> float:
+    """The most memory that a process has had resident (VmHWM, proc(5)), in MB. Raises FuseTierError."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    raise FuseTierError(f"there is no process {pid} any more")
+
+
 def mounts_below(directory: Path) -> list[Path]:
     """Where something is mounted at or below a directory, innermost first. Touches none of the mounts."""
     found = []

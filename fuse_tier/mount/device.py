@@ -51,6 +51,13 @@ class Device:
         os.write(self.fd, reply)
         return shaken
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the connection has ended, as when what was mounted is mounted nowhere any more. Reads nothing."""
+        waiting = select.poll()
+        waiting.register(self.fd, 0)
+        return any(event & select.POLLERR for _, event in waiting.poll(0))
+
     def open_backing(self, fd: int) -> int:
         """Lets the kernel read and write this file by itself; gives the number by which a reply names it.
 

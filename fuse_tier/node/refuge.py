@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import select
 import signal
 import sys
 from collections.abc import Iterator
@@ -60,6 +61,35 @@ def version_at(socket: str) -> str:
         return _read(socket)[1]
 
 
+def dismiss(socket: str) -> bool:
+    """Whether there is no refuge. One that runs is told to end, which it does unless it stands in for a keeper.
+
+    Blocks for a second at most.
+    """
+    try:
+        with open(lock_of(socket)) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return True
+    except FileNotFoundError:
+        return True
+    except BlockingIOError:
+        with suppress(ProcessLookupError, ValueError):
+            _end(int(_read(socket)[0]))  # it still has the lock, so it is that process
+        return False
+
+
+def _end(pid: int) -> None:
+    """Tells a process to end, and gives it a moment for that."""
+    process = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(process, signal.SIGTERM)
+        waiting = select.poll()
+        waiting.register(process, select.POLLIN)
+        waiting.poll(1000 * _LOOK_EVERY_SECONDS)
+    finally:
+        os.close(process)
+
+
 def main(socket: str) -> int:
     """Runs it; gives the exit status."""
     logs.configure("refuge", "", logs.Lasting(sys.stderr))  # type: ignore[arg-type]
@@ -92,6 +122,16 @@ def leave_container() -> None:
                 "this process cannot leave its container: that has to be privileged, and the machine's process 1 "
                 "to have no capability beyond its own"
             )
+
+
+def remove_groups() -> None:
+    """Takes away the control groups of the machine's that refuges were in, where none is in them any more."""
+    for first in (True, False):
+        with suppress(OSError):  # the machine's process 1 is not to be seen from here
+            for root, is_unified in _hierarchies(first):
+                if is_unified:
+                    with suppress(OSError):  # there is none, or it is in use
+                        os.rmdir(os.path.join(root, _GROUP))
 
 
 def _enter_first_namespace() -> bool:

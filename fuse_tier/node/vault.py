@@ -214,8 +214,10 @@ class _Copy:
         return None if self._estate is None else inherit(self._estate.claim.fd)
 
     def is_orphan(self) -> bool:
-        """Whether the keeper's connection has ended, and nobody else keeps its mount, which somebody knows of."""
+        """Whether the keeper has ended, and nobody else keeps its mount, which is there still, and known of."""
         if self._ended or self._missing or self._estate is None or self._deposits is None:
+            return False
+        if self._estate.made.device.is_over:  # it was unmounted meanwhile
             return False
         copied = self._estate.claim.record
         now = read_record(f"/proc/self/fd/{self._estate.claim.fd}")

@@ -54,6 +54,13 @@ def test_what_an_ordinary_user_cannot_measure_is_left_out_and_refused_by_name() 
         choose(rows, ["third"], as_root=False)
 
 
+def test_what_a_machine_lacks_is_left_out_and_refused_by_name() -> None:
+    rows = (*_ROWS, Row("third", "s", "limit", _nothing, lacks=lambda: "needs etcd (make kube)"))
+    assert choose(rows, [], as_root=True) == list(_ROWS)
+    with pytest.raises(ConfigError, match=r"benchmark third needs etcd \(make kube\)"):
+        choose(rows, ["third"], as_root=True)
+
+
 def test_the_file_has_the_keys_that_scripts_read(tmp_path: Path) -> None:
     write_json([Result.of(_ROWS[0], Figure(1.0, 2.0))], tmp_path / "bench.json")
     assert json.loads((tmp_path / "bench.json").read_text()) == [

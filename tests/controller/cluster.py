@@ -12,15 +12,16 @@ from kubernetes.client import ApiClient
 
 from controller.driver import names
 from controller.driver.images import KEYS
+from controller.local.kube import ApiServer
+from controller.local.programs import TOOLS
 from controller.reconciling.certificates import decoded
 from controller.reconciling.reconciler import Task
+from controller.reconciling.removing import CLEAN_SECONDS
 from controller.reconciling.server import Serving, serve_controller
 from controller.reconciling.world import CONFIGURATIONS
 from controller.writing import Clash, Gone, Writer
 from fuse_tier.errors import TierUnavailable
 from tests.controller.configurations import EXAMPLE, SETTINGS
-from tests.harness.kube import ApiServer
-from tests.harness.needs import TOOLS
 from tests.harness.waiting import until
 
 CRD: dict[str, Any] = yaml.safe_load((TOOLS.parent / "crd/checkpointconfiguration.yaml").read_text())
@@ -29,6 +30,26 @@ DAEMONSETS = f"/apis/apps/v1/namespaces/{SETTINGS.namespace}/daemonsets"
 LEASES = f"/apis/coordination.k8s.io/v1/namespaces/{SETTINGS.namespace}/leases"
 EVENTS = "/api/v1/namespaces/default/events"
 LABELS = EXAMPLE["spec"]["nodeSelector"]
+
+
+DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+JOBSETS: dict[str, Any] = {
+    "metadata": {"name": names.JOBSETS},
+    "spec": {
+        "group": "jobset.x-k8s.io",
+        "names": {"kind": "JobSet", "plural": "jobsets"},
+        "scope": "Namespaced",
+        "versions": [
+            {
+                "name": "v1alpha2",
+                "served": True,
+                "storage": True,
+                "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}},
+            }
+        ],
+    },
+}
+"""The least that may have that name."""
 
 
 class Cluster:
@@ -41,7 +62,7 @@ class Cluster:
 
     async def install_crd(self) -> None:
         """As ``kubectl apply -f crd/`` does; returns when the kind is served."""
-        await self._create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", CRD)
+        await self._create(DEFINITIONS, CRD)
 
         async def is_served() -> bool:
             try:
@@ -52,9 +73,14 @@ class Cluster:
 
         await until(is_served)
 
+    async def install_jobsets(self) -> None:
+        """The definition alone."""
+        await self._create(DEFINITIONS, JOBSETS)
+
     async def prepare(self) -> None:
-        """The CRD, the namespace, the images, and three nodes; nothing else, whatever was there."""
+        """The CRD, JobSets', the namespace, the images, and three nodes; nothing else, whatever was there."""
         await self.install_crd()
+        await self.install_jobsets()
         for collection in (
             CONFIGURATIONS,
             DAEMONSETS,
@@ -149,19 +175,19 @@ class Cluster:
         await until(so)
         return found[0]
 
+    async def is_gone(self, path: str) -> bool:
+        try:
+            await self.writer.read(path)
+        except Gone:
+            return True
+        return False
+
     async def until_gone(self, path: str) -> None:
-        async def so() -> bool:
-            try:
-                await self.writer.read(path)
-            except Gone:
-                return True
-            return False
+        await until(lambda: self.is_gone(path))
 
-        await until(so)
-
-    async def run_pods(self, name: str = "default", ready: int = 3) -> None:
-        """Says of a daemonset what its controller and kubelets would."""
-        found = await self.daemonset(name)
+    async def run_pods(self, name: str = "default", ready: int = 3, path: str = "") -> None:
+        """Says of a daemonset, a configuration's or the one at a path, what its controller and kubelets would."""
+        found = await (self.until_found(path, lambda _: True) if path else self.daemonset(name))
         status = {
             "observedGeneration": found["metadata"]["generation"],
             "desiredNumberScheduled": 3,
@@ -171,6 +197,17 @@ class Cluster:
             "numberMisscheduled": 0,
         }
         await self.writer.merge(path_of(found) + "/status", {"status": status})
+
+    async def let_nodes_answer(self) -> None:
+        """What a kubelet does by its leases: what is wrong with a new node is taken away."""
+        for name in "abc":
+            await self.writer.merge(f"/api/v1/nodes/{name}", {"spec": {"taints": None}})
+
+    async def remove_daemonset(self, path: str) -> None:
+        """Waits until it is being deleted; then plays Kubernetes' garbage collector."""
+        await self.until_found(path, lambda one: "deletionTimestamp" in one["metadata"])
+        await self.writer.merge(path, {"metadata": {"finalizers": None}})
+        await self.until_gone(path)
 
     async def run_pod(self, node: str, name: str = "default") -> str:
         """A driver pod on a node, which is not ready; gives its path. What is wrong with a new node is taken away."""
@@ -201,9 +238,11 @@ def path_of(daemonset: Mapping[str, Any]) -> str:
 
 
 @asynccontextmanager
-async def running_controller(api: ApiClient, identity: str = "one", **serving: Any) -> AsyncIterator[None]:
+async def running_controller(
+    api: ApiClient, identity: str = "one", clean_seconds: float = CLEAN_SECONDS, **serving: Any
+) -> AsyncIterator[None]:
     """A controller, in this process, until the block is left."""
-    task = Task(SETTINGS, "checkpoint-image-config", identity)
+    task = Task(SETTINGS, "checkpoint-image-config", identity, clean_seconds)
     async with trio.open_nursery() as nursery:
         await nursery.start(serve_controller, api, Serving(task, 1000, **serving))
         yield

@@ -10,7 +10,7 @@ import yaml
 from controller.driver.configuration import Configuration, read_configuration
 from controller.driver.containers import Settings
 from controller.driver.images import KEYS, Images
-from tests.harness.needs import TOOLS
+from controller.local.programs import TOOLS
 
 UID = "d6cc2e82-385d-40ca-ab80-1a0879fd25cf"
 SETTINGS = Settings(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.kube import ApiServer, running_api_server
+from controller.local.kube import ApiServer, running_api_server
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import pytest
 import trio
 
 from controller import watching
+from controller.local.kube import ApiServer
 from controller.watching import Collection, Object, connect
 from fuse_tier.errors import ConfigError
-from tests.harness.kube import ApiServer
 from tests.harness.logs import ExpectedLogs
 from tests.harness.waiting import until
 

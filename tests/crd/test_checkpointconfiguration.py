@@ -13,9 +13,9 @@ import trio
 import yaml
 from kubernetes.client.exceptions import ApiException
 
+from controller.local.kube import ApiServer, running_api_server
 from fuse_tier.config import BackupConfig, KeepBucketConfig, KeepConfig, LimitsConfig, NodeConfig
 from fuse_tier.quantities import parse_size
-from tests.harness.kube import ApiServer, running_api_server
 from tests.harness.waiting import until
 
 ROOT = Path(__file__).parents[2]

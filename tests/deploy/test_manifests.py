@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import yaml
 from kubernetes.client import ApiClient
 
 from controller.election import Times
+from controller.local.kube import ApiServer, running_api_server
+from controller.ranks.addresses import JobAddressMaps
 from controller.ranks.book import RankBook
 from controller.ranks.checkpoints import Checkpoints
 from controller.ranks.events import COMPONENT, JobEvents
@@ -31,7 +34,6 @@ from fuse_tier.standing import Standing
 from tests.controller.cluster import NAMESPACE, Cluster, path_of, running_controller
 from tests.controller.configurations import SETTINGS
 from tests.harness.checkouts import ROOT, give_recorder, make_checkout
-from tests.harness.kube import ApiServer, running_api_server
 from tests.harness.logs import ExpectedLogs
 from tests.harness.waiting import until
 
@@ -53,6 +55,23 @@ POD = {
 }
 Right = tuple[str, str, str, str]  # namespace (empty: everywhere), group, resource, verb
 
+JOBSETS: dict[str, Any] = {  # as the API server needs to know them to list them
+    "metadata": {"name": "jobsets.jobset.x-k8s.io"},
+    "spec": {
+        "group": "jobset.x-k8s.io",
+        "names": {"kind": "JobSet", "plural": "jobsets"},
+        "scope": "Namespaced",
+        "versions": [
+            {
+                "name": "v1alpha2",
+                "served": True,
+                "storage": True,
+                "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}},
+            }
+        ],
+    },
+}
+
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
@@ -72,6 +91,14 @@ def kubectl(*arguments: str, cwd: Path) -> str:
     found = subprocess.run([KUBECTL, *arguments], cwd=cwd, capture_output=True, text=True, check=False)
     assert found.returncode == 0, (arguments, found.stdout, found.stderr)
     return found.stdout
+
+
+def refusal(checkout: Path, kubeconfig: Path, *arguments: str) -> str:
+    """What kubectl says that refuses the directory."""
+    command = [KUBECTL, f"--kubeconfig={kubeconfig}", *arguments, "deploy/multitier/controller"]
+    found = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
+    assert found.returncode != 0
+    return found.stderr
 
 
 def built(checkout: Path) -> list[dict[str, Any]]:
@@ -259,7 +286,7 @@ async def test_what_is_applied_is_taken_and_both_programs_use_exactly_the_rights
     checkout: Path, tmp_path: Path, expected_logs: ExpectedLogs
 ) -> None:
     expected_logs.allow("uptime.pod_deleted")
-    make(checkout, "multitier-images", "REPO_PATH=a/b")
+    make(checkout, "multitier-images", "REPO_PATH=a/b", "MULTITIER_TAG=v7")
     objects = built(checkout)
     async with running_api_server(tmp_path / "kube") as server:
         path = tmp_path / "kubeconfig"
@@ -268,8 +295,12 @@ async def test_what_is_applied_is_taken_and_both_programs_use_exactly_the_rights
         async def run(*arguments: str) -> str:
             return await trio.to_thread.run_sync(lambda: kubectl("--kubeconfig", str(path), *arguments, cwd=checkout))
 
+        refused = await trio.to_thread.run_sync(partial(refusal, checkout, path, "apply", "-f"))
+        assert 'name: "use-kubectl-apply-k-and-not-f"' in refused
         first = await run("apply", "-k", "deploy/multitier/controller")
         assert len(first.splitlines()) == len(objects)
+        image = await run("get", "deployment", "-n", SETTINGS.namespace, "-o", "jsonpath={..image}")
+        assert image.split() == ["a/b/fuse-tier-controller:v7", "a/b/fuse-tier-ranks:v7"], "-k mends it"
         again = await run("apply", "-k", "deploy/multitier/controller")
         changed = [line for line in again.splitlines() if not line.endswith(" unchanged")]
         # The API says of a budget's selector that patches replace it, and kubectl sends such a patch each time.
@@ -314,6 +345,8 @@ async def test_what_is_applied_is_taken_and_both_programs_use_exactly_the_rights
                 metadata = {"name": name, "labels": {"app": "high-scale-checkpointing-ranks", **labels}}
                 spec = {"containers": [{"name": "x", "image": "x"}]}
                 await cluster.writer.create(pods, {"metadata": metadata, "spec": spec})
+            await cluster.writer.create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", JOBSETS)
+            await run("wait", "--for=condition=Established", "crd/jobsets.jobset.x-k8s.io")
             config = CoordinatorConfig.model_validate({"listen": f"127.0.0.1:{free_ports(1)[0]}"})
             times = Times(lease=2, renew_deadline=1.5, retry=0.1)
             serving = Serving(SETTINGS.driver_name, config, SETTINGS.namespace, "ranks-1", times=times)
@@ -323,6 +356,11 @@ async def test_what_is_applied_is_taken_and_both_programs_use_exactly_the_rights
                 assert [one["metadata"]["name"] for one in led] == ["ranks-1"]
                 (service,) = [one for one in objects if one["kind"] == "Service"]
                 assert service["spec"]["selector"].items() <= led[0]["metadata"]["labels"].items()
+
+                async def follows_jobsets() -> bool:
+                    return ("", "jobset.x-k8s.io", "jobsets", "watch") in used_by_ranks
+
+                await until(follows_jobsets)
                 nursery.cancel_scope.cancel()
             async with trio.open_nursery() as nursery:
                 book = RankBook()
@@ -335,12 +373,13 @@ async def test_what_is_applied_is_taken_and_both_programs_use_exactly_the_rights
                 nursery.start_soon(checkpoints.run)
                 nursery.start_soon(events.run)
                 job = Job(SETTINGS.namespace, "llama")
-                checkpoints.complete([Standing(job, "llama", 1, 100, 1, 1 << 30, ("ram", "bucket"))])
+                for tiers in ("ram",), ("ram", "bucket"):
+                    checkpoints.complete([Standing(job, "llama", 1, 100, 1, 1 << 30, tiers)])
 
-                async def is_shown() -> bool:
-                    return "llama-100" in await run("get", "checkpoints", "-n", SETTINGS.namespace)
+                    async def is_shown(told: str = f" {','.join(tiers)} ") -> bool:
+                        return told in await run("get", "checkpoints", "-n", SETTINGS.namespace)
 
-                await until(is_shown)
+                    await until(is_shown)
                 rows = (await run("get", "checkpoints", "-n", SETTINGS.namespace)).splitlines()
                 assert rows[0].split() == ["NAME", "JOB", "STEP", "RANKS", "TIERS", "SIZE", "RESTORABLE", "AGE"]
                 assert rows[1].split()[:8] == ["llama-100", "llama", "100", "1", "ram,bucket", "1", "GiB", "true"]
@@ -353,9 +392,21 @@ async def test_what_is_applied_is_taken_and_both_programs_use_exactly_the_rights
                 assert book.origin_of(Name(SETTINGS.namespace, "llama")) is not None
                 events.resumed(job, 100, 1, ("ram",))
 
+                maps = JobAddressMaps(ranks_api, writer, SETTINGS.namespace, missing_seconds=0)
+                nursery.start_soon(maps.run)
+                for addresses in ({"llama": "10.0.0.1"}, {"llama": "10.0.0.2"}, {}):
+                    maps.addresses(addresses)
+
+                    async def is_so(address: str = addresses.get("llama", "")) -> bool:
+                        told = await run("get", "configmap", "llama", "-n", SETTINGS.namespace, "--ignore-not-found",
+                                         "-o", "jsonpath={.data.ip}")  # fmt: skip
+                        return told == address
+
+                    await until(is_so)
+
                 async def has_all_rights() -> bool:
                     watches = sum(right[3] == "watch" for right in used_by_ranks)
-                    return watches == 5 and ("", "", "events", "create") in used_by_ranks
+                    return watches == 7 and ("", "", "events", "create") in used_by_ranks
 
                 await until(has_all_rights)
                 assert "on from step 100" in await run("events", "--for=Job/llama", "-n", SETTINGS.namespace)

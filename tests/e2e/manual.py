@@ -14,8 +14,8 @@ from pathlib import Path
 
 import trio
 
+from controller.local.kwok import KwokCluster, running_kwok_cluster
 from tests.harness.checkouts import make_checkout
-from tests.harness.kwok import KwokCluster, running_kwok_cluster
 from tests.harness.own_node import Container, OwnNode, Runtime
 from tests.harness.shell import Shell
 from tests.harness.waiting import until
@@ -41,7 +41,13 @@ def from_checkout(container: Container) -> list[str]:
         str(Path(sys.executable).parent / program),
         *map(placed, arguments),
         f"--kubeconfig-path={container.kubeconfig}",
+        *besides(container),
     ]
+
+
+def besides(container: Container) -> list[str]:
+    """What a program has to be told that would find a service by its name on a cluster."""
+    return [f"--ranks-server-address={container.ranks_server}"] if container.name == "controller" else []
 
 
 @dataclass
@@ -108,14 +114,15 @@ async def follow_the_manual(site: Site, repository: str) -> None:
     async def is_told() -> bool:
         found = await shell.attempt("kubectl get cpc")
         shell.transcript.pop()
-        return found.stdout.splitlines()[1].split()[:4] == ["default", "my-checkpoints", "3", "3"]
+        return found.stdout.splitlines()[1].split()[:5] == ["default", "my-checkpoints", "3", "3", "0"]
 
-    await until(is_told)
+    await until(is_told, 90)
     await shell.run("kubectl get cpc")
 
     await shell.run("kubectl delete checkpointconfigurations --all")
     left = [row[0] for row in await site.rows(f"kubectl get pod -n {NAMESPACE}")]
     assert not [name for name in left if name.startswith("multitier-driver-")]
+    assert '"nodes.cleaned"' in site.node.log("controller").read_text()
     await shell.run(f"kubectl delete namespace {NAMESPACE}")
     assert "NotFound" in await shell.refused(f"kubectl get namespace {NAMESPACE}")
     await shell.run("make clean-multitier")

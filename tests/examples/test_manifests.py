@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from controller.local.kube import running_api_server
 from csi.services import DRIVER_NAME
-from tests.harness.kube import running_api_server
 from tests.harness.needs import JOBSET_CRD
 from tests.harness.shell import Shell
 

@@ -102,6 +102,10 @@ async def test_a_write_waits_for_what_is_still_on_its_way_to_the_bucket(mounted:
         assert await job(lambda: write_all(mounted.path / "file", content)) == [MIB] * 12
         await worker.heard("make_room", lambda arguments: arguments.get("waited") is not None)
         assert await job((mounted.path / "file").read_bytes) == content
+        worker.calls.clear()
+        await job(lambda: (mounted.path / "last").touch())
+        told = await worker.heard("changed")
+        assert told["unreserved"] < MIB, "its memory was touched by us"
 
 
 @pytest.mark.parametrize("passthrough", ["on", "off"])

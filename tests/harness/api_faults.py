@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import urllib3
 from kubernetes.client import ApiClient, Configuration
 
-from tests.harness.kube import ApiServer
+from controller.local.kube import ApiServer
 
 _HOP = {"connection", "transfer-encoding", "content-length", "keep-alive"}
 _BUSY = b'{"kind":"Status","status":"Failure","message":"too many requests","reason":"TooManyRequests","code":429}'

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from tests.harness.needs import TOOLS
+from controller.local.programs import TOOLS
 
 ROOT = TOOLS.parent
 _MADE = ("controller-image.yaml", "csi-container-images.yaml", "run-make-multitier-images-first.yaml", "__pycache__")

@@ -19,9 +19,9 @@ from typing import Any
 
 import yaml
 
+from controller.local.programs import TOOLS
 from fuse_tier.localcluster.ports import free_ports
 from tests.harness.checkouts import make_checkout
-from tests.harness.needs import TOOLS
 
 TARGETS = ("controller", "ranks", "csi", "fuse", "replication-worker")
 TAG = "check"

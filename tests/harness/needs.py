@@ -15,15 +15,14 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+from controller.local.programs import TOOLS, lacking
 from csi.local.pod import control_groups
 
 REQUIRE = "FUSE_TIER_REQUIRE"
 NEEDS = (
     "root", "fuse", "namespaces", "csi_sanity", "kube", "jobset", "promtool", "images", "cgroups", "sidecars", "torch"
 )  # fmt: skip
-_KUBE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kwok")
 SIDECARS = ("csi-node-driver-registrar", "livenessprobe")
-TOOLS = Path(__file__).parents[2] / ".tools"
 JOBSET_CRD = TOOLS / "jobset/crd.yaml"
 PROMTOOL = TOOLS / "bin/promtool"
 
@@ -119,16 +118,8 @@ def _missing_sidecars() -> str | None:
     return f"needs {' and '.join(lacking)}, of the Kubernetes project, in .tools/bin or PATH" if lacking else None
 
 
-def kube() -> dict[str, str]:
-    """The parts of Kubernetes that are on this machine: KUBEBUILDER_ASSETS says where to look first."""
-    places = [os.environ.get("KUBEBUILDER_ASSETS", ""), str(TOOLS / "bin"), os.environ.get("PATH", "")]
-    found = {name: shutil.which(name, path=os.pathsep.join(filter(None, places))) for name in _KUBE}
-    return {name: path for name, path in found.items() if path}
-
-
 def _missing_kube() -> str | None:
-    lacking = sorted(set(_KUBE) - kube().keys())
-    return f"needs {' and '.join(lacking)} (make kube, where Go is)" if lacking else None
+    return lacking() or None
 
 
 def _missing_jobset() -> str | None:

@@ -3,7 +3,8 @@
 What is real: the command and arguments, the volumes (config maps, secrets, and the service account's token, asked of
 the API server, so that a program has its account's rights and no others), the readiness probe, which alone makes the
 pod ready, restarts, and the end by SIGTERM. What is not: ports are free ones instead, since other tests run beside
-this one; and there are no limits, no isolation, no liveness probes. A pod has one container.
+this one; and there are no limits, no isolation, no liveness probes. A pod has one container, and a label ``app``: all
+others are somebody else's.
 """
 
 from __future__ import annotations
@@ -20,16 +21,19 @@ from typing import Any
 import trio
 import yaml
 
+from controller.local.kube import start_program
+from controller.local.kwok import OWN_NODE, KwokCluster
+from controller.ranks.sign import LABEL, LEADS
 from controller.writing import Gone
 from fuse_tier.errors import TierUnavailable
 from fuse_tier.localcluster.ports import free_ports
-from tests.harness.kube import start_program
-from tests.harness.kwok import OWN_NODE, KwokCluster
+from tests.harness.service import serve_service
 
 _LOOK_SECONDS = 0.1
 _PROBE_SECONDS = 5.0
 _RESTART_SECONDS = 1.0
 _STOP_SECONDS = 20.0
+_RANKS_PORT = 19346
 _TOKEN = "serviceaccount"  # noqa: S105 - a directory's name
 
 
@@ -43,6 +47,8 @@ class Container:
     volumes: Mapping[str, Path]
     environment: dict[str, str] = field(default_factory=dict)
     kubeconfig: Path = Path()
+    ranks_server: str = ""
+    """What the name of its service would lead to, if there were one who serves names."""
 
 
 Runtime = Callable[[Container], list[str]]
@@ -71,27 +77,47 @@ class OwnNode:
         self._directory = directory
         self._runtime = runtime
         self._pods: dict[str, _Pod] = {}
+        (self._ranks_port,) = free_ports(1)
+        self._leader = ""  # the uid of the pod that the ranks server's service selects
 
     async def run(self) -> None:
         """Until cancelled; then all is killed."""
         try:
-            while True:
-                try:
-                    await self._look()
-                except TierUnavailable:
-                    # The API server is away, or somebody else changed what was to be changed.
-                    await trio.sleep(_LOOK_SECONDS)
-                await trio.sleep(_LOOK_SECONDS)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(serve_service, self._ranks_port, self._port_of_leader)
+                await self._look_again()
         finally:
             for pod in self._pods.values():
                 if pod.process is not None:
                     pod.process.kill()
                     pod.process.wait()
 
+    async def _look_again(self) -> None:
+        while True:
+            try:
+                await self._look()
+            except TierUnavailable:
+                # The API server is away, or somebody else changed what was to be changed.
+                await trio.sleep(_LOOK_SECONDS)
+            await trio.sleep(_LOOK_SECONDS)
+
+    async def _port_of_leader(self) -> int | None:
+        leader = self._pods.get(self._leader)
+        return None if leader is None else leader.ports[_RANKS_PORT]
+
     def port(self, app: str, port: int) -> int:
         """Where a program listens that believes to listen on ``port``."""
         (found,) = {pod.ports[port] for pod in self._pods.values() if pod.spec["containers"][0]["name"] == app}
         return found
+
+    @property
+    def ranks_server(self) -> str:
+        """Where its service leads to the ranks server that was elected."""
+        return f"127.0.0.1:{self._ranks_port}"
+
+    def log(self, app: str) -> Path:
+        """What a program says."""
+        return self._directory / f"{app}.log"
 
     def kill(self, app: str) -> None:
         """Ends a program as a crash does, and it stays away."""
@@ -103,7 +129,13 @@ class OwnNode:
 
     async def _look(self) -> None:
         found = (await self._cluster.writer.read("/api/v1/pods"))["items"]
-        mine = {one["metadata"]["uid"]: one for one in found if one["spec"].get("nodeName") == OWN_NODE}
+        mine = {
+            one["metadata"]["uid"]: one
+            for one in found
+            if one["spec"].get("nodeName") == OWN_NODE and "app" in (one["metadata"].get("labels") or {})
+        }
+        leaders = [uid for uid, one in mine.items() if one["metadata"]["labels"].get(LABEL) == LEADS]
+        self._leader = leaders[0] if leaders else ""
         for uid in self._pods.keys() - mine.keys():
             await self._end(self._pods.pop(uid))
         for uid, one in mine.items():
@@ -161,12 +193,12 @@ class OwnNode:
         command = [_with_variables(self._moved(word, pod.ports), told) for word in words]
         wanted = Container(container["name"], container["image"], command, volumes)
         wanted.kubeconfig = pod.directory / "kubeconfig"
+        wanted.ranks_server = self.ranks_server
         wanted.environment = {
             "KUBERNETES_SERVICE_HOST": "127.0.0.1",
             "KUBERNETES_SERVICE_PORT": str(self._cluster.server.port),
         }
-        log = self._directory / f"{container['name']}.log"
-        pod.process = start_program(self._runtime(wanted), log)
+        pod.process = start_program(self._runtime(wanted), self.log(container["name"]))
 
     async def _answers(self, pod: _Pod, probe: Mapping[str, Any]) -> bool:
         asked = probe.get("httpGet") or probe["tcpSocket"]

@@ -17,7 +17,7 @@ VERSION = re.search(r'^version = "(.*)"', Path("pyproject.toml").read_text(), re
 MODULES = {
     "controller": ["controller.reconciling.server", "controller.watching"],
     "ranks": ["controller.ranks.server", "fuse_tier.coordinate", "controller.watching"],
-    "csi": ["csi.serving"],
+    "csi": ["csi.serving", "csi.cleaning.waiting"],
     "fuse": ["fuse_tier.node.supervisor", "fuse_tier.node.refuge", "fuse_tier.fs.daemon"],
     "replication-worker": ["fuse_tier.node.worker", "fuse_tier.tiers.bucket", "fuse_tier.tiers.peer"],
 }
@@ -59,6 +59,7 @@ def test_the_commands_of_the_manifests_are_in_the_images_that_these_name(built: 
     for key, command in (("csi", "fuse-tier-csi"), ("fuse", "fuse-tier"), ("replication-worker", "fuse-tier")):
         assert images[f"{key}-image"] == built.name(key)
         assert run(built, key, "sh", "-c", f"command -v {command}").strip() == f"/opt/fuse-tier/bin/{command}"
+    run(built, "csi", "fuse-tier-clean", "--version")
     for target in ("controller", "ranks"):
         run(built, target, "sh", "-c", f"command -v fuse-tier-{target}")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.manual import follow_the_manual, running_site
+from tests.e2e.manual import besides, follow_the_manual, running_site
 from tests.harness.images import Built, in_container
 from tests.harness.logs import ExpectedLogs
 from tests.harness.own_node import Container
@@ -18,8 +18,8 @@ pytestmark = [pytest.mark.images, pytest.mark.kube, pytest.mark.root, pytest.mar
 async def test_the_manual_works_command_by_command_with_images_that_it_builds(
     built: Built, tmp_path: Path, expected_logs: ExpectedLogs
 ) -> None:
-    # The second is buildah's: it kills the program when it is told to end itself.
-    expected_logs.allow("watch.refused", r"subprocess exited .*|Error: exit status 1")
+    # The last is buildah's: it kills the program when it is told to end itself.
+    expected_logs.allow("watch.refused", "election.failed", r"subprocess exited .*|Error: exit status 1")
     expected_logs.watch(tmp_path / "own")
     with ExitStack() as stack:
         containers: dict[str, str] = {}
@@ -31,7 +31,8 @@ async def test_the_manual_works_command_by_command_with_images_that_it_builds(
             places = {mounted.replace("/var/run/", "/run/"): one for mounted, one in container.volumes.items()}
             options = [f"--volume={directory}:{mounted}" for mounted, directory in places.items()]
             options += [f"--env={name}={value}" for name, value in container.environment.items()]
-            return in_container(containers[container.image], container.command, *options)
+            command = [*container.command, *besides(container)]
+            return in_container(containers[container.image], command, *options)
 
         async with running_site(tmp_path, from_image) as site:
             site.shell.variables.update(built.tool)

@@ -8,10 +8,10 @@ import pytest
 
 from controller.driver.manifests import config_map, daemonset
 from controller.driver.sameness import differences
+from controller.local.kube import ApiServer
 from controller.writing import Clash, Gone, Writer
 from fuse_tier.errors import TierRefused, TierUnavailable
 from tests.controller.configurations import IMAGES, SETTINGS, configuration
-from tests.harness.kube import ApiServer
 
 pytestmark = pytest.mark.kube
 NAMESPACE = f"/api/v1/namespaces/{SETTINGS.namespace}"

@@ -18,6 +18,7 @@ import trio
 import yaml
 
 from controller.election import TERM_ANNOTATION
+from controller.local.kube import ApiServer
 from controller.ranks.server import LEASE
 from controller.ranks.sign import LABEL
 from controller.writing import Writer
@@ -29,7 +30,6 @@ from fuse_tier.wire import control_pb2 as core
 from fuse_tier.wire.control_pb2_grpc import CoordinatorStub
 from fuse_tier.wire.grpc import Client
 from tests.controller.ranks.test_server import ask, assigned, make_job, make_node, make_pod
-from tests.harness.kube import ApiServer
 from tests.harness.waiting import until
 
 pytestmark = pytest.mark.kube

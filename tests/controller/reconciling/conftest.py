@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import trio
 
+from controller.local.kube import ApiServer, running_api_server
 from tests.controller.cluster import Cluster
-from tests.harness.kube import ApiServer, running_api_server
 
 
 @pytest.fixture(scope="session")

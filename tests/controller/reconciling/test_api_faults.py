@@ -36,7 +36,7 @@ def api(faults: ApiFaults) -> Iterator[ApiClient]:
         yield client
 
 
-@pytest.mark.parametrize(("kind", "share"), [("busy", 0.1), ("slow", 0.3), ("lost", 0.3)])
+@pytest.mark.parametrize(("kind", "share"), [("busy", 0.2), ("slow", 0.3), ("lost", 0.3)])
 async def test_whatever_happens_to_calls_all_comes_right_and_nothing_is_doubled(
     cluster: Cluster, faults: ApiFaults, api: ApiClient, expected_logs: ExpectedLogs, kind: str, share: float
 ) -> None:

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from kubernetes.client import ApiClient
 
+from controller.driver import names
 from controller.driver.images import KEYS
+from controller.local.programs import TOOLS
 from controller.reconciling.world import CONFIGURATIONS
-from tests.controller.cluster import DAEMONSETS, NAMESPACE, Cluster, path_of, running_controller
+from tests.controller.cluster import DAEMONSETS, DEFINITIONS, NAMESPACE, Cluster, path_of, running_controller
 from tests.controller.configurations import SETTINGS
 from tests.harness.logs import ExpectedLogs
 
@@ -55,6 +57,26 @@ async def test_a_config_map_of_images_that_lacks_a_key_is_told_which(cluster: Cl
         await cluster.until_condition("Degraded", "False", "AsWanted")
 
 
+async def test_jobsets_that_are_not_installed_are_told_until_they_are(cluster: Cluster) -> None:
+    definition = f"{DEFINITIONS}/{names.JOBSETS}"
+    await cluster.writer.delete(definition)
+    await cluster.until_gone(definition)
+    async with running_controller(cluster.api):
+        await cluster.configure()
+        message = await cluster.until_condition("Degraded", "False", "JobSetsNotInstalled")
+        assert message.endswith(f"If they are wanted: {names.JOBSET_COMMAND}")
+        await cluster.until_event("JobSetsNotInstalled")
+        await cluster.daemonset()
+        await cluster.install_jobsets()
+        await cluster.until_condition("Degraded", "False", "AsWanted")
+        await cluster.writer.delete(definition)
+        await cluster.until_condition("Degraded", "False", "JobSetsNotInstalled")
+
+
+def test_the_command_that_installs_jobsets_is_the_guides() -> None:
+    assert names.JOBSET_COMMAND in (TOOLS.parent / "docs/kubernetes.md").read_text()
+
+
 Rule = tuple[str, str, Sequence[str]]  # group, resource, verbs
 
 
@@ -89,6 +111,7 @@ CONFIGURE: tuple[Rule, ...] = (
     ("checkpointing.gke.io", "checkpointconfigurations", ALL),
     ("checkpointing.gke.io", "checkpointconfigurations/status", ALL),
     ("", "events", ALL),
+    ("apiextensions.k8s.io", "customresourcedefinitions", ["list", "watch"]),
 )
 LOOK: tuple[Rule, ...] = (
     *CONFIGURE,

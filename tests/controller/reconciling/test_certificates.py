@@ -13,7 +13,7 @@ from controller.reconciling.certificates import (
     decoded,
     encoded,
     nodes_files,
-    server_files,
+    own_files,
     shard_of,
 )
 from fuse_tier.wire.tls import TlsFiles, check, common_name
@@ -44,8 +44,8 @@ def test_each_node_has_a_certificate_of_its_own_that_a_node_takes(signing: Signi
         check(found)
         assert common_name(found) == node
     assert set(files) == {"ca.crt", "a.crt", "a.key", "b.crt", "b.key"}
-    server = server_files(signing, {})
-    assert server_files(signing, server) == server
+    server = own_files(signing, "ranks", {})
+    assert own_files(signing, "ranks", server) == server
     assert decoded({"data": encoded(server)}) == server
 
 

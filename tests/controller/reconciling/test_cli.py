@@ -43,6 +43,8 @@ def test_without_flags_it_is_what_the_manifests_of_the_system_replaced_expect() 
         (["--driver-name=x"], "task.settings.driver_name", "x"),
         (["--replication-worker-debug-backup=true"], "task.settings.backs_up_odd_steps", True),
         (["--ranks-server-port=1"], "task.settings.ranks_port", 1),
+        ([], "coordinator", "high-scale-checkpointing-controller.gke-managed-checkpointing.svc:19346"),
+        (["--ranks-server-address=127.0.0.1:7"], "coordinator", "127.0.0.1:7"),
         (["--enable-uptime-controller"], "uptime_backoff", 300.0),
         (["--enable-uptime-controller=true", "--uptime-controller-backoff=90s"], "uptime_backoff", 90.0),
         (["--uptime-controller-backoff=90s"], "uptime_backoff", None),

@@ -16,13 +16,13 @@ import yaml
 
 from controller.driver import names
 from controller.election import LeadershipLost, Times
+from controller.local.kube import ApiServer
 from controller.reconciling.issuing import AUTHORITY, RANKS
 from controller.reconciling.server import LEASE
 from controller.reconciling.world import CONFIGURATIONS
 from fuse_tier.localcluster.ports import free_ports
 from tests.controller.cluster import DAEMONSETS, LABELS, LEASES, NAMESPACE, Cluster, path_of, running_controller
 from tests.controller.configurations import SETTINGS
-from tests.harness.kube import ApiServer
 from tests.harness.logs import ExpectedLogs
 from tests.harness.waiting import until
 

@@ -29,7 +29,7 @@ from fuse_tier.bench.frame import Figure, Row
 from fuse_tier.errors import FuseTierError, TierUnavailable
 from fuse_tier.localcluster.node import until_so
 from fuse_tier.localcluster.ports import free_ports
-from fuse_tier.localcluster.processes import Family, kill_all
+from fuse_tier.localcluster.processes import Family, kill_all, peak_megabytes
 
 _UPDATE: Final = "/ranks.RanksService/Update"
 _HOLD_SECONDS: Final = 12.0
@@ -124,10 +124,7 @@ class _Server:
 
     def peak_megabytes(self) -> float:
         """The most that the process had in memory."""
-        for line in Path(f"/proc/{self.family.pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e6
-        raise FuseTierError("the ranks server has no memory")
+        return peak_megabytes(self.family.pid)
 
 
 @asynccontextmanager

@@ -21,9 +21,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from kubernetes.client import ApiClient, Configuration
 from kubernetes.client.exceptions import ApiException
 
+from controller.local.programs import program
 from fuse_tier.localcluster.ports import free_ports
-from tests.harness.needs import kube
-from tests.harness.waiting import until
+from fuse_tier.localcluster.waiting import until
 
 _START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
@@ -32,6 +32,12 @@ _RAW = {  # what is asked of the client: JSON there and back
     "auth_settings": ["BearerToken"],
     "_preload_content": False,
     "_return_http_data_only": True,
+}
+_AUDIT_POLICY = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived", "ResponseStarted"],
+    "rules": [{"level": "Metadata", "users": ["audited"]}, {"level": "None"}],
 }
 
 
@@ -45,6 +51,8 @@ class ApiServer:
     _etcd: str
     has_accounts: bool = False
     """Whether pods need the service account that they name, as on any cluster where somebody makes accounts."""
+    audits: bool = False
+    """Whether what the user ``audited`` asks is written down: ``audit.log`` in the directory, a line of JSON each."""
     _process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -53,7 +61,7 @@ class ApiServer:
         return self.client_of("admin")
 
     def client_of(self, user: str) -> ApiClient:
-        """One who is ``admin``, with all rights, or ``nobody``, with none."""
+        """One who is ``admin`` or ``audited``, with all rights, or ``nobody``, with none."""
         configuration = Configuration(host=f"https://127.0.0.1:{self.port}")
         configuration.api_key = {"authorization": f"Bearer {user}-{self.token}"}
         configuration.ssl_ca_cert = str(self.directory / "certs" / "apiserver.crt")
@@ -63,13 +71,17 @@ class ApiServer:
     @property
     def kubeconfig(self) -> dict[str, Any]:
         """For programs; with all rights."""
+        return self.kubeconfig_of("admin")
+
+    def kubeconfig_of(self, user: str) -> dict[str, Any]:
+        """For programs of one of the users of ``client_of``."""
         authority = str(self.directory / "certs" / "apiserver.crt")
         cluster = {"server": f"https://127.0.0.1:{self.port}", "certificate-authority": authority}
         return {
             "apiVersion": "v1",
             "kind": "Config",
             "clusters": [{"name": "a", "cluster": cluster}],
-            "users": [{"name": "a", "user": {"token": f"admin-{self.token}"}}],
+            "users": [{"name": "a", "user": {"token": f"{user}-{self.token}"}}],
             "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}],
             "current-context": "a",
         }
@@ -77,7 +89,7 @@ class ApiServer:
     async def start(self) -> None:
         """Returns when it is ready."""
         command = [
-            kube()["kube-apiserver"],
+            program("kube-apiserver"),
             f"--etcd-servers={self._etcd}",
             f"--secure-port={self.port}",
             "--bind-address=127.0.0.1",
@@ -90,9 +102,15 @@ class ApiServer:
             "--service-cluster-ip-range=10.96.0.0/16",
             "--allow-privileged=true",
             *([] if self.has_accounts else ["--disable-admission-plugins=ServiceAccount"]),
+            *(self._audit_arguments() if self.audits else []),
         ]
         self._process = start_program(command, self.directory / "apiserver.log")
         await until(self._is_ready, _START_SECONDS)
+
+    def _audit_arguments(self) -> list[str]:
+        policy = self.directory / "audit-policy.json"
+        policy.write_text(json.dumps(_AUDIT_POLICY))
+        return [f"--audit-policy-file={policy}", f"--audit-log-path={self.directory / 'audit.log'}"]
 
     async def stop(self) -> None:
         """Without a goodbye, as a crash is."""
@@ -137,11 +155,16 @@ class ApiServer:
 
 
 @asynccontextmanager
-async def running_api_server(directory: Path, has_accounts: bool = False) -> AsyncIterator[ApiServer]:
+async def running_api_server(
+    directory: Path, has_accounts: bool = False, audits: bool = False
+) -> AsyncIterator[ApiServer]:
     """Runs one until the block is left."""
     directory.mkdir()
     token = secrets.token_hex(16)
-    (directory / "tokens.csv").write_text(f"admin-{token},admin,admin,system:masters\nnobody-{token},nobody,nobody\n")
+    users = {"admin": ",system:masters", "audited": ",system:masters", "nobody": ""}
+    (directory / "tokens.csv").write_text(
+        "".join(f"{user}-{token},{user},{user}{group}\n" for user, group in users.items())
+    )
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     encoding, encryption = serialization.Encoding.PEM, serialization.NoEncryption()
     (directory / "sa.key").write_bytes(
@@ -151,7 +174,7 @@ async def running_api_server(directory: Path, has_accounts: bool = False) -> Asy
     endpoint, peer = f"http://127.0.0.1:{for_clients}", f"http://127.0.0.1:{for_peers}"
     etcd = start_program(
         [
-            kube()["etcd"],
+            program("etcd"),
             f"--data-dir={directory / 'etcd'}",
             f"--listen-client-urls={endpoint}",
             f"--advertise-client-urls={endpoint}",
@@ -162,7 +185,7 @@ async def running_api_server(directory: Path, has_accounts: bool = False) -> Asy
         ],
         directory / "etcd.log",
     )
-    server = ApiServer(directory, port, token, endpoint, has_accounts)
+    server = ApiServer(directory, port, token, endpoint, has_accounts, audits)
     try:
         await server.start()
         yield server

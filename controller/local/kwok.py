@@ -18,16 +18,17 @@ from typing import Any
 import trio
 import yaml
 
+from controller.local.kube import ApiServer, running_api_server, start_program
+from controller.local.programs import program
 from controller.writing import Gone, Writer
 from fuse_tier.errors import TierUnavailable
-from tests.harness.kube import ApiServer, running_api_server, start_program
-from tests.harness.needs import kube
-from tests.harness.waiting import until
+from fuse_tier.localcluster.waiting import until
 
 OWN_NODE = "own"
 LABELS = {"cloud.google.com/gke-nodepool": "training"}
 TAINT = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
 _PLAYED = {"kwok.x-k8s.io/node": "fake"}
+_RATE = ("--kube-api-qps=500", "--kube-api-burst=1000")  # by default they make twenty pods a second
 # What a cluster has whose pods come and go. The one that looks after nodes lets them be silent: see _give_own_node.
 _CONTROLLERS = (
     "daemonset-controller", "deployment-controller", "replicaset-controller", "statefulset-controller",
@@ -48,9 +49,14 @@ class KwokCluster:
     async def add_nodes(self, *names: str) -> None:
         """Nodes that kwok plays; returns when they are ready for pods."""
         for name in names:
-            metadata = {"name": name, "labels": {**LABELS, "kubernetes.io/hostname": name}, "annotations": _PLAYED}
-            await self.writer.create("/api/v1/nodes", {"metadata": metadata, "spec": {"taints": [TAINT]}})
+            await self.make_node(name)
         await self.until_ready(*names)
+
+    async def make_node(self, name: str, **labels: str) -> None:
+        """A node that kwok plays, with labels besides."""
+        all_labels = {**LABELS, "kubernetes.io/hostname": name, **labels}
+        metadata = {"name": name, "labels": all_labels, "annotations": _PLAYED}
+        await self.writer.create("/api/v1/nodes", {"metadata": metadata, "spec": {"taints": [TAINT]}})
 
     async def remove_nodes(self, *names: str) -> None:
         """As a machine that is taken away."""
@@ -76,6 +82,7 @@ class KwokCluster:
         return list(found["items"])
 
     async def is_gone(self, path: str) -> bool:
+        """Whether there is no such object."""
         try:
             await self.writer.read(path)
         except Gone:
@@ -84,18 +91,17 @@ class KwokCluster:
 
 
 @asynccontextmanager
-async def running_kwok_cluster(directory: Path) -> AsyncIterator[KwokCluster]:
-    """Runs one until the block is left."""
-    async with running_api_server(directory, has_accounts=True) as server:
+async def running_kwok_cluster(directory: Path, audits: bool = False) -> AsyncIterator[KwokCluster]:
+    """Runs one until the block is left. ``audits``: see ApiServer."""
+    async with running_api_server(directory, has_accounts=True, audits=audits) as server:
         kubeconfig = directory / "kubeconfig"
         kubeconfig.write_text(yaml.safe_dump(server.kubeconfig))
-        programs = kube()
         commands = {
             "kube-controller-manager": [
-                f"--kubeconfig={kubeconfig}", "--leader-elect=false", "--secure-port=0",
+                f"--kubeconfig={kubeconfig}", "--leader-elect=false", "--secure-port=0", *_RATE,
                 f"--controllers={','.join(_CONTROLLERS)}", "--node-monitor-grace-period=10h",
             ],
-            "kube-scheduler": [f"--kubeconfig={kubeconfig}", "--leader-elect=false", "--secure-port=0"],
+            "kube-scheduler": [f"--kubeconfig={kubeconfig}", "--leader-elect=false", "--secure-port=0", *_RATE],
             "kwok": [
                 f"--kubeconfig={kubeconfig}",
                 "--manage-nodes-with-annotation-selector=" + ",".join(f"{key}={_PLAYED[key]}" for key in _PLAYED),
@@ -104,7 +110,7 @@ async def running_kwok_cluster(directory: Path) -> AsyncIterator[KwokCluster]:
         running: list[subprocess.Popen[bytes]] = []
         try:
             for name, arguments in commands.items():
-                running.append(start_program([programs[name], *arguments], directory / f"{name}.out"))
+                running.append(start_program([program(name), *arguments], directory / f"{name}.out"))
             with server.client as api:
                 cluster = KwokCluster(server, Writer(api, 1000), kubeconfig, directory)
                 await _give_own_node(cluster)

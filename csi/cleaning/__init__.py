@@ -1,0 +1,1 @@
+"""What leaves nothing of the driver on a node that it was removed from."""
