@@ -22,6 +22,7 @@ class Resumption:
     restart: int  # grows
     step: int | None  # None: with no files
     epoch: int  # under which the volume was owned then: what has a lower one is of the life before
+    wish: str = ""  # of a person's, which was followed then or before
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,15 @@ class Backup:
 
 
 @dataclass(frozen=True, slots=True)
+class Wish:
+    """What a person has written on a job: that all of it goes back to a step, or to a backup by its date. Once."""
+
+    text: str  # another one is another wish
+    step: int | None = None
+    backup: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Question:
     """A node that is to mount a volume of a job asks from which step it goes on."""
 
@@ -72,3 +82,4 @@ class Verdict:
     step: int | None = None
     number: int = 0
     others: tuple[str, ...] = ()  # replicas that are mounted, and have not joined: they go on as they are
+    wish: str = ""  # of a person's, that is followed with this, or was before

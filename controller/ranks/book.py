@@ -8,15 +8,17 @@ told before all of its job are known.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
 from controller.ranks.assignment import Seat, assign
 from controller.ranks.objects import Name, Node, Owner, Place, Pod, Reference
 from controller.ranks.shape import Shape
+from fuse_tier.checkpoints import Job
 from fuse_tier.errors import InvalidRequest, NotFound, TierRefused, TierUnavailable
 from fuse_tier.members import Domain
+from fuse_tier.restarts import Wish
 
 _NAMED_AT_MOST = 3
 
@@ -94,10 +96,12 @@ class RankBook:
     """All jobs of a cluster."""
 
     def __init__(self) -> None:
+        self.restarted: Callable[[Name, Pod], None] = lambda _job, _pod: None  # in its place
         self._pods: dict[str, Pod] = {}
         self._jobs: dict[Name, _Job] = {}
         self._workers: dict[Owner, int] = {}
         self._nodes: dict[str, Node] = {}
+        self._wishes: dict[tuple[str, Name], Wish | str] = {}  # by the kind of object, and its name
 
     # ---- what the API server tells ----
 
@@ -120,6 +124,8 @@ class RankBook:
         elif life == job.life:
             job.begun = max(job.begun, begun)
             job.add(pod, pod.place)
+            if before is not None and pod.restarts > before.restarts and len(job.pods) > 1:
+                self.restarted(pod.place.job, pod)
 
     def lose_pod(self, uid: str) -> None:
         """A pod is gone."""
@@ -138,6 +144,22 @@ class RankBook:
             self._workers.pop(owner, None)
         else:
             self._workers[owner] = workers
+
+    def see_wish(self, kind: str, name: Name, wish: Wish | str | None) -> None:
+        """What is written on a JobSet, Job or StatefulSet; None: nothing, or it is gone."""
+        if wish is None:
+            self._wishes.pop((kind, name), None)
+        else:
+            self._wishes[kind, name] = wish
+
+    def wish_of(self, job: Job) -> Wish | None:
+        """What is written on the object whose pods are a job's. Raises InvalidRequest for what cannot be followed."""
+        name = Name(job.namespace, job.workload)
+        owner = self.origin_of(name)
+        wish = self._wishes.get((owner.kind, owner.name)) if owner is not None else None
+        if isinstance(wish, str):
+            raise InvalidRequest(f"{job}: {wish}")
+        return wish
 
     def see_node(self, name: str, node: Node | None) -> None:
         """A node is there, has changed, or (None) is gone."""

@@ -13,7 +13,7 @@ import structlog
 import trio
 
 from controller.ranks.book import RankBook
-from controller.ranks.objects import Name, Reference
+from controller.ranks.objects import Name, Pod, Reference
 from controller.writing import Writer
 from fuse_tier.checkpoints import Job
 from fuse_tier.coordinate.milestones import Observer
@@ -25,6 +25,7 @@ log = structlog.get_logger(__name__)
 COMPONENT: Final = "fuse-tier-ranks"
 _MOST_WAITING: Final = 1000
 _LONGEST_MESSAGE: Final = 1024  # the API's own limit
+_RESTARTS_TOLD_EVERY_SECONDS: Final = 60.0  # of one job: its pods restart together
 
 
 class JobEvents(Observer):
@@ -33,6 +34,7 @@ class JobEvents(Observer):
     def __init__(self, writer: Writer, book: RankBook) -> None:
         self._writer = writer
         self._book = book
+        self._restarts_told: dict[Name, float] = {}
         self._give, self._take = trio.open_memory_channel[tuple[str, Mapping[str, Any]]](_MOST_WAITING)
 
     def resumed(self, job: Job, step: int, ranks: int, tiers: Sequence[str]) -> None:
@@ -46,6 +48,19 @@ class JobEvents(Observer):
         told = f"{identity} could not be copied to the bucket; it is tried again: {reason}"
         self._tell(Job.of(identity), "Warning", "BackupFailed", told)
 
+    def restarted(self, job: Name, pod: Pod) -> None:
+        """A container was started again in its place, of which no CSI driver hears: it has asked nobody."""
+        now = trio.current_time()
+        if now - self._restarts_told.get(job, float("-inf")) < _RESTARTS_TOLD_EVERY_SECONDS:
+            return
+        self._restarts_told = {one: at for one, at in self._restarts_told.items() if now - at < 3600} | {job: now}
+        log.warning("ranks.restarted_in_place", job=str(job), pod=str(pod.name), remedy="docs/frameworks.md")
+        told = (
+            f"{pod.name.name} was started again in its place, with the files that it had: unless the job asks for a "
+            "step that all ranks have (docs/frameworks.md), they may go on from different ones"
+        )
+        self._tell(Job(job.namespace, job.name), "Warning", "RestartedInPlace", told)
+
     def _tell(self, job: Job, kind: str, reason: str, message: str) -> None:
         owner = self._book.origin_of(Name(job.namespace, job.workload))
         if owner is None:
@@ -58,6 +73,7 @@ class JobEvents(Observer):
 
     async def run(self) -> None:
         """Sends them, until cancelled."""
+        self._book.restarted = self.restarted
         async for namespace, event in self._take:
             try:
                 await self._writer.create(f"/api/v1/namespaces/{namespace}/events", event)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from kubernetes.client import ApiClient
 
 from controller.ranks.book import RankBook
-from controller.ranks.objects import Name, Object, Owner, read_node, read_pod, read_workers
+from controller.ranks.objects import Name, Object, Owner, read_node, read_pod, read_wish, read_workers
 from controller.watching import Collection
 
 
@@ -60,12 +60,34 @@ class Owners:
         owner = Owner(self._kind, Name(metadata["namespace"], metadata["name"]))
         self._owners[metadata["uid"]] = owner
         self._book.see_workers(owner, read_workers(found))
+        self._book.see_wish(self._kind, owner.name, read_wish(found))
 
     def lost(self, key: str) -> None:
         """See Follower."""
         owner = self._owners.pop(key)
         if owner not in self._owners.values():
             self._book.see_workers(owner, None)
+            self._book.see_wish(self._kind, owner.name, None)
+
+
+class JobSets:
+    """Only for what people write on them: their pods say all else."""
+
+    def __init__(self, book: RankBook) -> None:
+        self._book = book
+        self._names: dict[str, Name] = {}
+
+    def seen(self, found: Object) -> None:
+        """See Follower."""
+        metadata = found["metadata"]
+        self._names[metadata["uid"]] = name = Name(metadata["namespace"], metadata["name"])
+        self._book.see_wish("JobSet", name, read_wish(found))
+
+    def lost(self, key: str) -> None:
+        """See Follower."""
+        name = self._names.pop(key)
+        if name not in self._names.values():
+            self._book.see_wish("JobSet", name, None)
 
 
 def followed(api: ApiClient, driver: str, book: RankBook) -> tuple[Collection, ...]:
@@ -76,3 +98,8 @@ def followed(api: ApiClient, driver: str, book: RankBook) -> tuple[Collection, .
         Collection(api, "/apis/apps/v1/statefulsets", Owners(book, "StatefulSet")),
         Collection(api, "/api/v1/pods", Pods(book, driver)),
     )
+
+
+def jobsets(api: ApiClient, book: RankBook) -> Collection:
+    """Where there is such a kind: nobody waits for it."""
+    return Collection(api, "/apis/jobset.x-k8s.io/v1alpha2/jobsets", JobSets(book), may_lack=True)

@@ -10,9 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from fuse_tier.checkpoints import is_checkpoint_name
+from fuse_tier.restarts import Wish
+
 POOL_LABEL: Final = "cloud.google.com/gke-nodepool"
 ZONE_LABEL: Final = "topology.kubernetes.io/zone"
 HOST_LABEL: Final = "kubernetes.io/hostname"
+
+STEP_ANNOTATION: Final = "checkpointing.gke.io/restore-step"
+BACKUP_ANNOTATION: Final = "checkpointing.gke.io/restore-backup"
+_LONGEST_STEP: Final = 18  # digits
 
 _JOBSET: Final = "jobset.sigs.k8s.io/"
 _INDEX: Final = "batch.kubernetes.io/job-completion-index"
@@ -86,6 +93,7 @@ class Pod:
     node: str  # empty until it is scheduled
     is_over: bool  # its containers have ended, or are about to
     place: Place | None  # None: of no job that has ranks
+    restarts: int = 0  # of its containers, in their place
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +115,25 @@ def read_pod(found: Object, driver: str) -> Pod | None:
     name = Name(metadata["namespace"], metadata["name"])
     is_over = bool(metadata.get("deletionTimestamp")) or status.get("phase") in _OVER
     created = metadata.get("creationTimestamp") or ""
-    return Pod(metadata["uid"], name, created, spec.get("nodeName") or "", is_over, _place(name, metadata))
+    restarts = sum(one.get("restartCount") or 0 for one in status.get("containerStatuses") or [])
+    return Pod(metadata["uid"], name, created, spec.get("nodeName") or "", is_over, _place(name, metadata), restarts)
+
+
+def read_wish(found: Object) -> Wish | str | None:
+    """What somebody has written on a JobSet, Job or StatefulSet; as a sentence where it cannot be followed."""
+    told = found["metadata"].get("annotations") or {}
+    step, backup = (str(told.get(name, "")) for name in (STEP_ANNOTATION, BACKUP_ANNOTATION))
+    if step and backup:
+        return f"{STEP_ANNOTATION} and {BACKUP_ANNOTATION} are both there: leave one"
+    if backup:
+        if not is_checkpoint_name(backup):
+            return f"{BACKUP_ANNOTATION}: {backup[:40]!r} is no date of a backup, such as 2026-01-31_08-30"
+        return Wish(f"backup {backup}", backup=backup)
+    if not step:
+        return None
+    if not (step.isascii() and step.isdecimal() and len(step) <= _LONGEST_STEP):
+        return f"{STEP_ANNOTATION}: {step[:40]!r} is no step: give a number"
+    return Wish(f"step {step}", int(step))
 
 
 def read_node(found: Object) -> Node:

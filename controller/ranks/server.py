@@ -15,10 +15,11 @@ import trio
 from kubernetes.client import ApiClient
 
 from controller.election import Election, Times
+from controller.ranks.addresses import JobAddressMaps
 from controller.ranks.book import RankBook
 from controller.ranks.checkpoints import Checkpoints
 from controller.ranks.events import COMPONENT, JobEvents
-from controller.ranks.followers import followed
+from controller.ranks.followers import followed, jobsets
 from controller.ranks.service import RanksService
 from controller.ranks.sign import Sign
 from controller.writing import Writer
@@ -26,6 +27,7 @@ from csi.ranks_pb2_grpc import add_RanksServiceServicer_to_server
 from fuse_tier import epochs, metrics
 from fuse_tier.config import CoordinatorConfig
 from fuse_tier.coordinate.fencing import Fence
+from fuse_tier.coordinate.milestones import Observer
 from fuse_tier.coordinate.server import serve_coordinator
 
 log = structlog.get_logger(__name__)
@@ -80,6 +82,7 @@ async def serve_ranks(
             await nursery.start(partial(metrics.serve, serving.config.metrics, ready=ready.is_set))
         for collection in followed(api, serving.driver, book):
             await nursery.start(collection.follow)
+        nursery.start_soon(jobsets(api, book).follow)
         if not serving.namespace:
             await nursery.start(_serve, api, serving, book, Fence(epochs.from_the_time()))
             started()
@@ -120,5 +123,10 @@ async def _serve(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(checkpoints.run)
         nursery.start_soon(events.run)
-        await nursery.start(serve_coordinator, config, more, book.domain_of, fence, [checkpoints, events])
+        observers: list[Observer] = [checkpoints, events]
+        if serving.namespace:
+            maps = JobAddressMaps(api, writer, serving.namespace)
+            nursery.start_soon(maps.run)
+            observers.append(maps)
+        await nursery.start(serve_coordinator, config, more, book.domain_of, fence, observers, book.wish_of)
         task_status.started()

@@ -40,6 +40,8 @@ class Findings:
     unseen: str = ""
     """What of the cluster the controller may not look at: then nothing else was found out."""
     usage: Usage | None = None
+    cleaning: str = ""
+    """How far the nodes of one that is being deleted are; empty for one that is not, or not so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,8 @@ def conclude(found: Findings) -> tuple[Condition, ...]:
 
 def _ready(found: Findings) -> Condition:
     rollout = found.rollout
+    if found.cleaning:
+        return Condition("Ready", False, "BeingDeleted", "the driver is gone, and its nodes are being cleaned")
     if rollout is None:
         why = "nothing was made yet: see the other conditions"
         return Condition("Ready", False, "Conflict" if found.conflict else "NotMade", why)
@@ -89,6 +93,8 @@ def _ready(found: Findings) -> Condition:
 
 
 def _progressing(found: Findings) -> Condition:
+    if found.cleaning:
+        return Condition("Progressing", True, "CleaningNodes", found.cleaning)
     if found.held:
         command = f"kubectl annotate --overwrite cpc {found.name} {names.DATA_LOSS_ANNOTATION}={found.generation}"
         return Condition(

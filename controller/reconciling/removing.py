@@ -17,7 +17,7 @@ from controller.driver.cleaner import cleaner
 from controller.driver.configuration import Configuration
 from controller.driver.containers import Settings
 from controller.driver.images import choose_images
-from controller.reconciling.conditions import Event, read_rollout
+from controller.reconciling.conditions import Event, Findings, read_rollout
 from controller.reconciling.queue import Queue
 from controller.reconciling.selection import runs_on
 from controller.reconciling.telling import Teller
@@ -77,12 +77,12 @@ class Remover:
         """Whether its nodes are, or cannot be made so."""
         answering = self._world.answering_nodes()
         nodes = sum(node.name in answering and runs_on(configuration, node) for node in self._world.nodes.values())
-        found = self._world.cleaners.get(configuration.uid)
+        cleaning = self._world.cleaners.get(configuration.uid)
         if not nodes:
             return True
-        if found is None:
+        if cleaning is None:
             return not await self._try_to_clean(configuration)
-        rollout = read_rollout(found)
+        rollout = read_rollout(cleaning)
         if rollout.is_seen and rollout.ready >= nodes:
             log.info("nodes.cleaned", configuration=configuration.name, nodes=nodes)
             return True
@@ -93,6 +93,11 @@ class Remover:
                 configuration, f"{rollout.ready} of {nodes} nodes are clean after {CLEAN_SECONDS:g} s"
             )
             return True
+        logs = f"kubectl logs --namespace {self._settings.namespace} -l {names.CLEANS_LABEL}={configuration.uid}"
+        told = f"{rollout.ready} of {nodes} nodes are clean: {logs} says what the others wait for"
+        await self._teller.tell(
+            configuration, Findings(configuration.name, configuration.generation, None, cleaning=told)
+        )
         self._queue.later(configuration.uid, left)
         return False
 

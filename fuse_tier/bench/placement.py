@@ -52,7 +52,7 @@ async def lose_a_slice(nodes: int = _NODES, size: int = _SLICE, copies: int = _C
             nursery.start_soon(_report, directory, number, size, scope)
         nursery.start_soon(_expire, directory)
         await trio.sleep(2 * _LEASE_SECONDS)
-        members = directory.members(trio.current_time())
+        members = directory.nodes.members(trio.current_time())
         before = choose_all(volumes_of(members), members, copies)
         lost = {member.node for member in members if member.domain.pool == lost_pool}
         for number, scope in scopes.items():
@@ -61,10 +61,10 @@ async def lose_a_slice(nodes: int = _NODES, size: int = _SLICE, copies: int = _C
         since = trio.current_time()
         while any(member.alive for member in members if member.node in lost):
             await trio.sleep(_LEASE_SECONDS / 50)
-            members = directory.members(trio.current_time())
+            members = directory.nodes.members(trio.current_time())
         noticed = trio.current_time() - since
         begun = time.perf_counter()
-        members = directory.members(trio.current_time())
+        members = directory.nodes.members(trio.current_time())
         owners = volumes_of(members)
         after = choose_all(owners, members, copies)
         seconds = time.perf_counter() - begun

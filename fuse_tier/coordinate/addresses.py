@@ -23,6 +23,10 @@ class JobAddresses:
         for node in self._of_node.keys() - set(alive):
             del self._of_node[node]
 
+    def all(self) -> dict[str, str]:
+        """By job."""
+        return {job: address for found in self._of_node.values() for job, address in found.items()}
+
     def of(self, job: str) -> str:
         """Empty: nobody has registered one."""
         return next((found[job] for found in reversed(self._of_node.values()) if job in found), "")

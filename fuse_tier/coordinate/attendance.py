@@ -15,7 +15,7 @@ from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.members import member_to_wire
 from fuse_tier.wire.reports import roster_to_wire
 
-_SMALL = 256  # members that are put together anew for each who asks
+_SMALL = 256  # members, or changes, that are put together anew for each who asks
 _WHOLE_EVERY_SECONDS = 1.0  # of more, the whole is made so often; what has changed since comes with the next answer
 _WHOLES_PER_SECOND = 200.0  # of more, so many are told the whole; the others wait, and go on with what they know
 
@@ -56,14 +56,13 @@ class Attendance:
     def since(self, life: str, version: int, now: float) -> bytes:
         """A Roster on the wire, for who knows this version of that life."""
         is_known = life == self._life and self._forgotten <= version <= self._version
-        if is_known:
+        if is_known and self._version - version <= _SMALL:
             news: list[pb.Member] = []
             for changed_at, message in reversed(self._changed.values()):
-                if changed_at <= version or len(news) > _SMALL:
+                if changed_at <= version:
                     break
                 news.append(message)
-            if len(news) <= _SMALL:
-                return roster_to_wire(self._version, news, is_whole=False)
+            return roster_to_wire(self._version, news, is_whole=False)
         if len(self._changed) > _SMALL:
             if now < self._next_whole:
                 return roster_to_wire(version if is_known else 0, (), is_whole=False)

@@ -6,7 +6,7 @@ nothing is lost with it: who starts anew tells at most what was told before.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import structlog
 
@@ -27,6 +27,9 @@ class Observer:
     def complete(self, standings: Sequence[Standing]) -> None:
         """All checkpoints that are complete now: every few seconds, also when nothing has changed."""
 
+    def addresses(self, addresses: Mapping[str, str]) -> None:
+        """Of training jobs' own coordinators, by job: all of them, as often."""
+
     def resumed(self, job: Job, step: int, ranks: int, tiers: Sequence[str]) -> None:
         """A job goes on from a step, which was on these tiers."""
 
@@ -45,8 +48,8 @@ class Milestones:
         self._failing: dict[Job, set[Identity]] = {}
         self._failing_of_node: dict[str, set[Identity]] = {}
 
-    def look(self, standings: tuple[Standing, ...]) -> None:
-        """This is what is complete now, as told by all nodes."""
+    def look(self, standings: tuple[Standing, ...], addresses: Mapping[str, str] | None = None) -> None:
+        """This is what is complete now, and where training jobs have their coordinators, as told by all nodes."""
         self._standings = standings
         shapes: dict[_Shape, set[int]] = {}
         for one in standings:
@@ -65,6 +68,7 @@ class Milestones:
             del self._replicated[shape]
         for observer in self._observers:
             observer.complete(standings)
+            observer.addresses(addresses or {})
 
     def _is_on_peers(self, shape: _Shape, step: int) -> bool:
         return any(PEER in one.tiers for one in self._of(*shape, step))

@@ -11,12 +11,14 @@ import structlog
 import trio
 
 from fuse_tier import epochs, metrics
+from fuse_tier.checkpoints import Job
 from fuse_tier.config import CoordinatorConfig
 from fuse_tier.coordinate.directory import Directory
 from fuse_tier.coordinate.fencing import Fence
 from fuse_tier.coordinate.milestones import Observer
 from fuse_tier.coordinate.service import CoordinatorService
 from fuse_tier.members import Domain
+from fuse_tier.restarts import Wish
 from fuse_tier.wire.control_pb2_grpc import add_CoordinatorServicer_to_server
 from fuse_tier.wire.grpc import Service, serve
 from fuse_tier.wire.tls import TlsFiles
@@ -45,18 +47,21 @@ async def serve_coordinator(
     domain_of: Callable[[str], Domain] | None = None,
     fence: Fence | None = None,
     observers: Sequence[Observer] = (),
+    wish_of: Callable[[Job], Wish | None] = lambda _: None,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serves until cancelled; started when it listens. ``more`` services are reached at the same address.
 
-    ``domain_of``: see Directory. ``fence`` is that of one that was elected; ``observers`` are told of jobs. Raises a
-    group with Superseded when another has taken over.
+    ``domain_of``: see Directory. ``fence`` is that of one that was elected; ``observers`` are told of jobs;
+    ``wish_of``: see Restarts. Raises a group with Superseded when another has taken over.
     """
     tls = TlsFiles(config.tls.ca, config.tls.cert, config.tls.key) if config.tls else None
     directory = Directory(config.lease, trio.current_time(), epochs.from_the_time(), domain_of)
     fence = fence or Fence(epochs.from_the_time())
-    service = CoordinatorService(config.cluster, directory, fence, authenticated=tls is not None, observers=observers)
+    service = CoordinatorService(
+        config.cluster, directory, fence, authenticated=tls is not None, observers=observers, wish_of=wish_of
+    )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(fence.watch)
         nursery.start_soon(service.keep_leases)

@@ -18,12 +18,14 @@ from fuse_tier.checkpoints import Job
 from fuse_tier.coordinate import counts
 from fuse_tier.coordinate.addresses import JobAddresses
 from fuse_tier.coordinate.attendance import Attendance
-from fuse_tier.coordinate.directory import Accepted, Change, Directory
+from fuse_tier.coordinate.directory import Accepted, Directory
 from fuse_tier.coordinate.fencing import Fence
 from fuse_tier.coordinate.milestones import Milestones, Observer
+from fuse_tier.coordinate.nodes import Change
 from fuse_tier.coordinate.restarts import Restarts
 from fuse_tier.errors import FuseTierError, IdentityBusy, InvalidRequest, NotAuthorized, TierRefused, TierUnavailable
 from fuse_tier.identity import Identity
+from fuse_tier.restarts import Wish
 from fuse_tier.standing import Standing
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.grpc import Caller
@@ -83,12 +85,13 @@ class CoordinatorService:
         *,
         authenticated: bool,
         observers: Sequence[Observer] = (),
+        wish_of: Callable[[Job], Wish | None] = lambda _: None,
     ) -> None:
         self._cluster = cluster
         self._directory = directory
         self._fence = fence
-        self._attendance = Attendance(directory.life, lambda: directory.members(trio.current_time()))
-        self._restarts = Restarts(directory)
+        self._attendance = Attendance(directory.life, lambda: directory.nodes.members(trio.current_time()))
+        self._restarts = Restarts(directory, wish_of)
         self._milestones = Milestones(observers)
         self._job_addresses = JobAddresses()
         self._authenticated = authenticated
@@ -107,7 +110,7 @@ class CoordinatorService:
             now = trio.current_time()
             self._fence.hear(request.term, is_settled=self._directory.is_settled(now))
             self._fence.check()
-            before = self._directory.last_report(request.node, request.instance, request.since)
+            before = self._directory.nodes.last_report(request.node, request.instance, request.since)
             if request.since and before is None:
                 return pb.ReportReply(unknown=True, term=self._fence.term)
             report = report_from_wire(request, before)
@@ -119,23 +122,23 @@ class CoordinatorService:
             self._tell_refusal(request, caller, error)
             raise
         counts.report_accepted()
-        self._attendance.see(self._directory.member(report.node, now))
+        self._attendance.see(self._directory.nodes.member(report.node, now))
         reply = pb.ReportReply(
             epoch=self._directory.life,
             term=self._fence.term,
-            lease_seconds=self._directory.lease_seconds,
-            pause_seconds=self._directory.pause_seconds,
+            lease_seconds=self._directory.nodes.lease_seconds,
+            pause_seconds=self._directory.nodes.pause_seconds,
             owned=ownerships_to_wire(self._directory.granted(report.node, now)),
             clock=self._directory.clock(now),
             needed=holdings_to_wire(self._restarts.needed(report.node, now)),
             settled=self._directory.is_settled(now),
             marks=map(mark_to_wire, self._restarts.marks(report.node)),
-            domain=domain_to_wire(self._directory.known_domain(report.node)),
+            domain=domain_to_wire(self._directory.nodes.known_domain(report.node)),
         )
         if request.knows_roster:
             reply.roster = self._attendance.since(request.roster_life, request.roster_version, now)
         else:
-            reply.members.extend(map(member_to_wire, self._directory.members(now)))
+            reply.members.extend(map(member_to_wire, self._directory.nodes.members(now)))
         return reply
 
     @_marked
@@ -164,7 +167,7 @@ class CoordinatorService:
         self._fence.check()
         identity, now = parse_identity(request.identity), trio.current_time()
         self._directory.release(identity, request.node, request.instance, request.sequence, now)
-        self._attendance.see(self._directory.member(request.node, now))
+        self._attendance.see(self._directory.nodes.member(request.node, now))
         log.info("coordinator.claim_released", identity=str(identity), holder=request.node)
         return pb.Empty()
 
@@ -174,7 +177,7 @@ class CoordinatorService:
         self._check_caller(request.node, caller)
         self._fence.check()
         question, now = question_from_wire(request), trio.current_time()
-        self._directory.called(request.node, request.instance, request.sequence, now)
+        self._directory.nodes.called(request.node, request.instance, request.sequence, now)
         verdict = self._restarts.ask(question, request.node, now)
         log.info(
             "coordinator.step_chosen",
@@ -194,7 +197,7 @@ class CoordinatorService:
         self._check_caller(request.node, caller)
         self._fence.check()
         (identity, resumption), now = resumption_from_wire(request.resumption), trio.current_time()
-        self._directory.called(request.node, request.instance, request.sequence, now)
+        self._directory.nodes.called(request.node, request.instance, request.sequence, now)
         self._restarts.join(identity, request.node, resumption, now)
         self._milestones.joined(identity, resumption)
         return pb.JoinReply(term=self._fence.term)
@@ -226,23 +229,23 @@ class CoordinatorService:
     async def keep_standings(self) -> None:
         """Tells what is complete, and how old the newest of it is, until cancelled."""
         while True:
-            await trio.sleep(_LOOK_SECONDS)
+            await trio.sleep(max(_LOOK_SECONDS, self._directory.nodes.pause_seconds))
             standings = self.standings()
             counts.complete(standings)
             if self._directory.is_settled(trio.current_time()):  # else what has not been heard of would pass for gone
-                self._milestones.look(standings)
+                self._milestones.look(standings, self._job_addresses.all())
 
     async def keep_leases(self) -> None:
         """Ends leases that were not renewed, until cancelled."""
         while True:
             now = trio.current_time()
             for node in self._directory.expire(now):
-                log.warning("coordinator.node_gone", member=node, lease_seconds=self._directory.lease_seconds)
+                log.warning("coordinator.node_gone", member=node, lease_seconds=self._directory.nodes.lease_seconds)
             self._attendance.see_all()
-            self._restarts.forget(self._directory.presence(now).keys(), now)
-            self._job_addresses.forget({one.node for one in self._directory.members(now) if one.alive})
-            counts.nodes_alive(sum(member.alive for member in self._directory.members(now)))
-            await trio.sleep(self._directory.lease_seconds / 5)
+            self._restarts.forget(self._directory.nodes.presence(now).keys(), now)
+            self._job_addresses.forget({one.node for one in self._directory.nodes.members(now) if one.alive})
+            counts.nodes_alive(sum(member.alive for member in self._directory.nodes.members(now)))
+            await trio.sleep(self._directory.nodes.lease_seconds / 5)
 
     def _check_caller(self, node: str, caller: Caller) -> None:
         if self._authenticated and caller.node != node:
@@ -261,7 +264,7 @@ class CoordinatorService:
         if holder is None:
             raise TierUnavailable(f"the node that had {identity} mounted has just gone: try again")
         member, lease_seconds = holder
-        if not await _answers(member.control, min(_PROBE_SECONDS, self._directory.lease_seconds / 5)):
+        if not await _answers(member.control, min(_PROBE_SECONDS, self._directory.nodes.lease_seconds / 5)):
             raise TierUnavailable(
                 f"{identity} is mounted on node {member.node}, which doesn't answer at {member.control} any more: "
                 f"unless it comes back, others can mount it in {lease_seconds:.1f} s"

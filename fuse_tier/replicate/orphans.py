@@ -51,13 +51,14 @@ class Orphans:
         while True:
             version = membership.version
             try:
-                await self._look()
+                await self.look()
             except OSError as error:
                 _tell_postponed(error)
             with trio.move_on_after(_LOOK_EVERY_SECONDS):
                 await membership.wait_changed(version)
 
-    async def _look(self) -> None:
+    async def look(self) -> None:
+        """Has what is missing copied, once. Raises OSError."""
         newest: dict[Identity, SnapshotId] = {}
         for snapshot in await self._places.ram.snapshots():
             newest[snapshot.identity] = snapshot

@@ -154,9 +154,12 @@ class Places:
                 unasked = max(location.bucket, default=0)
         lists = [numbers for _, numbers in (*gone, *places)]
         highest = max([*location.bucket, *(number for numbers in lists for number in numbers)], default=0)
+        is_empty = not any(numbers for _, numbers in places)
         for member, numbers in gone:
-            # What only the owner had, and nobody was ever heard to have a copy of, is not waited for.
-            away += [one for one in numbers if identity not in member.mounted or one <= location.copied]
+            # What only the owner had, and nobody was ever heard to have a copy of, is not waited for: unless there is
+            # nothing else, for who told us may not remember that there were copies.
+            is_owner = identity in member.mounted and not is_empty
+            away += [one for one in numbers if not is_owner or one <= location.copied]
         return Holdings(
             tuple(places),
             (*location.silent, *silent),

@@ -216,7 +216,11 @@ class Preparing:
     async def _join(self, volume: Volume, order: MountOrder, verdict: Verdict) -> None:
         failpoints.reached("restart.joining")
         resumption = Resumption(
-            order.lineage.run, verdict.restart, verdict.step, self._membership.epoch(order.identity)
+            order.lineage.run,
+            verdict.restart,
+            verdict.step,
+            self._membership.epoch(order.identity),
+            verdict.wish,
         )
         await self._membership.join(order.identity, resumption)
         await volume.went_on_from(resumption)

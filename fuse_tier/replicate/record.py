@@ -63,7 +63,11 @@ def _resumption(fields: dict[str, Any] | None) -> Resumption | None:
         return None
     step = fields["step"]
     return Resumption(
-        str(fields["run"]), int(fields["restart"]), None if step is None else int(step), int(fields["epoch"])
+        str(fields["run"]),
+        int(fields["restart"]),
+        None if step is None else int(step),
+        int(fields["epoch"]),
+        str(fields.get("wish", "")),
     )
 
 

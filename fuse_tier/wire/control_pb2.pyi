@@ -1301,7 +1301,9 @@ Global___Standing: _TypeAlias = Standing  # noqa: Y015
 
 @_typing.final
 class Resumption(_message.Message):
-    """From what a volume's files went on: without a step, from no files."""
+    """From what a volume's files went on: without a step, from no files.
+    A wish of a person's that was followed is not followed again (minor 7).
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1310,11 +1312,13 @@ class Resumption(_message.Message):
     RESTART_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    WISH_FIELD_NUMBER: _builtins.int
     identity: _builtins.str
     run: _builtins.str
     restart: _builtins.int
     step: _builtins.int
     epoch: _builtins.int
+    wish: _builtins.str
     def __init__(
         self,
         *,
@@ -1323,10 +1327,11 @@ class Resumption(_message.Message):
         restart: _builtins.int = ...,
         step: _builtins.int | None = ...,
         epoch: _builtins.int = ...,
+        wish: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "epoch", b"epoch", "identity", b"identity", "restart", b"restart", "run", b"run", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "epoch", b"epoch", "identity", b"identity", "restart", b"restart", "run", b"run", "step", b"step", "wish", b"wish"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
     _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015
@@ -1552,6 +1557,7 @@ class RestartReply(_message.Message):
     NUMBER_FIELD_NUMBER: _builtins.int
     OTHERS_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
+    WISH_FIELD_NUMBER: _builtins.int
     restart: _builtins.int
     """0: no tree of the job names a step: each rank takes its newest snapshot"""
     step: _builtins.int
@@ -1559,6 +1565,8 @@ class RestartReply(_message.Message):
     """0: no files"""
     term: _builtins.int
     """as in ReportReply, and in the replies below (minor 7)"""
+    wish: _builtins.str
+    """a person's, that is followed with this, or was before (minor 7)"""
     @_builtins.property
     def others(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """replicas that are mounted, and go on as they are"""
@@ -1571,10 +1579,11 @@ class RestartReply(_message.Message):
         number: _builtins.int = ...,
         others: _abc.Iterable[_builtins.str] | None = ...,
         term: _builtins.int = ...,
+        wish: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "number", b"number", "others", b"others", "restart", b"restart", "step", b"step", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "number", b"number", "others", b"others", "restart", b"restart", "step", b"step", "term", b"term", "wish", b"wish"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
     _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015

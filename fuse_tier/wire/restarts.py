@@ -14,6 +14,7 @@ from fuse_tier.wire import control_pb2 as pb
 
 _STEPS = 10**18  # the highest is below
 _LONGEST_REASON = 1000
+_LONGEST_WISH = 100
 _MILLISECOND = 10**6  # nanoseconds
 
 
@@ -72,7 +73,9 @@ def saves_from_wire(messages: Iterable[pb.Saves]) -> dict[Identity, tuple[Saved,
 
 def resumption_to_wire(identity: Identity, one: Resumption) -> pb.Resumption:
     """From what a volume went on."""
-    return pb.Resumption(identity=str(identity), run=one.run, restart=one.restart, step=one.step, epoch=one.epoch)
+    return pb.Resumption(
+        identity=str(identity), run=one.run, restart=one.restart, step=one.step, epoch=one.epoch, wish=one.wish
+    )
 
 
 def resumption_from_wire(message: pb.Resumption) -> tuple[Identity, Resumption]:
@@ -82,7 +85,8 @@ def resumption_from_wire(message: pb.Resumption) -> tuple[Identity, Resumption]:
         raise InvalidRequest(f"{message.run!r} is no run")
     if message.epoch > epochs.HIGHEST or message.restart > epochs.HIGHEST:
         raise InvalidRequest(f"restart {message.restart} in epoch {message.epoch} is out of range")
-    return _identity(message.identity), Resumption(message.run, message.restart, step, message.epoch)
+    resumption = Resumption(message.run, message.restart, step, message.epoch, message.wish[:_LONGEST_WISH])
+    return _identity(message.identity), resumption
 
 
 def mark_to_wire(mark: Mark) -> pb.Mark:
@@ -139,7 +143,9 @@ def question_from_wire(message: pb.RestartRequest) -> Question:
 
 def verdict_to_wire(verdict: Verdict) -> pb.RestartReply:
     """The answer."""
-    return pb.RestartReply(restart=verdict.restart, step=verdict.step, number=verdict.number, others=verdict.others)
+    return pb.RestartReply(
+        restart=verdict.restart, step=verdict.step, number=verdict.number, others=verdict.others, wish=verdict.wish
+    )
 
 
 def verdict_from_wire(message: pb.RestartReply) -> Verdict:
@@ -147,7 +153,7 @@ def verdict_from_wire(message: pb.RestartReply) -> Verdict:
     step = parse_step(message.step) if message.HasField("step") else None
     if bool(message.number) != (step is not None) or message.number >= 1 << 63:
         raise InvalidRequest(f"step {step} is not snapshot {message.number}")
-    return Verdict(message.restart, step, message.number, tuple(message.others))
+    return Verdict(message.restart, step, message.number, tuple(message.others), message.wish[:_LONGEST_WISH])
 
 
 def backup_to_wire(backup: Backup) -> pb.Backup:

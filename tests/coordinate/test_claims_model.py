@@ -120,7 +120,7 @@ class Claims(RuleBasedStateMachine):
     @rule(name=nodes, keeps_mounts=st.booleans())
     def a_worker_starts_again(self, name: str, keeps_mounts: bool) -> None:
         node = self.nodes[name]
-        known = {member.node: member.instance for member in self.directory.members(self.now)}
+        known = {member.node: member.instance for member in self.directory.nodes.members(self.now)}
         if known.get(name) != node.instance:
             # Its connections end with it. Only of an instance that it knows can the coordinator tell that it is over.
             self.late = [(sender, deliver) for sender, deliver in self.late if sender is not node]

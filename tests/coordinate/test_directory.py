@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from fuse_tier.coordinate.directory import FORGET_SECONDS, Change, Directory
+from fuse_tier.coordinate.directory import Directory
+from fuse_tier.coordinate.nodes import FORGET_SECONDS, Change
 from fuse_tier.coordinate.ownership import Conflict
 from fuse_tier.errors import IdentityBusy, TierRefused, TierUnavailable
 from fuse_tier.identity import Identity
@@ -61,20 +62,20 @@ def claim(directory: Directory, identity: Identity, node: str, now: float, insta
 
 def test_a_node_is_alive_for_one_lease_after_each_report() -> None:
     directory = settled("a")
-    assert directory.members(14.9)[0].alive
-    assert not directory.members(15.0)[0].alive
+    assert directory.nodes.members(14.9)[0].alive
+    assert not directory.nodes.members(15.0)[0].alive
 
 
 def test_a_node_that_stops_reporting_is_announced_once_and_forgotten_much_later() -> None:
     directory = settled("a")
     seen = [directory.expire(now) for now in (12.0, 14.0, 15.0, 17.0)]
     assert seen == [(), (), ("a",), ()]
-    assert [member.node for member in directory.members(17.0)] == ["a"]
+    assert [member.node for member in directory.nodes.members(17.0)] == ["a"]
     now = 17.0
     while now < 15.0 + FORGET_SECONDS:
         now += 2.0
         directory.expire(now)
-    assert directory.members(now) == ()
+    assert directory.nodes.members(now) == ()
 
 
 def test_a_second_node_of_the_same_name_is_refused_while_the_first_is_alive() -> None:
@@ -83,7 +84,7 @@ def test_a_second_node_of_the_same_name_is_refused_while_the_first_is_alive() ->
         directory.report(report("a", instance="other", control="elsewhere:7460"), 12.0)
     for part in ("'a'", "a:7460", "elsewhere:7460", "node.yaml", "3.0 s"):
         assert part in str(refused.value)
-    assert directory.members(12.0)[0].control == "a:7460"
+    assert directory.nodes.members(12.0)[0].control == "a:7460"
 
 
 def test_a_name_is_free_for_another_address_once_the_lease_has_ended() -> None:
@@ -92,7 +93,7 @@ def test_a_name_is_free_for_another_address_once_the_lease_has_ended() -> None:
         directory.expire(now)
     moved = directory.report(report("a", instance="other", control="elsewhere:7460"), 15.0)
     assert moved.change is Change.RESTARTED
-    assert directory.members(15.0)[0].control == "elsewhere:7460"
+    assert directory.nodes.members(15.0)[0].control == "elsewhere:7460"
 
 
 def test_a_worker_that_starts_again_is_accepted_at_once_and_its_predecessor_no_more() -> None:
@@ -100,7 +101,7 @@ def test_a_worker_that_starts_again_is_accepted_at_once_and_its_predecessor_no_m
     assert directory.report(report("a", instance="a2"), 10.5).change is Change.RESTARTED
     with pytest.raises(TierRefused, match="taken over"):
         directory.report(report("a", instance="a1"), 10.6)
-    assert directory.members(10.6)[0].instance == "a2"
+    assert directory.nodes.members(10.6)[0].instance == "a2"
 
 
 def test_a_late_report_of_an_earlier_life_takes_nothing_over_even_when_the_lease_has_ended() -> None:
@@ -129,7 +130,7 @@ def test_a_report_that_was_overtaken_changes_nothing() -> None:
     directory.report(report("a", sequence=7, mounted=frozenset({LLAMA})), 10.0)
     with pytest.raises(TierRefused, match="overtaken"):
         directory.report(report("a", sequence=6), 10.1)
-    assert directory.members(10.1)[0].mounted == {LLAMA}
+    assert directory.nodes.members(10.1)[0].mounted == {LLAMA}
 
 
 def test_an_identity_is_granted_to_one_node_and_the_refusal_names_it() -> None:
@@ -187,7 +188,7 @@ def test_a_node_that_leaves_gives_everything_back_at_once() -> None:
     assert directory.report(report("a", leaving=True), 10.1).change is Change.LEFT
     claim(directory, LLAMA, "b", 10.2)
     assert directory.expire(10.3) == (), "it is not announced as gone"
-    assert [member.alive for member in directory.members(10.3)] == [False, True]
+    assert [member.alive for member in directory.nodes.members(10.3)] == [False, True]
 
 
 def test_a_report_that_does_not_list_a_claim_gives_it_back() -> None:
@@ -323,22 +324,34 @@ def test_a_coordinator_that_has_just_started_says_that_it_may_not_know_all_holde
 def test_who_has_a_volume_mounted_that_is_another_nodes_is_no_holder() -> None:
     directory = settled("a", "b")
     claim(directory, LLAMA, "a", 10.0)
+    directory.report(report("a", mounted=frozenset({LLAMA}), holdings={LLAMA: (57,)}), 11.0)
     directory.report(report("b", mounted=frozenset({LLAMA}), holdings={LLAMA: (58,)}), 11.0)
-    assert directory.locate(LLAMA, 11.0).holders == ()
+    assert [holder.node for holder, _ in directory.locate(LLAMA, 11.0).holders] == ["a"]
+
+
+def test_who_had_a_volume_before_another_is_a_holder_of_all_when_nobody_else_has_anything() -> None:
+    directory = settled("a", "b")
+    claim(directory, LLAMA, "a", 10.0)
+    directory.report(report("b", mounted=frozenset({LLAMA}), holdings={LLAMA: (57, 58)}), 11.0)
+    ((before, numbers),) = directory.locate(LLAMA, 11.0).holders
+    assert (before.node, numbers) == ("b", (57, 58))
+    directory.report(report("a", mounted=frozenset({LLAMA}), bucket={LLAMA: (57,)}), 11.5)
+    assert directory.locate(LLAMA, 11.5).holders == ()
 
 
 def test_of_who_had_a_volume_before_another_what_was_copied_counts_though_the_copies_are_gone() -> None:
     directory = settled("a", "b", "c")
     directory.report(report("b", mounted=frozenset({LLAMA}), holdings={LLAMA: (1, 2, 3)}), 10.0)
-    directory.report(report("c", holdings={LLAMA: (2,)}), 10.0)
-    directory.report(report("c", instance="c2"), 11.0)
+    directory.report(report("c", holdings={LLAMA: (1, 2)}), 10.0)
+    directory.report(report("c", instance="c2", holdings={LLAMA: (1,)}), 11.0)
     for now in (12.0, 14.0, 16.0):  # while nothing is heard of b
         directory.report(report("a"), now)
+        directory.report(report("c", instance="c2", holdings={LLAMA: (1,)}), now)
     claim(directory, LLAMA, "a", 16.1)
-    ((gone, numbers),) = directory.locate(LLAMA, 16.2).holders
+    _, (gone, numbers) = directory.locate(LLAMA, 16.2).holders
     assert (gone.node, gone.alive, numbers) == ("b", False, (1, 2))
     directory.report(report("b", mounted=frozenset({LLAMA}), holdings={LLAMA: (1, 2, 3, 4)}), 16.3)
-    ((back, numbers),) = directory.locate(LLAMA, 16.4).holders
+    (back, numbers), _ = directory.locate(LLAMA, 16.4).holders
     assert (back.node, back.alive, numbers) == ("b", True, (1, 2))
 
 
@@ -359,6 +372,6 @@ def test_what_others_know_of_a_nodes_failure_domain_counts_before_what_it_says_i
     directory = Directory(LEASE, now=0.0, domain_of=lambda node: labels.get(node, Domain()))
     for node in ("a", "b"):
         directory.report(report(node, domain=Domain(pool="own", host="10.0.0.1")), 1.0)
-    a, b = directory.members(1.0)
+    a, b = directory.nodes.members(1.0)
     assert (a.domain, b.domain) == (Domain("z", "own", "by-label"), Domain("", "own", "10.0.0.1"))
-    assert directory.known_domain("b") == Domain()
+    assert directory.nodes.known_domain("b") == Domain()

@@ -16,6 +16,7 @@ from kubernetes.client import ApiClient
 
 from controller.election import Times
 from controller.local.kube import ApiServer, running_api_server
+from controller.ranks.addresses import JobAddressMaps
 from controller.ranks.book import RankBook
 from controller.ranks.checkpoints import Checkpoints
 from controller.ranks.events import COMPONENT, JobEvents
@@ -53,6 +54,23 @@ POD = {
     "spec": {**_SPEC, "volumes": [{"name": "v", "csi": {"driver": SETTINGS.driver_name}}]},
 }
 Right = tuple[str, str, str, str]  # namespace (empty: everywhere), group, resource, verb
+
+JOBSETS: dict[str, Any] = {  # as the API server needs to know them to list them
+    "metadata": {"name": "jobsets.jobset.x-k8s.io"},
+    "spec": {
+        "group": "jobset.x-k8s.io",
+        "names": {"kind": "JobSet", "plural": "jobsets"},
+        "scope": "Namespaced",
+        "versions": [
+            {
+                "name": "v1alpha2",
+                "served": True,
+                "storage": True,
+                "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}},
+            }
+        ],
+    },
+}
 
 
 @pytest.fixture
@@ -327,6 +345,8 @@ async def test_what_is_applied_is_taken_and_both_programs_use_exactly_the_rights
                 metadata = {"name": name, "labels": {"app": "high-scale-checkpointing-ranks", **labels}}
                 spec = {"containers": [{"name": "x", "image": "x"}]}
                 await cluster.writer.create(pods, {"metadata": metadata, "spec": spec})
+            await cluster.writer.create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", JOBSETS)
+            await run("wait", "--for=condition=Established", "crd/jobsets.jobset.x-k8s.io")
             config = CoordinatorConfig.model_validate({"listen": f"127.0.0.1:{free_ports(1)[0]}"})
             times = Times(lease=2, renew_deadline=1.5, retry=0.1)
             serving = Serving(SETTINGS.driver_name, config, SETTINGS.namespace, "ranks-1", times=times)
@@ -336,6 +356,11 @@ async def test_what_is_applied_is_taken_and_both_programs_use_exactly_the_rights
                 assert [one["metadata"]["name"] for one in led] == ["ranks-1"]
                 (service,) = [one for one in objects if one["kind"] == "Service"]
                 assert service["spec"]["selector"].items() <= led[0]["metadata"]["labels"].items()
+
+                async def follows_jobsets() -> bool:
+                    return ("", "jobset.x-k8s.io", "jobsets", "watch") in used_by_ranks
+
+                await until(follows_jobsets)
                 nursery.cancel_scope.cancel()
             async with trio.open_nursery() as nursery:
                 book = RankBook()
@@ -348,12 +373,13 @@ async def test_what_is_applied_is_taken_and_both_programs_use_exactly_the_rights
                 nursery.start_soon(checkpoints.run)
                 nursery.start_soon(events.run)
                 job = Job(SETTINGS.namespace, "llama")
-                checkpoints.complete([Standing(job, "llama", 1, 100, 1, 1 << 30, ("ram", "bucket"))])
+                for tiers in ("ram",), ("ram", "bucket"):
+                    checkpoints.complete([Standing(job, "llama", 1, 100, 1, 1 << 30, tiers)])
 
-                async def is_shown() -> bool:
-                    return "llama-100" in await run("get", "checkpoints", "-n", SETTINGS.namespace)
+                    async def is_shown(told: str = f" {','.join(tiers)} ") -> bool:
+                        return told in await run("get", "checkpoints", "-n", SETTINGS.namespace)
 
-                await until(is_shown)
+                    await until(is_shown)
                 rows = (await run("get", "checkpoints", "-n", SETTINGS.namespace)).splitlines()
                 assert rows[0].split() == ["NAME", "JOB", "STEP", "RANKS", "TIERS", "SIZE", "RESTORABLE", "AGE"]
                 assert rows[1].split()[:8] == ["llama-100", "llama", "100", "1", "ram,bucket", "1", "GiB", "true"]
@@ -366,9 +392,21 @@ async def test_what_is_applied_is_taken_and_both_programs_use_exactly_the_rights
                 assert book.origin_of(Name(SETTINGS.namespace, "llama")) is not None
                 events.resumed(job, 100, 1, ("ram",))
 
+                maps = JobAddressMaps(ranks_api, writer, SETTINGS.namespace, missing_seconds=0)
+                nursery.start_soon(maps.run)
+                for addresses in ({"llama": "10.0.0.1"}, {"llama": "10.0.0.2"}, {}):
+                    maps.addresses(addresses)
+
+                    async def is_so(address: str = addresses.get("llama", "")) -> bool:
+                        told = await run("get", "configmap", "llama", "-n", SETTINGS.namespace, "--ignore-not-found",
+                                         "-o", "jsonpath={.data.ip}")  # fmt: skip
+                        return told == address
+
+                    await until(is_so)
+
                 async def has_all_rights() -> bool:
                     watches = sum(right[3] == "watch" for right in used_by_ranks)
-                    return watches == 5 and ("", "", "events", "create") in used_by_ranks
+                    return watches == 7 and ("", "", "events", "create") in used_by_ranks
 
                 await until(has_all_rights)
                 assert "on from step 100" in await run("events", "--for=Job/llama", "-n", SETTINGS.namespace)

@@ -67,6 +67,16 @@ async def test_a_survivor_that_is_ahead_goes_back_to_the_step_that_all_ranks_hav
     for rank, mount in enumerate(mounts):
         assert (mount / "200/weights").read_text().startswith(f"rank {rank}, step 200\n")
 
+    # The coordinator's log says what people and dashboards look for.
+    assert cluster.coordinator is not None
+    said = cluster.coordinator.family.log.read_text
+    assert [json.loads(line)["step"] for line in said().splitlines() if "coordinator.job_resumed" in line] == [200]
+
+    async def is_told() -> bool:
+        return "All files were replicated globally for step 200" in said()
+
+    await until(is_told)
+
     async def aside() -> list[tuple[str, int]]:
         shown = json.loads((await nodes[0].cli("ls", "--json")).stdout)
         return sorted((fact["id"].rpartition("@")[0], fact["step"]) for fact in shown if fact["set_aside"])

@@ -79,6 +79,13 @@ async def test_a_bucket_that_is_down_is_told_by_status_and_reached_when_it_is_ba
     (bucket,) = [tier for tier in (await cluster["a"].status())["tiers"] if tier["tier"] == "bucket"]
     assert bucket["state"] == "unavailable"
     assert bucket["reason"]
+    coordinator = cluster.coordinator
+    assert coordinator
+
+    async def is_told() -> bool:
+        return "coordinator.backup_failing" in coordinator.family.log.read_text()
+
+    await until(is_told)
     await cluster.bucket.start()
     await cluster["a"].wait(JOB, "bucket", 120)
 

@@ -14,8 +14,8 @@ pytestmark = pytest.mark.kube
 
 
 async def test_the_manual_works_command_by_command(tmp_path: Path, expected_logs: ExpectedLogs) -> None:
-    # The manual installs the controller before there are configurations.
-    expected_logs.allow("watch.refused")
+    # The manual installs the controller before there are configurations, and deletes the namespace while it runs.
+    expected_logs.allow("watch.refused", "election.failed")
     expected_logs.watch(tmp_path / "own")
     async with running_site(tmp_path) as site:
         site.shell.variables["CONTAINER_TOOL"] = give_recorder(site.shell.directory)

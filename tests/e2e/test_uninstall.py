@@ -56,7 +56,9 @@ async def finalizers(site: Site) -> str:
 async def test_a_configuration_whose_controller_is_gone_stays_until_it_is_let_go_by_hand_and_nothing_of_it_is_left(
     tmp_path: Path, expected_logs: ExpectedLogs, first: str
 ) -> None:
-    expected_logs.allow("api.unavailable", "reconcile.failed", "watch.refused", "certificates.not_issued")
+    expected_logs.allow(
+        "api.unavailable", "reconcile.failed", "watch.refused", "certificates.not_issued", "election.failed"
+    )  # fmt: skip
     expected_logs.watch(tmp_path / "own")
     async with running_site(tmp_path) as site:
         await install(site)

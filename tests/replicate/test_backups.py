@@ -110,10 +110,13 @@ async def test_a_copy_that_failed_is_chosen_again_or_what_is_newer_then(bench: B
     backups = backups_of(bench, Cluster(), BackupPolicy(steps=100))
     first = await save(bench, 100)
     backups.begin(bench.volume, first)
-    await backups.ended(bench.volume, first, done=False)
+    await backups.ended(bench.volume, first, done=False, reason="no right")
+    assert backups.failing([bench.volume]) == {bench.volume.identity: "no right"}
     assert await backups.choose(bench.volume) == (first, 0.0)
     second = await save(bench, 200)
     assert await backups.choose(bench.volume) == (second, 0.0)
+    await bring(bench, backups, second)
+    assert backups.failing([bench.volume]) == {}
 
 
 class SlowBucket(MemoryTier):

@@ -76,6 +76,20 @@ async def test_an_owner_is_waited_for_that_has_what_was_copied_and_is_nowhere_el
     assert trio.current_time() > begun + Deadline.RETURN
 
 
+async def test_an_owner_is_waited_for_rather_than_that_the_volume_begins_empty(
+    around: Neighbourhood, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    around.peers["b"].texts.clear()
+    around.change("c", mounted=frozenset({IDENTITY}))
+
+    async def come_back() -> None:
+        await trio.sleep(Deadline.RETURN / 2)
+        around.come_back("c")
+
+    nursery.start_soon(come_back)
+    assert await chosen(around) == 2
+
+
 async def test_a_volume_that_goes_on_without_what_only_a_dead_node_had_says_so(
     around: Neighbourhood, autojump_clock: MockClock, expected_logs: ExpectedLogs
 ) -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import aclosing
+from pathlib import Path
 
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from fuse_tier.blobs import Blob, Progress, Source
 from fuse_tier.hashing import hash_bytes
+from fuse_tier.identity import Identity
 from fuse_tier.manifest import Manifest
 from fuse_tier.replicate.copying import Copier, Troubles
 from fuse_tier.tiers.base import TierName, no_progress
 from fuse_tier.tiers.memory import MemoryTier
-from tests.harness.snapshots import manifest_of
+from tests.harness.snapshots import check_producible, keep, manifest_of
 from tests.replicate.conftest import Bench
+from tests.wire.peers import running_peer
 
 
 class HeldUp(MemoryTier):
@@ -61,3 +65,18 @@ async def test_a_peer_that_comes_back_or_is_another_is_tried_at_once_and_one_tha
     assert troubles.refusing() == {"stayed"}
     await trio.sleep_until(troubles.next_try())
     assert not troubles.refusing()
+
+
+async def test_content_that_ranks_share_is_sent_once_and_how_much_that_saves_is_known(
+    bench: Bench, memory_path: Path
+) -> None:
+    copier, shared = Copier(bench.ram), b"parameters" * 10_000
+    async with running_peer(memory_path) as peer, aclosing(peer.tier()) as tier:
+        for rank in ("0", "1", "2", "3"):
+            files = {"parameters": shared, "optimizer": rank.encode() * 100_000}
+            manifest = await keep(bench.ram, files, identity=Identity("default", "job", rank))
+            assert await copier.copy(manifest, tier, "b", Troubles(), 0)
+        await check_producible(tier)
+    sent, savings = copier.meters[TierName.PEER].total, copier.savings[TierName.PEER]
+    assert (sent, savings.named_bytes) == (500_000, 800_000)
+    assert savings.factor(sent) == 1.6

@@ -6,7 +6,6 @@ from functools import partial
 
 import pytest
 import trio
-from trio.testing import MockClock
 
 from fuse_tier.identity import Identity
 from fuse_tier.manifest import Manifest
@@ -52,42 +51,35 @@ async def _lists(around: Neighbourhood, name: str, manifest: Manifest) -> bool:
 
 
 async def test_what_a_node_that_is_gone_has_left_is_copied_until_there_is_enough(
-    around: Neighbourhood, bench: Bench, orphans: Orphans, nursery: trio.Nursery, autojump_clock: MockClock
+    around: Neighbourhood, bench: Bench, orphans: Orphans
 ) -> None:
     held = await _hold(bench)
-    nursery.start_soon(orphans.run)
-
-    async def is_enough() -> bool:
-        return await _lists(around, "b", held) or await _lists(around, "c", held)
-
-    await until(is_enough)
-    await trio.sleep(60)
+    await orphans.look()
+    await orphans.look()
     assert await _lists(around, "b", held) != await _lists(around, "c", held)
 
 
 async def test_what_somebody_has_mounted_is_that_nodes_to_keep(
-    around: Neighbourhood, bench: Bench, orphans: Orphans, nursery: trio.Nursery, autojump_clock: MockClock
+    around: Neighbourhood, bench: Bench, orphans: Orphans
 ) -> None:
     held = await _hold(bench)
     around.change("c", mounted=frozenset({ORPHAN}))
-    nursery.start_soon(orphans.run)
-    await trio.sleep(60)
+    await orphans.look()
     assert not await _lists(around, "b", held)
     assert not await _lists(around, "c", held)
 
 
 async def test_what_is_older_than_what_another_holds_is_left_alone(
-    around: Neighbourhood, bench: Bench, orphans: Orphans, nursery: trio.Nursery, autojump_clock: MockClock
+    around: Neighbourhood, bench: Bench, orphans: Orphans
 ) -> None:
     held = await _hold(bench)
     await keep(around.peers["b"], {"weights": b"4567"}, 2, ORPHAN)
-    nursery.start_soon(orphans.run)
-    await trio.sleep(60)
+    await orphans.look()
     assert not await _lists(around, "c", held)
 
 
 async def test_a_peer_that_takes_for_ever_holds_up_no_other_volume(
-    around: Neighbourhood, bench: Bench, orphans: Orphans, nursery: trio.Nursery, autojump_clock: MockClock
+    around: Neighbourhood, bench: Bench, orphans: Orphans, nursery: trio.Nursery
 ) -> None:
     hangs = await _target(around, ORPHAN)
     other = ORPHAN
@@ -96,6 +88,6 @@ async def test_a_peer_that_takes_for_ever_holds_up_no_other_volume(
     around.peers[hangs] = HangingPeer()
     await _hold(bench)
     held = await _hold(bench, other)
-    nursery.start_soon(orphans.run)
+    nursery.start_soon(orphans.look)
     (lives,) = {"b", "c"} - {hangs}
     await until(partial(_lists, around, lives, held))

@@ -21,6 +21,7 @@ def pod(
     phase: str = "Pending",
     created: str = "2026-01-01T00:00:00Z",
     deleted: bool = False,
+    restarts: int = 0,
 ) -> Object:
     """A pod of namespace ``ml`` with one CSI volume; ``owner`` is a kind and a name."""
     owners = [{"kind": owner[0], "name": owner[1], "uid": f"uid-of-{owner[1]}"}] if owner else []
@@ -38,7 +39,7 @@ def pod(
             "nodeName": node,
             "volumes": [{"name": "tmp", "emptyDir": {}}, {"name": "v", "csi": {"driver": driver}}],
         },
-        "status": {"phase": phase},
+        "status": {"phase": phase, "containerStatuses": [{"name": "c", "restartCount": restarts}]},
     }
 
 

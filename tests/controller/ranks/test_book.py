@@ -8,7 +8,9 @@ from controller.ranks.book import Answer, RankBook, Report
 from controller.ranks.objects import Name, Owner, read_node, read_pod
 from controller.ranks.shape import Shape
 from csi.services import DRIVER_NAME
+from fuse_tier.checkpoints import Job
 from fuse_tier.errors import InvalidRequest, NotFound, TierRefused, TierUnavailable
+from fuse_tier.restarts import Wish
 from tests.controller.ranks.objects import jobset_pod, node, pod
 
 JOB = Name("ml", "llama")
@@ -220,3 +222,65 @@ def test_a_pod_of_no_job_is_told_what_it_can_do(cluster: Cluster) -> None:
     uid = cluster.see(pod("alone", node="n"))
     with pytest.raises(NotFound, match="name `workload` and `replica` in its volumeAttributes"):
         cluster.book.update(Report("n", uid))
+
+
+def test_a_job_that_is_suspended_has_the_same_ranks_when_it_goes_on(cluster: Cluster) -> None:
+    before = cluster.start_all()
+    for _ in range(2):
+        ranks = {cluster.nodes[uid]: cluster.ask(uid).rank for uid in before}
+    for uid in before:
+        cluster.book.lose_pod(uid)
+    # Of the same attempt; the scheduler has put workers of a slice the other way round.
+    after = [
+        cluster.start(number, worker, f"node-{number}-{1 - worker}", uid=f"again-{number}-{worker}")
+        for number in range(2)
+        for worker in range(2)
+    ]
+    for _ in range(2):
+        told = {cluster.nodes[uid]: cluster.ask(uid, ranks[cluster.nodes[uid]]).rank for uid in after}
+    assert told == ranks, "whose files are in a node's RAM stays there"
+
+
+def test_a_jobset_that_is_deleted_leaves_nothing_and_one_of_its_name_begins_anew(cluster: Cluster) -> None:
+    before = cluster.start_all(attempt=3)
+    for _ in range(2):
+        for uid in before:
+            cluster.ask(uid)
+    for uid in before:
+        cluster.book.lose_pod(uid)
+    assert cluster.book.origin_of(JOB) is None
+    with pytest.raises(TierUnavailable):
+        cluster.ask(before[0])
+    again = [cluster.start(*divmod(rank, 2), uid=f"again-{rank}") for rank in range(4)]
+    for _ in range(2):
+        told = [cluster.ask(uid).rank for uid in again]
+    assert told == [0, 1, 2, 3], "at attempt 0, whatever the one before had come to"
+
+
+def test_what_is_written_on_a_jobset_counts_for_its_pods(cluster: Cluster) -> None:
+    cluster.start_all()
+    job = Job("ml", "llama")
+    assert cluster.book.wish_of(job) is None
+    cluster.book.see_wish("Job", JOB, Wish("step 1", 1))
+    assert cluster.book.wish_of(job) is None, "that is another object of the name"
+    cluster.book.see_wish("JobSet", JOB, Wish("step 100", 100))
+    assert cluster.book.wish_of(job) == Wish("step 100", 100)
+    cluster.book.see_wish("JobSet", JOB, "restore-step: 'x' is no step")
+    with pytest.raises(InvalidRequest, match="ml/llama: restore-step: 'x' is no step"):
+        cluster.book.wish_of(job)
+    cluster.book.see_wish("JobSet", JOB, None)
+    assert cluster.book.wish_of(job) is None
+    assert cluster.book.wish_of(Job("ml", "nobody")) is None
+
+
+def test_a_container_that_is_started_again_in_its_place_is_seen_and_its_pod_keeps_its_rank(cluster: Cluster) -> None:
+    pods = cluster.start_all()
+    for _ in range(2):
+        ranks = [cluster.ask(uid).rank for uid in pods]
+    seen: list[tuple[Name, str]] = []
+    cluster.book.restarted = lambda job, pod: seen.append((job, pod.uid))
+    cluster.start(0, 1, restarts=1)
+    cluster.start(0, 1, restarts=1)  # something else of the pod has changed
+    cluster.start(1, 0)
+    assert seen == [(JOB, pods[1])]
+    assert [cluster.ask(uid).rank for uid in pods] == ranks

@@ -12,6 +12,7 @@ import yaml
 from kubernetes.client import ApiClient
 
 from controller.local.kube import ApiServer
+from controller.ranks.addresses import JobAddressMaps
 from controller.ranks.checkpoints import COLLECTION, Checkpoints, objects_of
 from controller.ranks.events import COMPONENT
 from controller.writing import Gone, Writer
@@ -116,7 +117,7 @@ async def test_there_is_an_object_for_as_long_as_there_is_the_checkpoint_and_not
             nursery.start_soon(checkpoints.run)
             checkpoints.complete([standing(100, "ram"), standing(200, "ram")])
             await until_shown(llama_100="ram", llama_200="ram")
-            assert calls == ["PATCH 201", "PATCH 201"]
+            assert calls == ["POST 201", "POST 201"]
             for _ in range(3):
                 checkpoints.complete([standing(100, "ram"), standing(200, "ram")])
                 await trio.testing.wait_all_tasks_blocked()
@@ -134,12 +135,12 @@ async def test_there_is_an_object_for_as_long_as_there_is_the_checkpoint_and_not
             await until_shown(llama_200="ram")
 
             async def is_refused() -> bool:
-                return "PATCH 404" in calls
+                return "POST 404" in calls
 
             await until(is_refused)
             checkpoints.complete([standing(200, "bucket"), elsewhere])
             await until_shown(llama_200="bucket")
-            assert calls.count("PATCH 404") == 1
+            assert calls.count("POST 404") == 1
             nursery.cancel_scope.cancel()
 
         # A server that starts anew removes what is not there any more, once it knows.
@@ -150,6 +151,37 @@ async def test_there_is_an_object_for_as_long_as_there_is_the_checkpoint_and_not
             assert set(await shown(admin)) == {"llama-200"}
             checkpoints.complete([standing(300, "bucket")])
             await until_shown(llama_300="bucket")
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.kube
+async def test_a_jobs_coordinator_has_a_config_map_and_one_that_is_somebody_elses_is_left_alone(
+    api_server: ApiServer,
+) -> None:
+    with api_server.client as admin, api_server.client as api:
+        writer = Writer(admin, 1000)
+        await writer.create("/api/v1/namespaces", {"metadata": {"name": "ml"}})
+        place = "/api/v1/namespaces/ml/configmaps"
+        await writer.create(place, {"metadata": {"name": "images"}, "data": {"ip": "not an address"}})
+
+        async def until_maps_are(**told: str) -> None:
+            async def so() -> bool:
+                items = (await writer.read(place))["items"]
+                found = {one["metadata"]["name"]: one["data"].get("ip") for one in items}
+                found.pop("kube-root-ca.crt", None)
+                return found == {"images": "not an address", **told}
+
+            await until(so)
+
+        async with trio.open_nursery() as nursery:
+            maps = JobAddressMaps(api, Writer(api, 1000, manager=COMPONENT), "ml", missing_seconds=0)
+            nursery.start_soon(maps.run)
+            maps.addresses({"llama": "10.0.0.1", "images": "10.0.0.2"})
+            await until_maps_are(llama="10.0.0.1")
+            maps.addresses({"llama": "10.0.0.3", "images": "10.0.0.2"})
+            await until_maps_are(llama="10.0.0.3")
+            maps.addresses({})
+            await until_maps_are()
             nursery.cancel_scope.cancel()
 
 

@@ -2,8 +2,21 @@ from __future__ import annotations
 
 import pytest
 
-from controller.ranks.objects import Name, Node, Owner, Place, Reference, read_node, read_pod, read_workers
+from controller.ranks.objects import (
+    BACKUP_ANNOTATION,
+    STEP_ANNOTATION,
+    Name,
+    Node,
+    Owner,
+    Place,
+    Reference,
+    read_node,
+    read_pod,
+    read_wish,
+    read_workers,
+)
 from csi.services import DRIVER_NAME
+from fuse_tier.restarts import Wish
 from tests.controller.ranks.objects import jobset_pod, node, pod
 
 
@@ -89,3 +102,33 @@ def test_workers_are_counted_by_who_makes_them(spec: dict[str, object], workers:
 def test_a_node_is_reached_inside_the_cluster_and_its_labels_say_what_it_fails_together_with() -> None:
     assert read_node(node("10.0.0.7", "pool-a")) == Node("pool-a", "10.0.0.7", "zone-of-pool-a", "host-of-pool-a")
     assert read_node({"metadata": {}}) == Node("", "")
+
+
+@pytest.mark.parametrize(
+    ("annotations", "wish"),
+    [
+        (None, None),
+        ({}, None),
+        ({STEP_ANNOTATION: "100"}, Wish("step 100", 100)),
+        ({STEP_ANNOTATION: "0"}, Wish("step 0", 0)),
+        ({BACKUP_ANNOTATION: "2026-01-31_08-30"}, Wish("backup 2026-01-31_08-30", backup="2026-01-31_08-30")),
+    ],
+)
+def test_what_a_person_wishes_stands_in_an_annotation(annotations: dict[str, str] | None, wish: Wish | None) -> None:
+    assert read_wish({"metadata": {"annotations": annotations}}) == wish
+
+
+@pytest.mark.parametrize(
+    ("annotations", "said"),
+    [
+        ({STEP_ANNOTATION: "the last"}, "'the last' is no step"),
+        ({STEP_ANNOTATION: "-1"}, "'-1' is no step"),
+        ({STEP_ANNOTATION: "9" * 30}, "is no step"),
+        ({BACKUP_ANNOTATION: "yesterday"}, "'yesterday' is no date of a backup"),
+        ({STEP_ANNOTATION: "1", BACKUP_ANNOTATION: "2026-01-31_08-30"}, "leave one"),
+    ],
+)
+def test_a_wish_that_cannot_be_followed_is_told_in_a_sentence(annotations: dict[str, str], said: str) -> None:
+    found = read_wish({"metadata": {"annotations": annotations}})
+    assert isinstance(found, str)
+    assert said in found

@@ -11,6 +11,7 @@ import trio
 
 from controller.local.kube import ApiServer
 from controller.ranks.server import Serving, serve_ranks
+from controller.writing import Writer
 from csi import ranks_pb2 as pb
 from csi.ranks_pb2_grpc import RanksServiceStub
 from csi.services import DRIVER_NAME
@@ -141,3 +142,28 @@ async def test_a_server_that_is_started_again_and_one_that_lost_its_api_server_k
         assert await assigned(client, {replacement: "node-2"}) == [1]
         with pytest.raises(FuseTierError):
             await ask(client, "node-0", uids[0])
+
+
+async def test_a_restart_in_place_is_told_by_an_event_on_the_jobset(
+    api_server: ApiServer, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.allow(r"ranks\.restarted_in_place")
+    await api_server.create("/api/v1/namespaces", {"metadata": {"name": "ml"}})
+    await make_job(api_server, 0, 2)
+    async with ranks_server(api_server) as client:
+        uids = [await make_pod(api_server, 0, worker, f"node-{worker}") for worker in range(2)]
+        assert await assigned(client, {uids[0]: "node-0", uids[1]: "node-1"}) == [0, 1]
+        with api_server.client as api:
+            writer = Writer(api, 100)
+            pod = "/api/v1/namespaces/ml/pods/llama-workers-0-1-0"
+            container = {"name": "c", "image": "i", "imageID": "", "ready": True, "restartCount": 1}
+            await writer.merge(f"{pod}/status", {"status": {"containerStatuses": [container]}})
+
+            async def is_told() -> bool:
+                found = (await writer.read("/api/v1/namespaces/ml/events"))["items"]
+                told = {
+                    (one["reason"], one["involvedObject"]["kind"], one["involvedObject"]["name"]) for one in found
+                }
+                return ("RestartedInPlace", "JobSet", "llama") in told
+
+            await until(is_told)

@@ -38,6 +38,9 @@ async def test_a_configuration_goes_when_its_nodes_are_clean_and_until_then_no_o
         await cluster.configure("other")
         await cluster.until_condition("Conflict", "True", "NodesTaken", "other")
         await cluster.run_pods(path=cleaner, ready=2)
+        message = await cluster.until_condition("Progressing", "True", "CleaningNodes")
+        assert message.startswith("2 of 3 nodes are clean: kubectl logs --namespace gke-managed-checkpointing -l ")
+        assert (await cluster.conditions())["Ready"] == ("False", "BeingDeleted")
     # Another replica goes on where that one was.
     async with running_controller(cluster.api, "two"):
         await cluster.run_pods(path=cleaner, ready=2)

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from fuse_tier.localcluster import LocalCluster, LocalNode
 from fuse_tier.wire.channel import connected
 from tests.e2e.frameworks.client import Client, Failed, order
 from tests.e2e.jobs import A_NODE_DIED, mount_when_free
+from tests.harness.checkouts import ROOT
 from tests.harness.clusters import Clusters
 from tests.harness.logs import ExpectedLogs
 from tests.harness.waiting import until
@@ -66,6 +68,37 @@ async def test_all_ranks_are_given_the_step_that_all_have_and_see_no_other(
         assert client.remarks.startswith("this node has no bucket")
         done = await operations(nodes[rank], "orbax")
         assert {"CoordinatorRegistration", "RestorePeerMount", "CheckpointRestore"} <= done
+
+
+async def test_a_job_of_plain_files_that_is_restarted_in_its_place_agrees_by_the_lines_of_the_guide(
+    make_cluster: Clusters, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.allow(r"restart\.set_aside")
+    cluster = await make_cluster("a", "b", bucket=False, settle="50ms")
+    nodes = [cluster["a"], cluster["b"]]
+    clients = [await mount_rank(node, cluster, rank, 2) for rank, node in enumerate(nodes)]
+    guide = (ROOT / "docs/frameworks.md").read_text()
+    (lines,) = re.findall(r"```sh\n(cat > /ckpt/replicator.*?)```", guide, re.DOTALL)
+
+    async def all_ask() -> None:
+        with trio.fail_after(100):
+            async with trio.open_nursery() as nursery:
+                for rank, client in enumerate(clients):
+                    script = lines.replace("/ckpt", str(client.mount))
+                    environment = {**os.environ, "RANK": str(rank), "RANKS": "2"}
+                    nursery.start_soon(partial(trio.run_process, ["sh", "-euc", script], env=environment))
+
+    await all_ask()
+    assert [client.steps() for client in clients] == [[], []]
+    for step in (10, 20, 30):
+        for rank, client in enumerate(clients):
+            if (step, rank) != (30, 1):  # rank 0 is ahead
+                client.save(step, b"rank %d, step %d" % (rank, step))
+                await nodes[rank].wait(f"{JOB}/{rank}", "peer", 60)
+    await all_ask()
+    for rank, client in enumerate(clients):
+        assert client.steps() == [20]
+        assert (client.mount / "20/state/weights").read_bytes() == b"rank %d, step 20" % rank
 
 
 async def test_a_job_that_lost_nodes_goes_on_from_ram_and_from_the_bucket(

@@ -1,0 +1,100 @@
+"""Which snapshots of a job count for a restart: those of its life now, and none that is bad. Pure.
+
+Of an earlier life is what a volume had beyond the step of a restart that it joined: it was given up then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from fuse_tier.checkpoints import Saved
+from fuse_tier.coordinate.jobs import KnownJob
+from fuse_tier.epochs import epoch_of
+from fuse_tier.identity import Identity, SnapshotId
+from fuse_tier.manifest import Lineage
+from fuse_tier.restarts import Backup, Question, Resumption
+
+
+def shape(lineage: Lineage) -> tuple[str, int, str]:
+    """What all parts of a checkpoint have in common."""
+    return lineage.run, lineage.world_size, lineage.topology
+
+
+def bad_parts(job: KnownJob) -> frozenset[SnapshotId]:
+    """What is not to be restored: it was marked, or found to be damaged."""
+    every = {one for of_node in job.saved.values() for several in of_node.values() for one in several}
+    marked = {
+        one.id for one in every if any(mark.is_on(one.lineage.run, one.step, one.id.number) for mark in job.marks)
+    }
+    return frozenset(marked | job.damaged)
+
+
+def parts(
+    job: KnownJob,
+    lineage: Lineage,
+    nodes: Iterable[str],
+    but: Collection[tuple[str, Identity]] = (),
+    *,
+    be_it_bad: bool = False,
+) -> dict[str, list[Saved]]:
+    """What some nodes list of one run and shape that counts, by replica; ``but`` are volumes on nodes."""
+    found: dict[str, dict[int, Saved]] = {}
+    for node in nodes:
+        for identity, several in job.saved.get(node, {}).items():
+            if (node, identity) in but:
+                continue
+            for one in several:
+                if shape(one.lineage) == shape(lineage) and (be_it_bad or _counts(job, one)):
+                    found.setdefault(identity.replica, {})[one.id.number] = one
+    return {replica: list(numbered.values()) for replica, numbered in found.items()}
+
+
+def _counts(job: KnownJob, one: Saved) -> bool:
+    if one.id in job.damaged or any(mark.is_on(one.lineage.run, one.step, one.id.number) for mark in job.marks):
+        return False
+    return not _is_given_up(job, one.id.identity, one.lineage.run, one.step, one.id.number)
+
+
+def _is_given_up(job: KnownJob, identity: Identity, run: str, step: int | None, number: int) -> bool:
+    """Whether it is of the life before the volume's last restart, and beyond the step of that."""
+    last = _last_restart(job, identity, run)
+    if last is None or epoch_of(number) >= last.epoch or step is None:
+        return False
+    return last.step is None or step > last.step
+
+
+def _last_restart(job: KnownJob, identity: Identity, run: str) -> Resumption | None:
+    """The last one of a run that a volume is known to have joined, though the node that would tell is gone."""
+    told = job.resumed.get(identity)
+    resumed = told[1] if told is not None and told[1].run == run else None
+    begun = job.begun.get(run)
+    if begun is None or identity.replica not in begun.joined:
+        return resumed
+    if resumed is not None and resumed.restart >= begun.restart:
+        return resumed
+    return Resumption(run, begun.restart, begun.step, begun.joined[identity.replica])
+
+
+def usable(question: Question, job: KnownJob) -> tuple[Backup, ...]:
+    """Of the backups that an asker has seen those that count, and the one that is forced."""
+    run, identity = question.lineage.run, question.identity
+    return tuple(
+        one
+        for one in question.backups
+        if SnapshotId(identity, one.number) not in job.damaged
+        and not any(mark.is_on(run, one.step, one.number) for mark in job.marks)
+        and (one.step == question.forced or not _is_given_up(job, identity, run, one.step, one.number))
+    )
+
+
+def other_shapes(job: KnownJob, lineage: Lineage) -> tuple[Lineage, ...]:
+    """In which snapshots of the run were taken, too."""
+    return tuple(
+        {
+            one.lineage
+            for of_node in job.saved.values()
+            for several in of_node.values()
+            for one in several
+            if one.lineage.run == lineage.run and shape(one.lineage) != shape(lineage)
+        }
+    )
