@@ -35,6 +35,7 @@ from fuse_tier.wire.tls import TlsFiles
 log = structlog.get_logger(__name__)
 
 EVERY_SECONDS: Final = 15.0
+_FIRST_PAUSE_SECONDS: Final = 1.0
 _SILENCES_BORNE: Final = 20  # in a row, until that is told
 
 
@@ -59,7 +60,7 @@ class Asker:
 
     async def run(self) -> None:
         """Until cancelled."""
-        silences = 0
+        silences, pause = 0, self._every_seconds
         with tempfile.TemporaryDirectory() as directory:
             certificate = _Certificate(directory)
             while True:
@@ -68,13 +69,15 @@ class Asker:
                     self._heard = await self._ask(certificate.tls)
                 except (FuseTierError, OSError) as error:
                     silences += 1
+                    # One that is just being started is heard soon.
+                    pause = min(_FIRST_PAUSE_SECONDS if silences == 1 else 2 * pause, self._every_seconds)
                     if silences == _SILENCES_BORNE:
                         remedy = "see the pods of high-scale-checkpointing-ranks; it is asked again"
                         log.warning("coordinator.silent", address=self._address, reason=str(error), remedy=remedy)
                 else:
-                    silences = 0
+                    silences, pause = 0, self._every_seconds
                     self._tell()
-                await trio.sleep(self._every_seconds)
+                await trio.sleep(pause)
 
     async def _ask(self, tls: TlsFiles) -> tuple[Picture, tuple[Standing, ...]]:
         async with Client(self._address, CoordinatorStub, tls) as client:

@@ -35,7 +35,8 @@ _REPORT: Final = "/fuse_tier.v1.Coordinator/Report"
 _SAVE_SECONDS: Final = 60.0
 _MEASURED_SECONDS: Final = 60.0
 _AT_ONCE: Final = 64  # nodes that come up at one moment
-_RETRY_SECONDS: Final = 1.0  # as a worker does
+_RETRY_SECONDS: Final = 1.0  # as a worker does, and as long as it waits for more news
+_MERGED_PART: Final = 20
 _PATIENCE_SECONDS: Final = 200.0
 _LIMIT_CORES: Final = 0.5
 _LIMIT_RECOVERY_SECONDS: Final = 5.0
@@ -58,6 +59,7 @@ class _Node:
     lease_seconds: float = 5.0
     pause_seconds: float = 1.0
     news: trio.Event = field(default_factory=trio.Event)
+    knows: trio.Event = field(default_factory=trio.Event)  # the other nodes
 
     @property
     def own(self) -> Identity:
@@ -106,6 +108,8 @@ class _Node:
             self.told = None
         self.told, self.life = report, reply.epoch
         self.version = pb.Roster.FromString(reply.roster).version
+        if self.version:
+            self.knows.set()
         self.lease_seconds, self.pause_seconds = reply.lease_seconds, reply.pause_seconds
 
     async def live(self, wire: Wire) -> None:
@@ -113,6 +117,7 @@ class _Node:
         while True:
             with trio.move_on_after(self.pause_seconds):
                 await self.news.wait()
+            await trio.sleep(self.pause_seconds / _MERGED_PART)
             self.news = trio.Event()
             await self.say(wire)
 
@@ -143,6 +148,12 @@ class _Fleet:
         with trio.fail_after(_PATIENCE_SECONDS):
             await self._all_report.wait()
 
+    async def until_all_know_of_all(self) -> None:
+        """Returns when every node has been told of the others, which takes its time where there are many."""
+        with trio.fail_after(_PATIENCE_SECONDS):
+            for node in self.nodes:
+                await node.knows.wait()
+
     def _parts(self) -> list[list[_Node]]:
         connections = most_connections(len(self.nodes))
         return [self.nodes[number::connections] for number in range(connections)]
@@ -159,6 +170,7 @@ class _Fleet:
                             await node.say(wire)
                             self._count(is_first)
                     is_first = False
+                    await self._all_report.wait()  # else those that are up already slow down who comes
                     for node in nodes:
                         nursery.start_soon(node.live, wire)
             except* TierUnavailable:
@@ -197,7 +209,8 @@ async def _share_of_a_core(directory: Path) -> Figure:
         fleet = _Fleet(coordinator.address, 10_000)
         await fleet.begin(nursery)
         nursery.start_soon(fleet.save)
-        await trio.sleep(_SAVE_SECONDS / 4)  # until leases have their length, and what came at once is spread
+        await fleet.until_all_know_of_all()
+        await trio.sleep(_SAVE_SECONDS / 4)  # until what came at once is spread
         begun, used = time.perf_counter(), _processor_seconds(coordinator.family.pid)
         await trio.sleep(_MEASURED_SECONDS)
         share = (_processor_seconds(coordinator.family.pid) - used) / (time.perf_counter() - begun)

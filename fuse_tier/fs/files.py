@@ -72,10 +72,10 @@ class FileOperations(Shared):
             if room:
                 if spare is None:
                     await self._reservations.reserve(fd, room)
-                writing.allocated = os.fstat(fd).st_blocks * 512
-        opened = self._opened(
-            OpenFile(found.st_ino, fd, writing), found.st_mode, flags, request, seen=self._is_seen(fd, room)
-        )
+                found = os.fstat(fd)
+                writing.allocated = found.st_blocks * 512
+        seen = writing is not None and self._is_seen(found, room)
+        opened = self._opened(OpenFile(found.st_ino, fd, writing), found.st_mode, flags, request, seen=seen)
         return opened, entry
 
     async def tmpfile(self, parent_inode: int, mode: int, flags: int, request: Request) -> tuple[Opened, Entry]:
@@ -94,7 +94,7 @@ class FileOperations(Shared):
             raise
         writing = self._begin_writing(found.st_ino, synced=False)
         file = OpenFile(found.st_ino, fd, writing)
-        return self._opened(file, found.st_mode, flags, request, seen=self._is_seen(fd, 0)), self._entry(found)
+        return self._opened(file, found.st_mode, flags, request, seen=self._is_seen(found, 0)), self._entry(found)
 
     async def _open_found(self, parent: int, name: bytes, flags: int, request: Request) -> tuple[Opened, Entry]:
         """A create whose name is there: somebody was faster."""
@@ -148,7 +148,7 @@ class FileOperations(Shared):
             self._end_writing(inode)
             raise
         file = OpenFile(inode, fd, writing)
-        return self._opened(file, found.st_mode, flags, request, seen=self._is_seen(fd, room))
+        return self._opened(file, found.st_mode, flags, request, seen=self._is_seen(found, room))
 
     async def _reserve_again(self, fd: int, size: int, writing: Writing) -> int:
         """For a file that was emptied to be written anew; gives what is expected of it."""
@@ -159,11 +159,11 @@ class FileOperations(Shared):
             await self._reservations.reserve(fd, room)
         return room
 
-    def _is_seen(self, fd: int, expected: int) -> bool:
+    def _is_seen(self, found: os.stat_result, expected: int) -> bool:
         """Whether what is written to a file has to come through us, as far as room is concerned."""
         if self._share.is_used_up:
             return True
-        return self._backings.enabled and not self._reservations.may_pass(os.fstat(fd), expected)
+        return self._backings.enabled and not self._reservations.may_pass(found, expected)
 
     def _opened(self, file: OpenFile, mode: int, flags: int, request: Request, *, seen: bool = False) -> Opened:
         """Answers with an open file, written through us if it is to be ``seen``; closes it if that fails."""

@@ -42,7 +42,11 @@ log = structlog.get_logger(__name__)
 _SMALL_BYTES: Final = 64 << 10  # what any new file gets when the tier is full
 _SCARCE_BYTES: Final = 2 << 20  # so little is left when it is full
 _LARGER_PART: Final = 64  # a file may become larger than expected by this part
-_PLENTY_PART: Final = 2  # of the tier: with less left a file of unknown size comes through us
+# With less than this part of the tier left, beside what the largest file so far took, a file of unknown size comes
+# through us: where files have been of a size that matters, and where nobody knows what is to come.
+_PLENTY_PART: Final = 8
+_PLENTY_PART_UNKNOWN: Final = 2
+_MATTERS_PART: Final = 32
 _BLOCK_BYTES: Final = 512  # of st_blocks (stat(2))
 _LEARN_SECONDS: Final = 0.1
 _AT_ONCE_NS: Final = 2_000_000
@@ -109,7 +113,9 @@ class Reservations:
         if expected and found.st_blocks * _BLOCK_BYTES >= expected:
             return room.free >= _margin(expected)
         unbounded = len(self._unbounded) + (found.st_ino not in self._unbounded)
-        plenty = room.capacity // _PLENTY_PART + unbounded * self._sizes.largest
+        is_known = self._sizes.largest >= room.capacity // _MATTERS_PART
+        beside = room.capacity // (_PLENTY_PART if is_known else _PLENTY_PART_UNKNOWN)
+        plenty = beside + unbounded * self._sizes.largest
         if room.free < plenty and room.free + self.spare_bytes < plenty:
             return False
         self._unbounded.add(found.st_ino)

@@ -46,6 +46,7 @@ from fuse_tier.wire.standing import standings_from_wire
 log = structlog.get_logger(__name__)
 
 _LEAST_PAUSE_SECONDS = 0.05  # between two reports, however many were asked for
+_MERGED_PART = 20  # of the pause: news of so long are one report
 _CLAIM_PAUSE_SECONDS = 0.2
 _LONGEST_RETRY_SECONDS = 1.0  # of a report that failed
 
@@ -99,9 +100,11 @@ class CoordinatorMembership(RosterMembership):
                 if not started:
                     started = True
                     task_status.started()
-                await trio.sleep(_LEAST_PAUSE_SECONDS)
-                with trio.move_on_after(min(self._letters.pause_seconds, longest_pause)):
+                pause = self._letters.pause_seconds
+                with trio.move_on_after(min(pause, longest_pause)):
                     await self._wanted.wait()
+                # What is new seldom comes alone: with many nodes each report counts.
+                await trio.sleep(max(_LEAST_PAUSE_SECONDS, min(pause, longest_pause) / _MERGED_PART))
 
     def is_doubtful(self, identity: Identity) -> bool:
         """See Membership."""

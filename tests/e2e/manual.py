@@ -116,7 +116,7 @@ async def follow_the_manual(site: Site, repository: str) -> None:
         shell.transcript.pop()
         return found.stdout.splitlines()[1].split()[:5] == ["default", "my-checkpoints", "3", "3", "0"]
 
-    await until(is_told)
+    await until(is_told, 90)
     await shell.run("kubectl get cpc")
 
     await shell.run("kubectl delete checkpointconfigurations --all")

@@ -157,4 +157,4 @@ async def until_columns(here: Deployed, volumes: str) -> None:
         here.site.shell.transcript.pop()
         return found.splitlines()[1].split()[4] == volumes
 
-    await until(so)
+    await until(so, 90)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
 from trio.testing import MockClock
 
@@ -10,8 +11,9 @@ from controller.ranks.objects import Name, Owner, read_pod
 from controller.ranks.service import RanksService
 from csi import ranks_pb2 as pb
 from csi.services import DRIVER_NAME
-from fuse_tier.coordinate.fencing import Fence
+from fuse_tier.coordinate.fencing import Fence, Superseded
 from fuse_tier.deadlines import Deadline
+from fuse_tier.errors import NotAuthorized
 from fuse_tier.wire.grpc import Caller
 from tests.controller.ranks.objects import jobset_pod
 from tests.harness.logs import ExpectedLogs
@@ -89,3 +91,17 @@ async def test_who_is_held_learns_that_its_job_has_begun_anew(
         assert pod is not None
         book.see_pod(pod)
     assert "is of an earlier life of ml/llama" in refused[0]
+
+
+async def test_a_node_speaks_only_for_its_certificate_and_a_server_that_was_replaced_for_nobody() -> None:
+    fence = Fence(1)
+    service = RanksService(book_of_a_job(), fence, authenticated=True)
+    request = pb.UpdateRequest(node="node-0", pod_uid="0", rank=-1)
+    for stranger in (Caller("node-1", "127.0.0.1:1"), ANYBODY):
+        with pytest.raises(NotAuthorized, match="speaks for 'node-0'"):
+            await service.Update(request, stranger)
+    own = Caller("node-0", "127.0.0.1:1")
+    assert (await service.Update(request, own)).new_state == pb.PENDING
+    fence.hear(2, is_settled=True)
+    with pytest.raises(Superseded):
+        await service.Update(request, own)

@@ -118,9 +118,9 @@ async def test_a_ranks_server_that_stays_silent_is_told_with_its_address(cluster
         async with running_controller(cluster.api, coordinator=address, asks_every_seconds=0.01):
             await cluster.configure()
             await until(is_told)
-            await cluster.daemonset()
+            await cluster.until_condition("Ready", "False", "NotSeen")
     (told,) = [one for one in logs if one["log_level"] == "warning"]
-    assert told["address"] == address
+    assert (told["event"], told.get("address")) == ("coordinator.silent", address)
     assert "volumes" not in (await cluster.configuration())["status"], "nobody knows"
 
 
