@@ -167,7 +167,7 @@ class Reservations:
                     allocate(fd, 0, size)
                     self._ns_per_byte = (time.perf_counter_ns() - begun) / size
                     return
-            self._reserve.write(lambda: allocate(fd, 0, _SMALL_BYTES), _SMALL_BYTES)
+            self._reserve.write(lambda: allocate(fd, 0, _SMALL_BYTES), _SMALL_BYTES, for_job=True)
         except OSError as error:
             # A create never fails by it: what there is no room for shows when it is written.
             log.info("room.not_reserved", bytes=size, reason=str(error))

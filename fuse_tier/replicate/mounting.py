@@ -19,6 +19,7 @@ from fuse_tier.deadlines import Deadline
 from fuse_tier.epochs import epoch_of
 from fuse_tier.errors import FuseTierError, IdentityBusy, MountError, TierUnavailable
 from fuse_tier.identity import Identity
+from fuse_tier.ram.room import Reserve
 from fuse_tier.replicate.daemons import leave_quiescent
 from fuse_tier.replicate.membership import Membership
 from fuse_tier.replicate.preparing import MountOrder, Preparing
@@ -60,6 +61,8 @@ class Mounting:
         began = trio.current_time()
         async with volume.mounting:
             mountpoint = await self._supervisor.check(order.identity, order.mountpoint)
+            if not volume.has_tree:
+                await trio.to_thread.run_sync(Reserve(volume.layout.tier).demand)
             await self._wait_until_ended(volume)
             # An end that is under way gives the claim back at last: after that, not in the middle of this.
             async with volume.ending:

@@ -166,8 +166,11 @@ def test_a_reserve_is_spent_and_filled_again(bench: Bench) -> None:
     whole = reserve.refill()
     assert whole == 16 << 20
     free = room_of(bench.layout.root).free
-    assert reserve.spend(1 << 20) == 1 << 20
+    assert reserve.spend(1 << 20, for_job=True) == 1 << 20
     assert room_of(bench.layout.root).free > free
+    assert reserve.refill() == whole
+    assert sum(reserve.spend(1 << 20, for_job=True) for _ in range(20)) == whole // 2, "jobs get half of it"
+    assert 0 < reserve.spend(1, for_job=False) < 1 << 20
     assert reserve.refill() == whole
 
 
