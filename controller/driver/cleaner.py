@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 from controller.driver import names
@@ -14,8 +15,10 @@ _HOST: Final = "/host"
 _TOLD: Final = "/tmp/clean"  # noqa: S108 - a volume of the pod's own
 
 
-def cleaner(configuration: Configuration, images: Images, settings: Settings) -> dict[str, Any]:
-    """For the nodes of a configuration. A pod of it is ready when its node is clean."""
+def cleaner(
+    configuration: Configuration, images: Images, settings: Settings, shared: Iterable[str] = ()
+) -> dict[str, Any]:
+    """For the nodes of a configuration, save those that it shares. A pod of it is ready when its node is clean."""
     labels = {names.CLEANS_LABEL: configuration.uid, "app.kubernetes.io/component": "cleaner"}
     metadata = owned_metadata(configuration, names.cleaner_name(configuration.uid), settings)
     metadata["labels"] = {**names.APP, **labels}
@@ -27,15 +30,26 @@ def cleaner(configuration: Configuration, images: Images, settings: Settings) ->
             "selector": {"matchLabels": labels},
             "template": {
                 "metadata": {"labels": labels},
-                "spec": _pod(configuration, images, settings),
+                "spec": _pod(configuration, images, settings, shared),
             },
         },
     }
 
 
-def _pod(configuration: Configuration, images: Images, settings: Settings) -> dict[str, Any]:
-    selector, tolerations = configuration.node_selector, configuration.tolerations
+def affinity(shared: Iterable[str]) -> dict[str, Any]:
+    """Of pods that keep away from these nodes; empty where there are none."""
+    # The API takes one name for each expression.
+    elsewhere = [{"key": "metadata.name", "operator": "NotIn", "values": [name]} for name in sorted(shared)]
+    if not elsewhere:
+        return {}
+    terms = {"nodeSelectorTerms": [{"matchFields": elsewhere}]}
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
+
+
+def _pod(configuration: Configuration, images: Images, settings: Settings, shared: Iterable[str]) -> dict[str, Any]:
+    selector, tolerations, kept_away = configuration.node_selector, configuration.tolerations, affinity(shared)
     return {
+        **({"affinity": kept_away} if kept_away else {}),
         **({"nodeSelector": dict(selector)} if selector else {}),
         **({"tolerations": [dict(one) for one in tolerations]} if tolerations else {}),
         "priorityClassName": "system-node-critical",

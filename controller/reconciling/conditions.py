@@ -40,6 +40,8 @@ class Findings:
     unseen: str = ""
     """What of the cluster the controller may not look at: then nothing else was found out."""
     usage: Usage | None = None
+    ending: str = ""
+    """Likewise, what of the driver of one that is being deleted is waited for."""
     cleaning: str = ""
     """How far the nodes of one that is being deleted are; empty for one that is not, or not so far."""
 
@@ -74,6 +76,8 @@ def conclude(found: Findings) -> tuple[Condition, ...]:
 
 def _ready(found: Findings) -> Condition:
     rollout = found.rollout
+    if found.ending:
+        return Condition("Ready", False, "BeingDeleted", "the driver is being taken away")
     if found.cleaning:
         return Condition("Ready", False, "BeingDeleted", "the driver is gone, and its nodes are being cleaned")
     if rollout is None:
@@ -93,6 +97,8 @@ def _ready(found: Findings) -> Condition:
 
 
 def _progressing(found: Findings) -> Condition:
+    if found.ending:
+        return Condition("Progressing", True, "BeingDeleted", found.ending)
     if found.cleaning:
         return Condition("Progressing", True, "CleaningNodes", found.cleaning)
     if found.held:
@@ -161,25 +167,21 @@ def status_of(found: Findings, before: Object, daemonset_name: str, now: str) ->
     rollout = found.rollout
     return {
         "observedGeneration": found.generation,
-        "instanceHandle": daemonset_name if rollout else "",
+        "instanceHandle": daemonset_name if rollout or found.ending or found.cleaning else "",
         "error": "; ".join(filter(None, wrong)),
         "nodesDesired": rollout.desired if rollout else 0,
         "nodesReady": rollout.ready if rollout else 0,
-        **_used(found.usage),
+        **_used(found.usage, before),
         "conditions": conditions,
     }
 
 
-def _used(usage: Usage | None) -> dict[str, Any]:
-    """What is not known stays as it was said last."""
+def _used(usage: Usage | None, before: Object) -> dict[str, Any]:
+    """What is not known stays as it was said last; None takes away what was said and is not so any more."""
     if usage is None:
         return {}
-    told: dict[str, Any] = {"volumes": usage.volumes}
-    if usage.step is not None:
-        told["lastCompleteStep"] = usage.step
-    if usage.backup:
-        told["lastBackupTime"] = usage.backup
-    return told
+    told = {"volumes": usage.volumes, "lastCompleteStep": usage.step, "lastBackupTime": usage.backup or None}
+    return {key: value for key, value in told.items() if value is not None or before.get(key) is not None}
 
 
 @dataclass(frozen=True, slots=True)

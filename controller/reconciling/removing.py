@@ -2,18 +2,20 @@
 
 The invariant: nothing is left on nodes that answer, unless a person is told so. What stands in the cluster says how
 far it is, so another replica goes on from there: the config map goes only when the nodes are clean, or given up.
+Where Kubernetes took it before (``kubectl delete --cascade=foreground``), the status still says that there was a
+driver; then nodes may be cleaned twice. A node on which another, living configuration has its driver is that one's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 import structlog
 import trio
 
 from controller.driver import names
-from controller.driver.cleaner import cleaner
+from controller.driver.cleaner import affinity, cleaner
 from controller.driver.configuration import Configuration
 from controller.driver.containers import Settings
 from controller.driver.images import choose_images
@@ -28,6 +30,7 @@ from fuse_tier.errors import ConfigError, TierRefused
 log = structlog.get_logger(__name__)
 
 CLEAN_SECONDS: Final = 300.0
+REMEDY: Final = "docs/kubernetes.md, 'To remove all'"
 
 Object = Mapping[str, Any]
 
@@ -54,6 +57,7 @@ class Remover:
         self._images = images
         self._clean_seconds = clean_seconds
         self._begun: dict[str, float] = {}  # when a cleaner was first seen, by uid
+        self._cleaned: set[str] = set()  # uids of those whose nodes are clean, or given up
         self._daemonsets = f"/apis/apps/v1/namespaces/{settings.namespace}/daemonsets"
         core = f"/api/v1/namespaces/{settings.namespace}"
         self._config_maps, self._secrets = f"{core}/configmaps", f"{core}/secrets"
@@ -63,9 +67,11 @@ class Remover:
         uid = configuration.uid
         if (driver := self._world.daemonsets.get(uid)) is not None:
             await self._delete_daemonset(configuration, driver)
+            await self._tell_what_ends(configuration)
             return False
-        if names.daemonset_name(uid) in self._world.config_maps and not await self._is_clean(configuration):
+        if self._may_have_left_something(configuration) and not await self._is_clean(configuration):
             return False
+        self._cleaned = {uid, *self._cleaned} & set(self._world.configurations)
         await self._delete_what_pods_read(configuration)
         self._begun.pop(uid, None)
         if (found := self._world.cleaners.get(uid)) is not None:
@@ -73,15 +79,46 @@ class Remover:
             return False
         return True
 
+    def _may_have_left_something(self, configuration: Configuration) -> bool:
+        uid = configuration.uid
+        had_driver = bool(configuration.status.get("instanceHandle")) or (
+            names.daemonset_name(uid) in self._world.config_maps
+        )
+        return had_driver and uid not in self._cleaned
+
+    def _shared_nodes(self, configuration: Configuration) -> set[str]:
+        """Nodes on which another configuration has its driver, and keeps it."""
+        others = [
+            one
+            for one in self._world.configurations.values()
+            if one.uid != configuration.uid and not one.is_deleted and one.uid in self._world.daemonsets
+        ]
+        return {node.name for node in self._world.nodes.values() if any(runs_on(one, node) for one in others)}
+
+    async def _tell_what_ends(self, configuration: Configuration) -> None:
+        where = f"--namespace {self._settings.namespace} -l {names.UID_LABEL}={configuration.uid}"
+        told = (
+            f"the driver's pods end: kubectl get pods -o wide {where} shows which have not. "
+            f"One on a node that does not answer stays: {REMEDY}"
+        )
+        await self._tell(configuration, Findings(configuration.name, configuration.generation, None, ending=told))
+
+    async def _tell(self, configuration: Configuration, found: Findings) -> None:
+        try:
+            await self._teller.tell(configuration, found)
+        except Gone:
+            log.info("object.gone_already", path=configuration.name)
+
     async def _is_clean(self, configuration: Configuration) -> bool:
         """Whether its nodes are, or cannot be made so."""
-        answering = self._world.answering_nodes()
+        shared = self._shared_nodes(configuration)
+        answering = self._world.answering_nodes() - shared
         nodes = sum(node.name in answering and runs_on(configuration, node) for node in self._world.nodes.values())
         cleaning = self._world.cleaners.get(configuration.uid)
         if not nodes:
             return True
-        if cleaning is None:
-            return not await self._try_to_clean(configuration)
+        if cleaning is None or cleaning["spec"]["template"]["spec"].get("affinity", {}) != affinity(shared):
+            return not await self._try_to_clean(configuration, shared)
         rollout = read_rollout(cleaning)
         if rollout.is_seen and rollout.ready >= nodes:
             log.info("nodes.cleaned", configuration=configuration.name, nodes=nodes)
@@ -90,22 +127,21 @@ class Remover:
         left = self._begun.setdefault(configuration.uid, now) + self._clean_seconds - now
         if left <= 0:
             await self._give_up(
-                configuration, f"{rollout.ready} of {nodes} nodes are clean after {CLEAN_SECONDS:g} s"
+                configuration, f"{rollout.ready} of {nodes} nodes are clean after {self._clean_seconds:g} s"
             )
             return True
         logs = f"kubectl logs --namespace {self._settings.namespace} -l {names.CLEANS_LABEL}={configuration.uid}"
         told = f"{rollout.ready} of {nodes} nodes are clean: {logs} says what the others wait for"
-        await self._teller.tell(
-            configuration, Findings(configuration.name, configuration.generation, None, cleaning=told)
-        )
+        await self._tell(configuration, Findings(configuration.name, configuration.generation, None, cleaning=told))
         self._queue.later(configuration.uid, left)
         return False
 
-    async def _try_to_clean(self, configuration: Configuration) -> bool:
+    async def _try_to_clean(self, configuration: Configuration, shared: Collection[str]) -> bool:
         """Whether that has begun."""
         name = names.cleaner_name(configuration.uid)
         try:
-            wanted = cleaner(configuration, choose_images(self._images, self._world.images()), self._settings)
+            images = choose_images(self._images, self._world.images())
+            wanted = cleaner(configuration, images, self._settings, shared)
             made = await self._writer.apply(f"{self._daemonsets}/{name}", wanted)
         except Clash:
             raise
@@ -117,7 +153,7 @@ class Remover:
         return True
 
     async def _give_up(self, configuration: Configuration, reason: str) -> None:
-        remedy = "clean them by hand: docs/kubernetes.md, 'To remove all'"
+        remedy = f"clean them by hand: {REMEDY}"
         log.warning("nodes.not_cleaned", configuration=configuration.name, reason=reason, remedy=remedy)
         await self._teller.send(configuration, Event(True, "NodesNotCleaned", f"{reason}; {remedy}"))
 

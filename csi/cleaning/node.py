@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from fuse_tier.errors import ConfigError
 from fuse_tier.mount.table import is_inside, mount_at, read_mounts
-from fuse_tier.node.claims import refuse_taken_ram_tier, refuse_taken_socket
+from fuse_tier.node.claims import Taken, ram_tier_claimed, refuse_taken_ram_tier, refuse_taken_socket
 from fuse_tier.node.refuge import dismiss, remove_groups
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.tmpfs import MOUNT_SOURCE
@@ -44,6 +44,8 @@ def clean(places: Places) -> str:
             with suppress(FileNotFoundError):
                 os.rmdir(directory)
         remove_groups()
+    except Taken as error:
+        return f"a driver was started: {error}"
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
     return ""
@@ -71,7 +73,9 @@ def _end_ram_tier(path: str) -> None:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number), path)
     elif os.path.exists(Layout(path).marker):
-        shutil.rmtree(path)  # in a tmpfs that was there before us
+        # In a tmpfs that was there before us, which a driver that starts now would not keep as it does a mount.
+        with ram_tier_claimed(Layout(path)):
+            shutil.rmtree(path)
     with suppress(FileNotFoundError):
         os.rmdir(path)
 

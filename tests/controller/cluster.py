@@ -107,9 +107,10 @@ class Cluster:
     async def _remove(self, path: str) -> None:
         try:
             await self.writer.merge(path, {"metadata": {"finalizers": None}})
-            await self.server.delete(path)
         except Gone:
             return
+        if not await self.is_gone(path):  # as one is that was being deleted
+            await self.server.delete(path)
 
     async def give_images(self, **changes: str) -> None:
         """The config map that names them."""
@@ -137,15 +138,22 @@ class Cluster:
         found = (await self.configuration(name)).get("status") or {}
         return {one["type"]: (one["status"], one["reason"]) for one in found.get("conditions") or ()}
 
-    async def until_condition(self, kind: str, status: str, reason: str, name: str = "default") -> str:
-        """Waits for it; gives its message."""
+    async def until_condition(
+        self, kind: str, status: str, reason: str, name: str = "default", *, begins: str = ""
+    ) -> str:
+        """Waits for it, with a message that begins so; gives that."""
+        message: str = ""
 
         async def so() -> bool:
-            return (await self.conditions(name)).get(kind) == (status, reason)
+            nonlocal message
+            for one in ((await self.configuration(name)).get("status") or {}).get("conditions") or ():
+                if (one["type"], one["status"], one["reason"]) == (kind, status, reason):
+                    message = str(one["message"])
+                    return message.startswith(begins)
+            return False
 
         await until(so)
-        found = (await self.configuration(name))["status"]["conditions"]
-        return str(next(one["message"] for one in found if one["type"] == kind))
+        return message
 
     async def daemonset(self, name: str = "default") -> Mapping[str, Any]:
         """Waits for that of a configuration, of its present generation or a later one."""

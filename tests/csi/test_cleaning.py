@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -12,11 +13,14 @@ from typing import Any
 import pytest
 import yaml
 
+from csi.cleaning import node as cleaning
 from csi.local.kubelet import Kubelet
 from csi.local.pod import DriverPod, Kind, control_groups, shared_directory
 from csi.services import DRIVER_NAME
 from fuse_tier.localcluster import local_cluster
 from fuse_tier.localcluster.processes import Family, detach_mounts, mounts_below
+from fuse_tier.node.claims import Taken, ram_tier_claimed
+from fuse_tier.ram.layout import Layout
 from tests.harness.logs import ExpectedLogs
 from tests.harness.waiting import until
 
@@ -150,6 +154,29 @@ async def until_there(path: Path) -> None:
         return path.exists() and bool(path.read_text())
 
     await until(so)
+
+
+def test_while_a_ram_tier_in_a_mount_of_somebody_elses_is_removed_no_driver_can_take_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = Layout(str(tmp_path / "lib/ram"))
+    Path(layout.root).mkdir(parents=True)
+    Path(layout.marker).touch()
+    remove, refused = shutil.rmtree, []
+
+    def remove_while_a_driver_starts(path: str) -> None:
+        with pytest.raises(Taken), ram_tier_claimed(layout):
+            pass
+        refused.append(path)
+        remove(path)
+
+    monkeypatch.setattr(shutil, "rmtree", remove_while_a_driver_starts)
+    places = cleaning.Places(
+        *(str(tmp_path / one) for one in ("run/node.sock", "lib/ram", "csi/csi.sock", "kubelet"))
+    )
+    assert cleaning.clean(places) == ""
+    assert refused == [layout.root]
+    assert not Path(layout.root).exists()
 
 
 async def test_where_the_driver_has_never_been_there_is_nothing_to_do_and_what_is_not_its_own_stays(

@@ -26,6 +26,13 @@ def test_it_comes_to_the_nodes_of_the_driver_and_is_none_of_its_pods() -> None:
     assert names.UID_LABEL not in MADE["metadata"]["labels"]
 
 
+def test_it_keeps_away_from_nodes_that_are_shared() -> None:
+    assert "affinity" not in POD
+    found = cleaner(configuration(), IMAGES, SETTINGS, {"b", "a"})["spec"]["template"]["spec"]["affinity"]
+    (term,) = found["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert [one["values"] for one in term["matchFields"]] == [["a"], ["b"]], "the API takes one name for each"
+
+
 def test_the_program_takes_its_arguments_which_are_the_drivers_places_on_the_host() -> None:
     (container,) = POD["containers"]
     found = command.make_context("fuse-tier-clean", list(container["args"])).params

@@ -7,6 +7,7 @@ from typing import Any
 
 from controller.driver.sameness import differences
 from controller.reconciling.conditions import Findings, Rollout, conclude, events_between, read_rollout, status_of
+from controller.reconciling.usage import Usage
 
 WELL = Findings("default", 3, Rollout(desired=3, ready=3, updated=3, is_seen=True))
 NOTHING = Findings("default", 3, None)
@@ -53,6 +54,16 @@ def test_a_status_that_says_the_same_is_the_same_and_a_time_changes_with_its_sta
     times = {one["type"]: one["lastTransitionTime"] for one in later["conditions"]}
     assert times == {"Ready": "11:00", "Progressing": "10:00", "Degraded": "10:00", "Conflict": "10:00"}
     assert (later["nodesReady"], later["nodesDesired"], later["instanceHandle"]) == (2, 3, "driver")
+
+
+def test_what_is_known_not_to_be_so_any_more_is_taken_away_once_and_what_is_not_known_stays() -> None:
+    first = status_of(replace(WELL, usage=Usage(2, 100, "9:00")), {}, "driver", "now")
+    assert (first["volumes"], first["lastCompleteStep"], first["lastBackupTime"]) == (2, 100, "9:00")
+    later = status_of(replace(WELL, usage=Usage(0)), first, "driver", "now")
+    assert (later["volumes"], later["lastCompleteStep"], later["lastBackupTime"]) == (0, None, None)
+    written = {key: value for key, value in later.items() if value is not None}  # by a merge
+    assert not differences(status_of(replace(WELL, usage=Usage(0)), written, "driver", "now"), written)
+    assert "lastCompleteStep" not in status_of(WELL, first, "driver", "now")
 
 
 def events(*findings: Findings) -> list[tuple[bool, str]]:

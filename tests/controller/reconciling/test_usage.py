@@ -158,11 +158,11 @@ async def test_a_job_that_saves_is_seen_in_the_columns_and_nothing_is_written_th
         await told.until(lastBackupTime=datetime.fromtimestamp(record.created_ns // 10**9, UTC).strftime(TIME))
         await node.unmount(mount)
         await told.until(volumes=0, lastCompleteStep=100)
+        kubeconfig = tmp_path / "kubeconfig"
+        kubeconfig.write_text(yaml.safe_dump(cluster.server.kubeconfig))
+        row = (await Shell(tmp_path, kubeconfig).run("kubectl get cpc")).splitlines()[1].split()
         await node.stop()
         nursery.cancel_scope.cancel()
-    kubeconfig = tmp_path / "kubeconfig"
-    kubeconfig.write_text(yaml.safe_dump(cluster.server.kubeconfig))
-    row = (await Shell(tmp_path, kubeconfig).run("kubectl get cpc")).splitlines()[1].split()
     assert row[:6] == ["default", "my-checkpoints", "0", "0", "0", "100"]
     assert re.fullmatch(r"[\dms]+", row[6]), row
     assert all(before != after for before, after in pairwise(told.statuses))
