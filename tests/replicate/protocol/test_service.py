@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.root]
 async def test_a_coordinator_that_is_registered_on_one_node_is_found_on_another_as_soon_as_it_is(
     make_cluster: Clusters, expected_logs: ExpectedLogs
 ) -> None:
-    expected_logs.allow("control.request_refused")
+    expected_logs.allow("control.request_refused", "membership.coordinator_unavailable")
     cluster = await make_cluster("a", "b", bucket=False, start=False)
     for node in cluster:
         node.config["replicationApi"] = f"127.0.0.1:{free_ports(1)[0]}"
@@ -67,6 +67,12 @@ async def test_a_coordinator_that_is_registered_on_one_node_is_found_on_another_
         ):
             with pytest.raises(InvalidRequest, match="is no"):
                 await a.call("RegisterCoordinator", request, 5)
+
+        # While nobody tells of others, a node says what was registered there.
+        await a.call("RegisterCoordinator", pb.RegisterCoordinatorRequest(job_name="llama", ip="10.0.0.11"), 5)
+        assert cluster.coordinator is not None
+        await cluster.coordinator.stop()
+        assert await finds(a, "10.0.0.11")
 
 
 async def finds(node: Client, address: str) -> bool:
