@@ -95,7 +95,7 @@ async def serve_ranks(
         async def act() -> None:
             async with trio.open_nursery() as acting:
                 await acting.start(_serve, api, serving, book, Fence(election.term, election.holds))
-                await sign.put_up()
+                await acting.start(sign.keep_up, election.holds)
                 started()
                 log.info("ranks.leading", pod=serving.pod, term=election.term)
 
