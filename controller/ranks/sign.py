@@ -34,8 +34,8 @@ class Sign:
     ) -> None:
         """For as long as this one leads, as ``holds`` says: who led before is not found any more.
 
-        Started when the sign is up. It is looked at again and again: one that led before, and was held up, may take it
-        down, and so may anybody. Raises TierUnavailable and TierRefused until it was up once.
+        Started when the sign is up. It is looked at again and again: one that led before, and was held up, may take
+        it down, and so may anybody. Raises TierUnavailable and TierRefused until it was up once.
         """
         await self._put_up(await self._labelled(), holds)
         task_status.started()
