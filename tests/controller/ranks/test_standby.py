@@ -210,3 +210,12 @@ async def test_one_that_believes_to_lead_ends_when_a_node_has_heard_of_a_newer_o
         await until(is_refused)
         assert await first.ended() == 1
         await site.until_led_by("ranks-2")
+
+
+async def test_a_sign_that_somebody_takes_away_is_put_up_again(api_server: ApiServer, tmp_path: Path) -> None:
+    async with two_servers(api_server, tmp_path) as (site, _first, _second):
+        for pod, value in (("ranks-2", "leader"), ("ranks-1", None)):
+            path = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}"
+            await site.writer.merge(path, {"metadata": {"labels": {LABEL: value}}})
+        assert await site.leader() == "ranks-2"
+        await site.until_led_by("ranks-1")
