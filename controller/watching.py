@@ -97,9 +97,12 @@ class Collection:
         self._version = ""
         self._trouble = ""
 
-    async def follow(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def follow(
+        self, *, lacking_is_known: bool = False, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Runs until cancelled; started when all that there is has been told.
 
+        With ``lacking_is_known`` that is also when the server says that there is no such kind of objects.
         A server that does not answer, or refuses, is asked again, ever more seldom; that is told once.
         """
         pause = _FIRST_PAUSE_SECONDS
@@ -117,6 +120,9 @@ class Collection:
                 await trio.sleep(_FIRST_PAUSE_SECONDS)  # a server that ends each watch at once is not flooded
             except (TierUnavailable, TierRefused) as error:
                 self._tell_trouble(error)
+                if lacking_is_known and isinstance(error, Lacking) and not started:
+                    started = True
+                    task_status.started()
                 least = error.pause if isinstance(error, Throttled) else 0.0
                 await trio.sleep(least + pause * random.uniform(0.5, 1.0))  # noqa: S311 - so that not all come at once
                 pause = min(2 * pause, self._longest_pause)

@@ -21,7 +21,7 @@ from fuse_tier.quantities import format_size
 from fuse_tier.standing import Standing
 
 COLLECTION: Final = f"/apis/{GROUP}/v1/checkpoints"
-_NO_NAME: Final = re.compile(r"[^a-z0-9.-]+")
+_NO_NAME: Final = re.compile(r"[^a-z0-9]+")
 _LONGEST_NAME: Final = 200
 
 
@@ -46,7 +46,7 @@ def objects_of(standings: Iterable[Standing]) -> dict[Key, Object]:
 def _name(one: Standing) -> str:
     run = "" if one.run == one.job.workload else f"-{one.run}"
     step = "newest" if one.step is None else str(one.step)
-    text = _NO_NAME.sub("-", f"{one.job.workload}{run}".lower())[:_LONGEST_NAME].strip("-.")
+    text = _NO_NAME.sub("-", f"{one.job.workload}{run}".lower())[:_LONGEST_NAME].strip("-")
     return f"{text}-{step}"
 
 

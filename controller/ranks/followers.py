@@ -101,5 +101,5 @@ def followed(api: ApiClient, driver: str, book: RankBook) -> tuple[Collection, .
 
 
 def jobsets(api: ApiClient, book: RankBook) -> Collection:
-    """Where there is such a kind: nobody waits for it."""
+    """Where there is such a kind."""
     return Collection(api, "/apis/jobset.x-k8s.io/v1alpha2/jobsets", JobSets(book), may_lack=True)

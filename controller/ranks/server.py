@@ -82,7 +82,8 @@ async def serve_ranks(
             await nursery.start(partial(metrics.serve, serving.config.metrics, ready=ready.is_set))
         for collection in followed(api, serving.driver, book):
             await nursery.start(collection.follow)
-        nursery.start_soon(jobsets(api, book).follow)
+        # What people wish of their JobSets is known before the first restart is decided.
+        await nursery.start(partial(jobsets(api, book).follow, lacking_is_known=True))
         if not serving.namespace:
             await nursery.start(_serve, api, serving, book, Fence(epochs.from_the_time()))
             started()
@@ -95,7 +96,7 @@ async def serve_ranks(
         async def act() -> None:
             async with trio.open_nursery() as acting:
                 await acting.start(_serve, api, serving, book, Fence(election.term, election.holds))
-                await sign.put_up()
+                await acting.start(sign.keep_up, election.holds)
                 started()
                 log.info("ranks.leading", pod=serving.pod, term=election.term)
 

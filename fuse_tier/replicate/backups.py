@@ -42,6 +42,7 @@ class _State:
     moved: int = 0
     failures: int = 0  # one after another
     failed: str = ""  # why the last one did; empty: it did not
+    is_ours: bool = True  # False: another node has the volume mounted, and brings it
     seen: int = 0  # the newest snapshot that was looked at
     due_at: float = WHEN_THERE_IS_MORE
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -127,8 +128,13 @@ class Backups:
         return self._ram.free_bytes() < self._ram.capacity_bytes() * _SHORT_PART
 
     def brings(self, volume: Volume) -> bool:
-        """Whether the bucket takes what this volume has for it, as far as it was tried."""
-        return self._state(volume).failures < _FAILURES
+        """Whether what this volume has for the bucket comes there from here, as far as it was tried."""
+        state = self._state(volume)
+        return state.is_ours and state.failures < _FAILURES
+
+    def note_owner(self, volume: Volume, *, is_ours: bool) -> None:
+        """Whether it is for this node to bring what a volume has."""
+        self._state(volume).is_ours = is_ours
 
     def begin(self, volume: Volume, manifest: Manifest) -> Callable[[int], None]:
         """A copy begins; gives what is to be told of bytes that were moved, from any thread."""

@@ -67,7 +67,11 @@ class Fanout:
         while True:
             news = volume.news.version
             chosen, seconds = await backups.choose(volume)
-            if chosen is not None and troubles.may_try(bucket.place) and await self.is_ours(volume):
+            is_ours = False
+            if chosen is not None and troubles.may_try(bucket.place):
+                is_ours = await self.is_ours(volume)
+                backups.note_owner(volume, is_ours=is_ours)
+            if chosen is not None and is_ours:
                 moved = backups.begin(volume, chosen)
                 done = await self.copy(volume, chosen, bucket, bucket.place, troubles, moved)
                 if done:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import trio
 
@@ -114,3 +116,12 @@ def test_without_a_cluster_it_says_what_to_name() -> None:
         connect()
     with pytest.raises(ConfigError, match="--kubeconfig-path"):
         connect("/nonexistent/kubeconfig")
+
+
+async def test_that_there_is_no_such_kind_is_an_answer_for_who_waits(api_server: ApiServer) -> None:
+    with api_server.client as api:
+        things = Collection(api, "/apis/nobody.example/v1/things", Names(), may_lack=True)
+        async with trio.open_nursery() as nursery:
+            with trio.fail_after(30):
+                await nursery.start(partial(things.follow, lacking_is_known=True))
+            nursery.cancel_scope.cancel()

@@ -119,6 +119,15 @@ async def test_a_copy_that_failed_is_chosen_again_or_what_is_newer_then(bench: B
     assert backups.failing([bench.volume]) == {}
 
 
+async def test_what_another_node_has_mounted_does_not_come_from_here(bench: Bench) -> None:
+    backups = backups_of(bench, Cluster(), BackupPolicy())
+    assert backups.brings(bench.volume)
+    backups.note_owner(bench.volume, is_ours=False)
+    assert not backups.brings(bench.volume), "nobody here need wait for it"
+    backups.note_owner(bench.volume, is_ours=True)
+    assert backups.brings(bench.volume)
+
+
 class SlowBucket(MemoryTier):
     """A bucket that takes content in when the test says so, and tells who sends it at the same time."""
 

@@ -65,10 +65,11 @@ def test_runs_and_shapes_of_one_job_do_not_get_in_each_others_way_and_names_are_
         standing(5, ranks=4),
         standing(5, run="Exp_7"),
         Standing(Job("ml", "X" * 253), "r" * 253, 1, 10**17, 0, 0, ()),
+        standing(5, run="v1._x"),
     ]
     names = [name for _, name in objects_of(several)]
-    assert len(set(names)) == 4
-    assert names[2] == "llama-exp-7-5"
+    assert len(set(names)) == 5
+    assert (names[2], names[4]) == ("llama-exp-7-5", "llama-v1-x-5")
     assert all(len(name) <= 253 and name.replace("-", "").isalnum() and name == name.lower() for name in names)
 
 

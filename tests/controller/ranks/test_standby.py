@@ -224,3 +224,12 @@ async def test_a_term_out_of_all_reason_that_the_lease_remembers_is_not_gone_on_
         await site.writer.replace(LEASE_PATH, lease)
         await site.until_led_by("ranks-2")
         assert is_in_reason(await site.term())
+
+
+async def test_a_sign_that_somebody_takes_away_is_put_up_again(api_server: ApiServer, tmp_path: Path) -> None:
+    async with two_servers(api_server, tmp_path) as (site, _first, _second):
+        for pod, value in (("ranks-2", "leader"), ("ranks-1", None)):
+            path = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}"
+            await site.writer.merge(path, {"metadata": {"labels": {LABEL: value}}})
+        assert await site.leader() == "ranks-2"
+        await site.until_led_by("ranks-1")

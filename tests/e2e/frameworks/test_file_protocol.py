@@ -73,7 +73,7 @@ async def test_all_ranks_are_given_the_step_that_all_have_and_see_no_other(
 async def test_a_job_of_plain_files_that_is_restarted_in_its_place_agrees_by_the_lines_of_the_guide(
     make_cluster: Clusters, expected_logs: ExpectedLogs
 ) -> None:
-    expected_logs.allow(r"restart\.set_aside")
+    expected_logs.allow(r"restart\.set_aside", r"replicator\.failed")
     cluster = await make_cluster("a", "b", bucket=False, settle="50ms")
     nodes = [cluster["a"], cluster["b"]]
     clients = [await mount_rank(node, cluster, rank, 2) for rank, node in enumerate(nodes)]
@@ -99,6 +99,10 @@ async def test_a_job_of_plain_files_that_is_restarted_in_its_place_agrees_by_the
     for rank, client in enumerate(clients):
         assert client.steps() == [20]
         assert (client.mount / "20/state/weights").read_bytes() == b"rank %d, step 20" % rank
+    script, environment = lines.replace("/ckpt", str(clients[0].mount)), {**os.environ, "RANK": "0", "RANKS": "none"}
+    with trio.fail_after(100):
+        refused = await trio.run_process(["sh", "-euc", script], env=environment, check=False, capture_stderr=True)
+    assert (refused.returncode, b"nodes" in refused.stderr) == (1, True), refused.stderr
 
 
 async def test_a_job_that_lost_nodes_goes_on_from_ram_and_from_the_bucket(
