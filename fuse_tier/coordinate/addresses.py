@@ -10,23 +10,38 @@ class JobAddresses:
 
     def __init__(self) -> None:
         self._of_node: dict[str, Mapping[str, str]] = {}
+        self._of_job: dict[str, dict[str, str]] = {}  # by node, in the order in which they were heard
 
     def hear(self, node: str, addresses: Mapping[str, str]) -> None:
         """All that a node has registered; the latest that was told of a job counts."""
-        if self._of_node.get(node, {}) != addresses:
-            self._of_node.pop(node, None)
-            if addresses:
-                self._of_node[node] = addresses
+        before = self._of_node.get(node, {})
+        if before == addresses:
+            return
+        for job, address in before.items():
+            if addresses.get(job) != address:
+                self._drop(job, node)
+        for job, address in addresses.items():
+            if before.get(job) != address:  # of the others it was said earlier: another node's may be newer
+                self._of_job.setdefault(job, {})[node] = address
+        if addresses:
+            self._of_node[node] = addresses
+        else:
+            del self._of_node[node]
+
+    def _drop(self, job: str, node: str) -> None:
+        del self._of_job[job][node]
+        if not self._of_job[job]:
+            del self._of_job[job]
 
     def forget(self, alive: Collection[str]) -> None:
         """Only these nodes hold a lease."""
         for node in self._of_node.keys() - set(alive):
-            del self._of_node[node]
+            self.hear(node, {})
 
     def all(self) -> dict[str, str]:
         """By job."""
-        return {job: address for found in self._of_node.values() for job, address in found.items()}
+        return {job: self.of(job) for job in self._of_job}
 
     def of(self, job: str) -> str:
         """Empty: nobody has registered one."""
-        return next((found[job] for found in reversed(self._of_node.values()) if job in found), "")
+        return next(reversed(self._of_job.get(job, {}).values()), "")

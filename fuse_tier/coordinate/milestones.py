@@ -6,7 +6,7 @@ nothing is lost with it: who starts anew tells at most what was told before.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import structlog
 
@@ -45,19 +45,21 @@ class Milestones:
         self._standings: tuple[Standing, ...] = ()
         self._restarts: dict[tuple[Job, str], int] = {}
         self._replicated: dict[_Shape, set[int]] = {}
-        self._failing: dict[Job, set[Identity]] = {}
-        self._failing_of_node: dict[str, set[Identity]] = {}
+        self._failing_of_node: dict[str, frozenset[Identity]] = {}
 
     def look(self, standings: tuple[Standing, ...], addresses: Mapping[str, str] | None = None) -> None:
         """This is what is complete now, and where training jobs have their coordinators, as told by all nodes."""
+        gone = {one.job for one in self._standings} - {one.job for one in standings}
+        self._restarts = {key: restart for key, restart in self._restarts.items() if key[0] not in gone}
         self._standings = standings
+        on_peers = {(one.job, one.run, one.ranks, one.step) for one in standings if PEER in one.tiers}
         shapes: dict[_Shape, set[int]] = {}
         for one in standings:
             if one.step is not None:
                 shapes.setdefault((one.job, one.run, one.ranks), set()).add(one.step)
         for shape, there in shapes.items():
             told = self._replicated.get(shape)
-            now = {step for step in there if self._is_on_peers(shape, step)}
+            now = {step for step in there if (*shape, step) in on_peers}
             # Of those from before this coordinator the newest will do.
             for step in sorted(now - told) if told is not None else sorted(now)[-1:]:
                 job, run, ranks = shape
@@ -69,12 +71,6 @@ class Milestones:
         for observer in self._observers:
             observer.complete(standings)
             observer.addresses(addresses or {})
-
-    def _is_on_peers(self, shape: _Shape, step: int) -> bool:
-        return any(PEER in one.tiers for one in self._of(*shape, step))
-
-    def _of(self, job: Job, run: str, ranks: int, step: int) -> Iterable[Standing]:
-        return (one for one in self._standings if (one.job, one.run, one.ranks, one.step) == (job, run, ranks, step))
 
     def joined(self, identity: Identity, resumption: Resumption) -> None:
         """A rank goes on from the step that was chosen for all."""
@@ -95,18 +91,21 @@ class Milestones:
     def hear(self, report: Report) -> None:
         """What a node says of its backups."""
         failing = report.facts.failing
-        before = self._failing_of_node.pop(report.node, set())
-        if failing:
-            self._failing_of_node[report.node] = set(failing)
-        for identity in before - failing.keys():
-            of_job = self._failing.get(Job.of(identity), set())
-            of_job.discard(identity)
-            if not of_job:
-                self._failing.pop(Job.of(identity), None)
-        for identity, reason in failing.items():
-            job = Job.of(identity)
-            if job not in self._failing:
-                log.info("coordinator.backup_failing", identity=str(identity), member=report.node, reason=reason)
-                for observer in self._observers:
-                    observer.not_backed_up(identity, reason)
-            self._failing.setdefault(job, set()).add(identity)
+        still = self._failing_of_node.pop(report.node, frozenset()) & failing.keys()
+        if not failing:
+            return
+        self._failing_of_node[report.node] = still
+        if len(still) < len(failing):
+            known = {Job.of(identity) for several in self._failing_of_node.values() for identity in several}
+            for identity, reason in failing.items():
+                if (job := Job.of(identity)) not in known:
+                    known.add(job)
+                    log.info("coordinator.backup_failing", identity=str(identity), member=report.node, reason=reason)
+                    for observer in self._observers:
+                        observer.not_backed_up(identity, reason)
+            self._failing_of_node[report.node] = frozenset(failing)
+
+    def forget(self, alive: Collection[str]) -> None:
+        """Only these nodes hold a lease: what others said of their backups counts no more."""
+        for node in self._failing_of_node.keys() - set(alive):
+            del self._failing_of_node[node]

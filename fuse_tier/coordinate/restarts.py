@@ -78,6 +78,8 @@ class Restarts:
         verdict = choose(question, self._known(question, job, now), current, number)
         if verdict.restart == number:
             followed = wish.text if wish is not None else ""
+            if begun is not None and wish is None and question.forced is not None:
+                followed = begun.wish  # nobody has looked what stands on the job: it was followed all the same
             job.begun[lineage.run] = Begun(number, verdict.step, question.forced is not None, wish=followed)
         if verdict.restart and any(one.step == verdict.step for one in question.backups):
             job.begun[lineage.run].is_backed_up = True

@@ -243,8 +243,10 @@ class CoordinatorService:
                 log.warning("coordinator.node_gone", member=node, lease_seconds=self._directory.nodes.lease_seconds)
             self._attendance.see_all()
             self._restarts.forget(self._directory.nodes.presence(now).keys(), now)
-            self._job_addresses.forget({one.node for one in self._directory.nodes.members(now) if one.alive})
-            counts.nodes_alive(sum(member.alive for member in self._directory.nodes.members(now)))
+            alive = {one.node for one in self._directory.nodes.members(now) if one.alive}
+            self._job_addresses.forget(alive)
+            self._milestones.forget(alive)
+            counts.nodes_alive(len(alive))
             await trio.sleep(self._directory.nodes.lease_seconds / 5)
 
     def _check_caller(self, node: str, caller: Caller) -> None:

@@ -40,6 +40,12 @@ def said(milestones: Milestones, *standings: Standing) -> list[str]:
     return [str(one["said"]) for one in logs if "said" in one]
 
 
+def report(node: str, **failing: str) -> Report:
+    """That backups of these ranks fail there, and why."""
+    facts = LocalFacts(1, 1, failing={JOB.identity(name[1:]): reason for name, reason in failing.items()})
+    return Report(node, "1", 1, "h:1", "h:2", facts)
+
+
 def test_that_a_step_is_on_peers_is_said_once_and_of_what_was_before_the_newest_only() -> None:
     milestones = Milestones()
     before = (complete(10, "ram", "peer"), complete(20, "ram", "peer", "bucket"), complete(30, "ram"))
@@ -78,18 +84,48 @@ def test_backups_that_begin_to_fail_are_told_once_for_a_job_until_all_of_them_go
     ear = Ear()
     milestones = Milestones([ear])
 
-    def hear(node: str, **failing: str) -> None:
-        facts = LocalFacts(1, 1, failing={JOB.identity(name[1:]): reason for name, reason in failing.items()})
-        milestones.hear(Report(node, "1", 1, "h:1", "h:2", facts))
-
-    hear("a", r0="no right")
-    hear("a", r0="no right")
-    hear("b", r1="no right")
+    milestones.hear(report("a", r0="no right"))
+    milestones.hear(report("a", r0="no right"))
+    milestones.hear(report("b", r1="no right"))
     assert ear.told == [("default/llama/0", "no right")]
-    hear("a")
-    hear("a", r0="again")
+    milestones.hear(report("a"))
+    milestones.hear(report("a", r0="again"))
     assert len(ear.told) == 1
-    hear("a")
-    hear("b")
-    hear("b", r1="full")
+    milestones.hear(report("a"))
+    milestones.hear(report("b"))
+    milestones.hear(report("b", r1="full"))
     assert ear.told[1:] == [("default/llama/1", "full")]
+
+
+def test_a_node_that_is_gone_with_its_failing_backups_does_not_keep_later_ones_from_being_told() -> None:
+    ear = Ear()
+    milestones = Milestones([ear])
+    milestones.hear(report("a", r0="no right"))
+    milestones.forget(["b"])
+    milestones.hear(report("b", r0="full"))
+    assert ear.told == [("default/llama/0", "no right"), ("default/llama/0", "full")]
+
+
+def test_a_backup_that_fails_on_two_nodes_fails_until_it_goes_well_on_both() -> None:
+    ear = Ear()
+    milestones = Milestones([ear])
+    for node in "ab":
+        milestones.hear(report(node, r0="no right"))
+    milestones.hear(report("a"))
+    milestones.hear(report("c", r1="no right"))
+    assert ear.told == [("default/llama/0", "no right")]
+
+
+def test_restarts_of_a_job_are_forgotten_when_nothing_of_it_is_left() -> None:
+    ear = Ear()
+    milestones = Milestones([ear])
+
+    def join_after(*standings: Standing) -> int:
+        milestones.look(standings)
+        milestones.joined(JOB.identity("0"), Resumption("llama", 7, 20, 7))
+        return len(ear.told)
+
+    other = Standing(Job("default", "bert"), "bert", 2, 20, 20, 10, ("ram",))
+    assert join_after(complete(20, "ram"), other) == 1
+    assert join_after(complete(20, "ram")) == 1
+    assert join_after(other) == 2

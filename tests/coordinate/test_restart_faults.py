@@ -104,11 +104,17 @@ class Cluster:
         node.resumed.pop(rank, None)
         self.say(node)
 
-    def ask(self, rank: int, *, lacking: tuple[int, ...] = (), backups: tuple[Backup, ...] = ()) -> Verdict:
+    def ask(
+        self,
+        rank: int,
+        *,
+        lacking: tuple[int, ...] = (),
+        backups: tuple[Backup, ...] = (),
+        forced: int | None = None,
+    ) -> Verdict:
         numbers = tuple(number_before(900) + step for step in lacking)
-        return self.restarts.ask(
-            Question(JOB.identity(str(rank)), RUN, backups, lacking=numbers), str(rank), self.now
-        )
+        question = Question(JOB.identity(str(rank)), RUN, backups, lacking=numbers, forced=forced)
+        return self.restarts.ask(question, str(rank), self.now)
 
     def join(self, rank: int, verdict: Verdict) -> None:
         node = self.nodes[str(rank)]
@@ -234,7 +240,7 @@ def test_a_partition_that_hides_a_part_is_waited_out_before_an_older_step_is_tak
     assert cluster.ask(0).step == 200
 
 
-def go_on(cluster: Cluster, *ranks: int) -> list[int | None]:
+def go_on(cluster: Cluster, *ranks: int, forced: int | None = None) -> list[int | None]:
     """These ranks are restarted, and gives the steps that they go on from."""
     for rank in ranks:
         cluster.end(rank)
@@ -242,11 +248,11 @@ def go_on(cluster: Cluster, *ranks: int) -> list[int | None]:
     for rank in ranks:
         cluster.start(rank)
     steps: list[int | None] = []
-    for rank, verdict in [(rank, cluster.ask(rank)) for rank in ranks]:
+    for rank, verdict in [(rank, cluster.ask(rank, forced=forced)) for rank in ranks]:
         try:
             cluster.join(rank, verdict)
         except TierUnavailable:  # it was chosen again: who has joined a restart begins another
-            verdict = cluster.ask(rank)
+            verdict = cluster.ask(rank, forced=forced)
             cluster.join(rank, verdict)
         steps.append(verdict.step)
     return steps
@@ -261,6 +267,20 @@ def test_what_a_person_wishes_on_the_job_is_followed_once(cluster: Cluster) -> N
     assert go_on(cluster, *RANKS) == [150] * 3
     cluster.wish = Wish("step 100 ", 100)
     assert go_on(cluster, *RANKS) == [100] * 3, "another wish"
+
+
+def test_a_wish_that_was_followed_is_not_followed_again_after_a_mount_by_hand_with_another_step(
+    cluster: Cluster,
+) -> None:
+    cluster.wish = Wish("step 100", 100)
+    assert go_on(cluster, *RANKS) == [100] * 3
+    for step in (150, 160):
+        for rank in RANKS:
+            cluster.goes_on(rank, step)
+    assert go_on(cluster, *RANKS, forced=150) == [150] * 3
+    for rank in RANKS:
+        cluster.goes_on(rank, 170)
+    assert go_on(cluster, *RANKS) == [170] * 3
 
 
 def test_a_coordinator_that_starts_again_does_not_follow_a_wish_once_more(cluster: Cluster) -> None:

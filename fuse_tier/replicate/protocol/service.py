@@ -36,6 +36,7 @@ class ReplicationService:
         self._membership = membership
         self.registered: dict[str, str] = {}
         """The address of each job's coordinator, as far as it was registered on this node."""
+        self._replaced: dict[str, str] = {}  # what was registered here before, until others are told something else
 
     async def RegisterCoordinator(  # noqa: N802 - its wire name
         self, request: pb.RegisterCoordinatorRequest, caller: Caller
@@ -44,6 +45,8 @@ class ReplicationService:
         job, address = _job(request.job_name), _address(request.ip)
         if len(self.registered) >= _MOST_JOBS and job not in self.registered:
             raise TierRefused(f"{_MOST_JOBS} jobs have registered here: unregister those that are over")
+        if (before := self.registered.get(job, address)) != address:
+            self._replaced[job] = before
         self.registered[job] = address
         log.info("replication.registered", job=job, address=address)
         self._membership.report_soon()
@@ -56,10 +59,18 @@ class ReplicationService:
         job = _job(request.job_name)
         with metrics.node_operation("CoordinatorRegistration", _ANY), trio.move_on_after(Deadline.FRAMEWORK):
             while True:
-                if address := self.registered.get(job) or await self._asked(job):
+                if address := await self._found(job):
                     return pb.GetCoordinatorResponse(job_name=job, ip=address)
                 await trio.sleep(_ASK_SECONDS)
         raise DeadlineExceeded(f"no coordinator of job {job} was registered within {Deadline.FRAMEWORK:g} s")
+
+    async def _found(self, job: str) -> str:
+        """Others are asked first: since it was registered here, it may have been on another node."""
+        told = await self._asked(job)
+        if told and told != self._replaced.get(job):
+            self._replaced.pop(job, None)
+            return told
+        return self.registered.get(job, told)
 
     async def _asked(self, job: str) -> str:
         try:
@@ -72,7 +83,9 @@ class ReplicationService:
         self, request: pb.UnregisterCoordinatorRequest, caller: Caller
     ) -> pb.UnregisterCoordinatorResponse:
         """It has none any more, as far as this node is concerned."""
-        if self.registered.pop(_job(request.job_name), None) is not None:
+        job = _job(request.job_name)
+        self._replaced.pop(job, None)
+        if self.registered.pop(job, None) is not None:
             self._membership.report_soon()
         return pb.UnregisterCoordinatorResponse()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import trio
 
@@ -13,6 +15,7 @@ from fuse_tier.wire.grpc import Client
 from fuse_tier.wire.replication_pb2_grpc import ReplicationServiceStub
 from tests.harness.clusters import Clusters
 from tests.harness.logs import ExpectedLogs
+from tests.harness.waiting import until
 
 pytestmark = [pytest.mark.root]
 
@@ -20,7 +23,7 @@ pytestmark = [pytest.mark.root]
 async def test_a_coordinator_that_is_registered_on_one_node_is_found_on_another_as_soon_as_it_is(
     make_cluster: Clusters, expected_logs: ExpectedLogs
 ) -> None:
-    expected_logs.allow("control.request_refused")
+    expected_logs.allow("control.request_refused", "membership.coordinator_unavailable")
     cluster = await make_cluster("a", "b", bucket=False, start=False)
     for node in cluster:
         node.config["replicationApi"] = f"127.0.0.1:{free_ports(1)[0]}"
@@ -41,6 +44,14 @@ async def test_a_coordinator_that_is_registered_on_one_node_is_found_on_another_
         assert found == ["10.0.0.7"]
         reply = await a.call("GetCoordinator", pb.GetCoordinatorRequest(job_name="llama"), 5)
         assert reply == pb.GetCoordinatorResponse(job_name="llama", ip="10.0.0.7")
+
+        # Its node crashed, and it began anew on another one: on the first, too, the newer is found.
+        await b.call("RegisterCoordinator", pb.RegisterCoordinatorRequest(job_name="llama", ip="10.0.0.8"), 5)
+        await until(partial(finds, a, "10.0.0.8"))
+        await a.call("RegisterCoordinator", pb.RegisterCoordinatorRequest(job_name="llama", ip="10.0.0.9"), 5)
+        await until(partial(finds, b, "10.0.0.9"))
+        await a.call("RegisterCoordinator", pb.RegisterCoordinatorRequest(job_name="llama", ip="10.0.0.10"), 5)
+        assert await finds(a, "10.0.0.10"), "at once, though the node has not reported it"
         await a.call("UnregisterCoordinator", pb.UnregisterCoordinatorRequest(job_name="llama"), 5)
 
         # Nothing is mounted for anybody, and none is told that it was.
@@ -56,6 +67,18 @@ async def test_a_coordinator_that_is_registered_on_one_node_is_found_on_another_
         ):
             with pytest.raises(InvalidRequest, match="is no"):
                 await a.call("RegisterCoordinator", request, 5)
+
+        # While nobody tells of others, a node says what was registered there.
+        await a.call("RegisterCoordinator", pb.RegisterCoordinatorRequest(job_name="llama", ip="10.0.0.11"), 5)
+        assert cluster.coordinator is not None
+        await cluster.coordinator.stop()
+        assert await finds(a, "10.0.0.11")
+
+
+async def finds(node: Client, address: str) -> bool:
+    """Whether the job's coordinator is there, as this node says."""
+    reply = await node.call("GetCoordinator", pb.GetCoordinatorRequest(job_name="llama"), 5)
+    return bool(reply.ip == address)
 
 
 def test_messages_have_the_numbers_that_tools_were_built_with() -> None:
@@ -82,3 +105,13 @@ def test_an_address_goes_with_the_node_that_has_it_registered_and_the_latest_cou
     assert (addresses.of("llama"), addresses.of("bert")) == ("10.0.0.1", "")
     addresses.hear("a", {})
     assert addresses.of("llama") == ""
+
+
+def test_what_a_node_registers_for_one_job_makes_its_address_of_another_no_newer() -> None:
+    addresses = JobAddresses()
+    addresses.hear("a", {"llama": "10.0.0.1"})
+    addresses.hear("b", {"llama": "10.0.0.2"})
+    addresses.hear("a", {"llama": "10.0.0.1", "bert": "10.0.0.3"})
+    assert addresses.all() == {"llama": "10.0.0.2", "bert": "10.0.0.3"}
+    addresses.hear("a", {"llama": "10.0.0.4"})
+    assert addresses.all() == {"llama": "10.0.0.4"}
