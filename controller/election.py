@@ -165,5 +165,7 @@ class Election:
 
 
 def _last_term(lease: Object) -> int:
+    """What the Lease remembers, unless it is out of all reason: nodes would listen to nobody above it."""
     told = (lease["metadata"].get("annotations") or {}).get(TERM_ANNOTATION, "")
-    return int(told) if told.isascii() and told.isdecimal() and len(told) < 16 else 0
+    term = int(told) if told.isascii() and told.isdecimal() and len(told) < 16 else 0
+    return term if epochs.is_in_reason(term) else 0

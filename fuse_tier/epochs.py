@@ -46,6 +46,11 @@ def from_the_time() -> int:
     return max(1, int(time.time()) - _BEGIN)
 
 
+def is_in_reason(epoch: int) -> bool:
+    """Whether clocks that are wrong as clocks are can explain it."""
+    return epoch <= from_the_time() + FARTHEST_AHEAD
+
+
 class EpochClock:
     """Goes on as time does, from where it began, and leaps forward beyond what it hears of.
 

@@ -54,7 +54,7 @@ class Attendance:
             self._forgotten = self._version
 
     def since(self, life: str, version: int, now: float) -> bytes:
-        """A Roster on the wire, for who knows this version of that life."""
+        """A Roster on the wire, for who knows this version of that life; nothing at all for who has to ask again."""
         is_known = life == self._life and self._forgotten <= version <= self._version
         if is_known and self._version - version <= _SMALL:
             news: list[pb.Member] = []
@@ -65,7 +65,7 @@ class Attendance:
             return roster_to_wire(self._version, news, is_whole=False)
         if len(self._changed) > _SMALL:
             if now < self._next_whole:
-                return roster_to_wire(version if is_known else 0, (), is_whole=False)
+                return roster_to_wire(version, (), is_whole=False) if is_known else b""
             self._next_whole = max(self._next_whole, now - 1.0) + 1 / _WHOLES_PER_SECOND
         return self._everybody(now)
 

@@ -28,13 +28,14 @@ class Fence:
 
     def __init__(self, term: int, is_leading: Callable[[], bool] = lambda: True) -> None:
         self.term = term
+        self._farthest = term + FARTHEST_AHEAD  # of where it began: else two that are far ahead would take it farther
         self._is_leading = is_leading
         self._newer = 0
         self._superseded = trio.Event()
 
     def hear(self, term: int, *, is_settled: bool) -> None:
         """A node has heard of a coordinator of this term. One out of all reason is passed over."""
-        if not self.term < term <= self.term + FARTHEST_AHEAD:
+        if not self.term < term < self._farthest:
             return
         if not is_settled and not self._newer and self._is_leading():
             self.term = term + 1

@@ -50,6 +50,8 @@ class Correspondence:
             self._roster.update((member.node, member) for member in members)
             self._roster_life, self._roster_version = reply.epoch, version
             self._told = report
+        elif reply.pause_seconds:  # it tells others first: what was known before stays, and is asked for again
+            self._told = report
         else:  # one of an earlier minor version, to which each report is whole
             self._roster = {member.node: member for member in map(member_from_wire, reply.members)}
         self.life = reply.epoch

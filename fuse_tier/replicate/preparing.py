@@ -17,7 +17,7 @@ import trio
 from fuse_tier import failpoints, metrics
 from fuse_tier.deadlines import Deadline
 from fuse_tier.epochs import epoch_of
-from fuse_tier.errors import Damaged, FuseTierError, MountError, NotFound, TierUnavailable
+from fuse_tier.errors import Damaged, DeadlineExceeded, FuseTierError, MountError, NotFound, TierUnavailable
 from fuse_tier.identity import Identity
 from fuse_tier.manifest import Lineage
 from fuse_tier.replicate.backups_of_job import BackupsOfJob
@@ -137,7 +137,7 @@ class Preparing:
         """Agrees with all other ranks on a step, has ``follow`` bring it, and says so: until all of that is done.
 
         ``save`` is called before each question. Raises what ``follow`` does: Damaged and NotFound only where no other
-        step is to be had, TierUnavailable after ``Deadline.RESTART``.
+        step is to be had, TierUnavailable and DeadlineExceeded after ``Deadline.RESTART``.
         """
         give_up = trio.current_time() + Deadline.RESTART
         lacking: dict[int, int] = {}
@@ -164,7 +164,7 @@ class Preparing:
                 log.info("restart.part_not_found", identity=str(order.identity), step=verdict.step, reason=str(error))
                 lacking[verdict.number] = lacking.get(verdict.number, 0) + 1
                 await trio.sleep(_KNOWN_SECONDS)
-            except TierUnavailable as error:
+            except (TierUnavailable, DeadlineExceeded) as error:  # what was heard all the same may be said again
                 if trio.current_time() > give_up:
                     raise
                 log.debug("restart.again", identity=str(order.identity), reason=str(error))

@@ -42,6 +42,15 @@ def test_a_term_out_of_all_reason_changes_nothing() -> None:
     fence.check()
 
 
+def test_nor_do_several_take_one_farther_ahead_than_nodes_believe() -> None:
+    fence = Fence(5)
+    fence.hear(5 + FARTHEST_AHEAD // 2, is_settled=False)
+    fence.hear(5 + FARTHEST_AHEAD, is_settled=False)
+    fence.hear(5 + FARTHEST_AHEAD + 1, is_settled=False)
+    assert fence.term == 6 + FARTHEST_AHEAD // 2
+    fence.check()
+
+
 async def test_its_process_is_told() -> None:
     fence = Fence(5)
     with pytest.raises(ExceptionGroup) as failed:

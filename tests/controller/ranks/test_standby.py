@@ -24,6 +24,7 @@ from controller.ranks.sign import LABEL
 from controller.writing import Writer
 from csi import ranks_pb2 as pb
 from csi.ranks_pb2_grpc import RanksServiceStub
+from fuse_tier.epochs import FARTHEST_AHEAD, from_the_time, is_in_reason
 from fuse_tier.errors import FuseTierError, TierUnavailable
 from fuse_tier.localcluster.ports import free_ports
 from fuse_tier.wire import control_pb2 as core
@@ -210,6 +211,19 @@ async def test_one_that_believes_to_lead_ends_when_a_node_has_heard_of_a_newer_o
         await until(is_refused)
         assert await first.ended() == 1
         await site.until_led_by("ranks-2")
+
+
+async def test_a_term_out_of_all_reason_that_the_lease_remembers_is_not_gone_on_from(
+    api_server: ApiServer, tmp_path: Path
+) -> None:
+    async with two_servers(api_server, tmp_path) as (site, first, _second):
+        first.send(signal.SIGKILL)
+        await first.ended()
+        lease = await site.writer.read(LEASE_PATH)
+        lease["metadata"]["annotations"][TERM_ANNOTATION] = str(from_the_time() + 2 * FARTHEST_AHEAD)
+        await site.writer.replace(LEASE_PATH, lease)
+        await site.until_led_by("ranks-2")
+        assert is_in_reason(await site.term())
 
 
 async def test_a_sign_that_somebody_takes_away_is_put_up_again(api_server: ApiServer, tmp_path: Path) -> None:
