@@ -18,8 +18,11 @@ from tests.harness.waiting import until
 
 pytestmark = [pytest.mark.fuse]
 
-# What the others rightly say of a node whose worker is away for a moment.
-AWAY = (r"membership\..*", r"copy\..*", r"bulk\..*", "list.place_silent", "worker.ended", r"volume\.daemon_lost")
+# What the others rightly say of a node whose worker is away for a moment, or longer where there is much to do.
+AWAY = (
+    *(r"membership\..*", "coordinator.node_gone", r"copy\..*", r"bulk\..*"),
+    *("list.place_silent", "worker.ended", r"volume\.daemon_lost"),
+)
 
 
 @pytest.fixture
