@@ -57,6 +57,7 @@ class _Api:
             "/api/v1/pods": pods,
             "/apis/batch/v1/jobs": [_owner(shape, number) for number in range(shape.slices)],
             "/apis/apps/v1/statefulsets": [],
+            "/apis/jobset.x-k8s.io/v1alpha2/jobsets": [],
         }
         self.watched = threading.Event()
 
