@@ -28,7 +28,7 @@ from fuse_tier import epochs, metrics
 from fuse_tier.config import CoordinatorConfig
 from fuse_tier.coordinate.fencing import Fence
 from fuse_tier.coordinate.milestones import Observer
-from fuse_tier.coordinate.server import collect_seldom, serve_coordinator
+from fuse_tier.coordinate.server import serve_coordinator
 
 log = structlog.get_logger(__name__)
 
@@ -53,7 +53,6 @@ async def run_ranks_server(api: ApiClient, serving: Serving) -> None:
 
     Raises a group with a ConfigError when it cannot listen, with LeadershipLost, or with Superseded.
     """
-    collect_seldom()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(serve_ranks, api, serving)

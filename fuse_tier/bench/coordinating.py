@@ -51,9 +51,18 @@ _Stream = Callable[[pb.ReportRequest], Awaitable[pb.ReportReply]]
 class _Letters(Correspondence):
     """A worker's, but that a roster is not kept: ten thousand of ten thousand nodes are too many for one process."""
 
+    @property
+    def version(self) -> int:
+        """Of the roster that was told last."""
+        return self._roster_version
+
     def enter(self, roster: bytes) -> int:
         version: int = pb.Roster.FromString(roster).version
         return version
+
+    def share(self, other: _Letters) -> None:
+        """Knows of everybody what the other one was told."""
+        self._roster_life, self._roster_version = other._roster_life, other._roster_version
 
 
 @dataclass(slots=True)
@@ -68,7 +77,7 @@ class _Node:
     letters: _Letters = field(default_factory=lambda: _Letters("default"))
     term: int = 0
     news: trio.Event = field(default_factory=trio.Event)
-    knows: trio.Event = field(default_factory=trio.Event)  # the other nodes
+    heard: trio.Event = field(default_factory=trio.Event)
 
     @property
     def own(self) -> Identity:
@@ -115,8 +124,8 @@ class _Node:
             self.letters.repeat()
         self.letters.take(report, reply)
         self.term = reply.term
-        if reply.roster:
-            self.knows.set()
+        self.heard.set()
+        self.heard = trio.Event()
 
     async def live(self, stream: _Stream) -> None:
         """Reports whenever it is due, or something is new. Raises TierUnavailable with the connection."""
@@ -154,11 +163,15 @@ class _Fleet:
         with trio.fail_after(_PATIENCE_SECONDS):
             await self._all_report.wait()
 
-    async def until_all_know_of_all(self) -> None:
-        """Returns when every node has been told of the others, which takes its time where there are many."""
+    async def share_the_roster(self) -> None:
+        """One node is told of all others, and the rest knows what it was told: one after another takes a minute."""
+        first, *others = self.nodes
         with trio.fail_after(_PATIENCE_SECONDS):
-            for node in self.nodes:
-                await node.knows.wait()
+            while first.letters.version < len(self.nodes):
+                first.news.set()
+                await first.heard.wait()
+        for node in others:
+            node.letters.share(first.letters)
 
     def _parts(self) -> list[list[_Node]]:
         connections = most_connections(len(self.nodes))
@@ -216,7 +229,7 @@ async def _share_of_a_core(directory: Path) -> Figure:
         fleet = _Fleet(coordinator.address, 10_000)
         await fleet.begin(nursery)
         nursery.start_soon(fleet.save)
-        await fleet.until_all_know_of_all()
+        await fleet.share_the_roster()
         await trio.sleep(_SPREAD_SECONDS)
         begun, used = time.perf_counter(), _processor_seconds(coordinator.family.pid)
         await trio.sleep(_MEASURED_SECONDS)

@@ -34,7 +34,6 @@ _COLLECT_AFTER = (20_000, 20, 20)  # containers made, and collections of the you
 
 async def run_coordinator(config: CoordinatorConfig) -> None:
     """Serves until SIGTERM or SIGINT. Raises a group with a ConfigError when it cannot listen."""
-    collect_seldom()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
             await nursery.start(serve_coordinator, config)
