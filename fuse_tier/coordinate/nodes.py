@@ -195,7 +195,7 @@ class Nodes:
                 known.announced_gone = True
                 gone.append(name)
                 self.comings_and_goings += 1
-            if now >= known.expires + FORGET_SECONDS:
+            elif now >= known.expires + FORGET_SECONDS:
                 del self._nodes[name]
                 is_forgotten = True
         return tuple(sorted(gone)), is_forgotten

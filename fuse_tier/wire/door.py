@@ -174,7 +174,7 @@ async def _pump(source: trio.abc.ReceiveStream, sink: trio.abc.SendStream, ends:
 
 async def _pass(source: trio.socket.SocketType, sink: trio.socket.SocketType, ends: trio.CancelScope) -> None:
     """As ``_pump``, for bytes that only go by: streams give others their turn at each call, here at each wait."""
-    with suppress(ConnectionError):  # the other side is gone, which is how connections end
+    with suppress(OSError):  # the other side is gone, which is how connections end
         while True:
             await trio.lowlevel.wait_readable(source)
             with suppress(BlockingIOError):

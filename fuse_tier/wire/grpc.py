@@ -250,7 +250,9 @@ class Client:
             self._renew()
             return self._channel is channel
 
-        return Conversation(messages, call, is_current, partial(self._explain, name=name))
+        return Conversation(
+            f"{name} at {self._address}", messages, call, is_current, partial(self._explain, name=name)
+        )
 
     async def aclose(self) -> None:
         """Ends calls that are under way, with TierUnavailable."""
@@ -285,11 +287,13 @@ class Conversation:
 
     def __init__(
         self,
+        name: str,
         messages: SimpleQueue[Any],
         answers: Any,
         is_current: Callable[[], bool],
         explain: Callable[..., FuseTierError],
     ) -> None:
+        self._name = name
         self._messages = messages
         self._answers = answers
         self._is_current = is_current
@@ -312,9 +316,9 @@ class Conversation:
         except grpc.RpcError as error:
             raise self._explain(error, deadline_seconds=deadline_seconds) from error
         if waiting.cancelled_caught:
-            raise DeadlineExceeded(f"a message was not answered within {deadline_seconds:g} s")
+            raise DeadlineExceeded(f"a message of {self._name} was not answered within {deadline_seconds:g} s")
         if answer is None:
-            raise TierUnavailable("the other side ended the call")
+            raise TierUnavailable(f"{self._name} was ended from there")
         return answer
 
     def close(self) -> None:
