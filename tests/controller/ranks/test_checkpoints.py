@@ -17,9 +17,9 @@ from controller.local.kube import ApiServer
 from controller.ranks.addresses import JobAddressMaps
 from controller.ranks.checkpoints import COLLECTION, MOST_OF_A_JOB, Checkpoints, objects_of
 from controller.ranks.events import COMPONENT
-from controller.writing import Clash, Gone, Writer
+from controller.writing import Gone, Writer
 from fuse_tier.checkpoints import Job
-from fuse_tier.errors import TierUnavailable
+from fuse_tier.errors import TierRefused, TierUnavailable
 from fuse_tier.standing import Standing
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.control_pb2_grpc import CoordinatorStub
@@ -233,7 +233,7 @@ async def test_what_is_said_of_an_object_is_not_written_to_another_of_its_name(a
         assert (await writer.apply(f"{place}/llama", told))["data"] == {"ip": "10.0.0.2"}
         await writer.delete(f"{place}/llama")
         await writer.create(place, {"metadata": {"name": "llama"}, "data": {"ip": "somebody else's"}})
-        with pytest.raises(Clash):
+        with pytest.raises(TierRefused, match="uid: Invalid value"):
             await writer.apply(f"{place}/llama", told)
         assert (await writer.read(f"{place}/llama"))["data"] == {"ip": "somebody else's"}
 
