@@ -39,12 +39,13 @@ def parts(
 ) -> dict[str, list[Saved]]:
     """What some nodes list of one run and shape that counts, by replica; ``but`` are volumes on nodes."""
     found: dict[str, dict[int, Saved]] = {}
+    of_shape = shape(lineage)
     for node in nodes:
         for identity, several in job.saved.get(node, {}).items():
-            if (node, identity) in but:
+            if but and (node, identity) in but:
                 continue
             for one in several:
-                if shape(one.lineage) == shape(lineage) and (be_it_bad or _counts(job, one)):
+                if shape(one.lineage) == of_shape and (be_it_bad or _counts(job, one)):
                     found.setdefault(identity.replica, {})[one.id.number] = one
     return {replica: list(numbered.values()) for replica, numbered in found.items()}
 

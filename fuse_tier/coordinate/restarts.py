@@ -29,6 +29,7 @@ from fuse_tier.standing import Standing, merged
 
 _COUNT_EVERY_SECONDS = 1.0  # what is complete, at most; of a job on more nodes than 500, more seldom
 _NODES_COUNTED_IN_A_SECOND = 500
+_STEWARD_SECONDS = 60.0  # the next one has looked at the bucket; what the last one said of it counts meanwhile
 
 
 class Restarts:
@@ -146,7 +147,13 @@ class Restarts:
     def standings(self, now: float, wanted: Job | None = None) -> tuple[Standing, ...]:
         """The complete checkpoints of one job, or of all, and where they are; the newest first."""
         presence = self._directory.nodes.presence(now)
-        told = [one for known in presence.values() for one in known.standings if wanted in (None, one.job)]
+        told = [
+            one
+            for known in presence.values()
+            if known.alive or known.gone_seconds < _STEWARD_SECONDS
+            for one in known.standings
+            if wanted in (None, one.job)
+        ]
         for name in self._jobs if wanted is None else [wanted]:
             if (job := self._jobs.get(name)) is not None:
                 told += standings(name, self._held(job, presence), bad_parts(job))

@@ -853,15 +853,20 @@ class JobAddressReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     IP_FIELD_NUMBER: _builtins.int
+    REGISTERED_FIELD_NUMBER: _builtins.int
     ip: _builtins.str
+    """empty: nobody has registered one"""
+    registered: _builtins.int
+    """when: as in ReportRequest (minor 8)"""
     def __init__(
         self,
         *,
         ip: _builtins.str = ...,
+        registered: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ip", b"ip"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ip", b"ip", "registered", b"registered"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1008,6 +1013,26 @@ class ReportRequest(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class JobRegisteredEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     CLUSTER_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
     INSTANCE_FIELD_NUMBER: _builtins.int
@@ -1037,6 +1062,9 @@ class ReportRequest(_message.Message):
     LEASE_SECONDS_FIELD_NUMBER: _builtins.int
     FAILING_FIELD_NUMBER: _builtins.int
     JOB_ADDRESSES_FIELD_NUMBER: _builtins.int
+    JOB_REGISTERED_FIELD_NUMBER: _builtins.int
+    STANDINGS_SINCE_FIELD_NUMBER: _builtins.int
+    STANDINGS_GONE_FIELD_NUMBER: _builtins.int
     cluster: _builtins.str
     node: _builtins.str
     instance: _builtins.str
@@ -1063,6 +1091,8 @@ class ReportRequest(_message.Message):
     """the highest of a coordinator that it has heard of (minor 7)"""
     lease_seconds: _builtins.float
     """that it was told last (minor 7)"""
+    standings_since: _builtins.bool
+    """standings are those that have changed since that report (minor 8)"""
     @_builtins.property
     def addresses(self) -> Global___Addresses: ...
     @_builtins.property
@@ -1107,6 +1137,14 @@ class ReportRequest(_message.Message):
     def job_addresses(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """of training jobs' coordinators that were registered there (minor 7)"""
 
+    @_builtins.property
+    def job_registered(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """when each of those was: the highest counts (minor 8)"""
+
+    @_builtins.property
+    def standings_gone(self) -> _containers.RepeatedCompositeFieldContainer[Global___Standing]:
+        """and these are no more (minor 8)"""
+
     def __init__(
         self,
         *,
@@ -1139,10 +1177,13 @@ class ReportRequest(_message.Message):
         lease_seconds: _builtins.float = ...,
         failing: _abc.Iterable[Global___Failing] | None = ...,
         job_addresses: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        job_registered: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        standings_since: _builtins.bool = ...,
+        standings_gone: _abc.Iterable[Global___Standing] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "bucket", b"bucket", "capacity_bytes", b"capacity_bytes", "clock", b"clock", "cluster", b"cluster", "failing", b"failing", "free_bytes", b"free_bytes", "gone", b"gone", "holdings", b"holdings", "host", b"host", "instance", b"instance", "job_addresses", b"job_addresses", "knows_roster", b"knows_roster", "lease_seconds", b"lease_seconds", "leaving", b"leaving", "marks", b"marks", "mounted", b"mounted", "node", b"node", "owned", b"owned", "pool", b"pool", "resumed", b"resumed", "roster_life", b"roster_life", "roster_version", b"roster_version", "saves", b"saves", "sequence", b"sequence", "since", b"since", "standings", b"standings", "term", b"term", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "bucket", b"bucket", "capacity_bytes", b"capacity_bytes", "clock", b"clock", "cluster", b"cluster", "failing", b"failing", "free_bytes", b"free_bytes", "gone", b"gone", "holdings", b"holdings", "host", b"host", "instance", b"instance", "job_addresses", b"job_addresses", "job_registered", b"job_registered", "knows_roster", b"knows_roster", "lease_seconds", b"lease_seconds", "leaving", b"leaving", "marks", b"marks", "mounted", b"mounted", "node", b"node", "owned", b"owned", "pool", b"pool", "resumed", b"resumed", "roster_life", b"roster_life", "roster_version", b"roster_version", "saves", b"saves", "sequence", b"sequence", "since", b"since", "standings", b"standings", "standings_gone", b"standings_gone", "standings_since", b"standings_since", "term", b"term", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1430,6 +1471,7 @@ class ReportReply(_message.Message):
     DOMAIN_FIELD_NUMBER: _builtins.int
     ROSTER_FIELD_NUMBER: _builtins.int
     UNKNOWN_FIELD_NUMBER: _builtins.int
+    MINOR_FIELD_NUMBER: _builtins.int
     PAUSE_SECONDS_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
     epoch: _builtins.str
@@ -1443,6 +1485,8 @@ class ReportReply(_message.Message):
     """a Roster, in place of members, for who is of minor 7"""
     unknown: _builtins.bool
     """the report that this one changes is not known here: send a whole one (minor 7)"""
+    minor: _builtins.int
+    """of the coordinator; 0: below 8 (minor 8)"""
     pause_seconds: _builtins.float
     """until the next report, if nothing is new; 0: a fifth of the lease (minor 7)"""
     term: _builtins.int
@@ -1479,12 +1523,13 @@ class ReportReply(_message.Message):
         domain: Global___Domain | None = ...,
         roster: _builtins.bytes = ...,
         unknown: _builtins.bool = ...,
+        minor: _builtins.int = ...,
         pause_seconds: _builtins.float = ...,
         term: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock", b"clock", "domain", b"domain", "epoch", b"epoch", "lease_seconds", b"lease_seconds", "marks", b"marks", "members", b"members", "needed", b"needed", "owned", b"owned", "pause_seconds", b"pause_seconds", "roster", b"roster", "settled", b"settled", "term", b"term", "unknown", b"unknown"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock", b"clock", "domain", b"domain", "epoch", b"epoch", "lease_seconds", b"lease_seconds", "marks", b"marks", "members", b"members", "minor", b"minor", "needed", b"needed", "owned", b"owned", "pause_seconds", b"pause_seconds", "roster", b"roster", "settled", b"settled", "term", b"term", "unknown", b"unknown"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
