@@ -67,8 +67,8 @@ class Mounting:
             # An end that is under way gives the claim back at last: after that, not in the middle of this.
             async with volume.ending:
                 report.begin("claiming the identity")
-                volume.user = order.user
-                epoch = await self.claim(order.identity, epoch_of(volume.numbering.highest))
+                volume.tenure.user = order.user
+                epoch = await self.claim(order.identity, epoch_of(volume.tenure.numbering.highest))
                 try:
                     if self.before_mount is not None:
                         await self.before_mount(volume)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import asdict
 from typing import Any
 
+import structlog
 import trio
 
 from fuse_tier import __version__
-from fuse_tier.checkpoints import Job, step_of
+from fuse_tier.checkpoints import step_of
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import ConfigError, DeadlineExceeded, InvalidRequest, NotFound
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Lineage, Manifest, encode
 from fuse_tier.replicate.choice import Chooser
 from fuse_tier.replicate.inventory import Inventory
+from fuse_tier.replicate.marks import Marks
 from fuse_tier.replicate.membership import Membership
 from fuse_tier.replicate.mounting import Mounting
 from fuse_tier.replicate.plan import Leg
@@ -26,12 +28,15 @@ from fuse_tier.replicate.restore import Restorer
 from fuse_tier.replicate.steps import Report, steps
 from fuse_tier.replicate.stewardship import Stewardship
 from fuse_tier.replicate.volumes import Volumes
+from fuse_tier.restarts import Mark
 from fuse_tier.tiers.base import TierName
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.grpc import Caller
 from fuse_tier.wire.members import domain_to_wire, parse_user
 from fuse_tier.wire.restarts import parse_job
 from fuse_tier.wire.standing import standing_to_wire
+
+log = structlog.get_logger(__name__)
 
 
 class NodeService:
@@ -46,7 +51,7 @@ class NodeService:
         inventory: Inventory,
         nursery: trio.Nursery,
         stewardship: Stewardship | None,
-        mark_bad: Callable[[Job, str, int], Awaitable[None]],
+        marks: Marks,
         membership: Membership,
         planner: Planner,
         *,
@@ -60,7 +65,7 @@ class NodeService:
         self._inventory = inventory
         self._nursery = nursery
         self._stewardship = stewardship
-        self._mark_bad = mark_bad
+        self._marks = marks
         self._membership = membership
         self._planner = planner
         self._copies = max(1, replicas)
@@ -191,9 +196,12 @@ class NodeService:
             yield step
 
     async def MarkBad(self, request: pb.MarkBadRequest, caller: Caller) -> pb.Empty:  # noqa: N802
-        """A step is not restored again, unless somebody names it."""
+        """A step is not restored again, on any node, unless somebody names it."""
         job = parse_job(request.job)
-        await self._mark_bad(job, Lineage(request.run or job.workload).run, request.step)
+        mark = Mark(job, Lineage(request.run or job.workload).run, request.step, self._membership.clock())
+        await self._marks.add(frozenset({mark}))
+        self._membership.report_soon()
+        log.info("step.marked_bad", job=str(job), run=mark.run, step=mark.step)
         return pb.Empty()
 
     async def Checkpoints(self, request: pb.CheckpointsRequest, caller: Caller) -> pb.CheckpointsReply:  # noqa: N802
@@ -203,7 +211,11 @@ class NodeService:
 
     async def Plan(self, request: pb.PlanRequest, caller: Caller) -> pb.PlanReply:  # noqa: N802
         """From where a restore of these would come."""
-        parts = [Part(SnapshotId.parse(one.snapshot), one.bytes, one.in_bucket) for one in request.parts]
+        parts = []
+        for one in request.parts:
+            snapshot = SnapshotId.parse(one.snapshot)
+            taker = Identity.parse(one.taker) if one.taker else snapshot.identity
+            parts.append(Part(snapshot, one.bytes, one.in_bucket, taker))
         found = await self._planner.plan(parts, set(request.without))
         return pb.PlanReply(legs=map(_leg, found.legs), depth=found.depth)
 
@@ -220,7 +232,8 @@ def _leg(leg: Leg) -> pb.PlanLeg:
     sources = [
         pb.PlanSource(tier=one.tier.value, node=one.node, bytes=one.size, depth=one.depth) for one in leg.sources
     ]
-    return pb.PlanLeg(snapshot=str(leg.wanted.snapshot), at=leg.wanted.at, sources=sources)
+    wanted = leg.wanted
+    return pb.PlanLeg(snapshot=str(wanted.snapshot), at=wanted.at, sources=sources, taker=str(wanted.taker))
 
 
 def _is_consistent(request: pb.MountRequest) -> bool:
@@ -251,6 +264,8 @@ def _describe(manifest: Manifest, tiers: list[str], *, is_aside: bool = False) -
         tiers=tiers,
         step=step_of(manifest),
         set_aside=is_aside,
+        groups=manifest.lineage.groups,
+        part=manifest.lineage.part,
     )
 
 
