@@ -36,20 +36,24 @@ _MAX_MESSAGE_BYTES = MAX_ENCODED_BYTES + (1 << 16)
 MOST_CALLS = 256
 _MAX_WAITING_STREAMS = 64
 _PENDING = "grpc.server.max_pending_requests"
-_KEEPALIVE_MILLISECONDS = 10_000
+KEEPALIVE_SECONDS = (
+    10.0  # without a byte from the other side while a call is open: then it is asked whether it is there
+)
+SELDOM_KEEPALIVE_SECONDS = (
+    25.0  # of streams over which something is said every twenty seconds: so that nobody need ask
+)
 _KEEPALIVE_TIMEOUT_MILLISECONDS = 5_000
 
 _COMMON_OPTIONS = (
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-    ("grpc.keepalive_time_ms", _KEEPALIVE_MILLISECONDS),
     ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MILLISECONDS),
     ("grpc.http2.max_pings_without_data", 0),
 )
 _SERVER_OPTIONS = (
     *_COMMON_OPTIONS,
     ("grpc.so_reuseport", 0),  # two servers on one port would each get a part of the calls
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", _KEEPALIVE_MILLISECONDS // 2),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", int(1000 * KEEPALIVE_SECONDS / 2)),
 )
 _CLIENT_OPTIONS = (
     *_COMMON_OPTIONS,
@@ -74,6 +78,7 @@ async def serve(
     cluster: str = "",
     most_connections: int = MOST_CONNECTIONS,
     most_calls: int = MOST_CALLS,
+    keepalive_seconds: float = KEEPALIVE_SECONDS,
     task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serves until cancelled; reports the bound port as started (0 for a unix socket).
@@ -88,7 +93,8 @@ async def serve(
     async def make() -> grpc.aio.Server:
         # Else of those that come at once, some beyond a thousand are turned away before they are counted.
         pending = [(_PENDING, max(1000, most_calls)), (f"{_PENDING}_hard_limit", max(3000, 2 * most_calls))]
-        return grpc.aio.server(options=(*_SERVER_OPTIONS, *pending), maximum_concurrent_rpcs=most_calls)
+        options = (*_SERVER_OPTIONS, _keepalive(keepalive_seconds), *pending)
+        return grpc.aio.server(options=options, maximum_concurrent_rpcs=most_calls)
 
     server = await looping.do(make)
     try:
@@ -161,12 +167,14 @@ class Client:
         server_name: str | None = None,
         *,
         cluster: str = "",
+        keepalive_seconds: float = KEEPALIVE_SECONDS,
     ) -> None:
         self._address = address.removeprefix(UNIX)
         self._target = address
         self._make_stub = stub
         self._metadata = ((CLUSTER_KEY, cluster),) if cluster else ()
-        self._options = (*_CLIENT_OPTIONS, ("grpc.ssl_target_name_override", server_name or SERVER_NAME))
+        self._options = (*_CLIENT_OPTIONS, _keepalive(keepalive_seconds))
+        self._name = ("grpc.ssl_target_name_override", server_name or SERVER_NAME)
         is_plain = tls is None or address.startswith(UNIX)
         self._credentials = None if is_plain or tls is None else Renewing(tls, grpc_client_credentials)
         self._shown = self._credentials.current() if self._credentials is not None else None
@@ -177,9 +185,9 @@ class Client:
 
     def _connect(self) -> tuple[grpc.Channel, Any]:
         if self._shown is None:
-            channel = grpc.insecure_channel(self._target, options=_CLIENT_OPTIONS)
+            channel = grpc.insecure_channel(self._target, options=self._options)
         else:
-            channel = grpc.secure_channel(self._target, self._shown, options=self._options)
+            channel = grpc.secure_channel(self._target, self._shown, options=(*self._options, self._name))
         return channel, self._make_stub(channel)
 
     def _renew(self) -> None:
@@ -277,6 +285,10 @@ class Client:
 
     def _closed(self) -> TierUnavailable:
         return TierUnavailable(f"the connection to {self._address} was closed here")
+
+
+def _keepalive(seconds: float) -> tuple[str, int]:
+    return "grpc.keepalive_time_ms", int(1000 * seconds)
 
 
 class Conversation:
