@@ -36,12 +36,8 @@ _MAX_MESSAGE_BYTES = MAX_ENCODED_BYTES + (1 << 16)
 MOST_CALLS = 256
 _MAX_WAITING_STREAMS = 64
 _PENDING = "grpc.server.max_pending_requests"
-KEEPALIVE_SECONDS = (
-    10.0  # without a byte from the other side while a call is open: then it is asked whether it is there
-)
-SELDOM_KEEPALIVE_SECONDS = (
-    25.0  # of streams over which something is said every twenty seconds: so that nobody need ask
-)
+KEEPALIVE_SECONDS = 10.0  # without a byte from the other side of an open call: then it is asked whether it is there
+SELDOM_KEEPALIVE_SECONDS = 25.0  # where something is said over streams every twenty seconds: nobody need ask
 _KEEPALIVE_TIMEOUT_MILLISECONDS = 5_000
 
 _COMMON_OPTIONS = (
