@@ -12,8 +12,9 @@ import trio
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import DeadlineExceeded, TierRefused, TierUnavailable, UnknownCall
 from fuse_tier.wire import control_pb2 as pb
+from fuse_tier.wire.calls import Conversation
 from fuse_tier.wire.control_pb2_grpc import CoordinatorStub, add_CoordinatorServicer_to_server
-from fuse_tier.wire.grpc import Caller, Client, Conversation, serve
+from fuse_tier.wire.grpc import Caller, Client, serve
 from tests.harness.logs import ExpectedLogs
 from tests.harness.waiting import until
 
