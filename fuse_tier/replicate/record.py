@@ -42,7 +42,14 @@ def read_record(volume: VolumeLayout) -> TreeRecord | None:
     try:
         with open(volume.record, encoding="ascii") as file:
             fields = json.load(file)
-        lineage = Lineage(fields["run"], fields["owner_uid"], fields["world_size"], fields["topology"])
+        lineage = Lineage(
+            fields["run"],
+            fields["owner_uid"],
+            fields["world_size"],
+            fields["topology"],
+            int(fields.get("groups", 0)),
+            int(fields.get("part", 0)),
+        )
         return TreeRecord(
             lineage,
             int(fields["number"]),
@@ -79,6 +86,8 @@ def write_record(volume: VolumeLayout, record: TreeRecord) -> None:
         "owner_uid": lineage.owner_uid,
         "world_size": lineage.world_size,
         "topology": lineage.topology,
+        "groups": lineage.groups,
+        "part": lineage.part,
         "number": record.number,
         "superseded": record.superseded,
         "epoch": record.epoch,

@@ -36,6 +36,8 @@ class Snapshot(_message.Message):
     TIERS_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
     SET_ASIDE_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """NAMESPACE/WORKLOAD/REPLICA@NUMBER"""
     run: _builtins.str
@@ -48,6 +50,9 @@ class Snapshot(_message.Message):
     """the newest that its tree names"""
     set_aside: _builtins.bool
     """the job has gone back since to an earlier step"""
+    groups: _builtins.int
+    """as in Saves, and part (minor 8)"""
+    part: _builtins.int
     @_builtins.property
     def tiers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """where it is, as far as the answerer knows: ram, peer, bucket"""
@@ -64,10 +69,12 @@ class Snapshot(_message.Message):
         tiers: _abc.Iterable[_builtins.str] | None = ...,
         step: _builtins.int | None = ...,
         set_aside: _builtins.bool = ...,
+        groups: _builtins.int = ...,
+        part: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "bytes", b"bytes", "created_ns", b"created_ns", "files", b"files", "id", b"id", "node", b"node", "run", b"run", "set_aside", b"set_aside", "step", b"step", "tiers", b"tiers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "bytes", b"bytes", "created_ns", b"created_ns", "files", b"files", "groups", b"groups", "id", b"id", "node", b"node", "part", b"part", "run", b"run", "set_aside", b"set_aside", "step", b"step", "tiers", b"tiers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
     _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015
@@ -570,6 +577,8 @@ Global___CollectReply: _TypeAlias = CollectReply  # noqa: Y015
 
 @_typing.final
 class JobInBucketRequest(_message.Message):
+    """Groups and part as in Saves (minor 8)."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     IDENTITY_FIELD_NUMBER: _builtins.int
@@ -577,11 +586,15 @@ class JobInBucketRequest(_message.Message):
     WORLD_SIZE_FIELD_NUMBER: _builtins.int
     TOPOLOGY_FIELD_NUMBER: _builtins.int
     PLACE_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
     identity: _builtins.str
     run: _builtins.str
     world_size: _builtins.int
     topology: _builtins.str
     place: _builtins.str
+    groups: _builtins.int
+    part: _builtins.int
     def __init__(
         self,
         *,
@@ -590,10 +603,12 @@ class JobInBucketRequest(_message.Message):
         world_size: _builtins.int = ...,
         topology: _builtins.str = ...,
         place: _builtins.str = ...,
+        groups: _builtins.int = ...,
+        part: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "place", b"place", "run", b"run", "topology", b"topology", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups", "identity", b"identity", "part", b"part", "place", b"place", "run", b"run", "topology", b"topology", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -634,7 +649,7 @@ Global___JobInBucketReply: _TypeAlias = JobInBucketReply  # noqa: Y015
 @_typing.final
 class Backup(_message.Message):
     """A complete checkpoint; the number is that of the asking volume's part, the epoch the lowest of all parts; the name is
-    a date.
+    a date. Partner is the replica whose part it is instead; without one number 0 says that only partners have it (minor 8).
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -643,10 +658,12 @@ class Backup(_message.Message):
     NUMBER_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    PARTNER_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     number: _builtins.int
     epoch: _builtins.int
     name: _builtins.str
+    partner: _builtins.str
     def __init__(
         self,
         *,
@@ -654,10 +671,11 @@ class Backup(_message.Message):
         number: _builtins.int = ...,
         epoch: _builtins.int = ...,
         name: _builtins.str = ...,
+        partner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "name", b"name", "number", b"number", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "name", b"name", "number", b"number", "partner", b"partner", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1257,10 +1275,16 @@ class Saves(_message.Message):
     STEPS_FIELD_NUMBER: _builtins.int
     CREATED_MS_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
     identity: _builtins.str
     run: _builtins.str
     world_size: _builtins.int
     topology: _builtins.str
+    groups: _builtins.int
+    """of replicas that hold the same state; 0: nobody said so (minor 8)"""
+    part: _builtins.int
+    """of that state (minor 8)"""
     @_builtins.property
     def numbers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -1284,10 +1308,12 @@ class Saves(_message.Message):
         steps: _abc.Iterable[_builtins.int] | None = ...,
         created_ms: _abc.Iterable[_builtins.int] | None = ...,
         bytes: _abc.Iterable[_builtins.int] | None = ...,
+        groups: _builtins.int = ...,
+        part: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "created_ms", b"created_ms", "identity", b"identity", "numbers", b"numbers", "run", b"run", "steps", b"steps", "topology", b"topology", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "created_ms", b"created_ms", "groups", b"groups", "identity", b"identity", "numbers", b"numbers", "part", b"part", "run", b"run", "steps", b"steps", "topology", b"topology", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1550,6 +1576,10 @@ class RestartRequest(_message.Message):
     BUCKET_SILENT_FIELD_NUMBER: _builtins.int
     LACKING_FIELD_NUMBER: _builtins.int
     FORCED_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
+    FILLS_FIELD_NUMBER: _builtins.int
+    LACKING_PARTNERS_FIELD_NUMBER: _builtins.int
     identity: _builtins.str
     """the caller has claimed it"""
     node: _builtins.str
@@ -1562,11 +1592,20 @@ class RestartRequest(_message.Message):
     """why the bucket could not be asked"""
     forced: _builtins.int
     """the step that a person wants"""
+    groups: _builtins.int
+    """as in Saves, and part (minor 8)"""
+    part: _builtins.int
+    fills: _builtins.int
+    """the restart that it has joined, whose files it has not got (minor 8)"""
     @_builtins.property
     def backups(self) -> _containers.RepeatedCompositeFieldContainer[Global___Backup]: ...
     @_builtins.property
     def lacking(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """snapshots of the volume that are damaged, or that nobody has"""
+
+    @_builtins.property
+    def lacking_partners(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """snapshots of partners that are damaged, or that nobody has (minor 8)"""
 
     def __init__(
         self,
@@ -1582,10 +1621,14 @@ class RestartRequest(_message.Message):
         bucket_silent: _builtins.str = ...,
         lacking: _abc.Iterable[_builtins.int] | None = ...,
         forced: _builtins.int | None = ...,
+        groups: _builtins.int = ...,
+        part: _builtins.int = ...,
+        fills: _builtins.int = ...,
+        lacking_partners: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_forced", b"_forced", "forced", b"forced"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_forced", b"_forced", "backups", b"backups", "bucket_silent", b"bucket_silent", "forced", b"forced", "identity", b"identity", "instance", b"instance", "lacking", b"lacking", "node", b"node", "run", b"run", "sequence", b"sequence", "topology", b"topology", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_forced", b"_forced", "backups", b"backups", "bucket_silent", b"bucket_silent", "fills", b"fills", "forced", b"forced", "groups", b"groups", "identity", b"identity", "instance", b"instance", "lacking", b"lacking", "lacking_partners", b"lacking_partners", "node", b"node", "part", b"part", "run", b"run", "sequence", b"sequence", "topology", b"topology", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__forced: _TypeAlias = _typing.Literal["forced"]  # noqa: Y015
     _WhichOneofArgType__forced: _TypeAlias = _typing.Literal["_forced", b"_forced"]  # noqa: Y015
@@ -1603,15 +1646,18 @@ class RestartReply(_message.Message):
     OTHERS_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
     WISH_FIELD_NUMBER: _builtins.int
+    PARTNER_FIELD_NUMBER: _builtins.int
     restart: _builtins.int
     """0: no tree of the job names a step: each rank takes its newest snapshot"""
     step: _builtins.int
     number: _builtins.int
-    """0: no files"""
+    """0: no files; of a step: partners have it, and who says its rank is told which"""
     term: _builtins.int
     """as in ReportReply, and in the replies below (minor 7)"""
     wish: _builtins.str
     """a person's, that is followed with this, or was before (minor 7)"""
+    partner: _builtins.str
+    """the replica whose snapshot it is, which serves the asker's rank (minor 8)"""
     @_builtins.property
     def others(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """replicas that are mounted, and go on as they are"""
@@ -1625,10 +1671,11 @@ class RestartReply(_message.Message):
         others: _abc.Iterable[_builtins.str] | None = ...,
         term: _builtins.int = ...,
         wish: _builtins.str = ...,
+        partner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "number", b"number", "others", b"others", "restart", b"restart", "step", b"step", "term", b"term", "wish", b"wish"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "number", b"number", "others", b"others", "partner", b"partner", "restart", b"restart", "step", b"step", "term", b"term", "wish", b"wish"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
     _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015
@@ -1943,24 +1990,29 @@ Global___PlanRequest: _TypeAlias = PlanRequest  # noqa: Y015
 
 @_typing.final
 class PlanPart(_message.Message):
+    """Several for one volume: the first that can be had is taken. Taker is a volume; empty: whose snapshot it is."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
     IN_BUCKET_FIELD_NUMBER: _builtins.int
+    TAKER_FIELD_NUMBER: _builtins.int
     snapshot: _builtins.str
     bytes: _builtins.int
     in_bucket: _builtins.bool
+    taker: _builtins.str
     def __init__(
         self,
         *,
         snapshot: _builtins.str = ...,
         bytes: _builtins.int = ...,
         in_bucket: _builtins.bool = ...,
+        taker: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "in_bucket", b"in_bucket", "snapshot", b"snapshot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "in_bucket", b"in_bucket", "snapshot", b"snapshot", "taker", b"taker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1998,8 +2050,10 @@ class PlanLeg(_message.Message):
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     AT_FIELD_NUMBER: _builtins.int
     SOURCES_FIELD_NUMBER: _builtins.int
+    TAKER_FIELD_NUMBER: _builtins.int
     snapshot: _builtins.str
     at: _builtins.str
+    taker: _builtins.str
     @_builtins.property
     def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlanSource]: ...
     def __init__(
@@ -2008,10 +2062,11 @@ class PlanLeg(_message.Message):
         snapshot: _builtins.str = ...,
         at: _builtins.str = ...,
         sources: _abc.Iterable[Global___PlanSource] | None = ...,
+        taker: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "snapshot", b"snapshot", "sources", b"sources"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "snapshot", b"snapshot", "sources", b"sources", "taker", b"taker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
