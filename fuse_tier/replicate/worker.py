@@ -141,7 +141,9 @@ class Worker:
             layout, self._volumes, self._resting.is_at_rest, expected=expecting.sizes
         )
         self._inventory.backups = self._duties.backups if self._duties else None
-        self._preemption = Preemption(self._volumes, self._mounting, self._membership.report_soon, config.drain)
+        self._preemption = Preemption(
+            self._volumes, self._mounting, copier, self._membership.report_soon, config.drain
+        )
         self._facts = Facts(
             self._ram,
             self._volumes,
