@@ -156,7 +156,14 @@ class Directory:
             left = [(member, tuple(number for number in numbers if number <= copied)) for member, numbers in left]
         holders += [(member, numbers) for member, numbers in left if numbers]
         holders.sort(key=lambda holder: (not holder[0].alive, -holder[1][-1], holder[0].node))
-        return Location(tuple(holders), tuple(sorted(bucket)), copied, self.is_settled(now))
+        last = self._owned.last(identity)
+        return Location(
+            tuple(holders),
+            tuple(sorted(bucket)),
+            copied,
+            self.is_settled(now),
+            last_owner=last if last in self.nodes else "",
+        )
 
     def picture(self, now: float) -> Picture:
         """Everything, for people."""

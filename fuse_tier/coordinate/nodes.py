@@ -70,6 +70,9 @@ class Nodes:
     def __iter__(self) -> Iterator[KnownNode]:
         return iter(self._nodes.values())
 
+    def __contains__(self, node: str) -> bool:
+        return node in self._nodes
+
     def of(self, node: str) -> KnownNode:
         """One that has reported."""
         return self._nodes[node]

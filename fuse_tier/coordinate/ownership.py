@@ -55,6 +55,7 @@ class Ownerships:
         self._is_alive = is_alive
         self._owned: dict[Identity, Ownership] = {}
         self._by_node: dict[str, set[Identity]] = {}
+        self._last: dict[Identity, str] = {}  # the node that owned it last, gone or not
         self._granted: dict[Identity, int] = {}  # the highest that this coordinator granted, or accepted
         self._listed: dict[Identity, int] = {}  # the highest of a snapshot that anybody listed
         self._begun = 0  # the epoch at which all had reported; what is below was granted before; 0: not yet
@@ -67,6 +68,10 @@ class Ownerships:
         """A volume's owner, if it is alive."""
         found = self._owned.get(identity)
         return found if found is not None and self._is_alive(found.node) else None
+
+    def last(self, identity: Identity) -> str:
+        """The node that owned a volume last, gone or not; empty: none is known."""
+        return self._last.get(identity, "")
 
     def by(self, node: str, now: float) -> dict[Identity, int]:
         """What a node owns for certain, with the epochs: nothing that it had before, until all have reported."""
@@ -166,9 +171,9 @@ class Ownerships:
     def forget_all_but(self, known: Iterable[Identity]) -> None:
         """Volumes of which no node that is known has anything are no more."""
         kept = {*known, *self._owned}
-        for epochs in (self._granted, self._listed):
-            for identity in epochs.keys() - kept:
-                del epochs[identity]
+        for known_of in (self._granted, self._listed, self._last):
+            for identity in known_of.keys() - kept:
+                del known_of[identity]
 
     def _drop(self, identity: Identity) -> None:
         self._by_node[self._owned.pop(identity).node].discard(identity)
@@ -177,6 +182,7 @@ class Ownerships:
         if identity in self._owned:
             self._drop(identity)
         self._owned[identity] = owned
+        self._last[identity] = owned.node
         self._by_node.setdefault(owned.node, set()).add(identity)
         self._granted[identity] = max(owned.epoch, self._granted.get(identity, 0))
 

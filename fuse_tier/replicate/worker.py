@@ -182,6 +182,7 @@ class Worker:
             secure=self._tls is not None,
             encrypt=config.encrypt_peer_traffic,
             mounted_on=partial(mounted_on, self._membership),
+            locate=self._membership.locate,
             is_alive=partial(is_alive, self._membership),
             make_room=partial(self._room.make, for_replica=True),
         )

@@ -1662,6 +1662,7 @@ Global___LocateRequest: _TypeAlias = LocateRequest  # noqa: Y015
 class LocateReply(_message.Message):
     """Unsettled: the coordinator has just started, and may not have heard of all that nodes hold.
     Copied: the newest that a node was heard to have that had not mounted the volume (minor 3).
+    Last owner: the node that had it mounted last; empty: nobody remembers, or it is forgotten (minor 8).
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1671,9 +1672,11 @@ class LocateReply(_message.Message):
     UNSETTLED_FIELD_NUMBER: _builtins.int
     COPIED_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
+    LAST_OWNER_FIELD_NUMBER: _builtins.int
     unsettled: _builtins.bool
     copied: _builtins.int
     term: _builtins.int
+    last_owner: _builtins.str
     @_builtins.property
     def holders(self) -> _containers.RepeatedCompositeFieldContainer[Global___Holder]: ...
     @_builtins.property
@@ -1686,10 +1689,11 @@ class LocateReply(_message.Message):
         unsettled: _builtins.bool = ...,
         copied: _builtins.int = ...,
         term: _builtins.int = ...,
+        last_owner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "copied", b"copied", "holders", b"holders", "term", b"term", "unsettled", b"unsettled"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "copied", b"copied", "holders", b"holders", "last_owner", b"last_owner", "term", b"term", "unsettled", b"unsettled"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

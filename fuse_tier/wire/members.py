@@ -16,7 +16,7 @@ from fuse_tier.members import Domain, Holdings, Location, Member, Picture, Volum
 from fuse_tier.wire import control_pb2 as pb
 
 PROTOCOL = 1  # major version of control.proto: one of another is refused at Hello
-MINOR = 7  # grows when something is added, which is then used only with those who know it
+MINOR = 8  # grows when something is added, which is then used only with those who know it
 _LONGEST_LABEL = 253
 _LONGEST_USER = 1024
 
@@ -116,13 +116,19 @@ def location_to_wire(location: Location, term: int) -> pb.LocateReply:
         bucket=location.bucket,
         unsettled=not location.is_settled,
         copied=location.copied,
+        last_owner=location.last_owner,
     )
 
 
 def location_from_wire(message: pb.LocateReply) -> Location:
     """Raises InvalidRequest."""
     location = _location(message.holders, message.bucket)
-    return replace(location, is_settled=not message.unsettled, copied=message.copied)
+    return replace(
+        location,
+        is_settled=not message.unsettled,
+        copied=message.copied,
+        last_owner=parse_name(message.last_owner, "a node") if message.last_owner else "",
+    )
 
 
 def picture_to_wire(picture: Picture) -> pb.PictureReply:

@@ -314,6 +314,25 @@ def test_what_was_copied_is_remembered_when_the_nodes_with_the_copies_have_lost_
     assert directory.locate(LLAMA, 11.0).copied == 2
 
 
+def test_who_had_a_volume_last_is_known_after_it_gave_it_back_or_was_lost_until_it_is_forgotten() -> None:
+    directory = settled("a", "b")
+    assert directory.locate(LLAMA, 10.0).last_owner == ""
+    claim(directory, LLAMA, "a", 10.0)
+    directory.report(report("a", mounted=frozenset({LLAMA}), holdings={LLAMA: (1,)}), 10.1)
+    assert directory.locate(LLAMA, 10.1).last_owner == "a"
+    directory.report(report("a", holdings={LLAMA: (1,)}), 10.2)
+    directory.report(report("b", holdings={LLAMA: (1,)}), 10.2)
+    assert directory.locate(LLAMA, 10.2).last_owner == "a"
+    now, seen = 10.2, []
+    while now < 15.0 + FORGET_SECONDS:  # in which nothing is heard of it
+        now += 1.5
+        directory.report(report("b", holdings={LLAMA: (1,)}), now)
+        directory.expire(now)
+        seen.append(directory.locate(LLAMA, now).last_owner)
+    assert seen[:2000] == ["a"] * 2000
+    assert seen[-1] == ""
+
+
 def test_a_coordinator_that_has_just_started_says_that_it_may_not_know_all_holders() -> None:
     directory = Directory(LEASE, now=0.0)
     directory.report(report("a", holdings={LLAMA: (1,)}), 1.0)

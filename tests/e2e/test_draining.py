@@ -68,7 +68,7 @@ async def test_what_is_complete_goes_first_and_of_that_the_newest(
     notice = tmp_path / "preempted"
     cluster = await make_cluster("a", "b", bucket=False, start=False, settle=_NEVER)
     assert cluster.coordinator
-    cluster.coordinator.config["lease"] = 60.0  # of a node that only stands still for some seconds
+    cluster.coordinator.config["lease"] = 10.0  # of a node that only stands still for some seconds
     a, b = cluster["a"], cluster["b"]
     a.config |= {"preemption": str(notice), "limits": {"bulk": "10Mbps"}}
     a.family.environment[LEVEL_VARIABLE] = "debug"
