@@ -1,12 +1,16 @@
-"""A node of the cluster that does what is not its own to do: it has a good certificate, and that is not enough."""
+"""Who does what is not his to do: a node of the cluster, for whom a good certificate is not enough; and strangers."""
 
 from __future__ import annotations
 
-from contextlib import aclosing
+import os
+import urllib.request
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
+import trio
 
 from fuse_tier.errors import FuseTierError, TierRefused
 from fuse_tier.identity import Identity, SnapshotId
@@ -19,6 +23,8 @@ from tests.harness.logs import ExpectedLogs
 from tests.harness.waiting import until
 
 pytestmark = [pytest.mark.fuse]
+
+_STRANGERS = 150  # at each port
 
 
 async def test_a_node_saves_into_a_volume_that_nobody_has_only_after_it_has_mounted_it(
@@ -44,6 +50,59 @@ async def test_a_node_saves_into_a_volume_that_nobody_has_only_after_it_has_moun
         assert (cluster.mountpoint("c") / "step_1").read_bytes() == b"what was saved"
         (cluster.mountpoint("c") / "step_2").write_bytes(b"in the open")
         await until(partial(_is_told_of_the_mount, hostile, kept), 10)
+
+
+async def test_a_flood_at_either_port_is_told_counted_and_makes_a_node_no_larger(
+    make_cluster: Clusters, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.allow("control.connection_refused", "bulk.stream_failed")
+    cluster = await make_cluster("a", "b", bucket=False)
+    mount = cluster.mountpoint("a")
+    await cluster["a"].mount(JOB, mount)
+    victim = cluster["b"]
+    await _flood(victim)  # what it takes for so many at once, it has now
+    sizes = [await _flood(victim) for _ in range(4)]
+    assert sizes[-1] - sizes[0] < 8 << 20, sizes
+    assert await _turned_away(victim) > 500
+    told = [line for line in victim.log_path.read_text().splitlines() if '"kind"' in line]
+    assert 1 <= len(told) < 20, "each kind once a minute, whoever comes"
+    assert all('"address": "127.0.0.1:' in line for line in told)
+    (mount / "step_1").write_bytes(b"the others are served as before")
+    await cluster["a"].wait(JOB, "peer", 20)
+
+
+async def _flood(node: LocalNode) -> int:
+    """More strangers than are let in at once, who talk nonsense or go in mid-word; the size of the worker afterwards."""
+    streams: list[trio.SocketStream] = []
+    for address in node.config["listen"].values():
+        host, _, port = address.rpartition(":")
+        for number in range(_STRANGERS):
+            streams.append(await trio.open_tcp_stream(host, int(port)))
+            with suppress(trio.BrokenResourceError):  # it was sent away already
+                await streams[-1].send_all(b"x" + os.urandom(number) if number % 4 else b"\x16\x03\x01")
+                await streams[-1].send_eof()
+    async with trio.open_nursery() as nursery:
+        for stream in streams:
+            nursery.start_soon(_until_sent_away, stream)
+    (worker,) = node.family.running("fuse_tier.replicate")
+    pages = int(Path(f"/proc/{worker}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+async def _until_sent_away(stream: trio.SocketStream) -> None:
+    async with stream:
+        with suppress(trio.BrokenResourceError), trio.fail_after(30):
+            while await stream.receive_some(1024):
+                pass
+
+
+async def _turned_away(node: LocalNode) -> float:
+    def scrape() -> str:
+        with urllib.request.urlopen(f"http://{node.config['metrics']}/metrics", timeout=10) as answer:
+            return str(answer.read(), "utf-8")
+
+    lines = (await trio.to_thread.run_sync(scrape)).splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("fuse_tier_rejected_connections_total"))
 
 
 async def _is_told_of_the_mount(tier: PeerTier, snapshot: SnapshotId) -> bool:
