@@ -33,7 +33,7 @@ class World:
     jobs: list[Job]
     sick: set[str] = field(default_factory=set)  # nodes that a fault has just now
     coordinators_turn: trio.Lock = field(default_factory=trio.Lock)  # there is one: it has one fault at a time
-    ram_lost: int = 0  # nodes that lost their RAM since all was well
+    may_lose: int = REPLICAS  # nodes that may lose their RAM before all has to be well again
     leftovers: list[tuple[LocalNode, Path]] = field(default_factory=list)  # mounts that nobody wants any more
     begun: float = field(default_factory=trio.current_time)
     mounts: int = 0
@@ -81,7 +81,8 @@ class World:
                 raise trio.TooSlowError
             await trio.sleep(_POLL_SECONDS)
             await self.tidy()
-        self.ram_lost = 0
+        # A volume that nobody has mounted has one copy less, for there is no owner's besides.
+        self.may_lose = REPLICAS - any(job.mount is None for job in self.jobs)
         self.convergences.append(trio.current_time() - begun)
 
     def picture(self) -> dict[str, dict[str, list[int]]]:

@@ -72,7 +72,7 @@ async def test_a_flood_at_either_port_is_told_counted_and_makes_a_node_no_larger
 
 
 async def _flood(node: LocalNode) -> int:
-    """More strangers than are let in at once, who talk nonsense or go in mid-word; the size of the worker afterwards."""
+    """More strangers than are let in at once, who talk nonsense or go in mid-word; the worker's size afterwards."""
     streams: list[trio.SocketStream] = []
     for address in node.config["listen"].values():
         host, _, port = address.rpartition(":")
