@@ -1,4 +1,4 @@
-"""Which node may change what of a volume in another one's RAM tier: who has it mounted, or for copies had it last.
+"""Which node may change what of a volume in another one's RAM tier: who has it mounted; and for copies, who had.
 
 A node is whom its certificate names; without certificates nobody can be told from another, and all are trusted.
 """
@@ -27,7 +27,7 @@ async def nowhere(identity: Identity) -> Location:
 
 class Rights:
     """As one node knows them. ``mounted_on`` are the live other nodes that have a volume mounted; ``locate`` tells
-    who has which snapshots, and who had it last.
+    who has which snapshots, and who had it under which epochs.
     """
 
     def __init__(
@@ -58,7 +58,8 @@ class Rights:
             )
 
     async def check_commit(self, snapshot: SnapshotId, caller: Caller) -> None:
-        """Who has the volume mounted adds snapshots; while nobody has, who had it last, and copies of what is known.
+        """Who has the volume mounted adds snapshots; while nobody has, who had it when they were taken, and copies of
+        what is known.
 
         What outranks all that others have would be restored next, and would have what is older given up: that a node
         cannot bring about behind the backs of the rest. Raises NotAuthorized.
@@ -77,15 +78,16 @@ class Rights:
         if not await self._is_news(snapshot):
             return
         location = await self._locate(snapshot.identity)
-        if location.last_owner in ("", caller.node):
-            return
+        owner = location.owners.get(snapshot.epoch, "another node")
+        if owner == caller.node or snapshot.epoch < min(location.owners, default=snapshot.epoch + 1):
+            return  # what was before the coordinator's memory nobody can tell
         others = [numbers[-1] for member, numbers in location.holders if member.node != caller.node]
         if snapshot.number > max([*others, *location.bucket], default=0):
             self._refuse(
                 caller,
-                f"{snapshot} of {caller.node} is refused: nobody has the volume mounted, {location.last_owner} had "
-                "it last, and no other node was heard to have this or a newer one: mount the volume on "
-                f"{caller.node} to go on with it there",
+                f"{snapshot} of {caller.node} is refused: nobody has the volume mounted, {owner} had it when this is "
+                "said to have been taken, and no other node was heard to have this or a newer one: mount the volume "
+                f"on {caller.node} to go on with it there",
             )
 
     async def _is_news(self, snapshot: SnapshotId) -> bool:

@@ -116,7 +116,7 @@ def location_to_wire(location: Location, term: int) -> pb.LocateReply:
         bucket=location.bucket,
         unsettled=not location.is_settled,
         copied=location.copied,
-        last_owner=location.last_owner,
+        owners=[pb.Owner(node=node, epoch=epoch) for epoch, node in location.owners.items()],
     )
 
 
@@ -127,7 +127,7 @@ def location_from_wire(message: pb.LocateReply) -> Location:
         location,
         is_settled=not message.unsettled,
         copied=message.copied,
-        last_owner=parse_name(message.last_owner, "a node") if message.last_owner else "",
+        owners={parse_epoch(owner.epoch): parse_name(owner.node, "node") for owner in message.owners},
     )
 
 

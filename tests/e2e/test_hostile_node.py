@@ -109,7 +109,7 @@ async def _is_refused(tier: PeerTier, forged: Manifest, words: str) -> bool:
     """Always, and for this reason once the node that is asked knows that the volume was unmounted."""
     with pytest.raises(TierRefused) as refused:
         await tier.commit(forged)
-    return words in str(refused.value) and "a had it last" in str(refused.value)
+    return words in str(refused.value) and "had it when" in str(refused.value)
 
 
 async def _is_told_of_the_mount(tier: PeerTier, snapshot: SnapshotId) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from fuse_tier.epochs import number_before
 from fuse_tier.errors import NotAuthorized
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.members import Location, Member
@@ -22,6 +23,7 @@ from fuse_tier.wire.rejections import Rejections
 from tests.harness.logs import ExpectedLogs
 from tests.harness.snapshots import LLAMA, keep
 
+GONE = {0: "gone"}
 OWN = Member("own", "own-1", "127.0.0.1:1", "127.0.0.1:2", True)
 
 
@@ -44,10 +46,10 @@ class Known:
         await trio.lowlevel.checkpoint()
         return self.location
 
-    def held(self, last_owner: str, bucket: tuple[int, ...] = (), **numbers: int) -> None:
+    def held(self, owners: Mapping[int, str], bucket: tuple[int, ...] = (), **numbers: int) -> None:
         """Each of these nodes was heard to have snapshots up to a number."""
         holders = [(replace(OWN, node=node, alive=node != "gone"), (number,)) for node, number in numbers.items()]
-        self.location = Location(tuple(holders), bucket, last_owner=last_owner)
+        self.location = Location(tuple(holders), bucket, owners=owners)
 
     async def commit(self, number: int, node: str | None) -> None:
         await self.rights.check_commit(SnapshotId(LLAMA, number), Caller(node, "127.0.0.1:50000"))
@@ -67,7 +69,7 @@ def refused(words: str) -> Iterator[None]:
 
 async def test_while_a_volume_is_mounted_who_has_it_adds_snapshots_and_nobody_else(known: Known) -> None:
     known.mounted_on = {"a"}
-    known.held("b", b=9)
+    known.held({0: "b"}, b=9)
     await known.commit(9, "a")
     with refused("a has the volume mounted by now"):
         await known.commit(9, "b")
@@ -79,37 +81,43 @@ async def test_to_what_is_mounted_here_no_other_node_adds(known: Known) -> None:
         await known.commit(9, "a")
 
 
-async def test_while_nobody_has_it_mounted_who_had_it_last_goes_on_copying(known: Known) -> None:
-    known.held("a", b=3)
-    await known.commit(9, "a")
+async def test_while_nobody_has_it_mounted_who_had_it_goes_on_copying_what_is_of_that_time(known: Known) -> None:
+    known.held({5: "a", 6: "gone"}, b=number_before(5) + 1)
+    await known.commit(number_before(5) + 9, "a")
+    with refused("nobody has the volume mounted, gone had it when this is said to have been taken"):
+        await known.commit(number_before(6) + 1, "a")
+    with refused("another node had it when"):
+        await known.commit(number_before(7) + 1, "a")
 
 
 async def test_a_copy_of_what_another_node_has_or_had_is_welcome_from_anybody(known: Known) -> None:
-    known.held("gone", a=7, gone=7)
+    known.held(GONE, a=7, gone=7)
     await known.commit(7, "a")
-    known.held("gone", a=7, b=8)
+    known.held(GONE, a=7, b=8)
     await known.commit(7, "a")
-    known.held("gone", (7,), a=7)
+    known.held(GONE, (7,), a=7)
     await known.commit(7, "a")
 
 
 async def test_what_would_be_the_newest_anywhere_a_node_cannot_bring_in_on_its_word_alone(known: Known) -> None:
-    known.held("gone", a=8, b=7, gone=7)
-    with refused("nobody has the volume mounted, gone had it last"):
+    known.held(GONE, a=8, b=7, gone=7)
+    with refused("nobody has the volume mounted, gone had it"):
         await known.commit(8, "a")
 
 
 async def test_what_is_not_newer_than_what_is_here_harms_nobody(known: Known) -> None:
     await keep(known.ram, {"weights": b"0123"}, 8)
-    known.held("gone")
+    known.held(GONE)
     await known.commit(8, "a")
     with refused("no other node was heard to have this or a newer one"):
         await known.commit(9, "a")
 
 
-async def test_when_nobody_remembers_whose_it_was_copies_are_not_held_up(known: Known) -> None:
-    known.held("", a=8, b=7)
+async def test_where_nobody_remembers_whose_it_was_copies_are_not_held_up(known: Known) -> None:
+    known.held({}, a=8, b=7)
     await known.commit(8, "a")
+    known.held({6: "c"}, a=number_before(5) + 1)
+    await known.commit(number_before(5) + 1, "a")
 
 
 async def test_without_certificates_all_are_trusted(known: Known) -> None:
