@@ -61,7 +61,8 @@ class Job:
             try:
                 if self.mount is None:
                     await self._begin_somewhere(world)
-                await self._save(world)
+                if self.mount is not None:  # it may have been given up since
+                    await self._save(world)
             except Lost:
                 raise
             except (FuseTierError, OSError, trio.TooSlowError) as error:

@@ -212,6 +212,26 @@ async def test_who_cannot_be_asked_without_the_coordinator_is_named(
     ]
 
 
+async def test_who_was_known_and_has_not_told_a_new_coordinator_what_it_holds_is_named_until_it_has(
+    cluster: Cluster, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.allow(r"membership\..*", "coordinator.node_gone")
+    await cluster.start_coordinator()
+    a, b, c = [await cluster.start(name) for name in "abc"]
+    b.facts = replace(b.facts, holdings={LLAMA: (3,)})
+    await until(a.membership, lambda members: sum(member.alive for member in members) == 2)
+    await c.die()
+    await cluster.stop_coordinator()
+    await cluster.start_coordinator()
+    await a.membership.claim(LLAMA)  # which waits until the coordinator has heard of all that it should have
+    location = await a.membership.locate(LLAMA)
+    assert [(member.node, numbers) for member, numbers in location.holders] == [("b", (3,))]
+    assert [name.partition(" (")[0] for name in location.silent] == ["node c"]
+    await cluster.start("c")
+    await until(a.membership, lambda members: {member.node for member in members} == {"b", "c"})
+    assert (await a.membership.locate(LLAMA)).silent == ()
+
+
 async def test_what_a_node_saved_last_is_known_when_it_has_given_the_volume_back(cluster: Cluster) -> None:
     await cluster.start_coordinator()
     a, b = await cluster.start("a"), await cluster.start("b")
