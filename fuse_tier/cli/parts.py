@@ -38,13 +38,18 @@ def choose_parts(job: str, step: int | None, standings: Iterable[Standing], list
         )
         raise NotFound(f"{what}: those that can be had are of {there} (`fuse-tier status --job {job}`)")
     numbers: dict[str, int] = {}
+    beside: dict[str, int] = {}
     for one in listed:
         snapshot = SnapshotId.parse(one.id)
         is_of_job = f"{snapshot.identity.namespace}/{snapshot.identity.workload}" == job
-        has_step = (one.step if one.HasField("step") else None) == wanted.step
-        if is_of_job and has_step and one.run == wanted.run and one.tiers and not one.set_aside:
-            replica = snapshot.identity.replica
+        if not is_of_job or one.run != wanted.run or not one.tiers:
+            continue
+        replica = snapshot.identity.replica
+        if (one.step if one.HasField("step") else None) == wanted.step and not one.set_aside:
             numbers[replica] = max(snapshot.number, numbers.get(replica, 0))
+        elif wanted.step in one.older_steps:  # what was set aside for a newer step is as good
+            beside[replica] = min(snapshot.number, beside.get(replica, snapshot.number))
+    numbers = beside | numbers
     if len(numbers) != wanted.ranks:
         named = "the newest state" if wanted.step is None else f"step {wanted.step}"
         raise TierUnavailable(

@@ -31,6 +31,12 @@ version_option = click.option(
     "--world-size", type=click.IntRange(min=0), default=0, help="Ranks of the job; must match what is restored."
 )
 @click.option("--topology", default="", help="Such as 2x8; must match what is restored.")
+@click.option(
+    "--step-pattern",
+    default="",
+    metavar="NAME",
+    help="What the job calls a step at the root, such as model-{step}.pt. [default: as frameworks do]",
+)
 @snapshot_option
 @version_option
 @click.option(
@@ -50,6 +56,7 @@ def mount(
     owner_uid: str,
     world_size: int,
     topology: str,
+    step_pattern: str,
     snapshot: int | None,
     version: str | None,
     mode: str | None,
@@ -79,6 +86,7 @@ def mount(
         owner_uid=owner_uid,
         world_size=world_size,
         topology=topology,
+        step_pattern=step_pattern,
         snapshot=snapshot or 0,
         read_only=read_only,
         version=version or "",

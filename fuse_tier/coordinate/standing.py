@@ -21,8 +21,12 @@ class Held:
     is_copy: bool  # the node does not have the volume mounted
 
 
-def standings(job: Job, listed: Iterable[Held], bad: Collection[SnapshotId] = ()) -> tuple[Standing, ...]:
-    """The complete checkpoints of all runs and shapes of a job; ``bad`` are parts that are not to be restored."""
+def standings(
+    job: Job, listed: Iterable[Held], bad: Collection[tuple[SnapshotId, int | None]] = ()
+) -> tuple[Standing, ...]:
+    """The complete checkpoints of all runs and shapes of a job; ``bad`` are parts, and the steps of these, that are
+    not to be restored.
+    """
     by_shape: dict[tuple[str, int, str], dict[str, dict[int, Saved]]] = {}
     here: set[SnapshotId] = set()
     copied: set[SnapshotId] = set()
@@ -41,7 +45,8 @@ def standings(job: Job, listed: Iterable[Held], bad: Collection[SnapshotId] = ()
             tiers = tuple(tier for tier, holds in ((RAM, here), (PEER, copied)) if ids <= holds)
             created_ns = max(part.created_ns for part in parts.values())
             size = sum(part.size for part in parts.values())
-            found.append(Standing(job, run, ranks, step, created_ns, size, tiers, not ids.isdisjoint(bad)))
+            is_bad = any((part, step) in bad for part in ids)
+            found.append(Standing(job, run, ranks, step, created_ns, size, tiers, is_bad))
     return tuple(found)
 
 

@@ -159,7 +159,7 @@ class Mounting:
             self.claimed.add(identity)
             if volume.mountpoint is None:
                 volume.gate = None
-                volume.mountpoint = mount["mountpoint"]
+                volume.mountpoint, volume.is_at_work = mount["mountpoint"], True
                 self._found.append(volume)
 
     async def follow_found(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import trio
 
 from fuse_tier import __version__
-from fuse_tier.checkpoints import Job, step_of
+from fuse_tier.checkpoints import Job, Saved
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import ConfigError, DeadlineExceeded, InvalidRequest, NotFound
 from fuse_tier.identity import Identity, SnapshotId
@@ -74,6 +74,7 @@ class NodeService:
             owner_uid=request.owner_uid,
             world_size=request.world_size,
             topology=request.topology,
+            step_pattern=request.step_pattern,
         )
         order = MountOrder(
             identity,
@@ -241,6 +242,7 @@ def _one_state(number: int, version: str) -> int:
 
 
 def _describe(manifest: Manifest, tiers: list[str], *, is_aside: bool = False) -> pb.Snapshot:
+    saved = Saved.of(manifest)
     return pb.Snapshot(
         id=str(manifest.id),
         run=manifest.lineage.run,
@@ -249,8 +251,9 @@ def _describe(manifest: Manifest, tiers: list[str], *, is_aside: bool = False) -
         created_ns=manifest.created_ns,
         node=manifest.node,
         tiers=tiers,
-        step=step_of(manifest),
+        step=saved.step,
         set_aside=is_aside,
+        older_steps=saved.older,
     )
 
 

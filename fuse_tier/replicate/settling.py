@@ -27,7 +27,7 @@ async def keep_snapshots(volume: Volume) -> None:
         # Nobody tells when a mapping goes.
         with trio.move_on_after(inf if volume.is_settled else _UNSETTLED_SECONDS):
             await volume.changes.wait_beyond(volume.seen)
-        if not volume.has_tree or volume.gate is None or volume.superseded:
+        if not volume.has_tree or volume.gate is None or volume.superseded or volume.is_tentative:
             await volume.news.wait_beyond(volume.news.version)
             continue
         began = trio.current_time()

@@ -86,6 +86,8 @@ class Volume:
         self._seen = -1
         self._renumber = False
         self.coming: Chosen | None = None  # what a restore is still bringing, and from whom
+        self.is_at_work = False  # its job goes on with it: since it joined a restart, until it ends or begins again
+        self.is_tentative = False  # the tree is of a step that was chosen for all ranks, and has not been joined
         self.resumption: Resumption | None = None  # from what the tree has gone on, with the other ranks of its job
         self.framework = ""  # of the job's order (protocol/); empty: it gave none
         self.backup = ""  # the complete checkpoint in the bucket from which the tree was made, if it was
@@ -125,7 +127,8 @@ class Volume:
     @property
     def is_dirty(self) -> bool:
         """Whether the tree has changed since the newest snapshot."""
-        return self.has_tree and (self.changes.version > self._seen or not self._snapshotter.is_settled)
+        has_changed = self.changes.version > self._seen or not self._snapshotter.is_settled
+        return self.has_tree and not self.is_tentative and has_changed
 
     @property
     def seen(self) -> int:
@@ -145,7 +148,8 @@ class Volume:
         self.make_directories()
         self.is_arranged = os.path.isdir(self.layout.staged)
         self.pins.recover()
-        return read_record(self.layout) if os.path.isdir(self.layout.tree) else None
+        record = read_record(self.layout) if os.path.isdir(self.layout.tree) else None
+        return None if record is not None and record.is_tentative else record
 
     async def load(self) -> None:
         """Reads what the RAM tier has of this volume."""
@@ -182,22 +186,27 @@ class Volume:
         coming: Chosen | None = None,
         epoch: int = 0,
         anew: bool = False,
+        is_part: bool = False,
+        is_tentative: bool = False,
     ) -> None:
         """The live tree has been made anew: from a snapshot, or empty; it is owned under ``epoch`` from now on.
 
-        ``anew``: what was restored has to count as newer than what others may have, at once.
+        ``anew``: what was restored has to count as newer than what others may have, at once. So has a part of a
+        snapshot, which nobody lists. What is tentative is no state of the job before ``went_on_from``: no snapshot
+        is taken of it, which would say that the job has gone back.
         One that could not be restored whole is not given up: its lost files stand in no later one.
         """
         self.in_use.clear()
         self.superseded, self.resumption = "", None
-        self.coming = coming
-        self.copies.begin_again(restored, is_listed=coming is None)
+        self.coming, self.is_tentative = coming, is_tentative
+        self.copies.begin_again(restored, is_listed=coming is None and not is_part)
         if restored is not None and not is_whole:
             self.in_use[restored.id.number] += 1
         self._lineage = lineage
         self.numbering.heard_of(highest, restored.id.number if restored else 0)
         # Going back to an older state is a new state: it has to be the newest wherever it is looked for.
-        self._renumber = restored is not None and (anew or restored.id.number < self.numbering.highest)
+        is_older = restored is not None and restored.id.number < self.numbering.highest
+        self._renumber = restored is not None and (anew or is_part or is_older)
         self._own(epoch)
         self.changes.announce()
         self.news.announce()
@@ -205,6 +214,7 @@ class Volume:
     def forget_tree(self) -> None:
         """There is no live tree any more."""
         self._lineage, self.superseded, self.coming, self.resumption = None, "", None, None
+        self.is_tentative = False
         self.copies.begin_again(None, is_listed=True)
         self.news.announce()
 
@@ -230,8 +240,9 @@ class Volume:
 
     async def went_on_from(self, resumption: Resumption) -> None:
         """The tree goes on from a step, as those of all ranks of its job do."""
-        self.resumption = resumption
+        self.resumption, self.is_tentative, self.is_at_work = resumption, False, True
         await trio.to_thread.run_sync(self._record, self.lineage, self.newest.id.number if self.newest else 0)
+        self.news.announce()
 
     def _next_id(self) -> SnapshotId:
         try:
@@ -281,6 +292,8 @@ class Volume:
 
     async def take_snapshot_in_hand(self) -> Manifest | None:
         """As ``take_snapshot``, for who holds ``still``."""
+        if self.is_tentative:
+            return self.newest
         if self.superseded:
             raise FuseTierError(
                 f"{self.identity} was taken over by {self.superseded}, and no more snapshots are taken here: "
@@ -343,12 +356,14 @@ class Volume:
         return manifest
 
     def _record(self, lineage: Lineage, number: int) -> None:
-        record = TreeRecord(lineage, number, self.superseded, self.numbering.epoch, self.resumption, self.user)
+        record = TreeRecord(
+            lineage, number, self.superseded, self.numbering.epoch, self.resumption, self.user, self.is_tentative
+        )
         write_record(self.layout, record)
 
     async def list_newest(self) -> None:
         """What a restore was bringing is all here: the newest snapshot is as good as any in RAM."""
-        if self.newest is not None and not self.copies.is_listed:
+        if self.newest is not None and not self.copies.is_listed and not self.is_to_be_renumbered:
             self.copies.is_listed = await list_in_ram(self._ram, self.layout, self.newest)
 
     def demand(self, number: int) -> None:

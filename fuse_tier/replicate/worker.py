@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -204,7 +205,7 @@ class Worker:
             users={volume.identity: volume.user for volume in self._volumes if volume.user},
             saved=self._holdings.saved,
             resumed={
-                volume.identity: volume.resumption
+                volume.identity: replace(volume.resumption, is_over=not volume.is_at_work)
                 for volume in self._volumes
                 if volume.resumption is not None and not volume.superseded
             },

@@ -52,6 +52,44 @@ def test_the_newest_step_is_taken_that_all_ranks_have() -> None:
     assert choose(ask(), known, None, NEW) == Verdict(NEW, 200, 2)
 
 
+def tree(replica: str, number: int, *steps: int) -> Saved:
+    """A snapshot of a job that keeps several steps."""
+    return Saved(SnapshotId(identity(replica), number), RUN, steps[-1], 0, older=steps[:-1])
+
+
+def test_a_step_is_taken_that_a_rank_has_beside_newer_ones_alone() -> None:
+    known = knows({"0": [tree("0", 3, 100, 200, 300)], "1": [tree("1", 2, 100, 200)]})
+    assert choose(ask("0"), known, None, NEW) == Verdict(NEW, 200, 3)
+    assert choose(ask("1"), known, None, NEW) == Verdict(NEW, 200, 2)
+    assert choose(ask("0", forced=100), known, None, NEW) == Verdict(NEW, 100, 3)
+    with pytest.raises(NotFound, match=r"those that are: 100, 200$"):
+        choose(ask("0", forced=300), known, None, NEW)
+
+
+def test_the_snapshot_whose_newest_the_step_is_goes_before_those_that_have_it_beside_newer_ones() -> None:
+    several = [tree("0", 2, 100, 200), tree("0", 3, 100, 200, 300), tree("0", 4, 200, 300, 400)]
+    known = knows({"0": several, "1": [tree("1", 2, 100, 200)]})
+    assert choose(ask("0"), known, None, NEW) == Verdict(NEW, 200, 2)
+    # The newest complete step, though of an older one a later snapshot is all that there is.
+    known = knows({"0": [tree("0", 4, 100, 200, 300)], "1": [tree("1", 2, 100, 200), tree("1", 9, 200)]})
+    assert choose(ask("1"), known, None, NEW) == Verdict(NEW, 200, 9)
+
+
+def test_what_a_rank_went_back_from_is_given_up_beside_other_steps_too() -> None:
+    several = [tree("0", 3, 100, 200, 300), tree("0", 4, 100)]
+    known = knows({"0": several, "1": [tree("1", 3, 100, 200, 300)]})
+    assert choose(ask("0"), known, None, NEW) == Verdict(NEW, 100, 4)
+
+
+def test_a_bucket_that_is_silent_may_have_the_newer_step_of_a_part_that_is_here_beside_others() -> None:
+    parts_here = {"0": [tree("0", 3, 100, 200)], "1": [tree("1", 2, 100)]}
+    known = knows(parts_here, brought={"0": 3, "1": 3})
+    with pytest.raises(TierUnavailable, match="it may have a newer complete checkpoint"):
+        choose(ask(bucket_silent="gs://x is away"), known, None, NEW)
+    known = knows(parts_here, brought={"0": 3, "1": 2})
+    assert choose(ask(bucket_silent="gs://x is away"), known, None, NEW).step == 100
+
+
 def test_a_step_beyond_one_that_a_rank_went_back_to_is_given_up() -> None:
     known = knows(parts(r0=[100, 200, 300, 100], r1=[100, 200, 300]))
     assert choose(ask(), known, None, NEW) == Verdict(NEW, 100, 4)

@@ -2,8 +2,9 @@
 checkpoint is lost while somebody has every part of it.
 
 The model plays nodes as their workers behave: what is claimed, asked, restored and joined in that order, what is
-listed, what retention leaves. Its ranks save one step after another, some of them ahead of others. The coordinator,
-retention and what is set aside are the real ones.
+listed, what retention leaves. Its ranks save one step after another, some of them ahead of others, and keep the last
+three in their trees; containers are started again in place. The coordinator, retention and what is set aside are the
+real ones.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from fuse_tier.replicate.retention import Keep, plan_retention
 from fuse_tier.restarts import Backup, Question, Resumption, Verdict
 
 LEASE = 5.0
+_KEPT_BESIDE = 2  # steps that jobs leave in their trees beside the newest
 RANKS = (0, 1, 2)
 NODES = ("a", "b", "c", "d")
 RUN = Lineage("llama", world_size=len(RANKS))
@@ -123,7 +125,10 @@ class Jobs(RuleBasedStateMachine):
             {identity: tuple(sorted(numbers)) for identity, numbers in node.listed.items() if numbers},
             epochs=claimed,
             saved={identity: tuple(numbers.values()) for identity, numbers in node.listed.items() if numbers},
-            resumed=dict(node.resumed),
+            resumed={
+                identity: replace(one, is_over=not self._is_at_work(identity, node))
+                for identity, one in node.resumed.items()
+            },
         )
         report = Report(node.name, f"{node.name}{node.life}", node.next(), f"{node.name}:1", f"{node.name}:2", facts)
         self.directory.report(report, self.now)
@@ -134,6 +139,11 @@ class Jobs(RuleBasedStateMachine):
         for rank in self.ranks.values():
             if rank.node == node.name and granted.get(rank.identity, 0) > rank.epoch:
                 rank.epoch = granted[rank.identity]
+
+    def _is_at_work(self, identity: Identity, node: Node) -> bool:
+        return any(
+            rank.identity == identity and rank.node == node.name and rank.is_running for rank in self.ranks.values()
+        )
 
     @rule(saves=st.integers(1, 2))
     def all_ranks_save(self, saves: int) -> None:
@@ -161,7 +171,9 @@ class Jobs(RuleBasedStateMachine):
     def _save(self, rank: Rank, step: int, *, is_unheard: bool = False) -> None:
         rank.highest = max(rank.highest, number_before(rank.epoch)) + 1
         assert epoch_of(rank.highest) == rank.epoch, "an epoch below that of a snapshot"
-        saved = Saved(SnapshotId(rank.identity, rank.highest), RUN, step, 0)
+        before = rank.line[-1].steps if rank.line else ()
+        older = tuple(one for one in before if one < step)[-_KEPT_BESIDE:]
+        saved = Saved(SnapshotId(rank.identity, rank.highest), RUN, step, 0, older=older)
         rank.line.append(saved)
         self.nodes[rank.node].listed.setdefault(rank.identity, {})[saved.id.number] = saved
         if not is_unheard:
@@ -281,6 +293,36 @@ class Jobs(RuleBasedStateMachine):
                 self.a_rank_is_told_and_restored(rank=rank, is_lost=False)
             else:
                 self.a_rank_joins(rank=rank, is_lost=False)
+
+    @rule(first=ranks, at_once=st.booleans(), only=st.booleans(), last=st.integers(0, 2))
+    def containers_are_started_again_in_place(self, first: int, at_once: bool, only: bool, last: int) -> None:
+        """Their mounts and what is in them stay, and each claims and asks once more; of one, or of all in some order.
+
+        Some do not come so far at once.
+        """
+        order = [first] if only else [(first + index) % len(RANKS) for index in range(len(RANKS))]
+        for rank in order:
+            self._begin_again(self.ranks[rank])
+            if not at_once:
+                self.a_rank_is_told_and_restored(rank=rank, is_lost=False)
+                self.a_rank_joins(rank=rank, is_lost=False)
+        if at_once:
+            for rank in order[: len(order) - last]:
+                self.a_rank_is_told_and_restored(rank=rank, is_lost=False)
+            for rank in order:
+                self.a_rank_joins(rank=rank, is_lost=False)
+
+    def _begin_again(self, rank: Rank) -> None:
+        node = self.nodes.get(rank.node)
+        if node is None or not node.is_up or not rank.is_running:
+            return
+        with suppress(IdentityBusy, TierUnavailable):
+            rank.epoch = self.directory.claim(
+                rank.identity, node.name, f"{node.name}{node.life}", node.next(), self.now
+            )
+            event("a container is started again in place")
+            rank.is_running, rank.verdict = False, None
+            self._report(node)
 
     @rule(rank=ranks, name=names)
     def a_pod_is_begun(self, rank: int, name: str) -> None:
@@ -425,9 +467,14 @@ class Jobs(RuleBasedStateMachine):
             rank.line = []
             return
         assert at is not None, f"{verdict.number} was given up"
-        newest = rank.line[-1].id.number == verdict.number
+        found = rank.line[at]
+        is_as_it_was = at == len(rank.line) - 1 and found.step == verdict.step
         del rank.line[at + 1 :]
-        if not newest and is_new:  # else its pod ends before that
+        if found.step != verdict.step:
+            event("a rank goes on from a step of which a newer one stood beside")
+            steps = tuple(step for step in found.steps if step <= verdict.step)
+            rank.line[at] = replace(found, step=verdict.step, older=steps[:-1])
+        if not is_as_it_was and is_new:  # else its pod ends before that
             self._save(rank, verdict.step)  # going back is a new state
 
     # ---- what has to be ----
@@ -437,7 +484,8 @@ class Jobs(RuleBasedStateMachine):
         steps: list[set[int]] = []
         for rank in self.ranks.values():
             held = {number for listed in self._in_ram(rank.identity) for number in listed}
-            steps.append({saved.step for saved in rank.line if saved.id.number in held and saved.step is not None})
+            # What was lost, and saved again since, is another step of that number.
+            steps.append({step for saved in rank.line if saved.id.number in held for step in saved.steps})
         backed_up = {
             part.step
             for record in self.records

@@ -185,6 +185,7 @@ class Cycle:
     async def _agreed(self, order: Order) -> _Step | None:
         """The step that all ranks that start again now agree on."""
         volume, means = self._volume, self._means
+        volume.is_at_work = False
         epoch = await means.claim(volume.identity, epoch_of(volume.numbering.highest))
         await volume.renew(epoch)
         asked = MountOrder(volume.identity, volume.lineage, volume.mountpoint or "", is_consistent=True)
@@ -219,7 +220,7 @@ class Cycle:
         if verdict.restart and not verdict.number:
             return None
         chosen = await self._means.chooser.choose(
-            volume.identity, volume.lineage, verdict.number, known=volume.newest
+            volume.identity, volume.lineage, verdict.number, known=volume.newest, step=verdict.step
         )
         return _step(chosen, agreed.backup)
 
