@@ -46,6 +46,12 @@ def as_of_step(manifest: Manifest, step: int) -> Manifest:
     return replace(manifest, entries=entries, older_steps=tuple(one for one in manifest.older_steps if one < step))
 
 
+def part_of(manifest: Manifest, names: Collection[bytes]) -> Manifest:
+    """The tree as it is with these names at its root alone, under the same id."""
+    kept = tuple(entry for entry in manifest.entries if not entry.path or top(entry.path) in names)
+    return replace(manifest, entries=tuple(_with_own_files(kept, manifest.entries)), older_steps=())
+
+
 def _is_same_life(one: Manifest, other: Manifest) -> bool:
     return (one.lineage.run, one.lineage.step_pattern) == (other.lineage.run, other.lineage.step_pattern)
 

@@ -7,7 +7,15 @@ from typing import Any
 
 import click
 
-from fuse_tier.cli.options import TIERS, IdentityType, SecondsType, json_option, node_option, print_json
+from fuse_tier.cli.options import (
+    TIERS,
+    IdentityType,
+    SecondsType,
+    StepPatternType,
+    json_option,
+    node_option,
+    print_json,
+)
 from fuse_tier.cli.reporting import say_error
 from fuse_tier.deadlines import Deadline
 from fuse_tier.quantities import format_count, format_duration, format_size
@@ -33,7 +41,7 @@ version_option = click.option(
 @click.option("--topology", default="", help="Such as 2x8; must match what is restored.")
 @click.option(
     "--step-pattern",
-    default="",
+    type=StepPatternType(),
     metavar="NAME",
     help="What the job calls a step at the root, such as model-{step}.pt. [default: as frameworks do]",
 )
@@ -56,7 +64,7 @@ def mount(
     owner_uid: str,
     world_size: int,
     topology: str,
-    step_pattern: str,
+    step_pattern: str | None,
     snapshot: int | None,
     version: str | None,
     mode: str | None,
@@ -86,7 +94,7 @@ def mount(
         owner_uid=owner_uid,
         world_size=world_size,
         topology=topology,
-        step_pattern=step_pattern,
+        step_pattern=step_pattern or "",
         snapshot=snapshot or 0,
         read_only=read_only,
         version=version or "",

@@ -19,6 +19,7 @@ from fuse_tier.deadlines import Deadline
 from fuse_tier.epochs import epoch_of
 from fuse_tier.errors import FuseTierError, IdentityBusy, MountError, TierUnavailable
 from fuse_tier.identity import Identity
+from fuse_tier.ram import lives
 from fuse_tier.ram.room import Reserve
 from fuse_tier.replicate.daemons import leave_quiescent
 from fuse_tier.replicate.membership import Membership
@@ -70,6 +71,7 @@ class Mounting:
                 volume.user = order.user
                 epoch = await self.claim(order.identity, epoch_of(volume.numbering.highest))
                 try:
+                    await trio.to_thread.run_sync(lives.forget, volume.layout)
                     if self.before_mount is not None:
                         await self.before_mount(volume)
                     restored = await self._preparing.prepare(volume, order, report, epoch, self.claim)

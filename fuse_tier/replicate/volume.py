@@ -22,6 +22,7 @@ from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import FuseTierError, SnapshotConflict
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Lineage, Manifest
+from fuse_tier.ram import lives
 from fuse_tier.ram.arrival import coming_files
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.pins import Pins
@@ -242,6 +243,8 @@ class Volume:
         """The tree goes on from a step, as those of all ranks of its job do."""
         self.resumption, self.is_tentative, self.is_at_work = resumption, False, True
         await trio.to_thread.run_sync(self._record, self.lineage, self.newest.id.number if self.newest else 0)
+        if self.mountpoint is None:
+            await trio.to_thread.run_sync(lives.begin, self.layout)
         self.news.announce()
 
     def _next_id(self) -> SnapshotId:
