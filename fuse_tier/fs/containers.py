@@ -53,7 +53,7 @@ class Containers:
             return None
 
     def container_in(self, groups: str) -> str | None:
-        """The container that a process's groups (cgroups(7), ``/proc/PID/cgroup``) are of; None for none of the pod's."""
+        """Of the groups of a process (cgroups(7), ``/proc/PID/cgroup``) the container; None for none of the pod's."""
         found = self._group.search(groups)
         return found[1] if found else None
 

@@ -175,12 +175,10 @@ async def test_a_step_that_a_rank_has_beside_newer_ones_alone_is_gone_on_from_by
         return (500, [100, 200, 300, 400]) in found and 400 not in [step for step, _ in found]
 
     await until(is_beside_alone)
-    (mounts[0] / "600.tmp").mkdir()  # no step by these names, and so no matter
+    (mounts[0] / "600").mkdir()  # no step by these names
     await all_unmounted(nodes, mounts)
     mounts = await mount_all()
-    assert sorted(path.name for path in mounts[0].iterdir()) == [
-        "600.tmp", "model-x-100", "model-x-200", "model-x-300", "model-x-400",
-    ]  # fmt: skip
+    assert sorted(path.name for path in mounts[0].iterdir()) == [f"model-x-{step}" for step in (100, 200, 300, 400)]
     assert (mounts[0] / "model-x-400/weights").read_text().startswith("rank 0, step 400\n")
     assert [path.name for path in mounts[1].iterdir()] == ["model-y-400"]
 
