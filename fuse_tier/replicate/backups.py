@@ -165,7 +165,9 @@ class Backups:
         return {
             volume.identity: state.failed
             for volume in volumes
-            if (state := self._states.get(volume.identity)) is not None and state.failed and not volume.superseded
+            if (state := self._states.get(volume.identity)) is not None
+            and state.failed
+            and not volume.tenure.superseded
         }
 
     def status(self, volume: Volume) -> dict[str, Any]:

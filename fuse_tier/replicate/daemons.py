@@ -179,6 +179,6 @@ class DaemonSession:
 def leave_quiescent(volume: Volume) -> None:
     """The volume is not mounted any more."""
     volume.gate = Quiescent()
-    volume.mountpoint, volume.is_at_work = None, False
+    volume.mountpoint, volume.tenure.is_at_work = None, False
     volume.changes.announce()
     volume.news.announce()

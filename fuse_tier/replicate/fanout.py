@@ -167,7 +167,7 @@ class _PeerCopies:
     async def _lacking(self) -> list[str]:
         """Who shall have the newest snapshot, and is not known to have it."""
         volume = self._volume
-        if volume.newest is None or not await self._fanout.is_ours(volume) or volume.is_to_be_renumbered:
+        if volume.newest is None or not await self._fanout.is_ours(volume) or volume.tenure.is_to_be_renumbered:
             return []
         now = trio.current_time()
         late = {node for node, copying in self._copying.items() if copying.late <= now}

@@ -177,7 +177,7 @@ class Inventory:
             "failed": failed.get("reason", ""),
             "restarts": max((mount["restarts"] for mount in ours), default=0),
             "run": volume.lineage.run,
-            "epoch": volume.numbering.epoch,
+            "epoch": volume.tenure.numbering.epoch,
             "newest": {
                 "number": newest.id.number,
                 "created_ns": newest.created_ns,
@@ -231,7 +231,7 @@ class Inventory:
         aside: set[SnapshotId] = set()
         for identity, several in by_volume.items():
             volume = self._volumes.find(identity)
-            resumption = volume.resumption if volume is not None else None
+            resumption = volume.tenure.resumption if volume is not None else None
             aside |= {SnapshotId(identity, number) for number in set_aside(several, resumption)}
         return frozenset(aside)
 

@@ -44,7 +44,12 @@ class Leftovers:
                 was_found = is_found
 
     async def _is_left_behind(self, volume: Volume) -> bool:
-        if not volume.superseded or not volume.has_tree or volume.mountpoint is not None or volume.gate is None:
+        if (
+            not volume.tenure.superseded
+            or not volume.has_tree
+            or volume.mountpoint is not None
+            or volume.gate is None
+        ):
             return False
         location = await self._membership.locate(volume.identity)
         newest = volume.newest.id.number if volume.newest else 0
@@ -55,8 +60,8 @@ class Leftovers:
         if volume.mounting.locked():
             return
         async with volume.mounting, volume.ending, volume.evicting:
-            if volume.superseded and volume.mountpoint is None and volume.gate is not None:
-                by = volume.superseded
+            if volume.tenure.superseded and volume.mountpoint is None and volume.gate is not None:
+                by = volume.tenure.superseded
                 volume.forget_tree()
                 await trio.to_thread.run_sync(self._trees.clear, volume)
                 log.info("volume.leftover_removed", identity=str(volume.identity), by=by)

@@ -147,6 +147,16 @@ class Membership(Protocol):
         ...
 
 
+def mounted_on(membership: Membership, identity: Identity) -> frozenset[str]:
+    """The live other nodes that have a volume mounted."""
+    return frozenset(member.node for member in membership.members() if member.alive and identity in member.mounted)
+
+
+def is_alive(membership: Membership, node: str) -> bool:
+    """Whether another node is there."""
+    return any(member.node == node and member.alive for member in membership.members())
+
+
 def build_membership(config: NodeConfig, instance: str, facts: Callable[[], LocalFacts]) -> Membership:
     """The membership that a configuration asks for.
 

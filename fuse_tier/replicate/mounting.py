@@ -68,8 +68,8 @@ class Mounting:
             # An end that is under way gives the claim back at last: after that, not in the middle of this.
             async with volume.ending:
                 report.begin("claiming the identity")
-                volume.user = order.user
-                epoch = await self.claim(order.identity, epoch_of(volume.numbering.highest))
+                volume.tenure.user = order.user
+                epoch = await self.claim(order.identity, epoch_of(volume.tenure.numbering.highest))
                 try:
                     await trio.to_thread.run_sync(lives.forget, volume.layout)
                     if self.before_mount is not None:
@@ -161,7 +161,7 @@ class Mounting:
             self.claimed.add(identity)
             if volume.mountpoint is None:
                 volume.gate = None
-                volume.mountpoint, volume.is_at_work = mount["mountpoint"], True
+                volume.mountpoint, volume.tenure.is_at_work = mount["mountpoint"], True
                 self._found.append(volume)
 
     async def follow_found(self) -> None:

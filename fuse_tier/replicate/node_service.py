@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import asdict
 from typing import Any
 
+import structlog
 import trio
 
 from fuse_tier import __version__
-from fuse_tier.checkpoints import Job, Saved
+from fuse_tier.checkpoints import Saved
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import ConfigError, DeadlineExceeded, InvalidRequest, NotFound
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Lineage, Manifest, encode
 from fuse_tier.replicate.choice import Chooser
 from fuse_tier.replicate.inventory import Inventory
+from fuse_tier.replicate.marks import Marks
 from fuse_tier.replicate.membership import Membership
 from fuse_tier.replicate.mounting import Mounting
 from fuse_tier.replicate.plan import Leg
@@ -26,12 +28,15 @@ from fuse_tier.replicate.restore import Restorer
 from fuse_tier.replicate.steps import Report, steps
 from fuse_tier.replicate.stewardship import Stewardship
 from fuse_tier.replicate.volumes import Volumes
+from fuse_tier.restarts import Mark
 from fuse_tier.tiers.base import TierName
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.grpc import Caller
 from fuse_tier.wire.members import domain_to_wire, parse_user
 from fuse_tier.wire.restarts import parse_job
 from fuse_tier.wire.standing import standing_to_wire
+
+log = structlog.get_logger(__name__)
 
 
 class NodeService:
@@ -46,7 +51,7 @@ class NodeService:
         inventory: Inventory,
         nursery: trio.Nursery,
         stewardship: Stewardship | None,
-        mark_bad: Callable[[Job, str, int], Awaitable[None]],
+        marks: Marks,
         membership: Membership,
         planner: Planner,
         *,
@@ -60,7 +65,7 @@ class NodeService:
         self._inventory = inventory
         self._nursery = nursery
         self._stewardship = stewardship
-        self._mark_bad = mark_bad
+        self._marks = marks
         self._membership = membership
         self._planner = planner
         self._copies = max(1, replicas)
@@ -192,9 +197,12 @@ class NodeService:
             yield step
 
     async def MarkBad(self, request: pb.MarkBadRequest, caller: Caller) -> pb.Empty:  # noqa: N802
-        """A step is not restored again, unless somebody names it."""
+        """A step is not restored again, on any node, unless somebody names it."""
         job = parse_job(request.job)
-        await self._mark_bad(job, Lineage(request.run or job.workload).run, request.step)
+        mark = Mark(job, Lineage(request.run or job.workload).run, request.step, self._membership.clock())
+        await self._marks.add(frozenset({mark}))
+        self._membership.report_soon()
+        log.info("step.marked_bad", job=str(job), run=mark.run, step=mark.step)
         return pb.Empty()
 
     async def Checkpoints(self, request: pb.CheckpointsRequest, caller: Caller) -> pb.CheckpointsReply:  # noqa: N802

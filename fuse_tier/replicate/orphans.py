@@ -18,6 +18,7 @@ from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Manifest
 from fuse_tier.members import Location, Member
 from fuse_tier.replicate.copying import Copier, Troubles
+from fuse_tier.replicate.membership import mounted_on
 from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.targets import Targets
 from fuse_tier.replicate.volume import Volume
@@ -82,9 +83,9 @@ class Orphans:
         volume = self._find(identity)
         membership = self._places.membership
         return (
-            (volume is not None and ((volume.has_tree and not volume.superseded) or volume.mounting.locked()))
+            (volume is not None and ((volume.has_tree and not volume.tenure.superseded) or volume.mounting.locked()))
             or identity in membership.mounted()
-            or any(member.alive and identity in member.mounted for member in membership.members())
+            or bool(mounted_on(membership, identity))
         )
 
     async def _look_after(self, snapshot: SnapshotId) -> None:

@@ -13,7 +13,7 @@ import structlog
 
 from fuse_tier.epochs import epoch_of
 from fuse_tier.errors import FuseTierError
-from fuse_tier.replicate.membership import Membership
+from fuse_tier.replicate.membership import Membership, mounted_on
 from fuse_tier.replicate.volume import Volume
 
 log = structlog.get_logger(__name__)
@@ -39,14 +39,14 @@ class Ownership:
 
         A node that was counted out and is back may find that another was granted what it still has mounted.
         """
-        if volume.superseded or volume.coming is not None:
+        if volume.tenure.superseded or volume.coming is not None:
             return False
         membership, identity = self._membership, volume.identity
-        others = [one.node for one in membership.members() if one.alive and identity in one.mounted]
+        others = sorted(mounted_on(membership, identity))
         if identity not in membership.mounted():
             return not others
-        if others or membership.is_doubtful(identity) or volume.numbering.is_exhausted:
-            above = epoch_of(volume.numbering.highest) if volume.numbering.is_exhausted else 0
+        if others or membership.is_doubtful(identity) or volume.tenure.numbering.is_exhausted:
+            above = epoch_of(volume.tenure.numbering.highest) if volume.tenure.numbering.is_exhausted else 0
             try:
                 confirmed = await membership.confirm(identity, above)
             except FuseTierError as error:

@@ -55,7 +55,7 @@ class Preemption:
         started = trio.current_time()
         async with trio.open_nursery() as nursery:
             for volume in self._volumes:
-                if volume.has_tree and not volume.superseded:
+                if volume.has_tree and not volume.tenure.superseded:
                     nursery.start_soon(self._mounting.drain, volume, self._seconds)
         log.info("node.drained", seconds=round(trio.current_time() - started, 3))
 

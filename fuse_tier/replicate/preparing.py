@@ -107,7 +107,7 @@ class Preparing:
         )
         named = bool(order.snapshot or chosen.is_forced)
         is_current = not named and self._restorer.is_current(volume, order.lineage, chosen)
-        volume.resumption = None
+        volume.tenure.resumption = None
         return await self._make(volume, order, chosen, report, epoch, claim, is_current=is_current)
 
     # ---- with all other ranks ----
@@ -193,7 +193,7 @@ class Preparing:
         if verdict.others:
             log.info("restart.others_mounted", identity=str(identity), step=verdict.step, replicas=verdict.others)
         if not verdict.restart:
-            volume.resumption = None
+            volume.tenure.resumption = None
         if not verdict.restart or not verdict.number:
             chosen = await self._chooser.choose(identity, order.lineage, known=volume.newest)
             if verdict.restart:
@@ -209,7 +209,7 @@ class Preparing:
         newest = volume.newest
         is_current = (
             volume.has_tree
-            and not volume.superseded
+            and not volume.tenure.superseded
             and not volume.is_dirty
             and newest is not None
             and newest.id.number == verdict.number
@@ -251,7 +251,7 @@ class Preparing:
         whole_only: bool = False,
         joins: bool = False,
     ) -> Restored | None:
-        highest = epoch_of(max(chosen.highest, volume.numbering.highest))
+        highest = epoch_of(max(chosen.highest, volume.tenure.numbering.highest))
         if highest >= epoch:  # of a bucket that another cluster uses, whose clock is ahead
             epoch = await claim(order.identity, highest)
         membership = self._membership
@@ -259,10 +259,10 @@ class Preparing:
         if is_current:
             volume.resume(order.lineage, chosen.highest, epoch, anew=left)
             _note_bucket(volume, chosen)
-            log.info("volume.resumed", identity=str(order.identity), snapshot=volume.numbering.highest)
+            log.info("volume.resumed", identity=str(order.identity), snapshot=volume.tenure.numbering.highest)
             return None
-        if volume.superseded:
-            log.warning("volume.fork_replaced", identity=str(order.identity), by=volume.superseded)
+        if volume.tenure.superseded:
+            log.warning("volume.fork_replaced", identity=str(order.identity), by=volume.tenure.superseded)
         elif volume.has_tree and volume.is_dirty:
             raise MountError(
                 f"the files of {order.identity} here have changes that are in no snapshot yet, and would be "

@@ -206,9 +206,9 @@ class Restorer:
 
     def _under_own_number(self, volume: Volume, part: Manifest, highest: int, epoch: int) -> Manifest:
         """A part of a snapshot is another tree, which stands under no number that anybody knows."""
-        volume.numbering.heard_of(highest, part.id.number)
-        volume.numbering.own(epoch)
-        return replace(part, id=SnapshotId(volume.identity, volume.numbering.next()), node=self._node)
+        volume.tenure.numbering.heard_of(highest, part.id.number)
+        volume.tenure.numbering.own(epoch)
+        return replace(part, id=SnapshotId(volume.identity, volume.tenure.numbering.next()), node=self._node)
 
     async def into_stage(
         self,

@@ -140,7 +140,7 @@ class RoomKeeper:
                 or (volume.changes.version > volume.seen and waited < latest_snapshot(volume) + _SNAPSHOT_SECONDS)
             )
             for volume in self._volumes
-            if volume.has_tree and not volume.superseded
+            if volume.has_tree and not volume.tenure.superseded
         )
 
     def _hurry(self) -> None:

@@ -10,14 +10,12 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import structlog
-import trio
 
 from fuse_tier import metrics
 from fuse_tier.errors import FuseTierError
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Manifest
 from fuse_tier.members import Member
-from fuse_tier.replicate.record import TreeRecord, write_record
 from fuse_tier.replicate.volume import Volume
 from fuse_tier.tiers.ram import RamTier
 
@@ -42,11 +40,9 @@ async def supersede(volume: Volume, ram: RamTier, by: str) -> None:
     If it is still mounted here, what was taken since the last snapshot that was verified elsewhere goes from the
     list: it is not the volume's. The files stay where they are.
     """
-    if volume.superseded or not volume.has_tree:
+    if volume.tenure.superseded or not volume.has_tree:
         return
-    volume.superseded = by
-    record = TreeRecord(volume.lineage, volume.numbering.highest, superseded=by, epoch=volume.numbering.epoch)
-    await trio.to_thread.run_sync(write_record, volume.layout, record)
+    await volume.tenure.succeeded(by)
     given_up = await _taken_here(volume, ram) if volume.copies.verified and volume.mountpoint else []
     for snapshot in given_up:
         await ram.drop(snapshot)
@@ -58,7 +54,7 @@ async def supersede(volume: Volume, ram: RamTier, by: str) -> None:
 
 async def find_successor(volume: Volume, ram: RamTier) -> None:
     """For a tree that a worker finds at its start: whether a newer snapshot is here, too, that another node took."""
-    if not volume.has_tree or volume.superseded:
+    if not volume.has_tree or volume.tenure.superseded:
         return
     listed = await ram.snapshots(volume.identity)
     newest = volume.newest.id.number if volume.newest else 0

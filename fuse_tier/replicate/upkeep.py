@@ -95,7 +95,7 @@ class Upkeep:
         if not several or not self._places.membership.agrees_on_steps:
             return (), ()
         volume = self._find(identity)
-        resumption = volume.resumption if volume is not None else None
+        resumption = volume.tenure.resumption if volume is not None else None
         needed, aside = self._places.membership.needed(identity), set_aside(several, resumption)
         return (listed.keys() if needed is None else stays_for_job(several, needed, resumption)), aside.keys()
 

@@ -1,8 +1,8 @@
 """One local volume as its node's worker sees it: its live tree and its snapshots.
 
-It takes a snapshot when it is told to (settling.py says when), and tells everybody who waits. It copies nothing
-(fanout.py; copies.py knows what was copied where) and restores nothing (restore.py). What it holds in memory is
-read from the RAM tier at the start; a restart loses nothing.
+It has a snapshot taken when it is told to (taking.py; settling.py says when), and tells everybody who waits. Whose it
+is, is in tenure.py. It copies nothing (fanout.py; copies.py knows what was copied where) and restores nothing
+(restore.py). What it holds in memory is read from the RAM tier at the start; a restart loses nothing.
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import structlog
 import trio
 
-from fuse_tier import failpoints, metrics
 from fuse_tier.blobs import Blob
 from fuse_tier.deadlines import Deadline
-from fuse_tier.errors import FuseTierError, SnapshotConflict
+from fuse_tier.errors import FuseTierError
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Lineage, Manifest
 from fuse_tier.ram import lives
@@ -29,10 +28,11 @@ from fuse_tier.ram.pins import Pins
 from fuse_tier.replicate.broadcast import Broadcast
 from fuse_tier.replicate.choice import Chosen
 from fuse_tier.replicate.copies import Copies
-from fuse_tier.replicate.listing import is_worth_a_number, list_in_ram
-from fuse_tier.replicate.numbering import Numbering
-from fuse_tier.replicate.record import TreeRecord, read_record, write_record
+from fuse_tier.replicate.listing import list_in_ram
+from fuse_tier.replicate.record import TreeRecord, read_record
 from fuse_tier.replicate.snapshot import Gate, Quiescent, Snapshotter
+from fuse_tier.replicate.taking import Taking
+from fuse_tier.replicate.tenure import Tenure
 from fuse_tier.restarts import Resumption
 from fuse_tier.tiers.base import TierName
 from fuse_tier.tiers.ram import RamTier
@@ -79,21 +79,24 @@ class Volume:
         self.demanded = 0  # the newest snapshot that somebody waits for in the bucket
         self._ram = ram
         self.options = options
-        self._lineage: Lineage | None = None
-        self.numbering = Numbering()
+        self.tenure = Tenure(identity, self.layout)
         self.still = trio.Lock()  # while it is held nobody takes a snapshot
         self.is_arranged = False  # steps are out of sight until a job is answered: that is no state to save
         self._snapshotter = Snapshotter(layout, self.layout, options.node, hashing, self.evicting)
+        self._taking = Taking(
+            identity,
+            ram,
+            self.layout,
+            self._snapshotter,
+            self.tenure,
+            self.copies,
+            self.news,
+            lambda: self.mountpoint is not None,
+        )
         self._seen = -1
-        self._renumber = False
         self.coming: Chosen | None = None  # what a restore is still bringing, and from whom
-        self.is_at_work = False  # its job goes on with it: since it joined a restart, until it ends or begins again
-        self.is_tentative = False  # the tree is of a step that was chosen for all ranks, and has not been joined
-        self.resumption: Resumption | None = None  # from what the tree has gone on, with the other ranks of its job
         self.framework = ""  # of the job's order (protocol/); empty: it gave none
         self.backup = ""  # the complete checkpoint in the bucket from which the tree was made, if it was
-        self.user = ""  # who has it mounted, or had it last, for people
-        self.superseded = ""  # who else goes on with this volume, so that this tree must not; empty: nobody
 
     @property
     def newest(self) -> Manifest | None:
@@ -101,24 +104,18 @@ class Volume:
         return self.copies.newest
 
     @property
+    def _number(self) -> int:
+        return self.newest.id.number if self.newest else 0
+
+    @property
     def lineage(self) -> Lineage:
         """Of the live tree. Raises FuseTierError when there is none."""
-        if self._lineage is None:
-            raise FuseTierError(f"{self.identity} has no files on this node: mount it first")
-        return self._lineage
+        return self.tenure.lineage
 
     @property
     def has_tree(self) -> bool:
         """Whether there is a live tree."""
-        return self._lineage is not None
-
-    @property
-    def is_to_be_renumbered(self) -> bool:
-        """Whether the newest snapshot is about to be taken again, under a number that counts as the newest.
-
-        Until then nobody takes a copy of it who has one that was newer.
-        """
-        return self._renumber
+        return self.tenure.has_tree
 
     @property
     def is_settled(self) -> bool:
@@ -129,7 +126,7 @@ class Volume:
     def is_dirty(self) -> bool:
         """Whether the tree has changed since the newest snapshot."""
         has_changed = self.changes.version > self._seen or not self._snapshotter.is_settled
-        return self.has_tree and not self.is_tentative and has_changed
+        return self.has_tree and not self.tenure.is_tentative and has_changed
 
     @property
     def seen(self) -> int:
@@ -156,13 +153,10 @@ class Volume:
         """Reads what the RAM tier has of this volume."""
         record = await trio.to_thread.run_sync(self._recover)
         numbers = [snapshot.number for snapshot in await self._ram.snapshots(self.identity)]
-        self.numbering.heard_of(0, *numbers)
-        self._lineage = record.lineage if record else None
+        self.tenure.numbering.heard_of(0, *numbers)
+        self.tenure.load(record)
         if record:
             self.coming = Chosen(None) if await trio.to_thread.run_sync(coming_files, self.layout) else None
-            self.numbering.heard_of(record.number)
-            self.numbering.own(record.epoch)
-            self.superseded, self.resumption, self.user = record.superseded, record.resumption, record.user
             own = [number for number in numbers if number <= record.number]
             newest = await self._load_newest(own)
             if newest is not None:
@@ -198,69 +192,43 @@ class Volume:
         One that could not be restored whole is not given up: its lost files stand in no later one.
         """
         self.in_use.clear()
-        self.superseded, self.resumption = "", None
-        self.coming, self.is_tentative = coming, is_tentative
+        self.coming = coming
         self.copies.begin_again(restored, is_listed=coming is None and not is_part)
         if restored is not None and not is_whole:
             self.in_use[restored.id.number] += 1
-        self._lineage = lineage
-        self.numbering.heard_of(highest, restored.id.number if restored else 0)
-        # Going back to an older state is a new state: it has to be the newest wherever it is looked for.
-        is_older = restored is not None and restored.id.number < self.numbering.highest
-        self._renumber = restored is not None and (anew or is_part or is_older)
-        self._own(epoch)
+        self.tenure.begin(lineage, self._number, highest, epoch, anew=anew or is_part, is_tentative=is_tentative)
         self.changes.announce()
         self.news.announce()
 
     def forget_tree(self) -> None:
         """There is no live tree any more."""
-        self._lineage, self.superseded, self.coming, self.resumption = None, "", None, None
-        self.is_tentative = False
+        self.tenure.forget()
+        self.coming = None
         self.copies.begin_again(None, is_listed=True)
         self.news.announce()
 
     def resume(self, lineage: Lineage, highest: int, epoch: int, *, anew: bool) -> None:
         """The live tree goes on as it is, under the lineage of who mounts it now. See ``began``."""
-        self.numbering.heard_of(highest)
-        if lineage != self._lineage or anew:
-            self._lineage = lineage
-            self._renumber = self._renumber or anew
+        if self.tenure.resume(lineage, self._number, highest, epoch, anew=anew):
             self.changes.announce()
-        self._own(epoch)
 
     async def renew(self, epoch: int) -> None:
         """This node goes on with a volume that it has mounted, under another epoch if that is a later one."""
-        if epoch > self.numbering.epoch and self.has_tree:
-            self._renumber = self._renumber or self.newest is not None
-            await trio.to_thread.run_sync(self._own, epoch)
+        if await self.tenure.renew(self._number, epoch):
             self.changes.announce()
-
-    def _own(self, epoch: int) -> None:
-        self.numbering.own(epoch)
-        self._record(self.lineage, self.newest.id.number if self.newest else 0)
 
     async def went_on_from(self, resumption: Resumption) -> None:
         """The tree goes on from a step, as those of all ranks of its job do."""
-        self.resumption, self.is_tentative, self.is_at_work = resumption, False, True
-        await trio.to_thread.run_sync(self._record, self.lineage, self.newest.id.number if self.newest else 0)
+        await self.tenure.went_on_from(resumption, self._number)
         if self.mountpoint is None:
             await trio.to_thread.run_sync(lives.begin, self.layout)
         self.news.announce()
 
-    def _next_id(self) -> SnapshotId:
-        try:
-            return SnapshotId(self.identity, self.numbering.next())
-        except FuseTierError:
-            if self.mountpoint is None:  # nobody asks whose it is: somebody else has gone on with it
-                self.superseded = "another node"
-            self.news.announce()
-            raise
-
     def exists_elsewhere(self, number: int) -> None:
         """Somebody has a snapshot of this number: ours must have another."""
-        self.numbering.heard_of(number)
+        self.tenure.numbering.heard_of(number)
         if self.newest is not None and number >= self.newest.id.number:
-            self._renumber = True
+            self.tenure.is_to_be_renumbered = True
             self.changes.announce()
 
     def state(self) -> str:
@@ -295,26 +263,19 @@ class Volume:
 
     async def take_snapshot_in_hand(self) -> Manifest | None:
         """As ``take_snapshot``, for who holds ``still``."""
-        if self.is_tentative:
+        if self.tenure.is_tentative:
             return self.newest
-        if self.superseded:
+        if self.tenure.superseded:
             raise FuseTierError(
-                f"{self.identity} was taken over by {self.superseded}, and no more snapshots are taken here: "
+                f"{self.identity} was taken over by {self.tenure.superseded}, and no more snapshots are taken here: "
                 "unmount it; a new mount continues with the files of there"
             )
         gate = await self._wait_for_gate()
         with self._ram.unfinished():
-            return await self._take_snapshot(gate)
-
-    async def _take_snapshot(self, gate: Gate) -> Manifest | None:
-        version, previous, started = self.changes.version, self.newest, trio.current_time()
-        snapshot = self._next_id()
-        manifest = await self._snapshotter.take(snapshot, self.lineage, gate, previous)
-        is_other = previous is not None and self._renumber
-        if is_other or await trio.to_thread.run_sync(is_worth_a_number, self.layout, previous, manifest):
-            previous = await self._commit(manifest, trio.current_time() - started)
-        self._seen = version
-        return previous
+            version = self.changes.version
+            newest = await self._taking.take(gate)
+            self._seen = version
+            return newest
 
     async def _wait_for_gate(self) -> Gate:
         with trio.move_on_after(Deadline.SUPERVISOR_CONNECT):
@@ -324,49 +285,9 @@ class Volume:
             raise FuseTierError(f"{self.identity}: its mount daemon is away; it is started again by itself")
         return self.gate
 
-    async def _commit(self, manifest: Manifest, seconds: float) -> Manifest:
-        failpoints.reached("snapshot.walked")
-        try:
-            self.copies.is_listed = await list_in_ram(self._ram, self.layout, manifest)
-        except SnapshotConflict as conflict:
-            # A replica that came from elsewhere has the number: take one above it, if the volume is still ours.
-            if self.mountpoint is None:
-                self.superseded = "another node"
-                raise
-            log.info("snapshot.renumbered", snapshot=str(manifest.id), reason=str(conflict))
-            self.numbering.heard_of(conflict.highest)
-            manifest = replace(manifest, id=self._next_id())
-            self.copies.is_listed = await list_in_ram(self._ram, self.layout, manifest)
-        number = manifest.id.number
-        failpoints.reached("snapshot.committed")
-        await trio.to_thread.run_sync(self._record, manifest.lineage, number)
-        failpoints.reached("snapshot.recorded")
-        self.numbering.heard_of(number)
-        self._renumber = False
-        self.copies.follow(manifest)
-        self.news.announce()
-        metrics.snapshot_taken(manifest.size)
-        metrics.committed(TierName.RAM)
-        metrics.durable(str(self.identity), TierName.RAM, manifest.created_ns)
-        log.info(
-            "snapshot.committed",
-            identity=str(self.identity),
-            snapshot=number,
-            entries=len(manifest.entries),
-            bytes=manifest.size,
-            seconds=round(seconds, 3),
-        )
-        return manifest
-
-    def _record(self, lineage: Lineage, number: int) -> None:
-        record = TreeRecord(
-            lineage, number, self.superseded, self.numbering.epoch, self.resumption, self.user, self.is_tentative
-        )
-        write_record(self.layout, record)
-
     async def list_newest(self) -> None:
         """What a restore was bringing is all here: the newest snapshot is as good as any in RAM."""
-        if self.newest is not None and not self.copies.is_listed and not self.is_to_be_renumbered:
+        if self.newest is not None and not self.copies.is_listed and not self.tenure.is_to_be_renumbered:
             self.copies.is_listed = await list_in_ram(self._ram, self.layout, self.newest)
 
     def demand(self, number: int) -> None:

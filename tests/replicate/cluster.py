@@ -129,7 +129,7 @@ class Neighbourhood:
 
     async def _supersede(self, volume: Volume, by: str) -> None:
         await trio.lowlevel.checkpoint()
-        volume.superseded = by
+        volume.tenure.superseded = by
         self.superseded.append(by)
 
     def change(self, name: str, **changes: object) -> None:

@@ -171,7 +171,7 @@ async def test_a_tree_that_was_left_behind_never_takes_a_number_above_those_that
     await _save(bench, "x")
     await trio.sleep(60)
     assert around.superseded
-    assert bench.volume.numbering.highest == 1
+    assert bench.volume.tenure.numbering.highest == 1
 
 
 async def test_nothing_is_surplus_while_somebody_lists_something_newer(
@@ -186,4 +186,4 @@ async def test_nothing_is_surplus_while_somebody_lists_something_newer(
     await around.peers[other].commit(Manifest(SnapshotId(IDENTITY, 20), LINEAGE, "z", 0, ROOT))
     await trio.sleep(120)
     assert await around.holders(20) == {other}
-    assert bench.volume.numbering.highest == 1
+    assert bench.volume.tenure.numbering.highest == 1

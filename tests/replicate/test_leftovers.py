@@ -27,7 +27,7 @@ async def around(bench: Bench, nursery: trio.Nursery) -> Neighbourhood:
 async def test_a_tree_that_was_left_behind_goes_when_a_newer_snapshot_is_elsewhere(
     around: Neighbourhood, bench: Bench, autojump_clock: MockClock
 ) -> None:
-    bench.volume.superseded = "b"
+    bench.volume.tenure.superseded = "b"
     await trio.sleep(120)
     assert (bench.tree / "a").exists()
     await around.peers["b"].commit(taken_by("b", 2))
@@ -42,7 +42,7 @@ async def test_a_tree_that_is_mounted_or_nobody_elses_stays(
 ) -> None:
     await around.peers["b"].commit(taken_by("b", 2))
     await trio.sleep(120)
-    bench.volume.superseded = "b"
+    bench.volume.tenure.superseded = "b"
     bench.volume.mountpoint = "/mnt"
     await trio.sleep(120)
     assert (bench.tree / "a").exists()

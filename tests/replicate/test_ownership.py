@@ -60,7 +60,7 @@ async def test_what_is_doubtful_and_another_nodes_is_superseded(around: Neighbou
 
 async def test_who_meets_a_number_of_a_later_epoch_asks_for_one_above_it(around: Neighbourhood, bench: Bench) -> None:
     bench.volume.exists_elsewhere(number_before(12) + 1)
-    bench.volume.numbering.is_exhausted = True
+    bench.volume.tenure.numbering.is_exhausted = True
     assert await around.ownership.is_ours(bench.volume)
     taken = await bench.volume.take_snapshot()
     assert taken is not None

@@ -59,7 +59,7 @@ async def test_no_snapshot_is_taken_of_a_tree_that_another_node_has_gone_on_with
     assert (bench.tree / "b").read_bytes() == b"b"
     restarted = again(bench)
     await restarted.load()
-    assert restarted.superseded == "b"
+    assert restarted.tenure.superseded == "b"
 
 
 async def test_what_nobody_else_has_goes_from_the_list_of_a_mounted_tree_that_was_superseded(
@@ -86,7 +86,7 @@ async def test_a_worker_that_finds_a_newer_copy_of_another_node_knows_that_its_t
     restarted = again(bench)
     await restarted.load()
     await find_successor(restarted, bench.ram)
-    assert restarted.superseded == "b"
+    assert restarted.tenure.superseded == "b"
     record = read_record(restarted.layout)
     assert record is not None
     assert record.superseded == "b"
@@ -99,5 +99,5 @@ async def test_a_snapshot_of_its_own_that_a_crash_left_without_a_record_is_no_su
     restarted = again(bench)
     await restarted.load()
     await find_successor(restarted, bench.ram)
-    assert not restarted.superseded
+    assert not restarted.tenure.superseded
     assert Path(restarted.layout.tree, "a").read_bytes() == b"a"

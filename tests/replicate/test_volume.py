@@ -91,7 +91,7 @@ async def test_snapshots_are_numbered_within_the_epoch_of_their_owner(bench: Ben
     assert second.entries == first.entries  # it counts as newer than what an owner in between may have saved
     again = Volume(IDENTITY, bench.ram, bench.layout, bench.volume.options, trio.CapacityLimiter(1))
     await again.load()
-    assert (again.numbering.epoch, again.newest) == (7, second)
+    assert (again.tenure.numbering.epoch, again.newest) == (7, second)
 
 
 @pytest.mark.parametrize("mountpoint", ["/mnt", None])
@@ -102,8 +102,8 @@ async def test_no_number_is_taken_that_is_of_a_later_owner(bench: Bench, mountpo
     bench.volume.exists_elsewhere(number_before(7) + 1)
     with pytest.raises(FuseTierError, match="before it is clear whose the volume is"):
         await bench.volume.take_snapshot()
-    assert bench.volume.numbering.is_exhausted
-    assert bool(bench.volume.superseded) is (mountpoint is None)  # nobody will ask for what is not mounted
+    assert bench.volume.tenure.numbering.is_exhausted
+    assert bool(bench.volume.tenure.superseded) is (mountpoint is None)  # nobody will ask for what is not mounted
 
 
 async def test_a_file_that_cannot_be_kept_fails_the_snapshot_with_its_own_error(
@@ -140,7 +140,7 @@ async def test_a_restarted_worker_knows_the_volume_from_the_ram_tier_alone(bench
     await again.load()
     assert again.newest == taken
     assert again.lineage == LINEAGE
-    assert again.numbering.highest == 1
+    assert again.tenure.numbering.highest == 1
     assert again.is_dirty  # until it has looked
     assert await again.take_snapshot() is again.newest
 
@@ -167,13 +167,13 @@ async def test_the_record_says_up_to_where_the_tree_has_come(bench: Bench) -> No
 
 
 async def test_who_has_a_volume_mounted_is_known_to_the_next_worker_too(bench: Bench) -> None:
-    bench.volume.user = "pod default/llama-0 (uid)"
+    bench.volume.tenure.user = "pod default/llama-0 (uid)"
     bench.volume.resume(bench.volume.lineage, 0, 7, anew=False)
     record = read_record(bench.volume.layout)
     assert record is not None and record.user == "pod default/llama-0 (uid)"
-    bench.volume.user = ""
+    bench.volume.tenure.user = ""
     await bench.volume.load()
-    assert bench.volume.user == record.user
+    assert bench.volume.tenure.user == record.user
 
 
 async def test_a_file_tells_on_which_tiers_it_is(bench: Bench) -> None:

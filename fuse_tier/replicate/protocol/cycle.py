@@ -154,7 +154,7 @@ class Cycle:
     async def _as_mounted(self, order: Order) -> _Step | None:
         """The step that the mount has brought: all ranks agreed on it then."""
         volume = self._volume
-        newest, resumption = volume.newest, volume.resumption
+        newest, resumption = volume.newest, volume.tenure.resumption
         if newest is None:
             return None
         if resumption is None and order.nodes > 1:
@@ -171,8 +171,8 @@ class Cycle:
     async def _agreed(self, order: Order) -> _Step | None:
         """The step that all ranks that start again now agree on."""
         volume, means = self._volume, self._means
-        volume.is_at_work = False
-        epoch = await means.claim(volume.identity, epoch_of(volume.numbering.highest))
+        volume.tenure.is_at_work = False
+        epoch = await means.claim(volume.identity, epoch_of(volume.tenure.numbering.highest))
         await volume.renew(epoch)
         asked = MountOrder(volume.identity, volume.lineage, volume.mountpoint or "", is_consistent=True)
 

@@ -43,7 +43,7 @@ class InPlace:
 
     async def begin_again(self, volume: Volume) -> None:
         """Returns when the tree is that of the step. Raises FuseTierError, OSError: the container may not go on."""
-        if volume.resumption is None or volume.framework or not self._means.membership.agrees_on_steps:
+        if volume.tenure.resumption is None or volume.framework or not self._means.membership.agrees_on_steps:
             return  # it goes on from its own newest files, or asks by the file protocol
         began = trio.current_time()
         with trio.move_on_after(Deadline.FRAMEWORK):
@@ -69,8 +69,8 @@ class _Beginning:
         if self._is_as_saved:
             await saved_in_hand(volume)
             await self._stage.begin()
-        volume.is_at_work = False
-        epoch = await means.claim(volume.identity, epoch_of(volume.numbering.highest))
+        volume.tenure.is_at_work = False
+        epoch = await means.claim(volume.identity, epoch_of(volume.tenure.numbering.highest))
         await volume.renew(epoch)
         asked = MountOrder(volume.identity, volume.lineage, volume.mountpoint or "", is_consistent=True)
         try:
@@ -81,7 +81,11 @@ class _Beginning:
             raise
         failpoints.reached("in_place.joined")
         await self._stage.end()
-        log.info("restart.in_place", identity=str(volume.identity), step=volume.resumption and volume.resumption.step)
+        log.info(
+            "restart.in_place",
+            identity=str(volume.identity),
+            step=volume.tenure.resumption and volume.tenure.resumption.step,
+        )
 
     async def _follow(self, agreed: Agreed) -> None:
         volume, verdict = self._volume, agreed.verdict
