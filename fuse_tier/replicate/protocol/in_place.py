@@ -81,11 +81,8 @@ class _Beginning:
             raise
         failpoints.reached("in_place.joined")
         await self._stage.end()
-        log.info(
-            "restart.in_place",
-            identity=str(volume.identity),
-            step=volume.tenure.resumption and volume.tenure.resumption.step,
-        )
+        resumption = volume.tenure.resumption
+        log.info("restart.in_place", identity=str(volume.identity), step=resumption and resumption.step)
 
     async def _follow(self, agreed: Agreed) -> None:
         volume, verdict = self._volume, agreed.verdict
