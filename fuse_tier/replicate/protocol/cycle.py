@@ -37,6 +37,7 @@ from fuse_tier.replicate.restore import Restorer
 from fuse_tier.replicate.steps import Report
 from fuse_tier.replicate.volume import Volume
 from fuse_tier.tiers.base import TierName
+from fuse_tier.wire.channel import ChannelClosed
 
 log = structlog.get_logger(__name__)
 
@@ -275,10 +276,15 @@ async def wait_until_all_is_here(volume: Volume) -> None:
 
 async def saved_in_hand(volume: Volume) -> None:
     """What is about to be swept is in a snapshot; for who holds ``still``. Raises FuseTierError, OSError."""
-    for _ in range(_TRIES):
-        await volume.take_snapshot_in_hand()
-        if not volume.is_dirty:
-            return
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            await volume.take_snapshot_in_hand()
+        except ChannelClosed:  # its daemon has died, and the next one is asked
+            if not tries_left:
+                raise
+        else:
+            if not volume.is_dirty:
+                return
         await trio.sleep(_AGAIN_SECONDS)
 
 
