@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -43,6 +43,8 @@ class Lineage:
     owner_uid: str = ""
     world_size: int = 0  # 0: not said
     topology: str = ""  # such as '3x512'; empty: not said
+    groups: int = 0  # of replicas that were declared to hold the same state, part for part; 0: nobody did
+    part: int = 0  # of that state, in this volume
     step_pattern: str = ""  # how the job names its steps (stepnames.py); empty: as frameworks do
 
     def __post_init__(self) -> None:
@@ -55,6 +57,23 @@ class Lineage:
             raise ConfigError(f"world size {self.world_size} is out of range")
         if self.step_pattern:
             check_pattern(self.step_pattern)
+        if not self.groups and not self.part:
+            return
+        is_shared = self.groups > 1 and self.world_size % self.groups == 0
+        if not is_shared or not 0 <= self.part < self.world_size // self.groups:
+            raise ConfigError(f"part {self.part} of {self.world_size} ranks in {self.groups} groups: there is none")
+
+    def as_declared(self, before: Lineage | None) -> Lineage:
+        """The same, of who mounts files: nobody knows yet what the job declares now, so they are what they were."""
+        if before is None or (before.run, before.world_size) != (self.run, self.world_size):
+            return self
+        return replace(self, groups=before.groups, part=before.part)
+
+    def sharing(self, groups: int, rank: int) -> Lineage:
+        """The same, of a rank that says that the ranks are that many groups which hold the same state."""
+        if groups < 2 or self.world_size % groups:
+            return replace(self, groups=0, part=0)
+        return replace(self, groups=groups, part=rank % (self.world_size // groups))
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +179,7 @@ _compact = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), allow_nan=
 
 def _header(manifest: Manifest) -> dict[str, Any]:
     lineage = manifest.lineage
+    shared = {"groups": lineage.groups, "part": lineage.part} if lineage.groups else {}
     fields: dict[str, Any] = {
         "fuse_tier_manifest": FORMAT,
         "identity": str(manifest.id.identity),
@@ -168,6 +188,7 @@ def _header(manifest: Manifest) -> dict[str, Any]:
         "owner_uid": lineage.owner_uid,
         "world_size": lineage.world_size,
         "topology": lineage.topology,
+        **shared,
         "node": manifest.node,
         "created_ns": manifest.created_ns,
         "entries": len(manifest.entries),
@@ -225,6 +246,8 @@ def _decode_header(fields: dict[str, Any], entries: tuple[Entry, ...]) -> Manife
         owner_uid=_take(fields, "owner_uid", str),
         world_size=_take(fields, "world_size", int),
         topology=_take(fields, "topology", str),
+        groups=_take(fields, "groups", int) if "groups" in fields else 0,
+        part=_take(fields, "part", int) if "part" in fields else 0,
         step_pattern=_take(fields, "step_pattern", str) if "step_pattern" in fields else "",
     )
     older_steps = tuple(_take(fields, "older_steps", list)) if "older_steps" in fields else ()

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 
-from fuse_tier.checkpoints import Saved
+from fuse_tier.checkpoints import Job, Saved
 from fuse_tier.coordinate.jobs import KnownJob
-from fuse_tier.epochs import epoch_of
+from fuse_tier.epochs import epoch_of, number_before
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Lineage
 from fuse_tier.restarts import Backup, Question, Resumption
@@ -42,12 +42,13 @@ def parts(
 ) -> dict[str, list[Saved]]:
     """What some nodes list of one run and shape that counts, by replica; ``but`` are volumes on nodes."""
     found: dict[str, dict[int, Saved]] = {}
+    of_shape = shape(lineage)
     for node in nodes:
         for identity, several in job.saved.get(node, {}).items():
-            if (node, identity) in but:
+            if but and (node, identity) in but:
                 continue
             for one in several:
-                if shape(one.lineage) != shape(lineage):
+                if shape(one.lineage) != of_shape:
                     continue
                 counting = one if be_it_bad else _what_counts(job, one)
                 if counting is not None:
@@ -98,14 +99,19 @@ def _last_restart(job: KnownJob, identity: Identity, run: str) -> Resumption | N
 
 def usable(question: Question, job: KnownJob) -> tuple[Backup, ...]:
     """Of the backups that an asker has seen those that count, and the one that is forced."""
-    run, identity = question.lineage.run, question.identity
-    return tuple(
-        one
-        for one in question.backups
-        if SnapshotId(identity, one.number) not in job.damaged
-        and not any(mark.is_on(run, one.step, one.number) for mark in job.marks)
-        and (one.step == question.forced or not _is_given_up(job, identity, run, one.step, one.number))
-    )
+    run, of_job = question.lineage.run, Job.of(question.identity)
+
+    def counts(one: Backup) -> bool:
+        identity = of_job.identity(one.partner) if one.partner else question.identity
+        # Of one that only partners have it is not said whose: all its snapshots have at least this epoch.
+        number = one.number or number_before(one.epoch)
+        if one.number and SnapshotId(identity, one.number) in job.damaged:
+            return False
+        if any(mark.is_on(run, one.step, number) for mark in job.marks):
+            return False
+        return one.step == question.forced or not _is_given_up(job, identity, run, one.step, number)
+
+    return tuple(filter(counts, question.backups))
 
 
 def other_shapes(job: KnownJob, lineage: Lineage) -> tuple[Lineage, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 import signal
 from collections.abc import Callable, Sequence
@@ -28,6 +29,7 @@ log = structlog.get_logger(__name__)
 _MOST_NODES = 20_000
 _DESCRIPTORS = 3  # of a connection: the node's, and two of the one to gRPC
 _OTHER_DESCRIPTORS = 256
+_COLLECT_AFTER = (20_000, 20, 20)  # containers made, and collections of the younger before one of the older
 
 
 async def run_coordinator(config: CoordinatorConfig) -> None:
@@ -73,6 +75,15 @@ async def serve_coordinator(
         await nursery.start(serving, services, str(config.listen), tls)
         log.info("coordinator.serving", address=str(config.listen), cluster=config.cluster, life=directory.life)
         task_status.started()
+
+
+def collect_seldom() -> None:
+    """Of this process: what reports replace goes by its count of references, and cycles are few.
+
+    Looking for cycles goes through all that is known of all nodes, which costs more than the reports themselves.
+    """
+    gc.freeze()
+    gc.set_threshold(*_COLLECT_AFTER)
 
 
 def _most_connections() -> int:

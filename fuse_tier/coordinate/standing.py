@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from fuse_tier.checkpoints import Job, Saved
-from fuse_tier.completeness import whole_steps
+from fuse_tier.completeness import has_every_part, producible_steps
 from fuse_tier.identity import SnapshotId
 from fuse_tier.manifest import Lineage
 from fuse_tier.standing import PEER, RAM, Standing
@@ -40,14 +40,24 @@ def standings(
             copied.add(saved.id)
     found: list[Standing] = []
     for (run, ranks, _), replicas in by_shape.items():
-        for step, parts in whole_steps({name: several.values() for name, several in replicas.items()}, ranks).items():
-            ids = {part.id for part in parts.values()}
-            tiers = tuple(tier for tier, holds in ((RAM, here), (PEER, copied)) if ids <= holds)
-            created_ns = max(part.created_ns for part in parts.values())
-            size = sum(part.size for part in parts.values())
-            is_bad = any((part, step) in bad for part in ids)
+        saved_by_replica = {name: several.values() for name, several in replicas.items()}
+        for step, by_replica in producible_steps(saved_by_replica, ranks).items():
+            parts = by_replica.values()
+            tiers = tuple(
+                tier
+                for tier, holds in ((RAM, here), (PEER, copied))
+                if _are_enough([part for part in parts if part.id in holds], ranks)
+            )
+            created_ns = max(part.created_ns for part in parts)
+            size = sum(part.size for part in parts)
+            is_bad = not _are_enough([part for part in parts if (part.id, step) not in bad], ranks)
             found.append(Standing(job, run, ranks, step, created_ns, size, tiers, is_bad))
     return tuple(found)
+
+
+def _are_enough(parts: Collection[Saved], ranks: int) -> bool:
+    """Whether all ranks can go on from these."""
+    return len(parts) == ranks or has_every_part(parts)
 
 
 def _shape(lineage: Lineage) -> tuple[str, int, str]:

@@ -22,10 +22,11 @@ from fuse_tier.checkpoints import Job
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import DeadlineExceeded, FuseTierError, IdentityBusy, TierRefused, TierUnavailable
 from fuse_tier.identity import Identity
-from fuse_tier.members import Domain, Location, Member, Report
+from fuse_tier.members import Domain, JobAddress, Location, Member, Report
 from fuse_tier.ram.layout import Layout
 from fuse_tier.replicate.correspondence import Correspondence
 from fuse_tier.replicate.own import OwnNode
+from fuse_tier.replicate.reporting import Reporting
 from fuse_tier.replicate.roster import RosterMembership, ask_holders
 from fuse_tier.replicate.terms import Terms
 from fuse_tier.restarts import Mark, Question, Resumption, Verdict
@@ -62,6 +63,7 @@ class CoordinatorMembership(RosterMembership):
         self._turn = trio.Lock()
         self._wanted = trio.Event()
         self._terms = Terms(layout)
+        self._reporting = Reporting(self._client)
         self._letters = Correspondence(own.cluster)
         self._clock = 0  # the highest epoch heard of
         self._doubtful: frozenset[Identity] = frozenset()
@@ -88,7 +90,7 @@ class CoordinatorMembership(RosterMembership):
         """See Membership."""
         started = False
         await trio.to_thread.run_sync(self._terms.load)
-        async with self._client:
+        async with self._client, self._reporting:
             while True:
                 self._wanted = trio.Event()
                 longest_pause = float("inf")
@@ -146,10 +148,10 @@ class CoordinatorMembership(RosterMembership):
         request = pb.CheckpointsRequest(job=str(job))
         return standings_from_wire((await self._client.call("Checkpoints", request, Deadline.CONTROL_CALL)).standings)
 
-    async def job_address(self, job: str) -> str:
+    async def job_address(self, job: str) -> JobAddress | None:
         """See Membership."""
         reply = await self._client.call("JobAddress", pb.JobAddressRequest(job=job), Deadline.CONTROL_CALL)
-        return str(reply.ip)
+        return JobAddress(reply.ip, reply.registered) if reply.ip else None
 
     async def join(self, identity: Identity, resumption: Resumption) -> None:
         """See Membership."""
@@ -270,7 +272,7 @@ class CoordinatorMembership(RosterMembership):
         )
         report = replace(report, lease_seconds=self._lease_seconds if self._letters.life else 0.0)
         request = self._letters.request(report, self._terms.highest)
-        reply: pb.ReportReply = await self._client.call("Report", request, self._report_deadline())
+        reply = await self._reporting.send(request, self._report_deadline())
         await self._terms.obey(reply.term, self._address)
         return reply, report
 

@@ -212,7 +212,11 @@ class NodeService:
 
     async def Plan(self, request: pb.PlanRequest, caller: Caller) -> pb.PlanReply:  # noqa: N802
         """From where a restore of these would come."""
-        parts = [Part(SnapshotId.parse(one.snapshot), one.bytes, one.in_bucket) for one in request.parts]
+        parts = []
+        for one in request.parts:
+            snapshot = SnapshotId.parse(one.snapshot)
+            taker = Identity.parse(one.taker) if one.taker else snapshot.identity
+            parts.append(Part(snapshot, one.bytes, one.in_bucket, taker))
         found = await self._planner.plan(parts, set(request.without))
         return pb.PlanReply(legs=map(_leg, found.legs), depth=found.depth)
 
@@ -229,7 +233,8 @@ def _leg(leg: Leg) -> pb.PlanLeg:
     sources = [
         pb.PlanSource(tier=one.tier.value, node=one.node, bytes=one.size, depth=one.depth) for one in leg.sources
     ]
-    return pb.PlanLeg(snapshot=str(leg.wanted.snapshot), at=leg.wanted.at, sources=sources)
+    wanted = leg.wanted
+    return pb.PlanLeg(snapshot=str(wanted.snapshot), at=wanted.at, sources=sources, taker=str(wanted.taker))
 
 
 def _is_consistent(request: pb.MountRequest) -> bool:
@@ -262,6 +267,8 @@ def _describe(manifest: Manifest, tiers: list[str], *, is_aside: bool = False) -
         step=saved.step,
         set_aside=is_aside,
         older_steps=saved.older,
+        groups=manifest.lineage.groups,
+        part=manifest.lineage.part,
     )
 
 

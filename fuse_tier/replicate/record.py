@@ -48,7 +48,9 @@ def read_record(volume: VolumeLayout) -> TreeRecord | None:
             fields["owner_uid"],
             fields["world_size"],
             fields["topology"],
-            fields.get("step_pattern", ""),
+            int(fields.get("groups", 0)),
+            int(fields.get("part", 0)),
+            step_pattern=fields.get("step_pattern", ""),
         )
         return TreeRecord(
             lineage,
@@ -87,6 +89,8 @@ def write_record(volume: VolumeLayout, record: TreeRecord) -> None:
         "owner_uid": lineage.owner_uid,
         "world_size": lineage.world_size,
         "topology": lineage.topology,
+        "groups": lineage.groups,
+        "part": lineage.part,
         "step_pattern": lineage.step_pattern,
         "number": record.number,
         "superseded": record.superseded,

@@ -71,6 +71,7 @@ class Tenure:
     def resume(self, lineage: Lineage, number: int, highest: int, epoch: int, *, anew: bool) -> bool:
         """The tree goes on as it is, under another lineage perhaps. Whether that makes another snapshot of it."""
         self.numbering.heard_of(highest)
+        lineage = lineage.as_declared(self._lineage)
         differs = lineage != self._lineage or anew
         self._lineage = lineage
         self.is_to_be_renumbered = self.is_to_be_renumbered or anew
@@ -84,6 +85,13 @@ class Tenure:
         self.is_to_be_renumbered = self.is_to_be_renumbered or bool(number)
         await trio.to_thread.run_sync(self._own, epoch, number)
         return True
+
+    async def declare(self, groups: int, rank: int, number: int) -> None:
+        """The job says that so many groups of its ranks hold the same state, and which rank has the tree."""
+        lineage = self.lineage.sharing(groups, rank)
+        if lineage != self._lineage:
+            self._lineage = lineage
+            await trio.to_thread.run_sync(self.record, number)
 
     async def went_on_from(self, resumption: Resumption, number: int) -> None:
         """The tree goes on from a step, as those of all ranks of its job do."""

@@ -196,6 +196,7 @@ class Volume:
         self.copies.begin_again(restored, is_listed=coming is None and not is_part)
         if restored is not None and not is_whole:
             self.in_use[restored.id.number] += 1
+        lineage = lineage.as_declared(restored.lineage if restored is not None else None)
         self.tenure.begin(lineage, self._number, highest, epoch, anew=anew or is_part, is_tentative=is_tentative)
         self.changes.announce()
         self.news.announce()
@@ -216,6 +217,10 @@ class Volume:
         """This node goes on with a volume that it has mounted, under another epoch if that is a later one."""
         if await self.tenure.renew(self._number, epoch):
             self.changes.announce()
+
+    async def declare(self, groups: int, rank: int) -> None:
+        """What is saved from now on is of a rank whose job says that so many groups of its ranks hold the same."""
+        await self.tenure.declare(groups, rank, self._number)
 
     async def went_on_from(self, resumption: Resumption) -> None:
         """The tree goes on from a step, as those of all ranks of its job do."""

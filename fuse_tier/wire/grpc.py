@@ -14,13 +14,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from queue import SimpleQueue
 from typing import Any, Self
 
 import grpc
 import grpc.aio
 import trio
 
-from fuse_tier.errors import FuseTierError, TierUnavailable
+from fuse_tier.errors import DeadlineExceeded, FuseTierError, TierUnavailable
 from fuse_tier.manifest import MAX_ENCODED_BYTES
 from fuse_tier.threads import run_interruptible
 from fuse_tier.wire import looping, statuses
@@ -78,7 +79,8 @@ async def serve(
     """Serves until cancelled; reports the bound port as started (0 for a unix socket).
 
     ``services`` are pairs of a generated ``add_XServicer_to_server`` and an object with ``async def
-    Name(self, request, caller: Caller)`` for each call, an async generator where the answer is a stream.
+    Name(self, request, caller: Caller)`` for each call, an async generator where the answer is a stream, a plain
+    function where each message of a stream is answered.
     ``address`` is HOST:PORT, or unix:/path, which is the owner's alone and has no TLS. Callers of another ``cluster``
     are refused. More than ``most_calls`` at once are turned away. Raises ConfigError when it can not be listened on.
     """
@@ -234,8 +236,22 @@ class Client:
         """
         return _Steps(
             self._start(name, "__call__", request, deadline_seconds),
-            lambda error: self._explain(error, name, deadline_seconds),
+            partial(self._explain, name=name, deadline_seconds=deadline_seconds),
             self._steps,
+        )
+
+    def converse(self, name: str) -> Conversation:
+        """Begins a call of which each message is answered. It is over once it is closed, or cannot be answered."""
+        messages: SimpleQueue[Any] = SimpleQueue()
+        call = self._start(name, "__call__", iter(messages.get, None), None)
+        channel = self._channel
+
+        def is_current() -> bool:
+            self._renew()
+            return self._channel is channel
+
+        return Conversation(
+            f"{name} at {self._address}", messages, call, is_current, partial(self._explain, name=name)
         )
 
     async def aclose(self) -> None:
@@ -261,6 +277,54 @@ class Client:
 
     def _closed(self) -> TierUnavailable:
         return TierUnavailable(f"the connection to {self._address} was closed here")
+
+
+class Conversation:
+    """Messages of one call, one at a time. With the first that is not answered it is over.
+
+    Answers end it with what their handler raised, or TierUnavailable, or DeadlineExceeded.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        messages: SimpleQueue[Any],
+        answers: Any,
+        is_current: Callable[[], bool],
+        explain: Callable[..., FuseTierError],
+    ) -> None:
+        self._name = name
+        self._messages = messages
+        self._answers = answers
+        self._is_current = is_current
+        self._explain = explain
+        self._limiter = trio.CapacityLimiter(1)
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it has not ended, and goes over a connection of the certificates of now."""
+        return bool(self._answers.is_active()) and self._is_current()
+
+    async def ask(self, message: Any, deadline_seconds: float) -> Any:
+        """One message, one answer."""
+        self._messages.put(message)
+        answer: Any = None
+        try:
+            with trio.move_on_after(deadline_seconds) as waiting:
+                take = partial(next, self._answers, None)
+                answer = await run_interruptible(take, self._answers.cancel, self._limiter)
+        except grpc.RpcError as error:
+            raise self._explain(error, deadline_seconds=deadline_seconds) from error
+        if waiting.cancelled_caught:
+            raise DeadlineExceeded(f"a message of {self._name} was not answered within {deadline_seconds:g} s")
+        if answer is None:
+            raise TierUnavailable(f"{self._name} was ended from there")
+        return answer
+
+    def close(self) -> None:
+        """Ends the call, if it has not ended."""
+        self._answers.cancel()
+        self._messages.put(None)  # for the thread that sends them
 
 
 class _Steps:

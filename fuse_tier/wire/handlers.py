@@ -1,6 +1,7 @@
 """From the loop in which gRPC brings requests into trio, where they are handled, and back.
 
-In the loop a request only waits for its task. Invariant: no handler outlives the nursery, nor its caller's
+In the loop a request only waits for its task. The messages of a stream of which each is answered have none: a plain
+function gives the answer at once, in trio. Invariant: no handler outlives the nursery, nor its caller's
 interest: it is cancelled when the caller goes away or its deadline passes.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import urllib.parse
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any, NoReturn
@@ -19,7 +20,8 @@ import grpc.aio
 import structlog
 import trio
 
-from fuse_tier.errors import FuseTierError, InvalidRequest, TierRefused
+from fuse_tier.deadlines import Deadline
+from fuse_tier.errors import FuseTierError, InvalidRequest, TierRefused, TierUnavailable
 from fuse_tier.wire import statuses
 from fuse_tier.wire.door import Caller
 from fuse_tier.wire.rejections import Rejections
@@ -29,6 +31,8 @@ log = structlog.get_logger(__name__)
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _STREAMED_AHEAD = 2  # answers that a caller has not taken yet
+_FEW = 100  # streams of which each message is answered; of more
+_MOMENT_SECONDS = 0.02  # messages that come within it are answered together
 
 CLUSTER_KEY = "fuse-tier-cluster"  # of a call's metadata: the cluster that the caller belongs to
 
@@ -46,7 +50,9 @@ class Adapter:
             return partial(_unimplemented, name)
         if inspect.isasyncgenfunction(method):
             return partial(self._bridge.stream, method)
-        return partial(self._bridge.unary, method)
+        if inspect.iscoroutinefunction(method):
+            return partial(self._bridge.unary, method)
+        return partial(self._bridge.converse, method)
 
 
 async def _unimplemented(name: str, request: object, context: Context) -> None:
@@ -108,13 +114,55 @@ class _Task:
             self._token.run_sync_soon(self._scope.cancel)
 
     def _settle(self, result: Any, failure: Exception | None) -> None:
-        if self.outcome.done():  # the caller has gone
-            return
-        if failure is not None:
-            self.outcome.set_exception(failure)
-        else:
-            self.outcome.set_result(result)
+        _settle(self.outcome, result, failure)
         self.answers.put_nowait(_END)
+
+
+class _Answers:
+    """What a plain function says in trio to messages that came within a moment, as the loop sees it.
+
+    To wake the other loop, and who waits behind it, costs more than an answer does: where there are many, those of a
+    moment go together.
+    """
+
+    def __init__(self) -> None:
+        """In the loop."""
+        self._loop = asyncio.get_running_loop()
+        self._asked: list[tuple[Callable[[], Any], asyncio.Future[Any]]] = []
+
+    def ask(self, work: Callable[[], Any]) -> asyncio.Future[Any]:
+        """In the loop: what it gives, or raises."""
+        outcome: asyncio.Future[Any] = self._loop.create_future()
+        self._asked.append((work, outcome))
+        return outcome
+
+    def give(self) -> None:
+        """In trio."""
+        given: list[tuple[asyncio.Future[Any], Any, Exception | None]] = []
+        for work, outcome in self._asked:
+            try:
+                given.append((outcome, work(), None))
+            except Exception as error:  # noqa: BLE001 - raised or logged by who waits for the outcome
+                given.append((outcome, None, error))
+        self._loop.call_soon_threadsafe(_settle_all, given)
+
+    def never(self) -> None:
+        """In the loop: nothing is served any more."""
+        _settle_all([(outcome, None, _Ended()) for _, outcome in self._asked])
+
+
+def _settle_all(given: Iterable[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:
+    for outcome, result, failure in given:
+        _settle(outcome, result, failure)
+
+
+def _settle(outcome: asyncio.Future[Any], result: Any, failure: Exception | None) -> None:
+    if outcome.done():  # the caller has gone
+        return
+    if failure is not None:
+        outcome.set_exception(failure)
+    else:
+        outcome.set_result(result)
 
 
 _END = object()
@@ -135,6 +183,8 @@ class Bridge:
         self._cluster = cluster
         self._refused = Rejections("control.request_refused")
         self._of_others = Rejections("peer.refused")
+        self._conversations = 0
+        self._answers: _Answers | None = None  # to messages of this moment
         self.nursery: trio.Nursery | None = None
 
     async def unary(self, method: Callable[..., Any], request: object, context: Context) -> Any:
@@ -145,7 +195,7 @@ class Bridge:
         task = _Task(self._token)
         self._start(task, method.__name__, lambda: method(request, caller))
         try:
-            return await self._wait(task, method.__name__, context)
+            return await self._wait(task.outcome, method.__name__, context)
         finally:
             task.cancel()
 
@@ -169,9 +219,48 @@ class Bridge:
             while (item := await task.answers.get()) is not _END:
                 yield item
                 task.soon(task.room.release)
-            await self._wait(task, method.__name__, context)
+            await self._wait(task.outcome, method.__name__, context)
         finally:
             task.cancel()
+
+    async def converse(self, method: Callable[..., Any], _: object, context: Context) -> None:
+        """Runs in the loop. Takes a message when the one before is answered, and the answer is on its way."""
+        caller = await self._caller(context)
+        await self._check_cluster(caller, context)
+        self._conversations += 1
+        try:
+            while (request := await self._heard(context)) is not grpc.aio.EOF:
+                outcome = self._ask_soon(partial(method, request, caller))
+                await context.write(await self._wait(outcome, method.__name__, context))
+        finally:
+            self._conversations -= 1
+
+    async def _heard(self, context: Context) -> Any:
+        try:
+            async with asyncio.timeout(Deadline.SILENCE):
+                return await context.read()
+        except TimeoutError:
+            await self._abort(TierUnavailable(f"nothing was said for {Deadline.SILENCE:g} s"), context)
+
+    def _ask_soon(self, work: Callable[[], Any]) -> asyncio.Future[Any]:
+        if self._answers is None:
+            self._answers = _Answers()
+            moment = _MOMENT_SECONDS if self._conversations > _FEW else 0.0
+            asyncio.get_running_loop().call_later(moment, self._have_answered)
+        return self._answers.ask(work)
+
+    def _have_answered(self) -> None:
+        """In the loop, a moment later."""
+        answers, self._answers = self._answers, None
+        if answers is None:
+            return
+        if self.nursery is None:
+            answers.never()
+            return
+        try:
+            self._token.run_sync_soon(answers.give)
+        except trio.RunFinishedError:
+            answers.never()
 
     async def _caller(self, context: Context) -> Caller:
         if self._callers is None:
@@ -200,9 +289,9 @@ class Bridge:
 
         task.soon(begin)
 
-    async def _wait(self, task: _Task, name: str, context: Context) -> Any:
+    async def _wait(self, outcome: asyncio.Future[Any], name: str, context: Context) -> Any:
         try:
-            return await task.outcome
+            return await outcome
         except _Ended:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the process is shutting down, or the caller has gone")
         except FuseTierError as error:

@@ -16,7 +16,7 @@ from fuse_tier.members import Domain, Holdings, Location, Member, Picture, Volum
 from fuse_tier.wire import control_pb2 as pb
 
 PROTOCOL = 1  # major version of control.proto: one of another is refused at Hello
-MINOR = 7  # grows when something is added, which is then used only with those who know it
+MINOR = 8  # grows when something is added, which is then used only with those who know it
 _LONGEST_LABEL = 253
 _LONGEST_USER = 1024
 

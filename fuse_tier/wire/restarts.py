@@ -32,6 +32,8 @@ def saves_to_wire(saved: Mapping[Identity, Iterable[Saved]]) -> list[pb.Saves]:
                     run=lineage.run,
                     world_size=lineage.world_size,
                     topology=lineage.topology,
+                    groups=lineage.groups,
+                    part=lineage.part,
                 ),
             )
             message.numbers.append(one.id.number)
@@ -51,7 +53,7 @@ def saves_from_wire(messages: Iterable[pb.Saves]) -> dict[Identity, tuple[Saved,
             raise InvalidRequest(
                 f"{message.identity}: {len(message.numbers)} snapshots and {len(message.steps)} steps"
             )
-        lineage = parse_lineage(message.run, message.world_size, message.topology)
+        lineage = parse_lineage(message)
         unsaid = [0] * len(message.numbers)
         times, sizes = message.created_ms or unsaid, message.bytes or unsaid
         if not len(times) == len(sizes) == len(message.numbers):
@@ -146,6 +148,10 @@ def question_to_wire(question: Question) -> pb.RestartRequest:
         bucket_silent=question.bucket_silent[:_LONGEST_REASON],
         lacking=question.lacking,
         forced=question.forced,
+        groups=lineage.groups,
+        part=lineage.part,
+        fills=question.fills,
+        lacking_partners=map(str, question.lacking_partners),
     )
 
 
@@ -158,40 +164,52 @@ def question_from_wire(message: pb.RestartRequest) -> Question:
         raise InvalidRequest(f"{identity}: it lacks what can be no snapshot")
     return Question(
         identity,
-        parse_lineage(message.run, message.world_size, message.topology),
+        parse_lineage(message),
         tuple(map(backup_from_wire, message.backups)),
         message.bucket_silent[:_LONGEST_REASON],
         tuple(message.lacking),
         parse_step(message.forced) if message.HasField("forced") else None,
+        message.fills,
+        tuple(map(_snapshot, message.lacking_partners)),
     )
 
 
 def verdict_to_wire(verdict: Verdict) -> pb.RestartReply:
     """The answer."""
     return pb.RestartReply(
-        restart=verdict.restart, step=verdict.step, number=verdict.number, others=verdict.others, wish=verdict.wish
+        restart=verdict.restart,
+        step=verdict.step,
+        number=verdict.number,
+        others=verdict.others,
+        wish=verdict.wish,
+        partner=verdict.partner,
     )
 
 
 def verdict_from_wire(message: pb.RestartReply) -> Verdict:
     """Raises InvalidRequest."""
     step = parse_step(message.step) if message.HasField("step") else None
-    if bool(message.number) != (step is not None) or message.number >= 1 << 63:
+    if (message.number and step is None) or message.number >= 1 << 63:
         raise InvalidRequest(f"step {step} is not snapshot {message.number}")
-    return Verdict(message.restart, step, message.number, tuple(message.others), message.wish[:_LONGEST_WISH])
+    partner = _partner(message.partner)
+    return Verdict(
+        message.restart, step, message.number, tuple(message.others), message.wish[:_LONGEST_WISH], partner
+    )
 
 
 def backup_to_wire(backup: Backup) -> pb.Backup:
     """A complete checkpoint in the bucket."""
-    return pb.Backup(step=backup.step, number=backup.number, epoch=backup.epoch, name=backup.name)
+    return pb.Backup(
+        step=backup.step, number=backup.number, epoch=backup.epoch, name=backup.name, partner=backup.partner
+    )
 
 
 def backup_from_wire(message: pb.Backup) -> Backup:
     """Raises InvalidRequest."""
-    if not 1 <= message.number < 1 << 63:
-        raise InvalidRequest(f"{message.number} is the number of no snapshot")
+    if message.number >= 1 << 63 or message.epoch > epochs.HIGHEST:
+        raise InvalidRequest(f"{message.number} is the number of no snapshot of epoch {message.epoch}")
     name = message.name if is_checkpoint_name(message.name) else ""
-    return Backup(parse_step(message.step), message.number, message.epoch, name)
+    return Backup(parse_step(message.step), message.number, message.epoch, name, _partner(message.partner))
 
 
 def parse_time(nanoseconds: int) -> int:
@@ -208,10 +226,29 @@ def _identity(text: str) -> Identity:
         raise InvalidRequest(str(error)) from None
 
 
-def parse_lineage(run: str, world_size: int, topology: str) -> Lineage:
+def _partner(replica: str) -> str:
+    if replica and not is_name(replica):
+        raise InvalidRequest(f"{replica[:80]!r} is no replica")
+    return replica
+
+
+def _snapshot(text: str) -> SnapshotId:
+    try:
+        return SnapshotId.parse(text)
+    except ConfigError as error:
+        raise InvalidRequest(str(error)) from None
+
+
+def parse_lineage(message: pb.Saves | pb.RestartRequest | pb.JobInBucketRequest) -> Lineage:
     """Raises InvalidRequest."""
     try:
-        return Lineage(run, world_size=world_size, topology=topology)
+        return Lineage(
+            message.run,
+            world_size=message.world_size,
+            topology=message.topology,
+            groups=message.groups,
+            part=message.part,
+        )
     except ConfigError as error:
         raise InvalidRequest(str(error)) from None
 

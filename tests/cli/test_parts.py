@@ -56,3 +56,18 @@ def test_parts_that_nobody_lists_now_are_missed() -> None:
         TierUnavailable, match="step 20 of default/llama is of 2 ranks, but snapshots of 1 are listed"
     ):
         choose_parts(JOB, None, [whole(20, "ram")], [listed(0, 3, 20)])
+
+
+def test_of_ranks_that_hold_the_same_one_serves_another_which_has_lost_its_part() -> None:
+    def part(replica: int, number: int, step: int) -> pb.Snapshot:
+        one = listed(replica, number, step)
+        one.groups, one.part = 2, replica % 2
+        return one
+
+    standing = Standing(Job("default", "llama"), "llama", 4, 20, 0, 0, ("ram",))
+    snapshots = [part(0, 2, 20), part(1, 4, 20), part(2, 6, 20), part(3, 1, 10)]
+    found = choose_parts(JOB, None, [standing], snapshots)
+    assert found.numbers == {"0": 2, "1": 4, "2": 6}
+    assert found.partners == {"0": ("2",), "1": (), "2": ("0",), "3": ("1",)}
+    with pytest.raises(TierUnavailable, match="of 4 ranks, but snapshots of 2 are listed"):
+        choose_parts(JOB, None, [standing], [part(0, 2, 20), part(2, 6, 20), part(3, 1, 10)])

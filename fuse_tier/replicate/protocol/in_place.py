@@ -89,7 +89,7 @@ class _Beginning:
         if not verdict.restart:
             return
         chosen = Chosen(None)
-        if verdict.number:
+        if verdict.number and not verdict.partner:
             chosen = await self._means.chooser.choose(
                 volume.identity, volume.lineage, verdict.number, known=volume.newest, step=verdict.step
             )
