@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import count
 
 import pytest
 from hypothesis import Phase, event, settings
@@ -95,6 +96,8 @@ class Jobs(RuleBasedStateMachine):
         self.records: list[dict[str, Saved]] = []
         self.steps_of_restarts: dict[int, int | None] = {}
         self.lost_at = 0.0  # when content was lost
+        self.contents: dict[tuple[SnapshotId, int], int] = {}  # of a snapshot's step: one number, one content
+        self.new_contents = count()
         self._begin_coordinator()
         self.time_passes(seconds=7)
         self.pods_are_begun_and_start(first=0, last=0)
@@ -174,6 +177,10 @@ class Jobs(RuleBasedStateMachine):
         before = rank.line[-1].steps if rank.line else ()
         older = tuple(one for one in before if one < step)[-_KEPT_BESIDE:]
         saved = Saved(SnapshotId(rank.identity, rank.highest), RUN, step, 0, older=older)
+        for one in saved.steps:
+            # What was lost, and is saved again, is another step of that number.
+            known = self.contents.get((rank.line[-1].id, one)) if rank.line else None
+            self.contents[saved.id, one] = next(self.new_contents) if known is None else known
         rank.line.append(saved)
         self.nodes[rank.node].listed.setdefault(rank.identity, {})[saved.id.number] = saved
         if not is_unheard:
@@ -462,18 +469,20 @@ class Jobs(RuleBasedStateMachine):
 
     def _restore(self, rank: Rank, verdict: Verdict, *, is_new: bool) -> None:
         rank.is_running, rank.verdict, rank.began = True, None, verdict.step
-        at = next((at for at, saved in enumerate(rank.line) if saved.id.number == verdict.number), None)
         if verdict.step is None:
             rank.line = []
             return
-        assert at is not None, f"{verdict.number} was given up"
-        found = rank.line[at]
-        is_as_it_was = at == len(rank.line) - 1 and found.step == verdict.step
-        del rank.line[at + 1 :]
+        chosen = SnapshotId(rank.identity, verdict.number)
+        own = [saved for saved in rank.line if verdict.step in saved.steps]
+        wanted = {self.contents[saved.id, verdict.step] for saved in own}
+        assert self.contents[chosen, verdict.step] in wanted, f"{chosen} has what was given up"
+        is_as_it_was = rank.line[-1].id == chosen and rank.line[-1].step == verdict.step
+        found = next((saved for saved in own if saved.id == chosen), own[-1])
+        del rank.line[rank.line.index(found) + 1 :]
         if found.step != verdict.step:
-            event("a rank goes on from a step of which a newer one stood beside")
+            event("a rank goes on from a step beside which a newer one stood")
             steps = tuple(step for step in found.steps if step <= verdict.step)
-            rank.line[at] = replace(found, step=verdict.step, older=steps[:-1])
+            rank.line[-1] = replace(found, step=verdict.step, older=steps[:-1])
         if not is_as_it_was and is_new:  # else its pod ends before that
             self._save(rank, verdict.step)  # going back is a new state
 
@@ -483,9 +492,10 @@ class Jobs(RuleBasedStateMachine):
         """The newest step that every rank has come through, of which every part is somewhere."""
         steps: list[set[int]] = []
         for rank in self.ranks.values():
-            held = {number for listed in self._in_ram(rank.identity) for number in listed}
-            # What was lost, and saved again since, is another step of that number.
-            steps.append({step for saved in rank.line if saved.id.number in held for step in saved.steps})
+            own = {self.contents[saved.id, step]: step for saved in rank.line for step in saved.steps}
+            held = [saved for listed in self._in_ram(rank.identity) for saved in listed.values()]
+            there = {self.contents[saved.id, step] for saved in held for step in saved.steps}
+            steps.append({step for content, step in own.items() if content in there})
         backed_up = {
             part.step
             for record in self.records
