@@ -21,7 +21,7 @@ from fuse_tier.coordinate.service import CoordinatorService
 from fuse_tier.members import Domain
 from fuse_tier.restarts import Wish
 from fuse_tier.wire.control_pb2_grpc import add_CoordinatorServicer_to_server
-from fuse_tier.wire.grpc import Service, serve
+from fuse_tier.wire.grpc import SELDOM_KEEPALIVE_SECONDS, Service, serve
 from fuse_tier.wire.tls import TlsFiles
 
 log = structlog.get_logger(__name__)
@@ -71,7 +71,12 @@ async def serve_coordinator(
         if config.metrics:
             await nursery.start(metrics.serve, config.metrics)
         services = [(add_CoordinatorServicer_to_server, service), *more]
-        serving = partial(serve, most_connections=_most_connections(), most_calls=2 * _MOST_NODES)
+        serving = partial(
+            serve,
+            most_connections=_most_connections(),
+            most_calls=2 * _MOST_NODES,
+            keepalive_seconds=SELDOM_KEEPALIVE_SECONDS,
+        )
         await nursery.start(serving, services, str(config.listen), tls)
         log.info("coordinator.serving", address=str(config.listen), cluster=config.cluster, life=directory.life)
         task_status.started()

@@ -79,6 +79,7 @@ class Daemon:
         self._link = Link(spec, self._changes, self._handles, arranging, depositor.settle, passthrough=passthrough)
         room = RoomAsker(self._nodes.root, self._link, depositor)
         self._content = Content(volume, Pins(layout, volume), self._link, room)
+        self._reservations = Reservations(spec, self._nodes, room)
         attributes = Attributes(spec, self._nodes, self._handles, self._content, self._link)
         self._operations = Operations(
             Parts(
@@ -90,7 +91,7 @@ class Daemon:
                 attributes=attributes,
                 link=self._link,
                 room=room,
-                reservations=Reservations(spec, self._nodes, room),
+                reservations=self._reservations,
                 share=Share(spec.share, volume.tree, self._changes),
                 arranging=arranging,
                 fsync=spec.fsync,
@@ -130,6 +131,8 @@ class Daemon:
         self._nodes.adopt(deposits)
         for file in self._handles.files.values():
             self._backings.adopt(file.inode, file.backing)
+            if file.backing and file.writing is not None:
+                self._reservations.passes(file.inode)  # what was reserved for it nobody has left word of
         probe = os.memfd_create("probe", os.MFD_CLOEXEC)
         try:
             self._backings.close_lost(safe.highest_backing, probe)

@@ -33,7 +33,7 @@ from fuse_tier.restarts import Mark, Question, Resumption, Verdict
 from fuse_tier.standing import Standing
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.control_pb2_grpc import CoordinatorStub, PeerStub
-from fuse_tier.wire.grpc import Client
+from fuse_tier.wire.grpc import SELDOM_KEEPALIVE_SECONDS, Client
 from fuse_tier.wire.members import (
     domain_from_wire,
     holdings_from_wire,
@@ -58,7 +58,7 @@ class CoordinatorMembership(RosterMembership):
     def __init__(self, own: OwnNode, address: str, layout: Layout) -> None:
         super().__init__(own)
         self._address = address
-        self._client = Client(address, CoordinatorStub, own.tls)
+        self._client = Client(address, CoordinatorStub, own.tls, keepalive_seconds=SELDOM_KEEPALIVE_SECONDS)
         self._sequence = itertools.count(1)
         self._turn = trio.Lock()
         self._wanted = trio.Event()

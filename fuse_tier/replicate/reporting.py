@@ -11,7 +11,8 @@ from typing import Self
 
 from fuse_tier.errors import UnknownCall
 from fuse_tier.wire import control_pb2 as pb
-from fuse_tier.wire.grpc import Client, Conversation
+from fuse_tier.wire.calls import Conversation
+from fuse_tier.wire.grpc import Client
 
 
 class Reporting:

@@ -123,6 +123,11 @@ class Volume:
         return self._snapshotter.is_settled
 
     @property
+    def held_seconds(self) -> float:
+        """For how long the job was held back for the last snapshot, or the last attempt at one."""
+        return self._snapshotter.held_seconds
+
+    @property
     def is_dirty(self) -> bool:
         """Whether the tree has changed since the newest snapshot."""
         has_changed = self.changes.version > self._seen or not self._snapshotter.is_settled

@@ -21,10 +21,10 @@ import grpc
 import grpc.aio
 import trio
 
-from fuse_tier.errors import DeadlineExceeded, FuseTierError, TierUnavailable
+from fuse_tier.errors import FuseTierError, TierUnavailable
 from fuse_tier.manifest import MAX_ENCODED_BYTES
-from fuse_tier.threads import run_interruptible
 from fuse_tier.wire import looping, statuses
+from fuse_tier.wire.calls import Conversation, Steps
 from fuse_tier.wire.door import MOST_CONNECTIONS, Door
 from fuse_tier.wire.door import Caller as Caller
 from fuse_tier.wire.handlers import CLUSTER_KEY, Adapter, Bridge
@@ -36,20 +36,20 @@ _MAX_MESSAGE_BYTES = MAX_ENCODED_BYTES + (1 << 16)
 MOST_CALLS = 256
 _MAX_WAITING_STREAMS = 64
 _PENDING = "grpc.server.max_pending_requests"
-_KEEPALIVE_MILLISECONDS = 10_000
+KEEPALIVE_SECONDS = 10.0  # without a byte from the other side of an open call: then it is asked whether it is there
+SELDOM_KEEPALIVE_SECONDS = 25.0  # where something is said over streams every twenty seconds: nobody need ask
 _KEEPALIVE_TIMEOUT_MILLISECONDS = 5_000
 
 _COMMON_OPTIONS = (
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-    ("grpc.keepalive_time_ms", _KEEPALIVE_MILLISECONDS),
     ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MILLISECONDS),
     ("grpc.http2.max_pings_without_data", 0),
 )
 _SERVER_OPTIONS = (
     *_COMMON_OPTIONS,
     ("grpc.so_reuseport", 0),  # two servers on one port would each get a part of the calls
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", _KEEPALIVE_MILLISECONDS // 2),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", int(1000 * KEEPALIVE_SECONDS / 2)),
 )
 _CLIENT_OPTIONS = (
     *_COMMON_OPTIONS,
@@ -74,6 +74,7 @@ async def serve(
     cluster: str = "",
     most_connections: int = MOST_CONNECTIONS,
     most_calls: int = MOST_CALLS,
+    keepalive_seconds: float = KEEPALIVE_SECONDS,
     task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serves until cancelled; reports the bound port as started (0 for a unix socket).
@@ -88,7 +89,8 @@ async def serve(
     async def make() -> grpc.aio.Server:
         # Else of those that come at once, some beyond a thousand are turned away before they are counted.
         pending = [(_PENDING, max(1000, most_calls)), (f"{_PENDING}_hard_limit", max(3000, 2 * most_calls))]
-        return grpc.aio.server(options=(*_SERVER_OPTIONS, *pending), maximum_concurrent_rpcs=most_calls)
+        options = (*_SERVER_OPTIONS, _keepalive(keepalive_seconds), *pending)
+        return grpc.aio.server(options=options, maximum_concurrent_rpcs=most_calls)
 
     server = await looping.do(make)
     try:
@@ -161,12 +163,14 @@ class Client:
         server_name: str | None = None,
         *,
         cluster: str = "",
+        keepalive_seconds: float = KEEPALIVE_SECONDS,
     ) -> None:
         self._address = address.removeprefix(UNIX)
         self._target = address
         self._make_stub = stub
         self._metadata = ((CLUSTER_KEY, cluster),) if cluster else ()
-        self._options = (*_CLIENT_OPTIONS, ("grpc.ssl_target_name_override", server_name or SERVER_NAME))
+        self._options = (*_CLIENT_OPTIONS, _keepalive(keepalive_seconds))
+        self._name = ("grpc.ssl_target_name_override", server_name or SERVER_NAME)
         is_plain = tls is None or address.startswith(UNIX)
         self._credentials = None if is_plain or tls is None else Renewing(tls, grpc_client_credentials)
         self._shown = self._credentials.current() if self._credentials is not None else None
@@ -177,9 +181,9 @@ class Client:
 
     def _connect(self) -> tuple[grpc.Channel, Any]:
         if self._shown is None:
-            channel = grpc.insecure_channel(self._target, options=_CLIENT_OPTIONS)
+            channel = grpc.insecure_channel(self._target, options=self._options)
         else:
-            channel = grpc.secure_channel(self._target, self._shown, options=self._options)
+            channel = grpc.secure_channel(self._target, self._shown, options=(*self._options, self._name))
         return channel, self._make_stub(channel)
 
     def _renew(self) -> None:
@@ -234,7 +238,7 @@ class Client:
 
         ``deadline_seconds`` is for the whole of it; None where the handler keeps its own.
         """
-        return _Steps(
+        return Steps(
             self._start(name, "__call__", request, deadline_seconds),
             partial(self._explain, name=name, deadline_seconds=deadline_seconds),
             self._steps,
@@ -279,72 +283,5 @@ class Client:
         return TierUnavailable(f"the connection to {self._address} was closed here")
 
 
-class Conversation:
-    """Messages of one call, one at a time. With the first that is not answered it is over.
-
-    Answers end it with what their handler raised, or TierUnavailable, or DeadlineExceeded.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        messages: SimpleQueue[Any],
-        answers: Any,
-        is_current: Callable[[], bool],
-        explain: Callable[..., FuseTierError],
-    ) -> None:
-        self._name = name
-        self._messages = messages
-        self._answers = answers
-        self._is_current = is_current
-        self._explain = explain
-        self._limiter = trio.CapacityLimiter(1)
-
-    @property
-    def is_usable(self) -> bool:
-        """Whether it has not ended, and goes over a connection of the certificates of now."""
-        return bool(self._answers.is_active()) and self._is_current()
-
-    async def ask(self, message: Any, deadline_seconds: float) -> Any:
-        """One message, one answer."""
-        self._messages.put(message)
-        answer: Any = None
-        try:
-            with trio.move_on_after(deadline_seconds) as waiting:
-                take = partial(next, self._answers, None)
-                answer = await run_interruptible(take, self._answers.cancel, self._limiter)
-        except grpc.RpcError as error:
-            raise self._explain(error, deadline_seconds=deadline_seconds) from error
-        if waiting.cancelled_caught:
-            raise DeadlineExceeded(f"a message of {self._name} was not answered within {deadline_seconds:g} s")
-        if answer is None:
-            raise TierUnavailable(f"{self._name} was ended from there")
-        return answer
-
-    def close(self) -> None:
-        """Ends the call, if it has not ended."""
-        self._answers.cancel()
-        self._messages.put(None)  # for the thread that sends them
-
-
-class _Steps:
-    """The answers of a stream. gRPC itself cancels a call of which nobody keeps the iterator."""
-
-    def __init__(
-        self, answers: Any, rebuild: Callable[[grpc.RpcError], FuseTierError], limiter: trio.CapacityLimiter
-    ) -> None:
-        self._answers = answers
-        self._rebuild = rebuild
-        self._limiter = limiter
-
-    def __aiter__(self) -> _Steps:
-        return self
-
-    async def __anext__(self) -> Any:
-        try:
-            step = await run_interruptible(partial(next, self._answers, None), self._answers.cancel, self._limiter)
-        except grpc.RpcError as error:
-            raise self._rebuild(error) from error
-        if step is None:
-            raise StopAsyncIteration
-        return step
+def _keepalive(seconds: float) -> tuple[str, int]:
+    return "grpc.keepalive_time_ms", int(1000 * seconds)

@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import urllib.parse
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, NoReturn
 
@@ -24,13 +23,13 @@ from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import FuseTierError, InvalidRequest, TierRefused, TierUnavailable
 from fuse_tier.wire import statuses
 from fuse_tier.wire.door import Caller
+from fuse_tier.wire.passages import END, Answers, Ended, Task, give_up
 from fuse_tier.wire.rejections import Rejections
 
 log = structlog.get_logger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-_STREAMED_AHEAD = 2  # answers that a caller has not taken yet
 _FEW = 100  # streams of which each message is answered; of more
 _MOMENT_SECONDS = 0.02  # messages that come within it are answered together
 
@@ -59,115 +58,6 @@ async def _unimplemented(name: str, request: object, context: Context) -> None:
     await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{name} is not served here")
 
 
-class _Ended(Exception):
-    """The handler was cancelled, or never begun."""
-
-
-class _Task:
-    """A handler in trio, as the loop sees it. ``outcome`` is settled once the handler has ended."""
-
-    def __init__(self, token: trio.lowlevel.TrioToken) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.outcome: asyncio.Future[Any] = self.loop.create_future()
-        self.answers: asyncio.Queue[Any] = asyncio.Queue()
-        self.room = trio.Semaphore(_STREAMED_AHEAD)
-        self._token = token
-        self._scope = trio.CancelScope()
-
-    async def attempt(self, work: Callable[[], Awaitable[Any]]) -> None:
-        """In trio: does it, and tells the loop what came of it."""
-        result: Any = None
-        failure: Exception | None = None
-        try:
-            with self._scope:
-                result = await work()
-            if self._scope.cancelled_caught:
-                failure = _Ended()
-        except Exception as error:  # noqa: BLE001 - raised or logged by who waits for the outcome
-            failure = _sole_cause(error)
-        except BaseException:
-            failure = _Ended()
-            raise
-        finally:
-            self.tell(partial(self._settle, result, failure))
-
-    def never(self) -> None:
-        """Nothing is served any more."""
-        self.tell(partial(self._settle, None, _Ended()))
-
-    def tell(self, action: Callable[[], object]) -> None:
-        """From trio to the loop, which lasts as long as the process."""
-        self.loop.call_soon_threadsafe(action)
-
-    def soon(self, action: Callable[[], object]) -> None:
-        """From the loop to trio, which may have ended."""
-        try:
-            self._token.run_sync_soon(action)
-        except trio.RunFinishedError:
-            self._settle(None, _Ended())
-
-    def cancel(self) -> None:
-        """From the loop: nobody is interested any more."""
-        if not self.outcome.cancel() and not self.outcome.cancelled():
-            self.outcome.exception()  # as if somebody had looked at it
-        with suppress(trio.RunFinishedError):
-            self._token.run_sync_soon(self._scope.cancel)
-
-    def _settle(self, result: Any, failure: Exception | None) -> None:
-        _settle(self.outcome, result, failure)
-        self.answers.put_nowait(_END)
-
-
-class _Answers:
-    """What a plain function says in trio to messages that came within a moment, as the loop sees it.
-
-    To wake the other loop, and who waits behind it, costs more than an answer does: where there are many, those of a
-    moment go together.
-    """
-
-    def __init__(self) -> None:
-        """In the loop."""
-        self._loop = asyncio.get_running_loop()
-        self._asked: list[tuple[Callable[[], Any], asyncio.Future[Any]]] = []
-
-    def ask(self, work: Callable[[], Any]) -> asyncio.Future[Any]:
-        """In the loop: what it gives, or raises."""
-        outcome: asyncio.Future[Any] = self._loop.create_future()
-        self._asked.append((work, outcome))
-        return outcome
-
-    def give(self) -> None:
-        """In trio."""
-        given: list[tuple[asyncio.Future[Any], Any, Exception | None]] = []
-        for work, outcome in self._asked:
-            try:
-                given.append((outcome, work(), None))
-            except Exception as error:  # noqa: BLE001 - raised or logged by who waits for the outcome
-                given.append((outcome, None, error))
-        self._loop.call_soon_threadsafe(_settle_all, given)
-
-    def never(self) -> None:
-        """In the loop: nothing is served any more."""
-        _settle_all([(outcome, None, _Ended()) for _, outcome in self._asked])
-
-
-def _settle_all(given: Iterable[tuple[asyncio.Future[Any], Any, Exception | None]]) -> None:
-    for outcome, result, failure in given:
-        _settle(outcome, result, failure)
-
-
-def _settle(outcome: asyncio.Future[Any], result: Any, failure: Exception | None) -> None:
-    if outcome.done():  # the caller has gone
-        return
-    if failure is not None:
-        outcome.set_exception(failure)
-    else:
-        outcome.set_result(result)
-
-
-_END = object()
-
-
 class Bridge:
     """From the pool's threads into the nursery and back. ``nursery`` is None while nothing is served.
 
@@ -184,7 +74,7 @@ class Bridge:
         self._refused = Rejections("control.request_refused")
         self._of_others = Rejections("peer.refused")
         self._conversations = 0
-        self._answers: _Answers | None = None  # to messages of this moment
+        self._answers: Answers | None = None  # to messages of this moment
         self.nursery: trio.Nursery | None = None
 
     async def unary(self, method: Callable[..., Any], request: object, context: Context) -> Any:
@@ -192,7 +82,7 @@ class Bridge:
         caller = await self._caller(context)
         if method.__name__ != "Hello":  # which tells more
             await self._check_cluster(caller, context)
-        task = _Task(self._token)
+        task = Task(self._token)
         self._start(task, method.__name__, lambda: method(request, caller))
         try:
             return await self._wait(task.outcome, method.__name__, context)
@@ -202,7 +92,7 @@ class Bridge:
     async def stream(self, method: Callable[..., Any], request: object, context: Context) -> AsyncIterator[Any]:
         """Runs in the loop."""
         caller = await self._caller(context)
-        task = _Task(self._token)
+        task = Task(self._token)
 
         async def work() -> None:
             generator = method(request, caller)
@@ -216,7 +106,7 @@ class Bridge:
 
         self._start(task, method.__name__, work)
         try:
-            while (item := await task.answers.get()) is not _END:
+            while (item := await task.answers.get()) is not END:
                 yield item
                 task.soon(task.room.release)
             await self._wait(task.outcome, method.__name__, context)
@@ -231,7 +121,10 @@ class Bridge:
         try:
             while (request := await self._heard(context)) is not grpc.aio.EOF:
                 outcome = self._ask_soon(partial(method, request, caller))
-                await context.write(await self._wait(outcome, method.__name__, context))
+                try:
+                    await context.write(await self._wait(outcome, method.__name__, context))
+                finally:
+                    give_up(outcome)
         finally:
             self._conversations -= 1
 
@@ -244,7 +137,7 @@ class Bridge:
 
     def _ask_soon(self, work: Callable[[], Any]) -> asyncio.Future[Any]:
         if self._answers is None:
-            self._answers = _Answers()
+            self._answers = Answers()
             moment = _MOMENT_SECONDS if self._conversations > _FEW else 0.0
             asyncio.get_running_loop().call_later(moment, self._have_answered)
         return self._answers.ask(work)
@@ -280,7 +173,7 @@ class Bridge:
             self._of_others.note("cluster", caller.address, str(error))
             await self._abort(error, context)
 
-    def _start(self, task: _Task, name: str, work: Callable[[], Awaitable[Any]]) -> None:
+    def _start(self, task: Task, name: str, work: Callable[[], Awaitable[Any]]) -> None:
         def begin() -> None:
             if self.nursery is None:
                 task.never()
@@ -292,7 +185,7 @@ class Bridge:
     async def _wait(self, outcome: asyncio.Future[Any], name: str, context: Context) -> Any:
         try:
             return await outcome
-        except _Ended:
+        except Ended:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the process is shutting down, or the caller has gone")
         except FuseTierError as error:
             if isinstance(error, InvalidRequest) and self._callers is not None:
@@ -305,10 +198,3 @@ class Bridge:
 
     async def _abort(self, error: FuseTierError, context: Context) -> NoReturn:
         await context.abort(statuses.code_of(error), statuses.details_of(error), statuses.metadata_of(error))
-
-
-def _sole_cause(error: Exception) -> Exception:
-    """What went wrong, without the groups that nurseries put around it."""
-    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
