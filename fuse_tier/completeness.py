@@ -14,18 +14,22 @@ from fuse_tier.manifest import Lineage
 
 
 def representatives(saved: Iterable[Saved]) -> dict[int | None, Saved]:
-    """Of one run of a volume: the last snapshot of each step.
+    """Of one run of a volume: the last snapshot of each step, else the first of a newer one that has it as well.
 
-    Those before it were taken in the middle of the save. A step higher than that of a later snapshot was given up:
-    the job has gone back, and when it comes to that step again it is another one.
+    Those before the last were taken in the middle of the save. A step higher than that of a later snapshot was given
+    up: the job has gone back, and when it comes to that step again it is another one.
     """
     last: dict[int | None, Saved] = {}
+    beside: dict[int | None, Saved] = {}
     for one in sorted(saved, key=lambda one: one.id.number):
         if one.step is not None:
-            for step in [step for step in last if step is not None and step > one.step]:
-                del last[step]
+            for known in (last, beside):
+                for step in [step for step in known if step is not None and step > one.step]:
+                    del known[step]
         last[one.step] = one
-    return last
+        for step in one.older:
+            beside.setdefault(step, one)
+    return beside | last
 
 
 def whole_steps(saved: Mapping[str, Iterable[Saved]], size: int) -> dict[int, dict[str, Saved]]:
@@ -33,12 +37,49 @@ def whole_steps(saved: Mapping[str, Iterable[Saved]], size: int) -> dict[int, di
 
     ``saved`` is what is known of each replica, of one run and one shape of the job.
     """
+    return {step: whole for step, whole in _by_step(saved).items() if len(whole) == size}
+
+
+def producible_steps(saved: Mapping[str, Iterable[Saved]], size: int) -> dict[int, dict[str, Saved]]:
+    """The steps from which all ``size`` ranks of a job can go on, as ``whole_steps``.
+
+    Beside those that are whole these are the ones of which replicas that were declared to hold the same state
+    have every part between them: what one of them has serves its partners. No replica need have lost anything.
+    """
+    return {
+        step: parts for step, parts in _by_step(saved).items() if len(parts) == size or has_every_part(parts.values())
+    }
+
+
+def has_every_part(parts: Collection[Saved]) -> bool:
+    """Whether snapshots of one step are all parts of a state that groups of replicas were declared to share."""
+    held: dict[tuple[int, int], set[int]] = {}
+    for one in parts:
+        if one.lineage.groups:
+            held.setdefault((one.lineage.world_size, one.lineage.groups), set()).add(one.lineage.part)
+    return any(len(found) == size // groups for (size, groups), found in held.items())
+
+
+def partner_of(lineage: Lineage, parts: Mapping[str, Saved]) -> str | None:
+    """The replica whose part of a step serves a rank of this lineage that has none; None: none does.
+
+    Of several the one that saved last, so that all who ask take the same.
+    """
+    found = [
+        (one.created_ns, replica)
+        for replica, one in parts.items()
+        if lineage.groups and (one.lineage.groups, one.lineage.part) == (lineage.groups, lineage.part)
+    ]
+    return max(found)[1] if found else None
+
+
+def _by_step(saved: Mapping[str, Iterable[Saved]]) -> dict[int, dict[str, Saved]]:
     parts: dict[int, dict[str, Saved]] = {}
     for replica, several in saved.items():
         for step, last in representatives(several).items():
             if step is not None:
                 parts.setdefault(step, {})[replica] = last
-    return {step: whole for step, whole in sorted(parts.items()) if len(whole) == size}
+    return dict(sorted(parts.items()))
 
 
 def find_complete(job: Job, listed: Collection[Saved], expected: Collection[str] = ()) -> tuple[Checkpoint, ...]:
@@ -48,7 +89,8 @@ def find_complete(job: Job, listed: Collection[Saved], expected: Collection[str]
     from elsewhere, such as those mounted now: they count as missing when they list nothing. Replicas of the same
     run and of the same world size and topology as the newest snapshot are one job; one that has grown or shrunk
     under the same run counts as another from then on. A job with several replicas whose trees name no step has no
-    checkpoints: nothing tells which of their snapshots belong together.
+    checkpoints: nothing tells which of their snapshots belong together. Replicas that were declared to hold the same
+    state stand in for each other (``has_every_part``).
     """
     if not listed:
         return ()
@@ -65,7 +107,11 @@ def find_complete(job: Job, listed: Collection[Saved], expected: Collection[str]
             by_step.setdefault(step, {})[replica] = last
     if len(replicas) > 1 or any(step is not None for step in by_step):
         by_step.pop(None, None)
-    whole = [_checkpoint(job, step, parts) for step, parts in by_step.items() if parts.keys() == replicas]
+    whole = [
+        _checkpoint(job, step, parts)
+        for step, parts in by_step.items()
+        if parts.keys() == replicas or has_every_part(parts.values())
+    ]
     # By time: a job that went back to an earlier step goes on from there.
     return tuple(sorted(whole, key=lambda checkpoint: (checkpoint.created_ns, checkpoint.step or 0)))
 
@@ -90,6 +136,7 @@ def newest_complete(
         checkpoint
         for checkpoint in complete
         if checkpoint.ids != newest.ids
+        and not (checkpoint.step == newest.step and checkpoint.ids > newest.ids)  # only partners have come
         and all(number >= before.get(replica, 0) for replica, number in checkpoint.snapshots.items())
     ]
     if not later:
@@ -101,7 +148,7 @@ def _checkpoint(job: Job, step: int | None, parts: Mapping[str, Saved]) -> Check
     latest = max(parts.values(), key=lambda one: (one.created_ns, one.id))
     return Checkpoint(
         job=job,
-        lineage=latest.lineage,
+        lineage=replace(latest.lineage, groups=0, part=0),
         step=step,
         created_ns=latest.created_ns,
         snapshots={replica: one.id.number for replica, one in parts.items()},

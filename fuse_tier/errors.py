@@ -58,6 +58,10 @@ class TierRefused(TierError):
     """The tier answers and says no: trying again will not help before somebody mends the cause."""
 
 
+class UnknownCall(TierRefused):
+    """The other side is of a version that has no such call."""
+
+
 class TierFull(TierError):
     """The tier has no room."""
 

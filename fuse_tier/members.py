@@ -47,6 +47,17 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
+class JobAddress:
+    """Where a training job's own coordinator is, as a node was told: of several the last that was registered counts.
+
+    ``registered`` is when, in nanoseconds since 1970, or one above what was known then: clocks differ. 0: not said.
+    """
+
+    address: str
+    registered: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class LocalFacts:
     """What a node says of itself besides its name and addresses."""
 
@@ -63,7 +74,7 @@ class LocalFacts:
     marks: frozenset[Mark] = frozenset()
     standings: tuple[Standing, ...] = ()  # of the steward: what is complete in the bucket
     failing: Mapping[Identity, str] = field(default_factory=dict)  # whose last backup failed, and why
-    job_addresses: Mapping[str, str] = field(default_factory=dict)  # of training jobs' own coordinators
+    job_addresses: Mapping[str, JobAddress] = field(default_factory=dict)  # of training jobs' own coordinators
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,7 +159,7 @@ def restored(seconds: float) -> None:
 
 
 def goodput_lost(identity: str, cause: str, seconds: float) -> None:
-    """A volume's job was ``saving``, or ``restoring``, for so long."""
+    """A volume's job was ``saving``, ``held`` back while its tree was read, or ``restoring``, for so long."""
     _goodput_lost.labels(identity, cause).inc(max(0.0, seconds))
 
 
@@ -212,7 +212,7 @@ def durable(identity: str, tier: str, created_ns: int) -> None:
 def forget_volume(identity: str) -> None:
     """The volume is none of this node's any more: its age is not our matter."""
     _ages.forget(identity)
-    for cause in ("saving", "restoring"):
+    for cause in ("saving", "held", "restoring"):
         with suppress(KeyError):
             _goodput_lost.remove(identity, cause)
 

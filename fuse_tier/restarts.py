@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from fuse_tier.checkpoints import Job
 from fuse_tier.epochs import epoch_of
-from fuse_tier.identity import Identity
+from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Lineage
 
 
@@ -23,6 +23,7 @@ class Resumption:
     step: int | None  # None: with no files
     epoch: int  # under which the volume was owned then: what has a lower one is of the life before
     wish: str = ""  # of a person's, which was followed then or before
+    is_over: bool = False  # nobody is at work with these files now
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class Backup:
     number: int
     epoch: int  # the lowest of its snapshots
     name: str = ""  # the date that it is called by, for people
+    partner: str = ""  # whose part it is, if the volume has none of its own; with number 0 it is still to be said
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,12 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A node that is to mount a volume of a job asks from which step it goes on."""
+    """A node that is to mount a volume of a job asks from which step it goes on.
+
+    Of a job whose replicas were declared to hold the same state a rank may have lost its part, and take a partner's.
+    Whose that is can be told when the job has said which rank it is, which may be after the mount: until then the
+    step alone is agreed on, and with ``fills`` it is asked for what belongs to it.
+    """
 
     identity: Identity
     lineage: Lineage  # its world size says how many ranks the job has
@@ -68,11 +75,14 @@ class Question:
     bucket_silent: str = ""  # why the bucket could not be asked; empty: it was, or there is none
     lacking: tuple[int, ...] = ()  # snapshots of this volume that are damaged, or that nobody has
     forced: int | None = None  # the step that a person wants
+    fills: int = 0  # the restart that the volume has joined without getting its files
+    lacking_partners: tuple[SnapshotId, ...] = ()  # as ``lacking``, of those that were told in its place
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The answer: ``number`` of ``step``; with ``number`` 0 no files at all.
+    """The answer: ``number`` of ``step``, of the volume's own or of its ``partner``'s; with ``number`` 0 no files,
+    or none yet, where there is a step (see ``Question``).
 
     ``restart`` 0 says that no tree of the job names a step: each rank takes its newest snapshot, and nothing is
     joined.
@@ -83,3 +93,4 @@ class Verdict:
     number: int = 0
     others: tuple[str, ...] = ()  # replicas that are mounted, and have not joined: they go on as they are
     wish: str = ""  # of a person's, that is followed with this, or was before
+    partner: str = ""  # the replica whose snapshot is taken; empty: the volume's own

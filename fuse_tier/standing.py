@@ -5,7 +5,7 @@ Values only, for people, metrics and Kubernetes; what a job goes on from is deci
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -35,9 +35,30 @@ class Standing:
     is_bad: bool = False  # marked so, or found to be damaged
 
     @property
+    def key(self) -> tuple[Job, str, int, int | None, int]:
+        """Two of which all this is the same tell of one checkpoint."""
+        return self.job, self.run, self.ranks, self.step, self.created_ns
+
+    @property
     def restorable(self) -> bool:
         """Whether a restart could go on from it now."""
         return bool(self.tiers) and not self.is_bad
+
+
+def changes(before: Sequence[Standing], now: Sequence[Standing]) -> tuple[list[Standing], list[Standing]]:
+    """What is to be said of ``now`` to whoever knows ``before``: those that are new or otherwise, and those gone."""
+    known = {one.key: one for one in before}
+    there = {one.key for one in now}
+    return [one for one in now if known.get(one.key) != one], [known[key] for key in known.keys() - there]
+
+
+def changed(before: Iterable[Standing], news: Iterable[Standing], gone: Iterable[Standing]) -> tuple[Standing, ...]:
+    """What ``changes`` was told of."""
+    found = {one.key: one for one in before}
+    for one in gone:
+        found.pop(one.key, None)
+    found.update((one.key, one) for one in news)
+    return tuple(found.values())
 
 
 def merged(standings: Iterable[Standing]) -> tuple[Standing, ...]:

@@ -27,6 +27,8 @@ MANAGER: Final = "fuse-tier-controller"
 APP: Final = {"k8s-app": "high-scale-checkpointing"}
 SELECTED: Final = {"labelSelector": ",".join(f"{key}={value}" for key, value in APP.items())}
 """Of the API server's collections: what is ours."""
+IMAGES_CONFIG_MAP: Final = "checkpoint-image-config"
+_CONFIG_MAPS: Final = frozenset({IMAGES_CONFIG_MAP, f"custom-{IMAGES_CONFIG_MAP}", "kube-root-ca.crt"})
 RANKS_SERVICE: Final = "high-scale-checkpointing-controller"
 
 JOBSETS: Final = "jobsets.jobset.x-k8s.io"
@@ -61,6 +63,11 @@ def daemonset_name(uid: str) -> str:
 def cleaner_name(uid: str) -> str:
     """Of the daemonset that leaves nothing of that configuration on nodes."""
     return f"multitier-cleaner-{uid}"
+
+
+def is_reserved_for_config_maps(name: str) -> bool:
+    """Whether a config map of that name in the driver's namespace means something to us, or to Kubernetes."""
+    return name in _CONFIG_MAPS or name.startswith((daemonset_name(""), cleaner_name("")))
 
 
 def certificates_names(uid: str) -> tuple[str, ...]:

@@ -41,11 +41,13 @@ def ranks(config_path: str, **flags: Any) -> None:
     from controller.ranks.server import run_ranks_server
     from controller.watching import connect
     from fuse_tier import logs
+    from fuse_tier.coordinate.server import collect_seldom
     from fuse_tier.deadlines import check_order
 
     check_order()
     serving = serving_of(config_path, flags)
     logs.configure("ranks", "")
+    collect_seldom()
     with connect(flags["kubeconfig_path"], "fuse-tier-ranks") as api:
         trio.run(run_ranks_server, api, serving)
 

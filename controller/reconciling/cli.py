@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from controller.driver.names import IMAGES_CONFIG_MAP
 from csi.services import DRIVER_NAME
 from fuse_tier.cli.reporting import run_and_exit
 
@@ -43,7 +44,7 @@ def _duration(name: str, default: str, text: str) -> Callable[[Command], Command
               help="Where all is made.")  # fmt: skip
 @click.option("--csi-service-account-name", default="gke-checkpointing-multitier-node", show_default=True,
               help="Of the driver's pods.")  # fmt: skip
-@click.option("--image-configmap-name", default="checkpoint-image-config", show_default=True,
+@click.option("--image-configmap-name", default=IMAGES_CONFIG_MAP, show_default=True,
               help="Config map that names the images.")  # fmt: skip
 @click.option("--driver-name", default=DRIVER_NAME, show_default=True, help="As the CSIDriver object has it.")
 @click.option("--ranks-server-port", type=click.IntRange(1, 65535), default=19346, show_default=True,

@@ -14,6 +14,7 @@ from fuse_tier.bench import (
     coordinating,
     fs_content,
     fs_names,
+    fs_replicating,
     fs_room,
     fs_survival,
     job,
@@ -40,6 +41,7 @@ def _rows_of_others() -> tuple[Row, ...]:
 ROWS = (
     *JOB_ROWS,
     *fs_content.ROWS,
+    *fs_replicating.ROWS,
     *fs_names.ROWS,
     *fs_survival.ROWS,
     *fs_room.ROWS,

@@ -1,15 +1,16 @@
 """What a coordinator takes of a processor, and how soon it knows everything again: rows of ``fuse-tier bench``.
 
-The coordinator is a process of its own, as it is deployed but for TLS. The nodes are simulated: each reports by the
-messages that a worker sends, over gRPC, at the pace that it is told, and saves a step a minute, of which another node
-gets a copy. They are one job, a rank each. Where fewer connections than nodes may be open, several share one.
+The coordinator is a process of its own, as it is deployed but for TLS. The nodes are simulated: each reports what a
+worker does (``Correspondence``), over a stream of its own, at the pace that it is told, and saves a step a minute, of
+which another node gets a copy. They are one job, a rank each. Where fewer connections than nodes may be open, several
+share one.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Final
 import trio
 
 from fuse_tier import epochs
-from fuse_tier.bench.fleet import Wire, connect, most_connections
+from fuse_tier.bench.fleet import connect, most_connections
 from fuse_tier.bench.frame import Figure, Row
 from fuse_tier.checkpoints import Job, Saved
 from fuse_tier.errors import FuseTierError, TierUnavailable
@@ -28,12 +29,13 @@ from fuse_tier.localcluster.ports import free_ports
 from fuse_tier.localcluster.services import LocalCoordinator
 from fuse_tier.manifest import Lineage
 from fuse_tier.members import Domain, LocalFacts, Report
+from fuse_tier.replicate.correspondence import Correspondence
 from fuse_tier.wire import control_pb2 as pb
-from fuse_tier.wire.reports import report_to_wire
 
-_REPORT: Final = "/fuse_tier.v1.Coordinator/Report"
+_REPORTS: Final = "/fuse_tier.v1.Coordinator/Reports"
 _SAVE_SECONDS: Final = 60.0
-_MEASURED_SECONDS: Final = 60.0
+_SPREAD_SECONDS: Final = 5.0  # until what came at once is spread
+_MEASURED_SECONDS: Final = 24.0  # more than a pause between reports; each node's minute has another beginning
 _AT_ONCE: Final = 64  # nodes that come up at one moment
 _RETRY_SECONDS: Final = 1.0  # as a worker does, and as long as it waits for more news
 _MERGED_PART: Final = 20
@@ -42,6 +44,25 @@ _LIMIT_CORES: Final = 0.5
 _LIMIT_RECOVERY_SECONDS: Final = 5.0
 _JOB: Final = Job("default", "llama")
 _GIB: Final = 1 << 30
+
+_Stream = Callable[[pb.ReportRequest], Awaitable[pb.ReportReply]]
+
+
+class _Letters(Correspondence):
+    """A worker's, but that a roster is not kept: ten thousand of ten thousand nodes are too many for one process."""
+
+    @property
+    def version(self) -> int:
+        """Of the roster that was told last."""
+        return self._roster_version
+
+    def enter(self, roster: bytes) -> int:
+        version: int = pb.Roster.FromString(roster).version
+        return version
+
+    def share(self, other: _Letters) -> None:
+        """Knows of everybody what the other one was told."""
+        self._roster_life, self._roster_version = other._roster_life, other._roster_version
 
 
 @dataclass(slots=True)
@@ -53,13 +74,10 @@ class _Node:
     epoch: int
     saved: dict[Identity, tuple[Saved, ...]] = field(default_factory=dict)
     sequence: int = 0
-    told: Report | None = None
-    life: str = ""
-    version: int = 0
-    lease_seconds: float = 5.0
-    pause_seconds: float = 1.0
+    letters: _Letters = field(default_factory=lambda: _Letters("default"))
+    term: int = 0
     news: trio.Event = field(default_factory=trio.Event)
-    knows: trio.Event = field(default_factory=trio.Event)  # the other nodes
+    heard: trio.Event = field(default_factory=trio.Event)
 
     @property
     def own(self) -> Identity:
@@ -93,33 +111,30 @@ class _Node:
             facts=facts,
             domain=Domain("zone", f"pool-{self.number // 500}", address),
             clock=self.epoch,
-            lease_seconds=self.lease_seconds,
+            lease_seconds=self.letters.lease_seconds if self.letters.life else 0.0,
         )
 
-    async def say(self, wire: Wire) -> None:
+    async def say(self, stream: _Stream) -> None:
         """Reports, once more where the coordinator does not know what has been told before."""
         while True:
             report = self.report()
-            request = report_to_wire(report, "default", self.told)
-            request.knows_roster, request.roster_life, request.roster_version = True, self.life, self.version
-            reply = await wire.call(_REPORT, request, pb.ReportReply)
+            reply = await stream(self.letters.request(report, self.term))
             if not reply.unknown:
                 break
-            self.told = None
-        self.told, self.life = report, reply.epoch
-        self.version = pb.Roster.FromString(reply.roster).version
-        if self.version:
-            self.knows.set()
-        self.lease_seconds, self.pause_seconds = reply.lease_seconds, reply.pause_seconds
+            self.letters.repeat()
+        self.letters.take(report, reply)
+        self.term = reply.term
+        self.heard.set()
+        self.heard = trio.Event()
 
-    async def live(self, wire: Wire) -> None:
+    async def live(self, stream: _Stream) -> None:
         """Reports whenever it is due, or something is new. Raises TierUnavailable with the connection."""
         while True:
-            with trio.move_on_after(self.pause_seconds):
+            with trio.move_on_after(self.letters.pause_seconds):
                 await self.news.wait()
-            await trio.sleep(self.pause_seconds / _MERGED_PART)
+            await trio.sleep(self.letters.pause_seconds / _MERGED_PART)
             self.news = trio.Event()
-            await self.say(wire)
+            await self.say(stream)
 
 
 class _Fleet:
@@ -148,11 +163,15 @@ class _Fleet:
         with trio.fail_after(_PATIENCE_SECONDS):
             await self._all_report.wait()
 
-    async def until_all_know_of_all(self) -> None:
-        """Returns when every node has been told of the others, which takes its time where there are many."""
+    async def share_the_roster(self) -> None:
+        """One node is told of all others, and the rest knows what it was told: one after another takes a minute."""
+        first, *others = self.nodes
         with trio.fail_after(_PATIENCE_SECONDS):
-            for node in self.nodes:
-                await node.knows.wait()
+            while first.letters.version < len(self.nodes):
+                first.news.set()
+                await first.heard.wait()
+        for node in others:
+            node.letters.share(first.letters)
 
     def _parts(self) -> list[list[_Node]]:
         connections = most_connections(len(self.nodes))
@@ -166,13 +185,14 @@ class _Fleet:
                 async with trio.open_nursery() as nursery:
                     async with places:
                         wire = await connect(self._host, self._port, nursery)
-                        for node in nodes:
-                            await node.say(wire)
+                        streams = [wire.converse(_REPORTS, pb.ReportReply) for _ in nodes]
+                        for node, stream in zip(nodes, streams, strict=True):
+                            await node.say(stream)
                             self._count(is_first)
                     is_first = False
                     await self._all_report.wait()  # else those that are up already slow down who comes
-                    for node in nodes:
-                        nursery.start_soon(node.live, wire)
+                    for node, stream in zip(nodes, streams, strict=True):
+                        nursery.start_soon(node.live, stream)
             except* TierUnavailable:
                 await trio.sleep(_RETRY_SECONDS)
 
@@ -209,8 +229,8 @@ async def _share_of_a_core(directory: Path) -> Figure:
         fleet = _Fleet(coordinator.address, 10_000)
         await fleet.begin(nursery)
         nursery.start_soon(fleet.save)
-        await fleet.until_all_know_of_all()
-        await trio.sleep(_SAVE_SECONDS / 4)  # until what came at once is spread
+        await fleet.share_the_roster()
+        await trio.sleep(_SPREAD_SECONDS)
         begun, used = time.perf_counter(), _processor_seconds(coordinator.family.pid)
         await trio.sleep(_MEASURED_SECONDS)
         share = (_processor_seconds(coordinator.family.pid) - used) / (time.perf_counter() - begun)

@@ -1,8 +1,8 @@
 """Thousands of nodes in one process, as a server sees them: connections of their own, and gRPC's messages over them.
 
 A channel of gRPC's takes 100 KB and its share of a thread, so that ten thousand would be measured rather than the
-server. What is here speaks just so much HTTP/2 (RFC 9113) as a unary call needs, with headers as they are (RFC
-7541, 6.2.2), and reads no header: an answer without a message is a failed call.
+server. What is here speaks just so much HTTP/2 (RFC 9113) as calls of small messages need, with headers as they are
+(RFC 7541, 6.2.2), and reads no header: a call that ends without a message has failed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import resource
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final, Protocol, TypeVar
 
@@ -27,6 +27,7 @@ _INITIAL_WINDOW_SIZE: Final = 0x4
 _OTHER_DESCRIPTORS: Final = 512
 _RECEIVED_AT_ONCE: Final = 1 << 16
 _LARGEST_FRAME: Final = 1 << 14
+_PREFIX: Final = struct.Struct(">BI")  # of a message: not compressed, and its length
 
 
 class _Message(Protocol):
@@ -36,32 +37,81 @@ class _Message(Protocol):
 Answer = TypeVar("Answer")
 
 
+class _Received:
+    """What has come of one call."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+        self._is_over = False
+        self._more = trio.Event()
+
+    def add(self, part: bytes) -> None:
+        self._bytes += part
+        self._more.set()
+
+    def end(self) -> None:
+        self._is_over = True
+        self._more.set()
+
+    async def message(self) -> bytes | None:
+        """The next one; None: there is none."""
+        while True:
+            self._more = trio.Event()
+            if len(self._bytes) >= _PREFIX.size:
+                length = _PREFIX.size + _PREFIX.unpack_from(self._bytes)[1]
+                if len(self._bytes) >= length:
+                    found = bytes(self._bytes[_PREFIX.size : length])
+                    del self._bytes[:length]
+                    return found
+            if self._is_over:
+                return None
+            await self._more.wait()
+
+
 class Wire:
     """One connection."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
         self._ids = itertools.count(1, 2)
-        self._waiting: dict[int, tuple[trio.Event, bytearray]] = {}
+        self._received: dict[int, _Received] = {}
         self._sending = trio.Lock()
         self._broken = ""
 
     async def call(self, path: str, request: _Message, answer: type[Answer]) -> Answer:
         """One unary call, such as ``/fuse_tier.v1.Coordinator/Report``. Raises TierUnavailable, whatever failed."""
+        number, received = self._begin()
+        return await self._ask(number, received, _headers_frame(number, path), request, answer, path, _END_STREAM)
+
+    def converse(self, path: str, answer: type[Answer]) -> Callable[[_Message], Awaitable[Answer]]:
+        """A call of which each message is answered: what takes one, and gives the answer. Raises TierUnavailable."""
+        number, received = self._begin()
+        opening = [_headers_frame(number, path)]
+
+        async def ask(request: _Message) -> Answer:
+            return await self._ask(number, received, opening.pop() if opening else b"", request, answer, path, 0)
+
+        return ask
+
+    def _begin(self) -> tuple[int, _Received]:
+        number = next(self._ids)
+        received = self._received[number] = _Received()
+        return number, received
+
+    async def _ask(
+        self, number: int, received: _Received, before: bytes, request: _Message, answer: type[Answer],
+        path: str, flags: int,
+    ) -> Answer:  # fmt: skip
         message = request.SerializeToString()
-        body = struct.pack(">BI", 0, len(message)) + message
-        number, done, received = next(self._ids), trio.Event(), bytearray()
-        self._waiting[number] = (done, received)
-        frames = [_frame(_HEADERS, _END_HEADERS, number, _headers(path))]
+        body = _PREFIX.pack(0, len(message)) + message
         parts = [body[at : at + _LARGEST_FRAME] for at in range(0, len(body), _LARGEST_FRAME)]
-        frames += [_frame(_DATA, _END_STREAM * (part is parts[-1]), number, part) for part in parts]
-        await self._send(b"".join(frames))
-        await done.wait()
-        if len(received) < struct.calcsize(">BI"):
+        frames = [_frame(_DATA, flags * (part is parts[-1]), number, part) for part in parts]
+        await self._send(before + b"".join(frames))
+        if (found := await received.message()) is None:
             raise TierUnavailable(f"{path} failed{': ' + self._broken if self._broken else ''}")
         parsed: Any = answer
-        found: Answer = parsed.FromString(bytes(received[5:]))
-        return found
+        made: Answer = parsed.FromString(found)
+        return made
 
     async def _send(self, what: bytes) -> None:
         async with self._sending:
@@ -87,12 +137,12 @@ class Wire:
         except (trio.BrokenResourceError, trio.ClosedResourceError, TierUnavailable):
             pass  # told to all that wait, below
         self._broken = self._broken or "the connection ended"
-        for done, _ in self._waiting.values():
-            done.set()
+        for received in self._received.values():
+            received.end()
 
     async def _take(self, kind: int, flags: int, number: int, payload: bytes) -> None:
         if kind == _DATA:
-            self._waiting[number][1].extend(payload)
+            self._received[number].add(payload)
         elif kind == _SETTINGS and not flags & _ACK:
             await self._send(_frame(_SETTINGS, _ACK, 0, b""))
         elif kind == _PING and not flags & _ACK:
@@ -100,7 +150,7 @@ class Wire:
         elif kind == _GOAWAY:
             self._broken = f"the server goes away: {payload[8:].decode(errors='replace')}"
         if number and (kind == _RST or (kind in (_DATA, _HEADERS) and flags & _END_STREAM)):
-            self._waiting.pop(number)[0].set()
+            self._received.pop(number).end()
 
 
 @asynccontextmanager
@@ -136,6 +186,10 @@ async def _keep(stream: trio.SocketStream, wire: Wire) -> None:
 
 def _frame(kind: int, flags: int, number: int, payload: bytes) -> bytes:
     return len(payload).to_bytes(3, "big") + struct.pack(">BBI", kind, flags, number) + payload
+
+
+def _headers_frame(number: int, path: str) -> bytes:
+    return _frame(_HEADERS, _END_HEADERS, number, _headers(path))
 
 
 def _headers(path: str) -> bytes:

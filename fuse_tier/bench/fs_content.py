@@ -20,8 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import trio
-
 from fuse_tier.bench.frame import Figure, Row, alternating
 from fuse_tier.bench.nodes import at_rest, in_thread, mounted, settled, until_room
 from fuse_tier.bench.places import (
@@ -30,18 +28,15 @@ from fuse_tier.bench.places import (
     TRIAL_BYTES,
     fastest_tmpfs,
     huge_pages,
-    tmpfs,
     warm,
     write_file,
-    write_files,
 )
 from fuse_tier.localcluster import LocalNode
 
 PASSTHROUGH_NEEDS_ROOT: Final = "passthrough takes CAP_SYS_ADMIN"
 _WRITERS: Final = 4
-_WARM_BYTES: Final = 7 * GIB  # what one run of ours and one of the tmpfs use together
-_ALONE_SECONDS: Final = 1.0
-_SETTLE_SECONDS: Final = 0.05
+_WRITE_RUNS: Final = 9  # of a fraction of a second each, in which whatever else wakes up on the machine shows
+WARM_BYTES: Final = 7 * GIB  # what one run of ours and one of the tmpfs use together, at most
 
 
 def _write_a_trial(path: Path) -> float:
@@ -50,12 +45,12 @@ def _write_a_trial(path: Path) -> float:
 
 @asynccontextmanager
 async def _beside_a_tmpfs(
-    directory: Path, passthrough: str = "on", trial: Callable[[Path], float] = _write_a_trial
+    directory: Path, passthrough: str = "on", trial: Callable[[Path], float] = _write_a_trial, tier_gib: int = 5
 ) -> AsyncIterator[tuple[LocalNode, Path, Path]]:
     """A node, where its volume is mounted, and the tmpfs to compare with: the one on which ``trial`` is faster."""
-    with fastest_tmpfs(directory, _WARM_BYTES, trial) as plain:
+    with fastest_tmpfs(directory, WARM_BYTES, trial) as plain:
         one: dict[str, Any] = {
-            "ram_size": "5GiB",
+            "ram_size": f"{tier_gib}GiB",
             "coordinator": False,
             "passthrough": passthrough,
             "keep": {"ram": 1},
@@ -65,24 +60,29 @@ async def _beside_a_tmpfs(
 
 
 async def _write(directory: Path, writers: int, passthrough: str) -> Figure:
-    """New files of 1 GiB together, each writer its own, in blocks of 1 MiB: from the creating to the last close.
+    """New files of 1 GiB, each writer its own, in blocks of 1 MiB: from the first creating to the last close.
 
-    Of names that nobody knows a predecessor of: what is reserved for others shows in ``fs.write.first``.
+    Of names that nobody knows a predecessor of: what is reserved for others shows in ``fs.write.first``. Before each
+    turn, ours and the tmpfs', the node is at rest, and as much memory was touched and freed just now: in the seconds
+    until then the machine's host may have taken it back.
     """
     block = os.urandom(BLOCK_BYTES)
-    async with _beside_a_tmpfs(directory, passthrough) as (node, mount, plain):
+    async with _beside_a_tmpfs(directory, passthrough, tier_gib=3 + 2 * writers) as (node, mount, plain):
         names = (f"file-{_in_letters(number)}" for number in itertools.count())
 
         async def write(place: Path) -> float:
             paths = [place / next(names) for _ in range(writers)]
-            seconds = await in_thread(_write_at_once, paths, GIB // writers, block)
+            await at_rest(node)
+            await in_thread(warm, plain, writers * GIB)
+            seconds = await in_thread(_write_at_once, paths, GIB, block)
             await settled(node, "ram")
             for path in paths:
                 path.unlink()
             await settled(node, "ram")
-            return GIB / seconds / 1e9
+            return writers * GIB / seconds / 1e9
 
-        return replace(await alternating(partial(write, mount), partial(write, plain)), beside=huge_pages(plain))
+        figure = await alternating(partial(write, mount), partial(write, plain), _WRITE_RUNS)
+        return replace(figure, beside=huge_pages(plain))
 
 
 def _in_letters(number: int) -> str:
@@ -188,93 +188,6 @@ def _read_mapped(path: Path) -> float:
     return time.perf_counter() - begun
 
 
-async def _write_while_replicating(directory: Path) -> Figure:
-    """A file that is held open is written again and again, while others are hashed and copied to a peer; and alone.
-
-    The writer opens and closes nothing meanwhile, so it delays no snapshot, and is no part of one.
-    """
-    settings: dict[str, Any] = {
-        "passthrough": "on",
-        "keep": {"ram": 1},
-        "encryptPeerTraffic": False,
-        "settle": _SETTLE_SECONDS,
-    }
-    with tmpfs(directory, _WARM_BYTES) as plain:
-        await in_thread(warm, plain, _WARM_BYTES - GIB)
-    async with mounted(directory / "c", ["a", "b"], ram_size="5GiB", **settings) as (cluster, mount):
-        node, step = cluster["a"], 0
-        await in_thread(write_file, mount / "held", GIB // 4, os.urandom(BLOCK_BYTES))
-        writer = _Rewriter(mount / "held")
-
-        async def beside_copying() -> float:
-            nonlocal step
-            step += 1
-            for each in cluster:
-                await until_room(each, GIB + GIB // 2)
-            await in_thread(write_files, mount / f"step{step}", 8, GIB // 8)
-            async with _writing(writer):
-                await trio.sleep(_SETTLE_SECONDS)
-                begun = time.perf_counter()
-                await settled(node, "peer")
-                rate = writer.rate(begun)
-            await in_thread(shutil.rmtree, mount / f"step{step}")
-            await settled(node, "peer")
-            return rate
-
-        async def alone() -> float:
-            async with _writing(writer):
-                begun = time.perf_counter()
-                await trio.sleep(_ALONE_SECONDS)
-                return writer.rate(begun)
-
-        try:
-            return await alternating(beside_copying, alone)
-        finally:
-            writer.close()
-
-
-class _Rewriter:
-    """Writes a file in place, from its start to its end and anew, until it is told to stop."""
-
-    def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        self._blocks = os.fstat(self._fd).st_size // BLOCK_BYTES
-        self._written: list[float] = []  # when, for each block
-        self.told = threading.Event()
-
-    def write_until_told(self) -> None:
-        """Blocks."""
-        block = os.urandom(BLOCK_BYTES)
-        self._written.clear()
-        for number in itertools.cycle(range(self._blocks)):
-            if self.told.is_set():
-                return
-            os.pwrite(self._fd, block, number * BLOCK_BYTES)
-            self._written.append(time.perf_counter())
-
-    def rate(self, since: float) -> float:
-        """Since then, in GB/s."""
-        ended = time.perf_counter()
-        written = sum(since <= moment <= ended for moment in self._written)
-        return written * BLOCK_BYTES / (ended - since) / 1e9
-
-    def close(self) -> None:
-        """After it has stopped."""
-        os.close(self._fd)
-
-
-@asynccontextmanager
-async def _writing(writer: _Rewriter) -> AsyncIterator[None]:
-    """It writes until the block is left, however that comes about."""
-    writer.told.clear()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(in_thread, writer.write_until_told)
-        try:
-            yield
-        finally:
-            writer.told.set()
-
-
 ROWS: Final = (
     *(
         Row(
@@ -302,12 +215,5 @@ ROWS: Final = (
             PASSTHROUGH_NEEDS_ROOT,
         )
         for name, mapped in (("seq", False), ("mmap", True))
-    ),
-    Row(
-        "fs.write.replicating",
-        "GB/s",
-        "the same while nothing is copied",
-        _write_while_replicating,
-        PASSTHROUGH_NEEDS_ROOT,
     ),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fuse_tier.errors import NotFound, TierUnavailable
@@ -16,10 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """A snapshot's number for each replica."""
+    """A snapshot's number for each replica that has one, and which others' serve a replica in its place.
+
+    These are of jobs that were declared to hold the same state in groups of replicas.
+    """
 
     step: int | None
     numbers: Mapping[str, int]
+    partners: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def choose_parts(job: str, step: int | None, standings: Iterable[Standing], listed: Collection[pb.Snapshot]) -> Parts:
@@ -38,17 +42,34 @@ def choose_parts(job: str, step: int | None, standings: Iterable[Standing], list
         )
         raise NotFound(f"{what}: those that can be had are of {there} (`fuse-tier status --job {job}`)")
     numbers: dict[str, int] = {}
+    beside: dict[str, int] = {}
+    shared: dict[str, tuple[int, int]] = {}  # the part of each replica of the state of so many groups
     for one in listed:
         snapshot = SnapshotId.parse(one.id)
         is_of_job = f"{snapshot.identity.namespace}/{snapshot.identity.workload}" == job
+        if not is_of_job or one.run != wanted.run or not one.tiers:
+            continue
+        replica = snapshot.identity.replica
         has_step = (one.step if one.HasField("step") else None) == wanted.step
-        if is_of_job and has_step and one.run == wanted.run and one.tiers and not one.set_aside:
-            replica = snapshot.identity.replica
+        if has_step and not one.set_aside:
             numbers[replica] = max(snapshot.number, numbers.get(replica, 0))
-    if len(numbers) != wanted.ranks:
+        elif wanted.step in one.older_steps:  # what was set aside for a newer step is as good
+            beside[replica] = min(snapshot.number, beside.get(replica, snapshot.number))
+        if one.groups and (replica not in numbers or has_step):
+            shared[replica] = (one.groups, one.part)
+    numbers = beside | numbers
+    parts = {shared[replica] for replica in numbers if replica in shared}
+    is_shared = any(
+        wanted.ranks == groups * sum(other == groups for other, _ in parts) for groups in {one for one, _ in parts}
+    )
+    if len(numbers) != wanted.ranks and not is_shared:
         named = "the newest state" if wanted.step is None else f"step {wanted.step}"
         raise TierUnavailable(
             f"{named} of {job} is of {wanted.ranks} ranks, but snapshots of {len(numbers)} are listed: who has the "
             "others does not answer, or the job has another shape since; see `fuse-tier ls`"
         )
-    return Parts(wanted.step, numbers)
+    partners = {
+        replica: tuple(sorted(one for one in numbers if one != replica and shared.get(one) == part))
+        for replica, part in sorted(shared.items())
+    }
+    return Parts(wanted.step, numbers, partners)

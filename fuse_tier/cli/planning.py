@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +12,7 @@ from fuse_tier.cli.options import JobType, json_option, node_option, print_json
 from fuse_tier.deadlines import Deadline
 
 if TYPE_CHECKING:
+    from fuse_tier.cli.parts import Parts
     from fuse_tier.wire import control_pb2 as pb
 
 
@@ -25,7 +26,8 @@ def plan(job: str, step: int | None, without: tuple[str, ...], socket: str | Non
     """Tells from where each rank of a job would get its files, if it were restored now: nothing is done.
 
     With --without it is told what the loss of nodes would mean. Of a rank that is mounted nowhere it is assumed that
-    it comes to a node that has nothing. The status is 1 when some rank could not be restored.
+    it comes to a node that has nothing. One that has lost its part, of a job that declared which ranks hold the same
+    state, gets that of such a one. The status is 1 when some rank could not be restored.
 
     \b
     Example:
@@ -43,15 +45,7 @@ def plan(job: str, step: int | None, without: tuple[str, ...], socket: str | Non
         standings = node.call("Checkpoints", pb.CheckpointsRequest(job=job), Deadline.LISTING).standings
         listed = node.call("List", pb.ListRequest(), Deadline.LISTING).snapshots
         parts = choose_parts(job, step, standings_from_wire(standings), listed)
-        wanted = {f"{job}/{replica}@{number}" for replica, number in parts.numbers.items()}
-        request = pb.PlanRequest(
-            parts=[
-                pb.PlanPart(snapshot=one.id, bytes=one.bytes, in_bucket="bucket" in one.tiers)
-                for one in listed
-                if one.id in wanted
-            ],
-            without=without,
-        )
+        request = pb.PlanRequest(parts=_parts(job, parts, {one.id: one for one in listed}), without=without)
         reply = node.call("Plan", request, Deadline.LISTING)
     facts = _facts(job, parts.step, reply)
     if as_json:
@@ -66,9 +60,21 @@ def plan(job: str, step: int | None, without: tuple[str, ...], socket: str | Non
     return 1 if any(not leg["sources"] for leg in facts["legs"]) else 0
 
 
+def _parts(job: str, parts: Parts, listed: Mapping[str, pb.Snapshot]) -> Iterator[pb.PlanPart]:
+    """What each rank has of its own, then what those have that hold the same state."""
+    from fuse_tier.wire import control_pb2 as pb
+
+    for taker in sorted({*parts.numbers, *parts.partners}):
+        for replica in (taker, *parts.partners.get(taker, ())):
+            one = listed.get(f"{job}/{replica}@{parts.numbers.get(replica, 0)}")
+            if one is not None:
+                in_bucket = "bucket" in one.tiers
+                yield pb.PlanPart(snapshot=one.id, bytes=one.bytes, in_bucket=in_bucket, taker=f"{job}/{taker}")
+
+
 def _facts(job: str, step: int | None, reply: pb.PlanReply) -> dict[str, Any]:
     legs = [
-        {"snapshot": leg.snapshot, "at": leg.at, "sources": [_source(one) for one in leg.sources]}
+        {"snapshot": leg.snapshot, "for": leg.taker, "at": leg.at, "sources": [_source(one) for one in leg.sources]}
         for leg in reply.legs
     ]
     return {"job": job, "step": step, "legs": legs, "given": _given(reply.legs), "depth": reply.depth}

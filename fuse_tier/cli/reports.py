@@ -57,7 +57,7 @@ def plan_view(facts: dict[str, Any]) -> Table:
     """The table of ``plan``."""
     rows = [
         (
-            leg["snapshot"],
+            leg["snapshot"] + ("" if leg["snapshot"].startswith(f"{leg['for']}@") else f", for {leg['for']}"),
             leg["at"],
             ", ".join(map(_source, leg["sources"])) or "NOBODY HAS IT",
             format_size(sum(one["bytes"] for one in leg["sources"] if one["tier"] != "ram")),

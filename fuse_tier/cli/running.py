@@ -55,12 +55,13 @@ def coordinator(config_path: str) -> None:
 
     from fuse_tier import logs
     from fuse_tier.config import load_coordinator_config
-    from fuse_tier.coordinate.server import run_coordinator
+    from fuse_tier.coordinate.server import collect_seldom, run_coordinator
     from fuse_tier.deadlines import check_order
 
     check_order()
     config = load_coordinator_config(config_path)
     logs.configure("coordinator", "")
+    collect_seldom()
     trio.run(run_coordinator, config)
 
 

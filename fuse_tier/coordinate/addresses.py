@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from fuse_tier.members import JobAddress
+
 
 class JobAddresses:
-    """By the node that has it registered: it goes with that node's lease."""
+    """By the node that has it registered: it goes with that node's lease.
+
+    Of several nodes' the last that was registered counts, in whatever order they are heard: who has just started
+    hears old ones late. Of those that do not say when, it is the last that was heard.
+    """
 
     def __init__(self) -> None:
-        self._of_node: dict[str, Mapping[str, str]] = {}
-        self._of_job: dict[str, dict[str, str]] = {}  # by node, in the order in which they were heard
+        self._of_node: dict[str, Mapping[str, JobAddress]] = {}
+        self._of_job: dict[str, dict[str, JobAddress]] = {}  # by node, in the order in which they were heard
 
-    def hear(self, node: str, addresses: Mapping[str, str]) -> None:
-        """All that a node has registered; the latest that was told of a job counts."""
+    def hear(self, node: str, addresses: Mapping[str, JobAddress]) -> None:
+        """All that a node has registered."""
         before = self._of_node.get(node, {})
         if before == addresses:
             return
@@ -21,7 +27,7 @@ class JobAddresses:
             if addresses.get(job) != address:
                 self._drop(job, node)
         for job, address in addresses.items():
-            if before.get(job) != address:  # of the others it was said earlier: another node's may be newer
+            if before.get(job) != address:
                 self._of_job.setdefault(job, {})[node] = address
         if addresses:
             self._of_node[node] = addresses
@@ -40,8 +46,9 @@ class JobAddresses:
 
     def all(self) -> dict[str, str]:
         """By job."""
-        return {job: self.of(job) for job in self._of_job}
+        return {job: found.address for job in self._of_job if (found := self.of(job)) is not None}
 
-    def of(self, job: str) -> str:
-        """Empty: nobody has registered one."""
-        return next(reversed(self._of_job.get(job, {}).values()), "")
+    def of(self, job: str) -> JobAddress | None:
+        """None: nobody has registered one."""
+        heard = self._of_job.get(job, {})
+        return max(reversed(heard.values()), key=lambda one: one.registered, default=None)

@@ -7,7 +7,7 @@ Free room is told with the next change of something else: nobody decides by it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 
 from fuse_tier.members import Member
@@ -21,11 +21,10 @@ _WHOLES_PER_SECOND = 200.0  # of more, so many are told the whole; the others wa
 
 
 class Attendance:
-    """Of one life of a coordinator. ``members`` gives all that are known now."""
+    """Of one life of a coordinator."""
 
-    def __init__(self, life: str, members: Callable[[], Iterable[Member]]) -> None:
+    def __init__(self, life: str) -> None:
         self._life = life
-        self._members = members
         self._version = 0
         self._told: dict[str, Member] = {}
         self._changed: dict[str, tuple[int, pb.Member]] = {}  # at which version; the latest change last
@@ -34,7 +33,7 @@ class Attendance:
         self._next_whole = 0.0
 
     def see(self, member: Member) -> None:
-        """This is what is known of a node now."""
+        """This is what is known of a node now: with its report, and when its lease has ended."""
         shown = replace(member, free_bytes=0)
         if self._told.get(member.node) == shown:
             return
@@ -43,12 +42,9 @@ class Attendance:
         self._changed.pop(member.node, None)
         self._changed[member.node] = (self._version, member_to_wire(member))
 
-    def see_all(self) -> None:
-        """Looks at everybody: leases end by themselves, and who was gone for long is forgotten."""
-        members = tuple(self._members())
-        for member in members:
-            self.see(member)
-        for node in self._told.keys() - {member.node for member in members}:
+    def forget_all_but(self, known: Iterable[str]) -> None:
+        """Only these nodes are known any more."""
+        for node in self._told.keys() - set(known):
             del self._told[node], self._changed[node]
             self._version += 1
             self._forgotten = self._version

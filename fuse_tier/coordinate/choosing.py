@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from fuse_tier.checkpoints import Job, Saved
-from fuse_tier.completeness import representatives, whole_steps
+from fuse_tier.completeness import has_every_part, partner_of, producible_steps, representatives
 from fuse_tier.errors import NotFound, RunMismatch, TierRefused, TierUnavailable
 from fuse_tier.manifest import Lineage
 from fuse_tier.restarts import Question, Resumption, Verdict
@@ -60,8 +60,9 @@ def choose(question: Question, known: Known, current: Current | None, restart: i
     complete = _complete(question, known.here)
     if question.forced is not None and question.forced not in complete:
         raise NotFound(_not_complete(question, complete))
-    if current is not None and (number := _number_in(current, question, known)) is not None:
-        return Verdict(current.restart, current.step, number, _others(question, known, current.restart))
+    if current is not None and (part := _part_in(current, question, known)) is not None:
+        others = _others(question, known, current.restart)
+        return Verdict(current.restart, current.step, part.number, others, partner=part.partner)
     step = question.forced
     if step is None:
         step = _newest(complete)
@@ -69,7 +70,8 @@ def choose(question: Question, known: Known, current: Current | None, restart: i
     if step is None:
         _check_beginning(question, known)
     _check_others(question, known, step)
-    return Verdict(restart, step, 0 if step is None else complete[step], _others(question, known, restart))
+    part = _NO_PART if step is None else complete[step]
+    return Verdict(restart, step, part.number, _others(question, known, restart), partner=part.partner)
 
 
 def _takes_newest(question: Question, known: Known) -> bool:
@@ -97,52 +99,95 @@ def _shape(lineage: Lineage) -> str:
     return f"{lineage.world_size} ranks{topology}"
 
 
-def _complete(question: Question, saved: Parts) -> dict[int, int]:
-    """The steps that are complete in RAM or in the bucket, with the asker's part of each."""
-    numbers: dict[int, int] = {}
-    for step, parts in whole_steps(saved, question.lineage.world_size).items():
-        if (own := parts.get(question.identity.replica)) is not None:
-            numbers[step] = own.id.number
-    for backup in question.backups:
-        numbers[backup.step] = max(backup.number, numbers.get(backup.step, 0))
-    return numbers
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What the asker is given of a step. Number 0: a partner's, as soon as the asker says which rank it is."""
+
+    number: int = 0
+    partner: str = ""  # whose snapshot it is; empty: the asker's own
+
+    @property
+    def is_own(self) -> bool:
+        return bool(self.number) and not self.partner
 
 
-def _newest(complete: Mapping[int, int]) -> int | None:
-    """By its snapshots' numbers: a job that has gone back to an earlier step goes on from there."""
-    return max(complete, key=lambda step: (complete[step], step), default=None)
+_NO_PART = _Part()
+
+
+def _complete(question: Question, saved: Parts) -> dict[int, _Part]:
+    """The steps that can be had from RAM or from the bucket, with the asker's part of each."""
+    found = {
+        step: _part_of(question, step, parts)
+        for step, parts in producible_steps(saved, question.lineage.world_size).items()
+    }
+    for step in {backup.step for backup in question.backups} - found.keys():
+        found[step] = _part_of(question, step, {})
+    return found
+
+
+def _part_of(question: Question, step: int, parts: Mapping[str, Saved]) -> _Part:
+    """The asker's own, in RAM or in the bucket; else a partner's, from the same places."""
+    own = parts.get(question.identity.replica)
+    backups = [one for one in question.backups if one.step == step]
+    numbers = [one.number for one in backups if not one.partner] + ([own.id.number] if own is not None else [])
+    if any(numbers):
+        return _Part(max(numbers))
+    if (partner := partner_of(question.lineage, parts)) is not None:
+        return _Part(parts[partner].id.number, partner)
+    return next((_Part(one.number, one.partner) for one in backups if one.partner), _NO_PART)
+
+
+def _newest(complete: Mapping[int, _Part]) -> int | None:
+    """By its snapshots' numbers: a job that has gone back to an earlier step goes on from there.
+
+    Of a step that only partners have, the asker's own numbers tell nothing but where those before it are.
+    """
+
+    def order(step: int) -> tuple[int, int]:
+        if complete[step].is_own:
+            return complete[step].number, step
+        return max((part.number for lower, part in complete.items() if lower < step and part.is_own), default=0), step
+
+    return max(complete, key=order, default=None)
 
 
 def _rank(step: int | None) -> int:
     return _NOTHING if step is None else step
 
 
-def _number_in(current: Current, question: Question, known: Known) -> int | None:
+def _part_in(current: Current, question: Question, known: Known) -> _Part | None:
     """The asker's part of the restart that has begun; None when that does not go on."""
     replica = question.identity.replica
-    if replica in current.joined or question.forced not in (None, current.step):
+    fills = question.fills == current.restart and replica in current.joined
+    if not fills and not _goes_on(current, question, known):
         return None
-    if current.is_heard and _has_gone_on(current, known):
-        return None
-    if question.forced is None:
-        since = tuple(backup for backup in question.backups if backup.epoch >= current.restart)
-        completed = [*whole_steps(known.here, question.lineage.world_size), *(backup.step for backup in since)]
-        # What a person has gone back from is given up as soon as somebody has joined.
-        if (current.joined or not current.is_forced) and any(step > _rank(current.step) for step in completed):
-            return None
     if current.step is None:
-        return 0
+        return _NO_PART
     parts = {
-        one: part.id.number
+        one: part
         for one, several in known.here.items()
         if (part := representatives(several).get(current.step)) is not None
     }
-    backed_up = [backup.number for backup in question.backups if backup.step == current.step]
-    if not backed_up:
+    if all(backup.step != current.step for backup in question.backups) and not has_every_part(parts.values()):
         at_work = {one for one, resumed in known.going_on.items() if resumed.restart == current.restart}
         if replica not in parts or len(parts.keys() | at_work) < question.lineage.world_size:
             return None
-    return max([*backed_up, parts.get(replica, 0)])
+    return _part_of(question, current.step, parts)
+
+
+def _goes_on(current: Current, question: Question, known: Known) -> bool:
+    """Whether a restart is still open for the asker."""
+    if question.identity.replica in current.joined or question.forced not in (None, current.step):
+        return False
+    if current.is_heard and _has_gone_on(current, known):
+        return False
+    if question.forced is not None:
+        return True
+    since = tuple(backup for backup in question.backups if backup.epoch >= current.restart)
+    completed = [*producible_steps(known.here, question.lineage.world_size), *(backup.step for backup in since)]
+    # What a person has gone back from is given up as soon as somebody has joined.
+    is_over = (current.joined or not current.is_forced) and any(step > _rank(current.step) for step in completed)
+    return not is_over
 
 
 def _has_gone_on(current: Current, known: Known) -> bool:
@@ -159,7 +204,7 @@ def _has_gone_on(current: Current, known: Known) -> bool:
     )
 
 
-def _check_nothing_newer(question: Question, known: Known, complete: Mapping[int, int]) -> None:
+def _check_nothing_newer(question: Question, known: Known, complete: Mapping[int, _Part]) -> None:
     """Raises TierUnavailable when there is, or may be, a newer complete checkpoint, of which somebody is away."""
     newest = _newest(complete)
     job = Job.of(question.identity)
@@ -167,8 +212,11 @@ def _check_nothing_newer(question: Question, known: Known, complete: Mapping[int
     if expected is not None and _rank(expected) > _rank(newest):
         raise TierUnavailable(f"step {expected} of {job} is waited for: a node that has a part of it is away")
     if question.bucket_silent:
-        parts = whole_steps(known.here, question.lineage.world_size).get(_rank(newest), {})
-        if all(known.brought.get(replica, 0) > part.id.number for replica, part in parts.items()):
+        parts = producible_steps(known.here, question.lineage.world_size).get(_rank(newest), {})
+        # A part that has newer steps as well may have been brought with those of the others.
+        if all(
+            known.brought.get(replica, 0) >= part.id.number + (part.step == newest) for replica, part in parts.items()
+        ):
             raise TierUnavailable(
                 f"{question.bucket_silent}: it may have a newer complete checkpoint of {job}; try again then"
             )
@@ -177,8 +225,7 @@ def _check_nothing_newer(question: Question, known: Known, complete: Mapping[int
 def _check_beginning(question: Question, known: Known) -> None:
     """A job whose first save was never complete begins anew. Raises TierRefused when there was more."""
     saved = {
-        replica: sorted({one.step for one in several if one.step is not None})
-        for replica, several in known.ever.items()
+        replica: sorted({step for one in several for step in one.steps}) for replica, several in known.ever.items()
     }
     if len({step for steps in saved.values() for step in steps}) < 2:
         return
@@ -218,6 +265,6 @@ def _named(step: int | None) -> str:
     return "the beginning" if step is None else f"step {step}"
 
 
-def _not_complete(question: Question, complete: Mapping[int, int]) -> str:
+def _not_complete(question: Question, complete: Collection[int]) -> str:
     there = ", ".join(map(str, sorted(complete))) or "none"
     return f"step {question.forced} of {Job.of(question.identity)} is not complete: those that are: {there}"

@@ -14,12 +14,13 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from fuse_tier.coordinate.listings import Listings
 from fuse_tier.coordinate.nodes import Change, Nodes
 from fuse_tier.coordinate.ownership import Conflict, Ownership, Ownerships
 from fuse_tier.epochs import EpochClock
 from fuse_tier.errors import IdentityBusy
 from fuse_tier.identity import Identity
-from fuse_tier.members import Domain, Location, Member, Picture, Report, VolumePicture
+from fuse_tier.members import Domain, Holdings, Location, Member, Picture, Report, VolumePicture
 
 _LONGEST_HEARD_SECONDS = 120.0  # a lease of an earlier coordinator that is waited for
 
@@ -50,6 +51,7 @@ class Directory:
         self._began = now
         self._owned = Ownerships(self._clock, now + lease_seconds, max(1.0, lease_seconds / 2), self.nodes.lives)
         self._conflicts: set[Conflict] = set()
+        self._listings = Listings()
         self._copied: dict[Identity, int] = {}  # the newest that a node had which had not mounted the volume
 
     def report(self, report: Report, now: float) -> Accepted:
@@ -60,10 +62,13 @@ class Directory:
         change = self.nodes.hear(report, now)
         if not self.is_settled(now):  # the lease that it had from the coordinator before may be a longer one
             self._owned.settle_at(self._began + min(report.lease_seconds, _LONGEST_HEARD_SECONDS))
-        for identity, numbers in report.facts.holdings.items():
-            if numbers and identity not in report.facts.mounted:
-                self._copied[identity] = max(numbers[-1], self._copied.get(identity, 0))
-        self._owned.hear(report.clock, (report.facts.holdings, report.facts.bucket), now)
+        listed: tuple[Holdings, ...] = ()
+        if self._listings.hear(report.node, report.facts):
+            listed = (report.facts.holdings, report.facts.bucket)
+            for identity, numbers in report.facts.holdings.items():
+                if numbers and identity not in report.facts.mounted:
+                    self._copied[identity] = max(numbers[-1], self._copied.get(identity, 0))
+        self._owned.hear(report.clock, listed, now)
         return Accepted(change, self._take_claims(report, now))
 
     def claim(
@@ -147,7 +152,8 @@ class Directory:
         holders: list[tuple[Member, tuple[int, ...]]] = []
         left: list[tuple[Member, tuple[int, ...]]] = []  # of those that had it before
         bucket: set[int] = set()
-        for known in self.nodes:
+        for node in self._listings.nodes(identity):
+            known = self.nodes.of(node)
             bucket.update(known.report.facts.bucket.get(identity, ()))
             is_left = identity in known.report.facts.mounted and owned is not None and owned.node != known.report.node
             if numbers := known.report.facts.holdings.get(identity):
@@ -156,16 +162,13 @@ class Directory:
             left = [(member, tuple(number for number in numbers if number <= copied)) for member, numbers in left]
         holders += [(member, numbers) for member, numbers in left if numbers]
         holders.sort(key=lambda holder: (not holder[0].alive, -holder[1][-1], holder[0].node))
-        owners = {epoch: node for epoch, node in self._owned.past(identity).items() if node in self.nodes}
+        owners = {epoch: node for epoch, node in self._owned.past(identity).items() if node in self.nodes.names()}
         return Location(tuple(holders), tuple(sorted(bucket)), copied, self.is_settled(now), owners=owners)
 
     def picture(self, now: float) -> Picture:
         """Everything, for people."""
-        identities = self._owned.identities()
-        for known in self.nodes:
-            identities.update(known.report.facts.holdings, known.report.facts.bucket)
         volumes = []
-        for identity in sorted(identities):
+        for identity in sorted(self._owned.identities() | set(self._listings.identities())):
             owned = self._owner_of(identity, now)
             volumes.append(VolumePicture(identity, owned.node if owned else "", self.locate(identity, now)))
         return Picture(self.life, self.nodes.members(now), tuple(volumes))
@@ -174,6 +177,7 @@ class Directory:
         """Drops the claims of nodes whose lease has ended, forgets old ones; gives the names of those newly gone."""
         gone, is_forgotten = self.nodes.expire(now)
         if is_forgotten:
+            self._listings.forget_all_but(self.nodes.names())
             held = {one for left in self.nodes for one in left.report.facts.holdings}
             self._owned.forget_all_but(held)
             self._copied = {identity: number for identity, number in self._copied.items() if identity in held}

@@ -55,6 +55,7 @@ class Jobs:
     def __init__(self) -> None:
         self._jobs: dict[Job, KnownJob] = {}
         self._of_node: dict[str, set[Job]] = {}
+        self._saved: dict[str, Mapping[Identity, tuple[Saved, ...]]] = {}  # as each node said it last
         self._resumed_on: dict[str, set[Identity]] = {}
 
     def __iter__(self) -> Iterator[Job]:
@@ -70,6 +71,14 @@ class Jobs:
 
     def hear(self, report: Report) -> None:
         """A node's report, which the directory has accepted."""
+        if self._saved.get(report.node) is not report.facts.saved:
+            self._hear_saved(report)
+        self._hear_resumed(report.node, report.facts.resumed)
+        for mark in report.facts.marks:
+            self._jobs.setdefault(mark.job, KnownJob()).marks.add(mark)
+
+    def _hear_saved(self, report: Report) -> None:
+        self._saved[report.node] = report.facts.saved
         saved: dict[Job, dict[Identity, tuple[Saved, ...]]] = {}
         for identity, several in report.facts.saved.items():
             saved.setdefault(Job.of(identity), {})[identity] = several
@@ -82,9 +91,6 @@ class Jobs:
                 known.saved[report.node] = of_job
                 known.is_changed = True
         self._of_node[report.node] = set(saved)
-        self._hear_resumed(report.node, report.facts.resumed)
-        for mark in report.facts.marks:
-            self._jobs.setdefault(mark.job, KnownJob()).marks.add(mark)
 
     def _hear_resumed(self, node: str, resumed: Mapping[Identity, Resumption]) -> None:
         for identity in self._resumed_on.get(node, set()) - resumed.keys():
@@ -120,6 +126,7 @@ class Jobs:
     def forget(self, known: Collection[str], now: float) -> None:
         """Only these nodes are known any more."""
         for node in self._of_node.keys() - set(known):
+            del self._saved[node]
             for job in self._of_node.pop(node):
                 self._jobs[job].saved.pop(node, None)
                 self._jobs[job].is_changed = True

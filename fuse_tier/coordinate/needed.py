@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from fuse_tier.checkpoints import Saved
-from fuse_tier.completeness import whole_steps
+from fuse_tier.completeness import producible_steps, whole_steps
 from fuse_tier.coordinate.choosing import Parts
 from fuse_tier.identity import Identity, SnapshotId
 
@@ -32,7 +32,8 @@ def needed_parts(
 ) -> dict[Identity, tuple[int, ...]]:
     """The numbers of the snapshots that stay, by volume.
 
-    Of each shape the newest complete step, of what live nodes list and of what all did. While parts of that are on
+    Of each shape the newest complete step, of what live nodes list and of what all did; also the newest that only
+    partners have, for a restart goes on from that, and it may be lost with any of them. While parts of that are on
     one node only, the newest of which each is on two stays as well (``copied``): else the loss of one node would
     leave none. What was needed ``before`` stays until something newer is complete on live nodes. Where nothing is,
     all stays as long as somebody is waited for who has just gone (``is_awaited``).
@@ -40,9 +41,11 @@ def needed_parts(
     needed: dict[Identity, set[int]] = {}
     complete: dict[Identity, int] = {}
     for shape in shapes:
-        here, ever = (list(whole_steps(parts, shape.size).values()) for parts in (shape.here, shape.ever))
+        producible = list(producible_steps(shape.here, shape.size).values())
+        here = [parts for parts in producible if len(parts) == shape.size]
+        ever = list(whole_steps(shape.ever, shape.size).values())
         safe = [whole for whole in here if all(part.id in copied for part in whole.values())]
-        for whole in (*here[-1:], *ever[-1:], *safe[-1:]):
+        for whole in (*here[-1:], *ever[-1:], *safe[-1:], *producible[-1:]):
             _add(needed, whole.values())
         for part in here[-1].values() if here else ():
             complete[part.id.identity] = max(part.id.number, complete.get(part.id.identity, 0))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -70,8 +70,9 @@ class Nodes:
     def __iter__(self) -> Iterator[KnownNode]:
         return iter(self._nodes.values())
 
-    def __contains__(self, node: str) -> bool:
-        return node in self._nodes
+    def names(self) -> Collection[str]:
+        """Of all that are known."""
+        return self._nodes.keys()
 
     def of(self, node: str) -> KnownNode:
         """One that has reported."""
@@ -194,7 +195,7 @@ class Nodes:
                 known.announced_gone = True
                 gone.append(name)
                 self.comings_and_goings += 1
-            if now >= known.expires + FORGET_SECONDS:
+            elif now >= known.expires + FORGET_SECONDS:
                 del self._nodes[name]
                 is_forgotten = True
         return tuple(sorted(gone)), is_forgotten

@@ -12,7 +12,7 @@ from dataclasses import replace
 from itertools import chain
 
 from fuse_tier.checkpoints import Job, Saved
-from fuse_tier.completeness import whole_steps
+from fuse_tier.completeness import producible_steps
 from fuse_tier.coordinate.choosing import Current, Known, choose
 from fuse_tier.coordinate.directory import Directory
 from fuse_tier.coordinate.jobs import Begun, Jobs, KnownJob
@@ -29,6 +29,7 @@ from fuse_tier.standing import Standing, merged
 
 _COUNT_EVERY_SECONDS = 1.0  # what is complete, at most; of a job on more nodes than 500, more seldom
 _NODES_COUNTED_IN_A_SECOND = 500
+_STEWARD_SECONDS = 60.0  # the next one has looked at the bucket; what the last one said of it counts meanwhile
 
 
 class Restarts:
@@ -62,12 +63,14 @@ class Restarts:
             raise TierUnavailable(f"{question.identity} is not node {node}'s yet: it has to claim it first")
         job, lineage = self._jobs.of(question.identity), question.lineage
         job.asked_at = now
-        job.damaged |= {SnapshotId(question.identity, number) for number in question.lacking}
-        if question.lacking:
-            job.is_changed = True
+        lacking = {SnapshotId(question.identity, number) for number in question.lacking}
+        lacking |= {one for one in question.lacking_partners if Job.of(one.identity) == Job.of(question.identity)}
+        job.damaged |= lacking
+        job.is_changed = job.is_changed or bool(lacking)
         question = replace(question, backups=usable(question, job))
         begun = job.begun.get(lineage.run)
-        wish = self._wish_of(Job.of(question.identity)) if question.forced is None else None
+        is_asked = question.forced is None and not question.fills  # from which step to go on
+        wish = self._wish_of(Job.of(question.identity)) if is_asked else None
         if wish is not None and (begun is None or begun.is_pending(wish)):
             question = replace(question, forced=_wished_step(wish, question))
         current = None
@@ -114,10 +117,10 @@ class Restarts:
             for of_node in job.saved.values()
             for several in of_node.values()
             for one in several
-            if one.lineage.run == run and one.step == begun.step
+            if one.lineage.run == run and begun.step in one.steps
         }
         alive = self._directory.nodes.alive(job.saved, now)
-        return any(begun.step in whole_steps(parts(job, one, alive), one.world_size) for one in shapes)
+        return any(begun.step in producible_steps(parts(job, one, alive), one.world_size) for one in shapes)
 
     def needed(self, node: str, now: float) -> dict[Identity, tuple[int, ...]]:
         """Of what a node lists, the parts of the newest complete checkpoints: they stay, though newer ones come."""
@@ -146,7 +149,13 @@ class Restarts:
     def standings(self, now: float, wanted: Job | None = None) -> tuple[Standing, ...]:
         """The complete checkpoints of one job, or of all, and where they are; the newest first."""
         presence = self._directory.nodes.presence(now)
-        told = [one for known in presence.values() for one in known.standings if wanted in (None, one.job)]
+        told = [
+            one
+            for known in presence.values()
+            if known.alive or known.gone_seconds < _STEWARD_SECONDS
+            for one in known.standings
+            if wanted in (None, one.job)
+        ]
         for name in self._jobs if wanted is None else [wanted]:
             if (job := self._jobs.get(name)) is not None:
                 told += standings(name, self._held(job, presence), bad_parts(job))
@@ -193,7 +202,8 @@ class Restarts:
         found: dict[str, Resumption] = {}
         for identity, (node, one) in job.resumed.items():
             owned = self._directory.owner(identity, now)
-            if one.run == run and owned is not None and owned.node == node:
+            # Whose files are claimed anew, and are those of before, begins again as well.
+            if one.run == run and not one.is_over and owned is not None and owned.node == node:
                 found[identity.replica] = one
         return found
 

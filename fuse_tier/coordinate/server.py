@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 import signal
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from fuse_tier.coordinate.service import CoordinatorService
 from fuse_tier.members import Domain
 from fuse_tier.restarts import Wish
 from fuse_tier.wire.control_pb2_grpc import add_CoordinatorServicer_to_server
-from fuse_tier.wire.grpc import Service, serve
+from fuse_tier.wire.grpc import SELDOM_KEEPALIVE_SECONDS, Service, serve
 from fuse_tier.wire.tls import TlsFiles
 
 log = structlog.get_logger(__name__)
@@ -28,6 +29,8 @@ log = structlog.get_logger(__name__)
 _MOST_NODES = 20_000
 _DESCRIPTORS = 3  # of a connection: the node's, and two of the one to gRPC
 _OTHER_DESCRIPTORS = 256
+_CALLS = 3  # of a node at once: its stream of reports, its question for a rank, and another one
+_COLLECT_AFTER = (20_000, 20, 20)  # containers made, and collections of the younger before one of the older
 
 
 async def run_coordinator(config: CoordinatorConfig) -> None:
@@ -69,10 +72,24 @@ async def serve_coordinator(
         if config.metrics:
             await nursery.start(metrics.serve, config.metrics)
         services = [(add_CoordinatorServicer_to_server, service), *more]
-        serving = partial(serve, most_connections=_most_connections(), most_calls=2 * _MOST_NODES)
+        serving = partial(
+            serve,
+            most_connections=_most_connections(),
+            most_calls=_CALLS * _MOST_NODES,
+            keepalive_seconds=SELDOM_KEEPALIVE_SECONDS,
+        )
         await nursery.start(serving, services, str(config.listen), tls)
         log.info("coordinator.serving", address=str(config.listen), cluster=config.cluster, life=directory.life)
         task_status.started()
+
+
+def collect_seldom() -> None:
+    """Of this process: what reports replace goes by its count of references, and cycles are few.
+
+    Looking for cycles goes through all that is known of all nodes, which costs more than the reports themselves.
+    """
+    gc.freeze()
+    gc.set_threshold(*_COLLECT_AFTER)
 
 
 def _most_connections() -> int:

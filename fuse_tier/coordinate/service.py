@@ -30,6 +30,7 @@ from fuse_tier.standing import Standing
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.grpc import Caller
 from fuse_tier.wire.members import (
+    MINOR,
     domain_to_wire,
     holdings_to_wire,
     location_to_wire,
@@ -90,16 +91,25 @@ class CoordinatorService:
         self._cluster = cluster
         self._directory = directory
         self._fence = fence
-        self._attendance = Attendance(directory.life, lambda: directory.nodes.members(trio.current_time()))
+        self._attendance = Attendance(directory.life)
         self._restarts = Restarts(directory, wish_of)
         self._milestones = Milestones(observers)
         self._job_addresses = JobAddresses()
         self._authenticated = authenticated
         self._refusals_told: set[tuple[str, str]] = set()
 
-    @_marked
     async def Report(self, request: pb.ReportRequest, caller: Caller) -> pb.ReportReply:  # noqa: N802 - its wire name
-        """Renews a node's lease and answers with everybody's."""
+        """Of nodes of an earlier minor version: each report by a call of its own."""
+        return self.Reports(request, caller)
+
+    def Reports(self, request: pb.ReportRequest, caller: Caller) -> pb.ReportReply:  # noqa: N802 - its wire name
+        """Renews a node's lease and answers with everybody's. One message of a node's stream."""
+        failpoints.reached("coordinator.report.heard")
+        reply = self._answer(request, caller)
+        failpoints.reached("coordinator.report.answering")
+        return reply
+
+    def _answer(self, request: pb.ReportRequest, caller: Caller) -> pb.ReportReply:
         try:
             self._check_caller(request.node, caller)
             if request.cluster != self._cluster:
@@ -126,6 +136,7 @@ class CoordinatorService:
         reply = pb.ReportReply(
             epoch=self._directory.life,
             term=self._fence.term,
+            minor=MINOR,
             lease_seconds=self._directory.nodes.lease_seconds,
             pause_seconds=self._directory.nodes.pause_seconds,
             owned=ownerships_to_wire(self._directory.granted(report.node, now)),
@@ -220,7 +231,8 @@ class CoordinatorService:
 
     async def JobAddress(self, request: pb.JobAddressRequest, caller: Caller) -> pb.JobAddressReply:  # noqa: N802
         """Where a training job's own coordinator is, which its tools have registered on some node."""
-        return pb.JobAddressReply(ip=self._job_addresses.of(request.job))
+        found = self._job_addresses.of(request.job)
+        return pb.JobAddressReply(ip=found.address, registered=found.registered) if found else pb.JobAddressReply()
 
     def standings(self, job: Job | None = None) -> tuple[Standing, ...]:
         """The complete checkpoints of one job, or of all, as far as nodes have told of them."""
@@ -241,9 +253,11 @@ class CoordinatorService:
             now = trio.current_time()
             for node in self._directory.expire(now):
                 log.warning("coordinator.node_gone", member=node, lease_seconds=self._directory.nodes.lease_seconds)
-            self._attendance.see_all()
-            self._restarts.forget(self._directory.nodes.presence(now).keys(), now)
-            alive = {one.node for one in self._directory.nodes.members(now) if one.alive}
+                self._attendance.see(self._directory.nodes.member(node, now))
+            known = self._directory.nodes.names()
+            self._attendance.forget_all_but(known)
+            self._restarts.forget(known, now)
+            alive = self._directory.nodes.alive(known, now)
             self._job_addresses.forget(alive)
             self._milestones.forget(alive)
             counts.nodes_alive(len(alive))

@@ -17,7 +17,7 @@ from fuse_tier.deadlines import Deadline
 
 log = structlog.get_logger(__name__)
 
-ANNOUNCE_EVERY_SECONDS: Final = 0.02
+_ANNOUNCE_AFTER_SECONDS: Final = 0.02  # files that are written side by side are closed side by side
 _GENERATION_BITS: Final = 32  # a daemon counts on where none before it has been
 
 
@@ -46,8 +46,9 @@ class Changes:
         self._unannounced.set()
 
     async def unannounced(self) -> int:
-        """Waits for a change, and gives the counter. What comes later is a further change."""
+        """Waits for a change and those that come right after it; gives the counter. What comes later is another."""
         await self._unannounced.wait()
+        await trio.sleep(_ANNOUNCE_AFTER_SECONDS)
         self._unannounced = trio.Event()
         return self.counter
 

@@ -75,7 +75,11 @@ class FileOperations(Shared):
                 found = os.fstat(fd)
                 writing.allocated = found.st_blocks * 512
         seen = writing is not None and self._is_seen(found, room)
-        opened = self._opened(OpenFile(found.st_ino, fd, writing), found.st_mode, flags, request, seen=seen)
+        try:
+            opened = self._opened(OpenFile(found.st_ino, fd, writing), found.st_mode, flags, request, seen=seen)
+        except BaseException:
+            self._nodes.forget([(found.st_ino, 1)])
+            raise
         return opened, entry
 
     async def tmpfile(self, parent_inode: int, mode: int, flags: int, request: Request) -> tuple[Opened, Entry]:
@@ -172,6 +176,8 @@ class FileOperations(Shared):
             # Where the kernel writes by itself, it leaves these bits as they are.
             file.backing = self._backings.open(file.inode, file.fd, allowed=not (seen or mode & _PRIVILEGES))
             counted = True
+            if seen and file.backing and file.writing is not None:
+                self._reservations.passes(file.inode)
             return self._handles.add_file(file, _answer_flags(file, flags), request)
         except BaseException:
             if counted:
@@ -192,6 +198,7 @@ class FileOperations(Shared):
 
     def _end_writing(self, inode: int) -> None:
         if self._handles.end_writing(inode):
+            self._reservations.ended(inode)
             self._changes.record()
 
     async def fsync(self, handle: int, data_only: bool) -> None:

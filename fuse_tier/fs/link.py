@@ -19,7 +19,7 @@ from fuse_tier.blobs import Blob
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import DeadlineExceeded, FuseTierError
 from fuse_tier.fs.arranging import Arranging
-from fuse_tier.fs.changes import ANNOUNCE_EVERY_SECONDS, Changes
+from fuse_tier.fs.changes import Changes
 from fuse_tier.fs.handles import Handles
 from fuse_tier.fs.spec import MountSpec
 from fuse_tier.ram.layout import Layout
@@ -137,7 +137,6 @@ class Link:
             except ChannelClosed:
                 self._changes.announce_again()
                 return
-            await trio.sleep(ANNOUNCE_EVERY_SECONDS)
 
     async def call(self, name: str, deadline_seconds: float, /, **arguments: Any) -> Any:
         """Calls the worker, once it is there. Raises what it raises, or DeadlineExceeded."""

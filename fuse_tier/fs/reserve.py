@@ -12,7 +12,8 @@ last writer closes. So a file has no room beyond its end once it is closed, also
 
 With passthrough the kernel writes without asking, and where it finds no room the job gets ENOSPC, though we may have
 something to give up. So it is let past us (``may_pass``) only with files that are sure to find room: those for which
-it is reserved, and others while plenty is left. All else comes through us, and waits for room if it has to (room.py).
+it is reserved, and others while plenty is left. All else comes through us, and waits for room if it has to (room.py);
+but for a file that somebody has open past us already, because the kernel wants all handles of one to agree.
 
 When all else is full, a new file gets a few pages from the node's reserve (ram/room.py).
 """
@@ -107,8 +108,11 @@ class Reservations:
         return max(size, _SMALL_BYTES)
 
     def may_pass(self, found: os.stat_result, expected: int) -> bool:
-        """Whether a file that is opened for writing will find room, so that the kernel may write it by itself."""
-        expected = max(expected, found.st_size)
+        """Whether a file that is opened for writing will find room, so that the kernel may write it by itself.
+
+        ``expected`` is what was reserved for it; 0 for one whose end nobody knows, such as one that is opened as it
+        is, and may be appended to. Such a file is counted until its last writer has gone (``ended``).
+        """
         room = self._look(expected)
         if expected and found.st_blocks * _BLOCK_BYTES >= expected:
             return room.free >= _margin(expected)
@@ -120,6 +124,14 @@ class Reservations:
             return False
         self._unbounded.add(found.st_ino)
         return True
+
+    def passes(self, inode: int) -> None:
+        """Counts a file that the kernel writes by itself, whatever ``may_pass`` said, or a daemon before this one."""
+        self._unbounded.add(inode)
+
+    def ended(self, inode: int) -> None:
+        """The last writer of a file has gone, in whatever way."""
+        self._unbounded.discard(inode)
 
     async def _learn(self) -> None:
         """What a daemon before this one has seen, it finds in the tree; nobody waits for long until it has."""
@@ -177,7 +189,6 @@ class Reservations:
 
         Gives the bytes that the file has then.
         """
-        self._unbounded.discard(inode)
         found = os.fstat(fd)
         if trim(fd, found):
             found = os.fstat(fd)

@@ -20,10 +20,11 @@ WHEN_THERE_IS_MORE = math.inf
 
 @dataclass(frozen=True, slots=True)
 class BackupPolicy:
-    """At most one of these is given; none means always."""
+    """At most one of ``every`` and ``steps`` is given; none means always."""
 
     every: float | None = None  # seconds
     steps: int | Literal["odd"] | None = None
+    on_demand: bool = False  # a partner's copy of the same state goes there: this one only when somebody asks for it
 
     @property
     def is_always(self) -> bool:
@@ -44,6 +45,8 @@ def seconds_until_due(
         return WHEN_THERE_IS_MORE
     step = step_of(newest)
     is_demanded = (last.id.number if last else 0) < demanded
+    if policy.on_demand and not is_demanded:
+        return WHEN_THERE_IS_MORE
     if policy.steps == "odd" and step is not None and step % 2 == 0 and not is_demanded:
         return WHEN_THERE_IS_MORE
     if policy.is_always or last is None or is_demanded:

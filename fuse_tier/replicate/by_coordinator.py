@@ -22,10 +22,11 @@ from fuse_tier.checkpoints import Job
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import DeadlineExceeded, FuseTierError, IdentityBusy, TierRefused, TierUnavailable
 from fuse_tier.identity import Identity
-from fuse_tier.members import Domain, Location, Member, Report
+from fuse_tier.members import Domain, JobAddress, Location, Member, Report
 from fuse_tier.ram.layout import Layout
 from fuse_tier.replicate.correspondence import Correspondence
 from fuse_tier.replicate.own import OwnNode
+from fuse_tier.replicate.reporting import Reporting
 from fuse_tier.replicate.roster import RosterMembership, ask_holders
 from fuse_tier.replicate.terms import Terms
 from fuse_tier.replicate.unheard import Unheard
@@ -33,7 +34,7 @@ from fuse_tier.restarts import Mark, Question, Resumption, Verdict
 from fuse_tier.standing import Standing
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.control_pb2_grpc import CoordinatorStub, PeerStub
-from fuse_tier.wire.grpc import Client
+from fuse_tier.wire.grpc import SELDOM_KEEPALIVE_SECONDS, Client
 from fuse_tier.wire.members import (
     domain_from_wire,
     holdings_from_wire,
@@ -58,11 +59,12 @@ class CoordinatorMembership(RosterMembership):
     def __init__(self, own: OwnNode, address: str, layout: Layout) -> None:
         super().__init__(own)
         self._address = address
-        self._client = Client(address, CoordinatorStub, own.tls)
+        self._client = Client(address, CoordinatorStub, own.tls, keepalive_seconds=SELDOM_KEEPALIVE_SECONDS)
         self._sequence = itertools.count(1)
         self._turn = trio.Lock()
         self._wanted = trio.Event()
         self._terms = Terms(layout)
+        self._reporting = Reporting(self._client)
         self._letters = Correspondence(own.cluster)
         self._unheard = Unheard()
         self._clock = 0  # the highest epoch heard of
@@ -90,7 +92,7 @@ class CoordinatorMembership(RosterMembership):
         """See Membership."""
         started = False
         await trio.to_thread.run_sync(self._terms.load)
-        async with self._client:
+        async with self._client, self._reporting:
             while True:
                 self._wanted = trio.Event()
                 longest_pause = float("inf")
@@ -148,10 +150,10 @@ class CoordinatorMembership(RosterMembership):
         request = pb.CheckpointsRequest(job=str(job))
         return standings_from_wire((await self._client.call("Checkpoints", request, Deadline.CONTROL_CALL)).standings)
 
-    async def job_address(self, job: str) -> str:
+    async def job_address(self, job: str) -> JobAddress | None:
         """See Membership."""
         reply = await self._client.call("JobAddress", pb.JobAddressRequest(job=job), Deadline.CONTROL_CALL)
-        return str(reply.ip)
+        return JobAddress(reply.ip, reply.registered) if reply.ip else None
 
     async def join(self, identity: Identity, resumption: Resumption) -> None:
         """See Membership."""
@@ -277,7 +279,7 @@ class CoordinatorMembership(RosterMembership):
         )
         report = replace(report, lease_seconds=self._lease_seconds if self._letters.life else 0.0)
         request = self._letters.request(report, self._terms.highest)
-        reply: pb.ReportReply = await self._client.call("Report", request, self._report_deadline())
+        reply = await self._reporting.send(request, self._report_deadline())
         await self._terms.obey(reply.term, self._address)
         return reply, report
 

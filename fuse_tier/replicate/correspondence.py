@@ -26,13 +26,14 @@ class Correspondence:
         self.lease_seconds = FIRST_LEASE_SECONDS
         self.pause_seconds = FIRST_LEASE_SECONDS / _PAUSES_IN_A_LEASE  # between reports that have nothing new
         self._told: Report | None = None
+        self._minor = 0  # of the coordinator that was told it
         self._roster: dict[str, Member] = {}
         self._roster_life = ""
         self._roster_version = 0
 
     def request(self, report: Report, term: int) -> pb.ReportRequest:
         """What is sent. ``term`` is the highest that was heard of."""
-        request = report_to_wire(report, self._cluster, self._told)
+        request = report_to_wire(report, self._cluster, self._told, self._minor)
         request.term = term
         request.knows_roster = True
         request.roster_life, request.roster_version = self._roster_life, self._roster_version
@@ -47,11 +48,7 @@ class Correspondence:
         if reply.epoch != self.life:
             self.heard = frozenset()
         if reply.roster:
-            version, is_whole, members = roster_from_wire(reply.roster)
-            if is_whole:
-                self._roster.clear()
-            self._roster.update((member.node, member) for member in members)
-            self._roster_life, self._roster_version = reply.epoch, version
+            self._roster_life, self._roster_version = reply.epoch, self.enter(reply.roster)
             self._told = report
             self.heard = frozenset(self._roster)
         elif reply.pause_seconds:  # it tells others first: what was known before stays, and is asked for again
@@ -59,7 +56,15 @@ class Correspondence:
         else:  # one of an earlier minor version, to which each report is whole
             self._roster = {member.node: member for member in map(member_from_wire, reply.members)}
             self.heard = frozenset(self._roster)
-        self.life = reply.epoch
+        self.life, self._minor = reply.epoch, reply.minor
         self.lease_seconds = reply.lease_seconds or FIRST_LEASE_SECONDS
         self.pause_seconds = reply.pause_seconds or self.lease_seconds / _PAUSES_IN_A_LEASE
         return tuple(self._roster.values())
+
+    def enter(self, roster: bytes) -> int:
+        """Takes in who takes part, or who has changed; gives the version. Raises InvalidRequest."""
+        version, is_whole, members = roster_from_wire(roster)
+        if is_whole:
+            self._roster.clear()
+        self._roster.update((member.node, member) for member in members)
+        return version

@@ -14,7 +14,7 @@ import trio
 from fuse_tier.checkpoints import Job
 from fuse_tier.config import NodeConfig
 from fuse_tier.identity import Identity
-from fuse_tier.members import Domain, LocalFacts, Location, Member
+from fuse_tier.members import Domain, JobAddress, LocalFacts, Location, Member
 from fuse_tier.ram.layout import Layout
 from fuse_tier.replicate.by_coordinator import CoordinatorMembership
 from fuse_tier.replicate.by_peers import PeerMembership
@@ -113,8 +113,8 @@ class Membership(Protocol):
         """Before a volume is mounted that has the files of the step. Raises TierUnavailable: it is chosen again."""
         ...
 
-    async def job_address(self, job: str) -> str:
-        """Where a training job's own coordinator is, as some node was told; empty: none. Raises TierUnavailable."""
+    async def job_address(self, job: str) -> JobAddress | None:
+        """Where a training job's own coordinator is, as some node was told. Raises TierUnavailable."""
         ...
 
     async def checkpoints(self, job: Job) -> tuple[Standing, ...]:

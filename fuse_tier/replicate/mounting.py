@@ -19,6 +19,7 @@ from fuse_tier.deadlines import Deadline
 from fuse_tier.epochs import epoch_of
 from fuse_tier.errors import FuseTierError, IdentityBusy, MountError, TierUnavailable
 from fuse_tier.identity import Identity
+from fuse_tier.ram import lives
 from fuse_tier.ram.room import Reserve
 from fuse_tier.replicate.daemons import leave_quiescent
 from fuse_tier.replicate.membership import Membership
@@ -70,6 +71,7 @@ class Mounting:
                 volume.tenure.user = order.user
                 epoch = await self.claim(order.identity, epoch_of(volume.tenure.numbering.highest))
                 try:
+                    await trio.to_thread.run_sync(lives.forget, volume.layout)
                     if self.before_mount is not None:
                         await self.before_mount(volume)
                     restored = await self._preparing.prepare(volume, order, report, epoch, self.claim)
@@ -159,7 +161,7 @@ class Mounting:
             self.claimed.add(identity)
             if volume.mountpoint is None:
                 volume.gate = None
-                volume.mountpoint = mount["mountpoint"]
+                volume.mountpoint, volume.tenure.is_at_work = mount["mountpoint"], True
                 self._found.append(volume)
 
     async def follow_found(self) -> None:

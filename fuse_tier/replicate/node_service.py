@@ -11,7 +11,7 @@ import structlog
 import trio
 
 from fuse_tier import __version__
-from fuse_tier.checkpoints import step_of
+from fuse_tier.checkpoints import Saved
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import ConfigError, DeadlineExceeded, InvalidRequest, NotFound
 from fuse_tier.identity import Identity, SnapshotId
@@ -79,6 +79,7 @@ class NodeService:
             owner_uid=request.owner_uid,
             world_size=request.world_size,
             topology=request.topology,
+            step_pattern=request.step_pattern,
         )
         order = MountOrder(
             identity,
@@ -211,7 +212,11 @@ class NodeService:
 
     async def Plan(self, request: pb.PlanRequest, caller: Caller) -> pb.PlanReply:  # noqa: N802
         """From where a restore of these would come."""
-        parts = [Part(SnapshotId.parse(one.snapshot), one.bytes, one.in_bucket) for one in request.parts]
+        parts = []
+        for one in request.parts:
+            snapshot = SnapshotId.parse(one.snapshot)
+            taker = Identity.parse(one.taker) if one.taker else snapshot.identity
+            parts.append(Part(snapshot, one.bytes, one.in_bucket, taker))
         found = await self._planner.plan(parts, set(request.without))
         return pb.PlanReply(legs=map(_leg, found.legs), depth=found.depth)
 
@@ -228,7 +233,8 @@ def _leg(leg: Leg) -> pb.PlanLeg:
     sources = [
         pb.PlanSource(tier=one.tier.value, node=one.node, bytes=one.size, depth=one.depth) for one in leg.sources
     ]
-    return pb.PlanLeg(snapshot=str(leg.wanted.snapshot), at=leg.wanted.at, sources=sources)
+    wanted = leg.wanted
+    return pb.PlanLeg(snapshot=str(wanted.snapshot), at=wanted.at, sources=sources, taker=str(wanted.taker))
 
 
 def _is_consistent(request: pb.MountRequest) -> bool:
@@ -249,6 +255,7 @@ def _one_state(number: int, version: str) -> int:
 
 
 def _describe(manifest: Manifest, tiers: list[str], *, is_aside: bool = False) -> pb.Snapshot:
+    saved = Saved.of(manifest)
     return pb.Snapshot(
         id=str(manifest.id),
         run=manifest.lineage.run,
@@ -257,8 +264,11 @@ def _describe(manifest: Manifest, tiers: list[str], *, is_aside: bool = False) -
         created_ns=manifest.created_ns,
         node=manifest.node,
         tiers=tiers,
-        step=step_of(manifest),
+        step=saved.step,
         set_aside=is_aside,
+        older_steps=saved.older,
+        groups=manifest.lineage.groups,
+        part=manifest.lineage.part,
     )
 
 

@@ -32,7 +32,7 @@ def nearest(own: Domain, domains: Mapping[str, Domain]) -> tuple[tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A snapshot that is to come back on a node. Several nodes may want one."""
+    """A snapshot that is to come back on a node, for the volume ``taker``. Several nodes may want one."""
 
     snapshot: SnapshotId
     size: int
@@ -40,11 +40,7 @@ class Wanted:
     domain: Domain
     holders: Mapping[str, Domain]  # live nodes whose RAM has it
     is_in_bucket: bool
-
-    @property
-    def identity(self) -> Identity:
-        """Whose files."""
-        return self.snapshot.identity
+    taker: Identity
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ was chosen again begins once more. What stood in the tree beyond it stays in the
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -15,10 +16,11 @@ import structlog
 import trio
 
 from fuse_tier import failpoints, metrics
+from fuse_tier.checkpoints import Job
 from fuse_tier.deadlines import Deadline
 from fuse_tier.epochs import epoch_of
 from fuse_tier.errors import Damaged, DeadlineExceeded, FuseTierError, MountError, NotFound, TierUnavailable
-from fuse_tier.identity import Identity
+from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Lineage
 from fuse_tier.replicate.backups_of_job import BackupsOfJob
 from fuse_tier.replicate.choice import Chooser, Chosen
@@ -60,6 +62,7 @@ class MountOrder:
     step: int | None = None  # which all of them go back to
     user: str = ""  # who gets it, for people
     of_any_shape: bool = False  # its own newest files, whatever shape the job had when they were saved
+    fills: int = 0  # the restart that it has joined, for which it is told now whose files it gets
 
     @property
     def goes_with_others(self) -> bool:
@@ -77,7 +80,14 @@ class Agreed:
     @property
     def backup(self) -> str:
         """What the complete checkpoint in the bucket is called that has the step; empty where none has."""
-        return next((one.name for one in self.there.backups if one.number == self.verdict.number), "")
+        wanted = (self.verdict.number, self.verdict.partner)
+        return next((one.name for one in self.there.backups if (one.number, one.partner) == wanted), "")
+
+    def snapshot(self, identity: Identity) -> SnapshotId:
+        """What a volume is given: its own, or its partner's. Of a verdict with a number."""
+        partner = self.verdict.partner
+        owner = Job.of(identity).identity(partner) if partner else identity
+        return SnapshotId(owner, self.verdict.number)
 
 
 class Preparing:
@@ -140,29 +150,31 @@ class Preparing:
         step is to be had, TierUnavailable and DeadlineExceeded after ``Deadline.RESTART``.
         """
         give_up = trio.current_time() + Deadline.RESTART
-        lacking: dict[int, int] = {}
+        lacking: Counter[SnapshotId] = Counter()
         while True:
-            verdict = Verdict(0)
+            wanted: SnapshotId | None = None
             try:
                 report.begin("agreeing with the other ranks on a step")
                 await save()
                 agreed = await self._ask(order, tuple(one for one, tries in lacking.items() if tries >= _TRIES))
-                verdict = agreed.verdict
+                wanted = agreed.snapshot(order.identity) if agreed.verdict.number else None
                 followed = await follow(agreed)
-                if verdict.restart:
-                    await self._join(volume, order, verdict)
+                if agreed.verdict.restart:
+                    await self._join(volume, order, agreed.verdict)
                 return followed
             except Damaged as error:
-                if not verdict.number:
+                if wanted is None:
                     raise
-                log.error("restart.part_damaged", identity=str(order.identity), step=verdict.step, reason=str(error))
+                log.error("restart.part_damaged", identity=str(order.identity), snapshot=str(wanted),
+                          reason=str(error))  # fmt: skip
                 metrics.error("damaged")
-                lacking[verdict.number] = _TRIES
+                lacking[wanted] = _TRIES
             except NotFound as error:
-                if not verdict.number:
+                if wanted is None:
                     raise
-                log.info("restart.part_not_found", identity=str(order.identity), step=verdict.step, reason=str(error))
-                lacking[verdict.number] = lacking.get(verdict.number, 0) + 1
+                log.info("restart.part_not_found", identity=str(order.identity), snapshot=str(wanted),
+                         reason=str(error))  # fmt: skip
+                lacking[wanted] += 1
                 await trio.sleep(_KNOWN_SECONDS)
             except (TierUnavailable, DeadlineExceeded) as error:  # what was heard all the same may be said again
                 if trio.current_time() > give_up:
@@ -171,7 +183,7 @@ class Preparing:
                 report.begin(f"waiting: {error}")
             await trio.sleep(_AGAIN_SECONDS)
 
-    async def _ask(self, order: MountOrder, lacking: tuple[int, ...]) -> Agreed:
+    async def _ask(self, order: MountOrder, lacking: tuple[SnapshotId, ...]) -> Agreed:
         if self.refresh is not None:
             await self.refresh()
         there, silent = BackupsOfJob(), ""
@@ -183,7 +195,16 @@ class Preparing:
             except FuseTierError as error:
                 silent = str(error)
         forced = order.step if order.step is not None else there.forced
-        question = Question(order.identity, order.lineage, there.backups, silent, lacking, forced)
+        question = Question(
+            order.identity,
+            order.lineage,
+            there.backups,
+            silent,
+            lacking=tuple(one.number for one in lacking if one.identity == order.identity),
+            forced=None if order.fills else forced,
+            fills=order.fills,
+            lacking_partners=tuple(one for one in lacking if one.identity != order.identity),
+        )
         return Agreed(await self._membership.restart(question), there)
 
     async def _follow(
@@ -201,8 +222,11 @@ class Preparing:
             is_current = self._restorer.is_current(volume, order.lineage, chosen)
             if verdict.restart:
                 is_current = is_current and volume.newest is None
-            return await self._make(volume, order, chosen, report, epoch, claim, is_current=is_current)
-        chosen = await self._chooser.choose(identity, order.lineage, verdict.number, known=volume.newest)
+            joins = bool(verdict.restart)
+            return await self._make(volume, order, chosen, report, epoch, claim, is_current=is_current, joins=joins)
+        chosen = await self._chooser.choose(
+            identity, order.lineage, verdict.number, known=volume.newest, step=verdict.step
+        )
         newest = volume.newest
         is_current = (
             volume.has_tree
@@ -210,8 +234,11 @@ class Preparing:
             and not volume.is_dirty
             and newest is not None
             and newest.id.number == verdict.number
+            and not chosen.is_part
         )
-        return await self._make(volume, order, chosen, report, epoch, claim, is_current=is_current, whole_only=True)
+        return await self._make(
+            volume, order, chosen, report, epoch, claim, is_current=is_current, whole_only=True, joins=True
+        )
 
     async def _join(self, volume: Volume, order: MountOrder, verdict: Verdict) -> None:
         failpoints.reached("restart.joining")
@@ -243,6 +270,7 @@ class Preparing:
         *,
         is_current: bool,
         whole_only: bool = False,
+        joins: bool = False,
     ) -> Restored | None:
         highest = epoch_of(max(chosen.highest, volume.tenure.numbering.highest))
         if highest >= epoch:  # of a bucket that another cluster uses, whose clock is ahead
@@ -264,10 +292,18 @@ class Preparing:
         if chosen.manifest is not None:
             report.begin(f"restoring {chosen.manifest.id} from {chosen.places[0].place}", chosen.manifest.size)
         newest, number = volume.newest, chosen.manifest.id.number if chosen.manifest is not None else 0
-        if order.goes_with_others and newest is not None and newest.id.number > number:
+        goes_back = newest is not None and (newest.id.number > number or chosen.is_part)
+        if order.goes_with_others and newest is not None and goes_back:
             log.warning("restart.set_aside", snapshot=str(newest.id), restored=number)
         restored = await self._restorer.into_volume(
-            volume, chosen, order.lineage, report.moved, epoch=epoch, anew=left, whole_only=whole_only
+            volume,
+            chosen,
+            order.lineage,
+            report.moved,
+            epoch=epoch,
+            anew=left,
+            whole_only=whole_only,
+            is_tentative=joins,
         )
         _note_bucket(volume, chosen)
         return restored

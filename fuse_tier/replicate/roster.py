@@ -13,7 +13,7 @@ from fuse_tier.checkpoints import Job
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import ConfigError, FuseTierError
 from fuse_tier.identity import Identity
-from fuse_tier.members import Domain, Member
+from fuse_tier.members import Domain, JobAddress, Member
 from fuse_tier.replicate.own import OwnNode
 from fuse_tier.restarts import Mark, Question, Resumption, Verdict
 from fuse_tier.standing import Standing
@@ -102,9 +102,9 @@ class RosterMembership:
             "node.yaml, or say `restore: latest`"
         )
 
-    async def job_address(self, job: str) -> str:
+    async def job_address(self, job: str) -> JobAddress | None:
         """See Membership."""
-        return ""
+        return None
 
     async def checkpoints(self, job: Job) -> tuple[Standing, ...]:
         """See Membership."""

@@ -10,6 +10,7 @@ import trio
 from fuse_tier import metrics
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import FuseTierError
+from fuse_tier.replicate.holding import LEFT_ALONE
 from fuse_tier.replicate.volume import Volume
 from fuse_tier.wire.channel import ChannelClosed
 
@@ -23,15 +24,17 @@ _UNSETTLED_SECONDS = 1.0  # until it is looked again whether a file is still wri
 
 async def keep_snapshots(volume: Volume) -> None:
     """Takes a snapshot whenever the tree has changed and settled. Runs for as long as the volume is local."""
+    at_most = latest_snapshot(volume)
     while True:
         # Nobody tells when a mapping goes.
         with trio.move_on_after(inf if volume.is_settled else _UNSETTLED_SECONDS):
             await volume.changes.wait_beyond(volume.seen)
-        if not volume.has_tree or volume.gate is None or volume.tenure.superseded:
+        tenure = volume.tenure
+        if not volume.has_tree or volume.gate is None or tenure.superseded or tenure.is_tentative:
             await volume.news.wait_beyond(volume.news.version)
             continue
         began = trio.current_time()
-        if await _wait_until_settled(volume):
+        if await _wait_until_settled(volume, at_most):
             began += volume.options.settle  # in which nothing was written any more
         metrics.goodput_lost(str(volume.identity), "saving", trio.current_time() - began)
         try:
@@ -43,6 +46,7 @@ async def keep_snapshots(volume: Volume) -> None:
             metrics.error("snapshot")
             log.warning("snapshot.postponed", identity=str(volume.identity), reason=str(error))
             await trio.sleep(_RETRY_SECONDS)
+        at_most = max(latest_snapshot(volume), LEFT_ALONE * volume.held_seconds)
 
 
 def latest_snapshot(volume: Volume) -> float:
@@ -50,9 +54,9 @@ def latest_snapshot(volume: Volume) -> float:
     return volume.options.settle * _SETTLE_AT_MOST
 
 
-async def _wait_until_settled(volume: Volume) -> bool:
-    """Whether it has."""
-    with trio.move_on_after(latest_snapshot(volume)):
+async def _wait_until_settled(volume: Volume, at_most: float) -> bool:
+    """Whether it has, within so many seconds."""
+    with trio.move_on_after(at_most):
         unsettled = True
         while unsettled:
             with trio.move_on_after(volume.options.settle) as quiet:

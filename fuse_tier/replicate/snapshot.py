@@ -2,10 +2,9 @@
 
 The tree is walked while the job goes on. The mount daemon counts changes; if the count is the same before
 and after the walk, what was read stood there at one instant. If the job never pauses that long, the daemon
-is asked to hold changes back for the time of one walk, which is bounded: by two seconds, and by twice as many each
-time that this was too little, up to half a minute. So a tree that can be read in that time has a snapshot, however
-busy its job is. Hashing comes after: pinned content cannot change unseen any more (ram/pins.py), whatever the job
-does meanwhile.
+is asked to hold changes back for the time of one walk, which is bounded (holding.py). So a tree that can be read in
+that time has a snapshot, however busy its job is. Hashing comes after: pinned content cannot change unseen any more
+(ram/pins.py), whatever the job does meanwhile.
 """
 
 from __future__ import annotations
@@ -31,7 +30,9 @@ from fuse_tier.manifest import Entry, Kind, Lineage, Manifest
 from fuse_tier.ram.layout import Layout, VolumeLayout
 from fuse_tier.ram.pins import Pins
 from fuse_tier.ram.remote import remote_files, unmark
+from fuse_tier.replicate.holding import Holding
 from fuse_tier.replicate.walk import Found, TreeChanged, Walk, Writers, walk_tree
+from fuse_tier.several import older_steps
 
 log = structlog.get_logger(__name__)
 
@@ -104,7 +105,9 @@ class Snapshotter:
         self._node = node
         self._limiter = limiter  # threads that hash: what trainers feel
         self._evicting = evicting
-        self._patience = Deadline.HOLD  # how long changes may be kept back
+        self._holding = Holding()
+        self.held_seconds = 0.0
+        """For how long changes were kept back for the last snapshot, or the last attempt at one."""
         self.is_settled = True
         """Whether the last snapshot had every closed file: none was still written through a mapping."""
 
@@ -115,7 +118,10 @@ class Snapshotter:
         copy that is needed.
         """
         before = {entry.path: entry for entry in previous.entries} if previous else {}
-        walk = await self._walk_consistently(gate, before)
+        try:
+            walk = await self._walk_consistently(gate, before)
+        finally:
+            metrics.goodput_lost(str(identity.identity), "held", self.held_seconds)
         self.is_settled = walk.is_settled
         metrics.sealed(sum(entry.blob is not None for entry in walk.entries), "unchanged")
         if walk.unhashed:
@@ -123,19 +129,32 @@ class Snapshotter:
         else:
             blobs = []
         await self._in_thread(lambda: self._forget_vanished(walk.inodes))
-        entries = _fill(walk, blobs, before)
-        return Manifest(identity, lineage, self._node, time.time_ns(), entries)
+        manifest = Manifest(identity, lineage, self._node, time.time_ns(), _fill(walk, blobs, before))
+        older = await self._in_thread(lambda: older_steps(manifest, previous))
+        return replace(manifest, older_steps=older) if older else manifest
 
     async def _walk_consistently(self, gate: Gate, previous: dict[bytes, Entry]) -> Walk:
+        self.held_seconds = reading = 0.0
         for _ in range(_OPTIMISTIC_ATTEMPTS):
-            before = await gate.version()
+            before, began = await gate.version(), trio.current_time()
             walk = await self._try_walk(before.writers, previous)
+            reading = max(reading, trio.current_time() - began)
             if walk is not None:
                 after = await gate.version()
                 if after.counter == before.counter:
                     return walk
                 await self._take_back(walk, after.writers)
-        before, began = await gate.hold(self._patience), trio.current_time()
+        return await self._walk_held(gate, previous, reading)
+
+    async def _walk_held(self, gate: Gate, previous: dict[bytes, Entry], reading: float) -> Walk:
+        holding, now = self._holding, trio.current_time()
+        patience = holding.next(now, reading)
+        if not patience:
+            raise TreeChanged(
+                f"the tree of {self._volume.root}, which takes {reading:.1f} s to read, changed meanwhile; its job "
+                f"was held back in vain, and is not held back again for another {holding.not_for(now):.0f} s"
+            )
+        before, began = await gate.hold(patience), trio.current_time()
         try:
             walk = await self._try_walk(before.writers, previous)
             after = await gate.version()
@@ -143,16 +162,17 @@ class Snapshotter:
             with trio.move_on_after(Deadline.HOLD) as scope:
                 scope.shield = True
                 await gate.release()
-        if walk is None or after.counter != before.counter:
-            if walk is not None:
-                await self._take_back(walk, after.writers)
-            patience, self._patience = self._patience, min(2 * self._patience, Deadline.HOLD_LONGER)
-            raise TreeChanged(
-                f"the tree of {self._volume.root} could not be read within the {patience:g} s for which its job was "
-                f"held back: it will be for {self._patience:g} s the next time"
-            )
-        self._patience = min(max(Deadline.HOLD, 2 * (trio.current_time() - began)), Deadline.HOLD_LONGER)
-        return walk
+            self.held_seconds = min(patience, trio.current_time() - began)
+        if walk is not None and after.counter == before.counter:
+            holding.was_of_use(self.held_seconds)
+            return walk
+        if walk is not None:
+            await self._take_back(walk, after.writers)
+        holding.was_in_vain(trio.current_time(), self.held_seconds)
+        raise TreeChanged(
+            f"the tree of {self._volume.root} could not be read within the {patience:.1f} s for which its job was "
+            f"held back, and is not held back again for {holding.not_for(trio.current_time()):.0f} s"
+        )
 
     async def _try_walk(self, writers: Writers, previous: dict[bytes, Entry]) -> Walk | None:
         try:

@@ -81,6 +81,8 @@ class Steward:
             run=lineage.run,
             world_size=lineage.world_size,
             topology=lineage.topology,
+            groups=lineage.groups,
+            part=lineage.part,
             place=self._place,
         )
         reply = await self._ask("JobInBucket", request, Deadline.STEWARD)

@@ -40,7 +40,7 @@ class StewardService:
         """What a job has in the bucket."""
         identity = parse_identity(request.identity)
         self._check_place(request.place)
-        lineage = parse_lineage(request.run, request.world_size, request.topology)
+        lineage = parse_lineage(request)
         try:
             found = await self._stewardship.of_job(identity, lineage)
         except (TierUnavailable, TierRefused) as error:

@@ -17,7 +17,7 @@ import trio
 
 from fuse_tier import metrics
 from fuse_tier.blobs import Blob
-from fuse_tier.checkpoints import Checkpoint, Job
+from fuse_tier.checkpoints import Checkpoint, Job, Saved
 from fuse_tier.completeness import newest_complete
 from fuse_tier.errors import Damaged, FuseTierError, NotFound
 from fuse_tier.identity import Identity, SnapshotId
@@ -52,7 +52,7 @@ class _Known:
     newest: Checkpoint | None  # if it has no record yet
     records: dict[str, Checkpoint]
     plan: JobPlan
-    sizes: Mapping[SnapshotId, int]  # of snapshots whose manifests can be read
+    saved: Mapping[SnapshotId, Saved | None]  # None: its manifest cannot be read
 
 
 class Stewardship:
@@ -119,8 +119,7 @@ class Stewardship:
             checkpoint = known.records.get(version) or await self._records.forced_checkpoint(job, version)
             checkpoints.append(checkpoint)
             forced = checkpoint.step
-        listed = known.listing.snapshots.keys()
-        return BackupsOfJob(backups_of(identity, lineage, checkpoints, listed), forced)
+        return BackupsOfJob(backups_of(identity, lineage, checkpoints, known.saved), forced)
 
     def turn(self, job: Job, run: str, step: int, every: float) -> Turn:
         """Which step of a job is backed up now."""
@@ -206,7 +205,7 @@ class Stewardship:
     def _note_standings(self, known: _Known) -> None:
         gone = set(known.plan.records)
         self._standings[known.listing.job] = tuple(
-            _standing(record, known.sizes) for name, record in known.records.items() if name not in gone
+            _standing(record, known.saved) for name, record in known.records.items() if name not in gone
         )
 
     async def _look_at(self, job: Job) -> _Known:
@@ -219,7 +218,7 @@ class Stewardship:
         if records.keys() >= set(listing.checkpoints):
             plan = plan_job_retention(saved, records, self._keep, in_use=listing.in_use)
         # Else nothing goes: what a record names that cannot be read, by this version at least, is not known.
-        return _Known(listing, newest, records, plan, {one.id: one.size for one in readable})
+        return _Known(listing, newest, records, plan, saved)
 
     async def _record(self, known: _Known) -> _Known | None:
         """What is known after the newest complete checkpoint was recorded; None when it had been."""
@@ -330,8 +329,7 @@ class Stewardship:
         return sum(blob.size for blob in gone - staying)
 
 
-def _standing(record: Checkpoint, sizes: Mapping[SnapshotId, int]) -> Standing:
-    size = sum(sizes.get(part, 0) for part in record.ids)
-    return Standing(
-        record.job, record.lineage.run, len(record.snapshots), record.step, record.created_ns, size, (BUCKET,)
-    )
+def _standing(record: Checkpoint, saved: Mapping[SnapshotId, Saved | None]) -> Standing:
+    size = sum(one.size for part in record.ids if (one := saved.get(part)) is not None)
+    ranks = record.lineage.world_size or len(record.snapshots)  # some of them may have partners' parts only
+    return Standing(record.job, record.lineage.run, ranks, record.step, record.created_ns, size, (BUCKET,))

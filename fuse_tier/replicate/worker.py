@@ -47,6 +47,7 @@ from fuse_tier.replicate.preemption import Preemption
 from fuse_tier.replicate.preparing import Preparing
 from fuse_tier.replicate.protocol.adapter import Adapter
 from fuse_tier.replicate.protocol.cycle import Means
+from fuse_tier.replicate.protocol.in_place import InPlace
 from fuse_tier.replicate.protocol.order import Order
 from fuse_tier.replicate.protocol.service import ReplicationService
 from fuse_tier.replicate.replacing import Trees
@@ -223,6 +224,7 @@ class Worker:
         means = Means(
             preparing, self._chooser, self._restorer, self._membership, self._mounting.claim, duties is not None
         )
+        self._in_place = InPlace(means)
         return Adapter(means, followed)
 
     async def _supersede(self, volume: Volume, by: str) -> None:
@@ -274,6 +276,7 @@ class Worker:
             self._volumes.find,
             self._filling.materialize,
             self._mounting.ended,
+            self._in_place.begin_again,
             max(1, self._config.replicas),
             self._room,
         )

@@ -36,6 +36,9 @@ class Snapshot(_message.Message):
     TIERS_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
     SET_ASIDE_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
+    OLDER_STEPS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """NAMESPACE/WORKLOAD/REPLICA@NUMBER"""
     run: _builtins.str
@@ -48,9 +51,16 @@ class Snapshot(_message.Message):
     """the newest that its tree names"""
     set_aside: _builtins.bool
     """the job has gone back since to an earlier step"""
+    groups: _builtins.int
+    """as in Saves, and part (minor 8)"""
+    part: _builtins.int
     @_builtins.property
     def tiers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """where it is, as far as the answerer knows: ram, peer, bucket"""
+
+    @_builtins.property
+    def older_steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """below that, which can be had from it as well"""
 
     def __init__(
         self,
@@ -64,10 +74,13 @@ class Snapshot(_message.Message):
         tiers: _abc.Iterable[_builtins.str] | None = ...,
         step: _builtins.int | None = ...,
         set_aside: _builtins.bool = ...,
+        groups: _builtins.int = ...,
+        part: _builtins.int = ...,
+        older_steps: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "bytes", b"bytes", "created_ns", b"created_ns", "files", b"files", "id", b"id", "node", b"node", "run", b"run", "set_aside", b"set_aside", "step", b"step", "tiers", b"tiers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "bytes", b"bytes", "created_ns", b"created_ns", "files", b"files", "groups", b"groups", "id", b"id", "node", b"node", "older_steps", b"older_steps", "part", b"part", "run", b"run", "set_aside", b"set_aside", "step", b"step", "tiers", b"tiers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
     _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015
@@ -570,6 +583,8 @@ Global___CollectReply: _TypeAlias = CollectReply  # noqa: Y015
 
 @_typing.final
 class JobInBucketRequest(_message.Message):
+    """Groups and part as in Saves (minor 8)."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     IDENTITY_FIELD_NUMBER: _builtins.int
@@ -577,11 +592,15 @@ class JobInBucketRequest(_message.Message):
     WORLD_SIZE_FIELD_NUMBER: _builtins.int
     TOPOLOGY_FIELD_NUMBER: _builtins.int
     PLACE_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
     identity: _builtins.str
     run: _builtins.str
     world_size: _builtins.int
     topology: _builtins.str
     place: _builtins.str
+    groups: _builtins.int
+    part: _builtins.int
     def __init__(
         self,
         *,
@@ -590,10 +609,12 @@ class JobInBucketRequest(_message.Message):
         world_size: _builtins.int = ...,
         topology: _builtins.str = ...,
         place: _builtins.str = ...,
+        groups: _builtins.int = ...,
+        part: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "place", b"place", "run", b"run", "topology", b"topology", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["groups", b"groups", "identity", b"identity", "part", b"part", "place", b"place", "run", b"run", "topology", b"topology", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -634,7 +655,7 @@ Global___JobInBucketReply: _TypeAlias = JobInBucketReply  # noqa: Y015
 @_typing.final
 class Backup(_message.Message):
     """A complete checkpoint; the number is that of the asking volume's part, the epoch the lowest of all parts; the name is
-    a date.
+    a date. Partner is the replica whose part it is instead; without one number 0 says that only partners have it (minor 8).
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -643,10 +664,12 @@ class Backup(_message.Message):
     NUMBER_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    PARTNER_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     number: _builtins.int
     epoch: _builtins.int
     name: _builtins.str
+    partner: _builtins.str
     def __init__(
         self,
         *,
@@ -654,10 +677,11 @@ class Backup(_message.Message):
         number: _builtins.int = ...,
         epoch: _builtins.int = ...,
         name: _builtins.str = ...,
+        partner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "name", b"name", "number", b"number", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "name", b"name", "number", b"number", "partner", b"partner", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -853,15 +877,20 @@ class JobAddressReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     IP_FIELD_NUMBER: _builtins.int
+    REGISTERED_FIELD_NUMBER: _builtins.int
     ip: _builtins.str
+    """empty: nobody has registered one"""
+    registered: _builtins.int
+    """when: as in ReportRequest (minor 8)"""
     def __init__(
         self,
         *,
         ip: _builtins.str = ...,
+        registered: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ip", b"ip"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ip", b"ip", "registered", b"registered"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1008,6 +1037,26 @@ class ReportRequest(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class JobRegisteredEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     CLUSTER_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
     INSTANCE_FIELD_NUMBER: _builtins.int
@@ -1037,6 +1086,9 @@ class ReportRequest(_message.Message):
     LEASE_SECONDS_FIELD_NUMBER: _builtins.int
     FAILING_FIELD_NUMBER: _builtins.int
     JOB_ADDRESSES_FIELD_NUMBER: _builtins.int
+    JOB_REGISTERED_FIELD_NUMBER: _builtins.int
+    STANDINGS_SINCE_FIELD_NUMBER: _builtins.int
+    STANDINGS_GONE_FIELD_NUMBER: _builtins.int
     cluster: _builtins.str
     node: _builtins.str
     instance: _builtins.str
@@ -1063,6 +1115,8 @@ class ReportRequest(_message.Message):
     """the highest of a coordinator that it has heard of (minor 7)"""
     lease_seconds: _builtins.float
     """that it was told last (minor 7)"""
+    standings_since: _builtins.bool
+    """standings are those that have changed since that report (minor 8)"""
     @_builtins.property
     def addresses(self) -> Global___Addresses: ...
     @_builtins.property
@@ -1107,6 +1161,14 @@ class ReportRequest(_message.Message):
     def job_addresses(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """of training jobs' coordinators that were registered there (minor 7)"""
 
+    @_builtins.property
+    def job_registered(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """when each of those was: the highest counts (minor 8)"""
+
+    @_builtins.property
+    def standings_gone(self) -> _containers.RepeatedCompositeFieldContainer[Global___Standing]:
+        """and these are no more (minor 8)"""
+
     def __init__(
         self,
         *,
@@ -1139,10 +1201,13 @@ class ReportRequest(_message.Message):
         lease_seconds: _builtins.float = ...,
         failing: _abc.Iterable[Global___Failing] | None = ...,
         job_addresses: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        job_registered: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        standings_since: _builtins.bool = ...,
+        standings_gone: _abc.Iterable[Global___Standing] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "bucket", b"bucket", "capacity_bytes", b"capacity_bytes", "clock", b"clock", "cluster", b"cluster", "failing", b"failing", "free_bytes", b"free_bytes", "gone", b"gone", "holdings", b"holdings", "host", b"host", "instance", b"instance", "job_addresses", b"job_addresses", "knows_roster", b"knows_roster", "lease_seconds", b"lease_seconds", "leaving", b"leaving", "marks", b"marks", "mounted", b"mounted", "node", b"node", "owned", b"owned", "pool", b"pool", "resumed", b"resumed", "roster_life", b"roster_life", "roster_version", b"roster_version", "saves", b"saves", "sequence", b"sequence", "since", b"since", "standings", b"standings", "term", b"term", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "bucket", b"bucket", "capacity_bytes", b"capacity_bytes", "clock", b"clock", "cluster", b"cluster", "failing", b"failing", "free_bytes", b"free_bytes", "gone", b"gone", "holdings", b"holdings", "host", b"host", "instance", b"instance", "job_addresses", b"job_addresses", "job_registered", b"job_registered", "knows_roster", b"knows_roster", "lease_seconds", b"lease_seconds", "leaving", b"leaving", "marks", b"marks", "mounted", b"mounted", "node", b"node", "owned", b"owned", "pool", b"pool", "resumed", b"resumed", "roster_life", b"roster_life", "roster_version", b"roster_version", "saves", b"saves", "sequence", b"sequence", "since", b"since", "standings", b"standings", "standings_gone", b"standings_gone", "standings_since", b"standings_since", "term", b"term", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1216,10 +1281,17 @@ class Saves(_message.Message):
     STEPS_FIELD_NUMBER: _builtins.int
     CREATED_MS_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
+    OLDER_FIELD_NUMBER: _builtins.int
     identity: _builtins.str
     run: _builtins.str
     world_size: _builtins.int
     topology: _builtins.str
+    groups: _builtins.int
+    """of replicas that hold the same state; 0: nobody said so (minor 8)"""
+    part: _builtins.int
+    """of that state (minor 8)"""
     @_builtins.property
     def numbers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -1232,6 +1304,10 @@ class Saves(_message.Message):
     def bytes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """none: not said (minor 6)"""
 
+    @_builtins.property
+    def older(self) -> _containers.RepeatedCompositeFieldContainer[Global___OlderSteps]:
+        """of those that have any (minor 8)"""
+
     def __init__(
         self,
         *,
@@ -1243,14 +1319,40 @@ class Saves(_message.Message):
         steps: _abc.Iterable[_builtins.int] | None = ...,
         created_ms: _abc.Iterable[_builtins.int] | None = ...,
         bytes: _abc.Iterable[_builtins.int] | None = ...,
+        groups: _builtins.int = ...,
+        part: _builtins.int = ...,
+        older: _abc.Iterable[Global___OlderSteps] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "created_ms", b"created_ms", "identity", b"identity", "numbers", b"numbers", "run", b"run", "steps", b"steps", "topology", b"topology", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "created_ms", b"created_ms", "groups", b"groups", "identity", b"identity", "numbers", b"numbers", "older", b"older", "part", b"part", "run", b"run", "steps", b"steps", "topology", b"topology", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Saves: _TypeAlias = Saves  # noqa: Y015
+
+@_typing.final
+class OlderSteps(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        steps: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OlderSteps: _TypeAlias = OlderSteps  # noqa: Y015
 
 @_typing.final
 class Standing(_message.Message):
@@ -1313,12 +1415,14 @@ class Resumption(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     WISH_FIELD_NUMBER: _builtins.int
+    OVER_FIELD_NUMBER: _builtins.int
     identity: _builtins.str
     run: _builtins.str
     restart: _builtins.int
     step: _builtins.int
     epoch: _builtins.int
     wish: _builtins.str
+    over: _builtins.bool
     def __init__(
         self,
         *,
@@ -1328,10 +1432,11 @@ class Resumption(_message.Message):
         step: _builtins.int | None = ...,
         epoch: _builtins.int = ...,
         wish: _builtins.str = ...,
+        over: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "epoch", b"epoch", "identity", b"identity", "restart", b"restart", "run", b"run", "step", b"step", "wish", b"wish"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "epoch", b"epoch", "identity", b"identity", "over", b"over", "restart", b"restart", "run", b"run", "step", b"step", "wish", b"wish"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
     _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015
@@ -1430,6 +1535,7 @@ class ReportReply(_message.Message):
     DOMAIN_FIELD_NUMBER: _builtins.int
     ROSTER_FIELD_NUMBER: _builtins.int
     UNKNOWN_FIELD_NUMBER: _builtins.int
+    MINOR_FIELD_NUMBER: _builtins.int
     PAUSE_SECONDS_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
     epoch: _builtins.str
@@ -1443,6 +1549,8 @@ class ReportReply(_message.Message):
     """a Roster, in place of members, for who is of minor 7"""
     unknown: _builtins.bool
     """the report that this one changes is not known here: send a whole one (minor 7)"""
+    minor: _builtins.int
+    """of the coordinator; 0: below 8 (minor 8)"""
     pause_seconds: _builtins.float
     """until the next report, if nothing is new; 0: a fifth of the lease (minor 7)"""
     term: _builtins.int
@@ -1479,12 +1587,13 @@ class ReportReply(_message.Message):
         domain: Global___Domain | None = ...,
         roster: _builtins.bytes = ...,
         unknown: _builtins.bool = ...,
+        minor: _builtins.int = ...,
         pause_seconds: _builtins.float = ...,
         term: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock", b"clock", "domain", b"domain", "epoch", b"epoch", "lease_seconds", b"lease_seconds", "marks", b"marks", "members", b"members", "needed", b"needed", "owned", b"owned", "pause_seconds", b"pause_seconds", "roster", b"roster", "settled", b"settled", "term", b"term", "unknown", b"unknown"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock", b"clock", "domain", b"domain", "epoch", b"epoch", "lease_seconds", b"lease_seconds", "marks", b"marks", "members", b"members", "minor", b"minor", "needed", b"needed", "owned", b"owned", "pause_seconds", b"pause_seconds", "roster", b"roster", "settled", b"settled", "term", b"term", "unknown", b"unknown"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1505,6 +1614,10 @@ class RestartRequest(_message.Message):
     BUCKET_SILENT_FIELD_NUMBER: _builtins.int
     LACKING_FIELD_NUMBER: _builtins.int
     FORCED_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
+    FILLS_FIELD_NUMBER: _builtins.int
+    LACKING_PARTNERS_FIELD_NUMBER: _builtins.int
     identity: _builtins.str
     """the caller has claimed it"""
     node: _builtins.str
@@ -1517,11 +1630,20 @@ class RestartRequest(_message.Message):
     """why the bucket could not be asked"""
     forced: _builtins.int
     """the step that a person wants"""
+    groups: _builtins.int
+    """as in Saves, and part (minor 8)"""
+    part: _builtins.int
+    fills: _builtins.int
+    """the restart that it has joined, whose files it has not got (minor 8)"""
     @_builtins.property
     def backups(self) -> _containers.RepeatedCompositeFieldContainer[Global___Backup]: ...
     @_builtins.property
     def lacking(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """snapshots of the volume that are damaged, or that nobody has"""
+
+    @_builtins.property
+    def lacking_partners(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """snapshots of partners that are damaged, or that nobody has (minor 8)"""
 
     def __init__(
         self,
@@ -1537,10 +1659,14 @@ class RestartRequest(_message.Message):
         bucket_silent: _builtins.str = ...,
         lacking: _abc.Iterable[_builtins.int] | None = ...,
         forced: _builtins.int | None = ...,
+        groups: _builtins.int = ...,
+        part: _builtins.int = ...,
+        fills: _builtins.int = ...,
+        lacking_partners: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_forced", b"_forced", "forced", b"forced"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_forced", b"_forced", "backups", b"backups", "bucket_silent", b"bucket_silent", "forced", b"forced", "identity", b"identity", "instance", b"instance", "lacking", b"lacking", "node", b"node", "run", b"run", "sequence", b"sequence", "topology", b"topology", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_forced", b"_forced", "backups", b"backups", "bucket_silent", b"bucket_silent", "fills", b"fills", "forced", b"forced", "groups", b"groups", "identity", b"identity", "instance", b"instance", "lacking", b"lacking", "lacking_partners", b"lacking_partners", "node", b"node", "part", b"part", "run", b"run", "sequence", b"sequence", "topology", b"topology", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__forced: _TypeAlias = _typing.Literal["forced"]  # noqa: Y015
     _WhichOneofArgType__forced: _TypeAlias = _typing.Literal["_forced", b"_forced"]  # noqa: Y015
@@ -1558,15 +1684,18 @@ class RestartReply(_message.Message):
     OTHERS_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
     WISH_FIELD_NUMBER: _builtins.int
+    PARTNER_FIELD_NUMBER: _builtins.int
     restart: _builtins.int
     """0: no tree of the job names a step: each rank takes its newest snapshot"""
     step: _builtins.int
     number: _builtins.int
-    """0: no files"""
+    """0: no files; of a step: partners have it, and who says its rank is told which"""
     term: _builtins.int
     """as in ReportReply, and in the replies below (minor 7)"""
     wish: _builtins.str
     """a person's, that is followed with this, or was before (minor 7)"""
+    partner: _builtins.str
+    """the replica whose snapshot it is, which serves the asker's rank (minor 8)"""
     @_builtins.property
     def others(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """replicas that are mounted, and go on as they are"""
@@ -1580,10 +1709,11 @@ class RestartReply(_message.Message):
         others: _abc.Iterable[_builtins.str] | None = ...,
         term: _builtins.int = ...,
         wish: _builtins.str = ...,
+        partner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "number", b"number", "others", b"others", "restart", b"restart", "step", b"step", "term", b"term", "wish", b"wish"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "number", b"number", "others", b"others", "partner", b"partner", "restart", b"restart", "step", b"step", "term", b"term", "wish", b"wish"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
     _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015
@@ -1925,24 +2055,29 @@ Global___PlanRequest: _TypeAlias = PlanRequest  # noqa: Y015
 
 @_typing.final
 class PlanPart(_message.Message):
+    """Several for one volume: the first that can be had is taken. Taker is a volume; empty: whose snapshot it is."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     BYTES_FIELD_NUMBER: _builtins.int
     IN_BUCKET_FIELD_NUMBER: _builtins.int
+    TAKER_FIELD_NUMBER: _builtins.int
     snapshot: _builtins.str
     bytes: _builtins.int
     in_bucket: _builtins.bool
+    taker: _builtins.str
     def __init__(
         self,
         *,
         snapshot: _builtins.str = ...,
         bytes: _builtins.int = ...,
         in_bucket: _builtins.bool = ...,
+        taker: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "in_bucket", b"in_bucket", "snapshot", b"snapshot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "in_bucket", b"in_bucket", "snapshot", b"snapshot", "taker", b"taker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1980,8 +2115,10 @@ class PlanLeg(_message.Message):
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     AT_FIELD_NUMBER: _builtins.int
     SOURCES_FIELD_NUMBER: _builtins.int
+    TAKER_FIELD_NUMBER: _builtins.int
     snapshot: _builtins.str
     at: _builtins.str
+    taker: _builtins.str
     @_builtins.property
     def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlanSource]: ...
     def __init__(
@@ -1990,10 +2127,11 @@ class PlanLeg(_message.Message):
         snapshot: _builtins.str = ...,
         at: _builtins.str = ...,
         sources: _abc.Iterable[Global___PlanSource] | None = ...,
+        taker: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "snapshot", b"snapshot", "sources", b"sources"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "snapshot", b"snapshot", "sources", b"sources", "taker", b"taker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2077,6 +2215,7 @@ class MountRequest(_message.Message):
     RESTORE_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
     USER_FIELD_NUMBER: _builtins.int
+    STEP_PATTERN_FIELD_NUMBER: _builtins.int
     identity: _builtins.str
     mountpoint: _builtins.str
     """absolute"""
@@ -2096,6 +2235,8 @@ class MountRequest(_message.Message):
     """the complete checkpoint that all ranks go back to"""
     user: _builtins.str
     """who gets it, for people, such as a pod"""
+    step_pattern: _builtins.str
+    """how the job names its steps; empty: as frameworks do"""
     def __init__(
         self,
         *,
@@ -2111,10 +2252,11 @@ class MountRequest(_message.Message):
         restore: _builtins.str = ...,
         step: _builtins.int | None = ...,
         user: _builtins.str = ...,
+        step_pattern: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "identity", b"identity", "mountpoint", b"mountpoint", "owner_uid", b"owner_uid", "read_only", b"read_only", "restore", b"restore", "run", b"run", "snapshot", b"snapshot", "step", b"step", "topology", b"topology", "user", b"user", "version", b"version", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "identity", b"identity", "mountpoint", b"mountpoint", "owner_uid", b"owner_uid", "read_only", b"read_only", "restore", b"restore", "run", b"run", "snapshot", b"snapshot", "step", b"step", "step_pattern", b"step_pattern", "topology", b"topology", "user", b"user", "version", b"version", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
     _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015

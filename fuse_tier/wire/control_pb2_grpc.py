@@ -808,6 +808,11 @@ class CoordinatorStub:
                 request_serializer=fuse__tier_dot_wire_dot_control__pb2.ReportRequest.SerializeToString,
                 response_deserializer=fuse__tier_dot_wire_dot_control__pb2.ReportReply.FromString,
                 _registered_method=True)
+        self.Reports = channel.stream_stream(
+                '/fuse_tier.v1.Coordinator/Reports',
+                request_serializer=fuse__tier_dot_wire_dot_control__pb2.ReportRequest.SerializeToString,
+                response_deserializer=fuse__tier_dot_wire_dot_control__pb2.ReportReply.FromString,
+                _registered_method=True)
         self.Locate = channel.unary_unary(
                 '/fuse_tier.v1.Coordinator/Locate',
                 request_serializer=fuse__tier_dot_wire_dot_control__pb2.LocateRequest.SerializeToString,
@@ -857,6 +862,13 @@ class CoordinatorServicer:
 
     def Report(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Reports(self, request_iterator, context):
+        """of one node: each is answered before the next (minor 8)
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -918,6 +930,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Report': grpc.unary_unary_rpc_method_handler(
                     servicer.Report,
+                    request_deserializer=fuse__tier_dot_wire_dot_control__pb2.ReportRequest.FromString,
+                    response_serializer=fuse__tier_dot_wire_dot_control__pb2.ReportReply.SerializeToString,
+            ),
+            'Reports': grpc.stream_stream_rpc_method_handler(
+                    servicer.Reports,
                     request_deserializer=fuse__tier_dot_wire_dot_control__pb2.ReportRequest.FromString,
                     response_serializer=fuse__tier_dot_wire_dot_control__pb2.ReportReply.SerializeToString,
             ),
@@ -989,6 +1006,33 @@ class Coordinator:
             request,
             target,
             '/fuse_tier.v1.Coordinator/Report',
+            fuse__tier_dot_wire_dot_control__pb2.ReportRequest.SerializeToString,
+            fuse__tier_dot_wire_dot_control__pb2.ReportReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reports(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/fuse_tier.v1.Coordinator/Reports',
             fuse__tier_dot_wire_dot_control__pb2.ReportRequest.SerializeToString,
             fuse__tier_dot_wire_dot_control__pb2.ReportReply.FromString,
             options,

@@ -246,6 +246,8 @@ class CoordinatorStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CoordinatorAsyncStub: ...
     Report: _grpc.UnaryUnaryMultiCallable[_control_pb2.ReportRequest, _control_pb2.ReportReply]
+    Reports: _grpc.StreamStreamMultiCallable[_control_pb2.ReportRequest, _control_pb2.ReportReply]
+    """of one node: each is answered before the next (minor 8)"""
     Locate: _grpc.UnaryUnaryMultiCallable[_control_pb2.LocateRequest, _control_pb2.LocateReply]
     Claim: _grpc.UnaryUnaryMultiCallable[_control_pb2.ClaimRequest, _control_pb2.ClaimReply]
     Release: _grpc.UnaryUnaryMultiCallable[_control_pb2.ReleaseRequest, _control_pb2.Empty]
@@ -265,6 +267,8 @@ class CoordinatorAsyncStub(CoordinatorStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Report: _aio.UnaryUnaryMultiCallable[_control_pb2.ReportRequest, _control_pb2.ReportReply]  # type: ignore[assignment]
+    Reports: _aio.StreamStreamMultiCallable[_control_pb2.ReportRequest, _control_pb2.ReportReply]  # type: ignore[assignment]
+    """of one node: each is answered before the next (minor 8)"""
     Locate: _aio.UnaryUnaryMultiCallable[_control_pb2.LocateRequest, _control_pb2.LocateReply]  # type: ignore[assignment]
     Claim: _aio.UnaryUnaryMultiCallable[_control_pb2.ClaimRequest, _control_pb2.ClaimReply]  # type: ignore[assignment]
     Release: _aio.UnaryUnaryMultiCallable[_control_pb2.ReleaseRequest, _control_pb2.Empty]  # type: ignore[assignment]
@@ -287,6 +291,14 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.ReportRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.ReportReply, _abc.Awaitable[_control_pb2.ReportReply]]: ...
+
+    @_abc_1.abstractmethod
+    def Reports(
+        self,
+        request_iterator: _MaybeAsyncIterator[_control_pb2.ReportRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_control_pb2.ReportReply], _abc.AsyncIterator[_control_pb2.ReportReply]]:
+        """of one node: each is answered before the next (minor 8)"""
 
     @_abc_1.abstractmethod
     def Locate(

@@ -9,10 +9,12 @@ a call that comes over any other is refused.
 
 from __future__ import annotations
 
+import os
 import secrets
 import socket
 import ssl
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
@@ -158,13 +160,37 @@ class Door:
                 del self._callers[known_as]
 
 
-async def _pump(source: trio.abc.ReceiveStream, sink: trio.abc.SendStream, ends: trio.CancelScope) -> None:
-    try:
-        while chunk := await source.receive_some(_PUMPED):
-            await sink.send_all(chunk)
-    except (trio.BrokenResourceError, trio.ClosedResourceError):
-        pass  # the other side is gone, which is how connections end
+async def _pump(source: trio.abc.Stream, sink: trio.abc.Stream, ends: trio.CancelScope) -> None:
+    # That the other side is gone is how connections end.
+    with suppress(trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+        while chunk := await _receive(source):
+            await _send(sink, chunk)
     ends.cancel()
+
+
+async def _receive(source: trio.abc.Stream) -> bytes | bytearray:
+    """A stream gives others their turn at each call, ready or not; of a bare socket it is enough to wait where it has
+    nothing.
+    """
+    if not isinstance(source, trio.SocketStream):
+        return await source.receive_some(_PUMPED)
+    while True:
+        await trio.lowlevel.wait_readable(source.socket)
+        with suppress(BlockingIOError):
+            return os.read(source.socket.fileno(), _PUMPED)
+
+
+async def _send(sink: trio.abc.Stream, chunk: bytes | bytearray) -> None:
+    """See ``_receive``."""
+    if not isinstance(sink, trio.SocketStream):
+        await sink.send_all(chunk)
+        return
+    left = memoryview(chunk)
+    while left:
+        try:
+            left = left[os.write(sink.socket.fileno(), left) :]
+        except BlockingIOError:
+            await trio.lowlevel.wait_writable(sink.socket)
 
 
 def _context(files: TlsFiles) -> ssl.SSLContext:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from queue import SimpleQueue
 from typing import Any, Self
 
 import grpc
@@ -22,8 +23,8 @@ import trio
 
 from fuse_tier.errors import FuseTierError, TierUnavailable
 from fuse_tier.manifest import MAX_ENCODED_BYTES
-from fuse_tier.threads import run_interruptible
 from fuse_tier.wire import looping, statuses
+from fuse_tier.wire.calls import Conversation, Steps
 from fuse_tier.wire.door import MOST_CONNECTIONS, Door
 from fuse_tier.wire.door import Caller as Caller
 from fuse_tier.wire.handlers import CLUSTER_KEY, Adapter, Bridge
@@ -35,20 +36,20 @@ _MAX_MESSAGE_BYTES = MAX_ENCODED_BYTES + (1 << 16)
 MOST_CALLS = 256
 _MAX_WAITING_STREAMS = 64
 _PENDING = "grpc.server.max_pending_requests"
-_KEEPALIVE_MILLISECONDS = 10_000
+KEEPALIVE_SECONDS = 10.0  # without a byte from the other side of an open call: then it is asked whether it is there
+SELDOM_KEEPALIVE_SECONDS = 25.0  # where something is said over streams every twenty seconds: nobody need ask
 _KEEPALIVE_TIMEOUT_MILLISECONDS = 5_000
 
 _COMMON_OPTIONS = (
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-    ("grpc.keepalive_time_ms", _KEEPALIVE_MILLISECONDS),
     ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MILLISECONDS),
     ("grpc.http2.max_pings_without_data", 0),
 )
 _SERVER_OPTIONS = (
     *_COMMON_OPTIONS,
     ("grpc.so_reuseport", 0),  # two servers on one port would each get a part of the calls
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", _KEEPALIVE_MILLISECONDS // 2),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", int(1000 * KEEPALIVE_SECONDS / 2)),
 )
 _CLIENT_OPTIONS = (
     *_COMMON_OPTIONS,
@@ -73,12 +74,14 @@ async def serve(
     cluster: str = "",
     most_connections: int = MOST_CONNECTIONS,
     most_calls: int = MOST_CALLS,
+    keepalive_seconds: float = KEEPALIVE_SECONDS,
     task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serves until cancelled; reports the bound port as started (0 for a unix socket).
 
     ``services`` are pairs of a generated ``add_XServicer_to_server`` and an object with ``async def
-    Name(self, request, caller: Caller)`` for each call, an async generator where the answer is a stream.
+    Name(self, request, caller: Caller)`` for each call, an async generator where the answer is a stream, a plain
+    function where each message of a stream is answered.
     ``address`` is HOST:PORT, or unix:/path, which is the owner's alone and has no TLS. Callers of another ``cluster``
     are refused. More than ``most_calls`` at once are turned away. Raises ConfigError when it can not be listened on.
     """
@@ -86,7 +89,8 @@ async def serve(
     async def make() -> grpc.aio.Server:
         # Else of those that come at once, some beyond a thousand are turned away before they are counted.
         pending = [(_PENDING, max(1000, most_calls)), (f"{_PENDING}_hard_limit", max(3000, 2 * most_calls))]
-        return grpc.aio.server(options=(*_SERVER_OPTIONS, *pending), maximum_concurrent_rpcs=most_calls)
+        options = (*_SERVER_OPTIONS, _keepalive(keepalive_seconds), *pending)
+        return grpc.aio.server(options=options, maximum_concurrent_rpcs=most_calls)
 
     server = await looping.do(make)
     try:
@@ -159,12 +163,14 @@ class Client:
         server_name: str | None = None,
         *,
         cluster: str = "",
+        keepalive_seconds: float = KEEPALIVE_SECONDS,
     ) -> None:
         self._address = address.removeprefix(UNIX)
         self._target = address
         self._make_stub = stub
         self._metadata = ((CLUSTER_KEY, cluster),) if cluster else ()
-        self._options = (*_CLIENT_OPTIONS, ("grpc.ssl_target_name_override", server_name or SERVER_NAME))
+        self._options = (*_CLIENT_OPTIONS, _keepalive(keepalive_seconds))
+        self._name = ("grpc.ssl_target_name_override", server_name or SERVER_NAME)
         is_plain = tls is None or address.startswith(UNIX)
         self._credentials = None if is_plain or tls is None else Renewing(tls, grpc_client_credentials)
         self._shown = self._credentials.current() if self._credentials is not None else None
@@ -175,9 +181,9 @@ class Client:
 
     def _connect(self) -> tuple[grpc.Channel, Any]:
         if self._shown is None:
-            channel = grpc.insecure_channel(self._target, options=_CLIENT_OPTIONS)
+            channel = grpc.insecure_channel(self._target, options=self._options)
         else:
-            channel = grpc.secure_channel(self._target, self._shown, options=self._options)
+            channel = grpc.secure_channel(self._target, self._shown, options=(*self._options, self._name))
         return channel, self._make_stub(channel)
 
     def _renew(self) -> None:
@@ -232,10 +238,24 @@ class Client:
 
         ``deadline_seconds`` is for the whole of it; None where the handler keeps its own.
         """
-        return _Steps(
+        return Steps(
             self._start(name, "__call__", request, deadline_seconds),
-            lambda error: self._explain(error, name, deadline_seconds),
+            partial(self._explain, name=name, deadline_seconds=deadline_seconds),
             self._steps,
+        )
+
+    def converse(self, name: str) -> Conversation:
+        """Begins a call of which each message is answered. It is over once it is closed, or cannot be answered."""
+        messages: SimpleQueue[Any] = SimpleQueue()
+        call = self._start(name, "__call__", iter(messages.get, None), None)
+        channel = self._channel
+
+        def is_current() -> bool:
+            self._renew()
+            return self._channel is channel
+
+        return Conversation(
+            f"{name} at {self._address}", messages, call, is_current, partial(self._explain, name=name)
         )
 
     async def aclose(self) -> None:
@@ -263,24 +283,5 @@ class Client:
         return TierUnavailable(f"the connection to {self._address} was closed here")
 
 
-class _Steps:
-    """The answers of a stream. gRPC itself cancels a call of which nobody keeps the iterator."""
-
-    def __init__(
-        self, answers: Any, rebuild: Callable[[grpc.RpcError], FuseTierError], limiter: trio.CapacityLimiter
-    ) -> None:
-        self._answers = answers
-        self._rebuild = rebuild
-        self._limiter = limiter
-
-    def __aiter__(self) -> _Steps:
-        return self
-
-    async def __anext__(self) -> Any:
-        try:
-            step = await run_interruptible(partial(next, self._answers, None), self._answers.cancel, self._limiter)
-        except grpc.RpcError as error:
-            raise self._rebuild(error) from error
-        if step is None:
-            raise StopAsyncIteration
-        return step
+def _keepalive(seconds: float) -> tuple[str, int]:
+    return "grpc.keepalive_time_ms", int(1000 * seconds)

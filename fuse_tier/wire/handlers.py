@@ -1,6 +1,7 @@
 """From the loop in which gRPC brings requests into trio, where they are handled, and back.
 
-In the loop a request only waits for its task. Invariant: no handler outlives the nursery, nor its caller's
+In the loop a request only waits for its task. The messages of a stream of which each is answered have none: a plain
+function gives the answer at once, in trio. Invariant: no handler outlives the nursery, nor its caller's
 interest: it is cancelled when the caller goes away or its deadline passes.
 """
 
@@ -10,7 +11,6 @@ import asyncio
 import inspect
 import urllib.parse
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import suppress
 from functools import partial
 from typing import Any, NoReturn
 
@@ -19,16 +19,19 @@ import grpc.aio
 import structlog
 import trio
 
-from fuse_tier.errors import FuseTierError, InvalidRequest, TierRefused
+from fuse_tier.deadlines import Deadline
+from fuse_tier.errors import FuseTierError, InvalidRequest, TierRefused, TierUnavailable
 from fuse_tier.wire import statuses
 from fuse_tier.wire.door import Caller
+from fuse_tier.wire.passages import END, Answers, Ended, Task, give_up
 from fuse_tier.wire.rejections import Rejections
 
 log = structlog.get_logger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-_STREAMED_AHEAD = 2  # answers that a caller has not taken yet
+_FEW = 100  # streams of which each message is answered; of more
+_MOMENT_SECONDS = 0.02  # messages that come within it are answered together
 
 CLUSTER_KEY = "fuse-tier-cluster"  # of a call's metadata: the cluster that the caller belongs to
 
@@ -46,78 +49,13 @@ class Adapter:
             return partial(_unimplemented, name)
         if inspect.isasyncgenfunction(method):
             return partial(self._bridge.stream, method)
-        return partial(self._bridge.unary, method)
+        if inspect.iscoroutinefunction(method):
+            return partial(self._bridge.unary, method)
+        return partial(self._bridge.converse, method)
 
 
 async def _unimplemented(name: str, request: object, context: Context) -> None:
     await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{name} is not served here")
-
-
-class _Ended(Exception):
-    """The handler was cancelled, or never begun."""
-
-
-class _Task:
-    """A handler in trio, as the loop sees it. ``outcome`` is settled once the handler has ended."""
-
-    def __init__(self, token: trio.lowlevel.TrioToken) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.outcome: asyncio.Future[Any] = self.loop.create_future()
-        self.answers: asyncio.Queue[Any] = asyncio.Queue()
-        self.room = trio.Semaphore(_STREAMED_AHEAD)
-        self._token = token
-        self._scope = trio.CancelScope()
-
-    async def attempt(self, work: Callable[[], Awaitable[Any]]) -> None:
-        """In trio: does it, and tells the loop what came of it."""
-        result: Any = None
-        failure: Exception | None = None
-        try:
-            with self._scope:
-                result = await work()
-            if self._scope.cancelled_caught:
-                failure = _Ended()
-        except Exception as error:  # noqa: BLE001 - raised or logged by who waits for the outcome
-            failure = _sole_cause(error)
-        except BaseException:
-            failure = _Ended()
-            raise
-        finally:
-            self.tell(partial(self._settle, result, failure))
-
-    def never(self) -> None:
-        """Nothing is served any more."""
-        self.tell(partial(self._settle, None, _Ended()))
-
-    def tell(self, action: Callable[[], object]) -> None:
-        """From trio to the loop, which lasts as long as the process."""
-        self.loop.call_soon_threadsafe(action)
-
-    def soon(self, action: Callable[[], object]) -> None:
-        """From the loop to trio, which may have ended."""
-        try:
-            self._token.run_sync_soon(action)
-        except trio.RunFinishedError:
-            self._settle(None, _Ended())
-
-    def cancel(self) -> None:
-        """From the loop: nobody is interested any more."""
-        if not self.outcome.cancel() and not self.outcome.cancelled():
-            self.outcome.exception()  # as if somebody had looked at it
-        with suppress(trio.RunFinishedError):
-            self._token.run_sync_soon(self._scope.cancel)
-
-    def _settle(self, result: Any, failure: Exception | None) -> None:
-        if self.outcome.done():  # the caller has gone
-            return
-        if failure is not None:
-            self.outcome.set_exception(failure)
-        else:
-            self.outcome.set_result(result)
-        self.answers.put_nowait(_END)
-
-
-_END = object()
 
 
 class Bridge:
@@ -135,6 +73,8 @@ class Bridge:
         self._cluster = cluster
         self._refused = Rejections("control.request_refused")
         self._of_others = Rejections("peer.refused")
+        self._conversations = 0
+        self._answers: Answers | None = None  # to messages of this moment
         self.nursery: trio.Nursery | None = None
 
     async def unary(self, method: Callable[..., Any], request: object, context: Context) -> Any:
@@ -142,17 +82,17 @@ class Bridge:
         caller = await self._caller(context)
         if method.__name__ != "Hello":  # which tells more
             await self._check_cluster(caller, context)
-        task = _Task(self._token)
+        task = Task(self._token)
         self._start(task, method.__name__, lambda: method(request, caller))
         try:
-            return await self._wait(task, method.__name__, context)
+            return await self._wait(task.outcome, method.__name__, context)
         finally:
             task.cancel()
 
     async def stream(self, method: Callable[..., Any], request: object, context: Context) -> AsyncIterator[Any]:
         """Runs in the loop."""
         caller = await self._caller(context)
-        task = _Task(self._token)
+        task = Task(self._token)
 
         async def work() -> None:
             generator = method(request, caller)
@@ -166,12 +106,54 @@ class Bridge:
 
         self._start(task, method.__name__, work)
         try:
-            while (item := await task.answers.get()) is not _END:
+            while (item := await task.answers.get()) is not END:
                 yield item
                 task.soon(task.room.release)
-            await self._wait(task, method.__name__, context)
+            await self._wait(task.outcome, method.__name__, context)
         finally:
             task.cancel()
+
+    async def converse(self, method: Callable[..., Any], _: object, context: Context) -> None:
+        """Runs in the loop. Takes a message when the one before is answered, and the answer is on its way."""
+        caller = await self._caller(context)
+        await self._check_cluster(caller, context)
+        self._conversations += 1
+        try:
+            while (request := await self._heard(context)) is not grpc.aio.EOF:
+                outcome = self._ask_soon(partial(method, request, caller))
+                try:
+                    await context.write(await self._wait(outcome, method.__name__, context))
+                finally:
+                    give_up(outcome)
+        finally:
+            self._conversations -= 1
+
+    async def _heard(self, context: Context) -> Any:
+        try:
+            async with asyncio.timeout(Deadline.SILENCE):
+                return await context.read()
+        except TimeoutError:
+            await self._abort(TierUnavailable(f"nothing was said for {Deadline.SILENCE:g} s"), context)
+
+    def _ask_soon(self, work: Callable[[], Any]) -> asyncio.Future[Any]:
+        if self._answers is None:
+            self._answers = Answers()
+            moment = _MOMENT_SECONDS if self._conversations > _FEW else 0.0
+            asyncio.get_running_loop().call_later(moment, self._have_answered)
+        return self._answers.ask(work)
+
+    def _have_answered(self) -> None:
+        """In the loop, a moment later."""
+        answers, self._answers = self._answers, None
+        if answers is None:
+            return
+        if self.nursery is None:
+            answers.never()
+            return
+        try:
+            self._token.run_sync_soon(answers.give)
+        except trio.RunFinishedError:
+            answers.never()
 
     async def _caller(self, context: Context) -> Caller:
         if self._callers is None:
@@ -191,7 +173,7 @@ class Bridge:
             self._of_others.note("cluster", caller.address, str(error))
             await self._abort(error, context)
 
-    def _start(self, task: _Task, name: str, work: Callable[[], Awaitable[Any]]) -> None:
+    def _start(self, task: Task, name: str, work: Callable[[], Awaitable[Any]]) -> None:
         def begin() -> None:
             if self.nursery is None:
                 task.never()
@@ -200,10 +182,10 @@ class Bridge:
 
         task.soon(begin)
 
-    async def _wait(self, task: _Task, name: str, context: Context) -> Any:
+    async def _wait(self, outcome: asyncio.Future[Any], name: str, context: Context) -> Any:
         try:
-            return await task.outcome
-        except _Ended:
+            return await outcome
+        except Ended:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the process is shutting down, or the caller has gone")
         except FuseTierError as error:
             if isinstance(error, InvalidRequest) and self._callers is not None:
@@ -216,10 +198,3 @@ class Bridge:
 
     async def _abort(self, error: FuseTierError, context: Context) -> NoReturn:
         await context.abort(statuses.code_of(error), statuses.details_of(error), statuses.metadata_of(error))
-
-
-def _sole_cause(error: Exception) -> Exception:
-    """What went wrong, without the groups that nurseries put around it."""
-    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error

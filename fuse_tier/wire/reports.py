@@ -7,7 +7,7 @@ What changes is told by volume: of each that is named, everything is said anew, 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -15,9 +15,11 @@ from google.protobuf.message import DecodeError
 
 from fuse_tier.errors import InvalidRequest
 from fuse_tier.identity import Identity
-from fuse_tier.members import LocalFacts, Member, Report
+from fuse_tier.members import JobAddress, LocalFacts, Member, Report
+from fuse_tier.standing import Standing, changed, changes
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.members import (
+    MINOR,
     holdings_from_wire,
     holdings_to_wire,
     member_from_wire,
@@ -44,18 +46,28 @@ Said = TypeVar("Said")
 
 _LONGEST_LEASE_SECONDS = 24 * 3600.0
 _LONGEST_REASON = 500
+_CHANGED_STANDINGS = 8  # the minor version that knows of them
 _PACKED_FROM = 256  # members
 _LONGEST_ROSTER_BYTES = 64 << 20
 
 
-def report_to_wire(report: Report, cluster: str, before: Report | None = None) -> pb.ReportRequest:
-    """What a node sends; with the report ``before``, which the coordinator has, only what has changed since."""
+def report_to_wire(
+    report: Report, cluster: str, before: Report | None = None, minor: int = MINOR
+) -> pb.ReportRequest:
+    """What a node sends; with the report ``before``, which the coordinator has, only what has changed since.
+
+    ``minor`` is the coordinator's.
+    """
     facts, gone = report.facts, frozenset[Identity]()
+    standings, standings_gone = list(facts.standings), list[Standing]()
+    knows_standings = before is not None and minor >= _CHANGED_STANDINGS
+    if before is not None and knows_standings:
+        standings, standings_gone = changes(before.facts.standings, facts.standings)
     if before is not None:
         named = _volumes(facts) | _volumes(before.facts)
-        changed = {one for one in named if _said(facts, one) != _said(before.facts, one)}
-        gone = frozenset(changed - _volumes(facts))
-        facts = _only(facts, changed.__contains__)
+        other = {one for one in named if _said(facts, one) != _said(before.facts, one)}
+        gone = frozenset(other - _volumes(facts))
+        facts = _only(facts, other)
     return pb.ReportRequest(
         cluster=cluster,
         node=report.node,
@@ -78,11 +90,14 @@ def report_to_wire(report: Report, cluster: str, before: Report | None = None) -
         saves=saves_to_wire(facts.saved),
         resumed=[resumption_to_wire(identity, one) for identity, one in facts.resumed.items()],
         marks=map(mark_to_wire, facts.marks),
-        standings=map(standing_to_wire, facts.standings),
+        standings=map(standing_to_wire, standings),
+        standings_since=knows_standings,
+        standings_gone=map(standing_to_wire, standings_gone),
         failing=[
             pb.Failing(identity=str(one), reason=reason[:_LONGEST_REASON]) for one, reason in facts.failing.items()
         ],
-        job_addresses=facts.job_addresses,
+        job_addresses={job: one.address for job, one in facts.job_addresses.items()},
+        job_registered={job: one.registered for job, one in facts.job_addresses.items()},
         lease_seconds=report.lease_seconds,
     )
 
@@ -102,7 +117,10 @@ def report_from_wire(message: pb.ReportRequest, before: Report | None = None) ->
         marks=frozenset(map(mark_from_wire, message.marks)),
         standings=standings_from_wire(message.standings),
         failing={parse_identity(one.identity): one.reason[:_LONGEST_REASON] for one in message.failing},
-        job_addresses=dict(message.job_addresses),
+        job_addresses={
+            job: JobAddress(address, message.job_registered.get(job, 0))
+            for job, address in message.job_addresses.items()
+        },
     )
     if not 0 <= message.lease_seconds < _LONGEST_LEASE_SECONDS:
         raise InvalidRequest(f"nobody has a lease of {message.lease_seconds:g} s")
@@ -120,9 +138,17 @@ def report_from_wire(message: pb.ReportRequest, before: Report | None = None) ->
     )
     if before is None:
         return report
+    if message.standings_since:
+        facts = replace(facts, standings=_standings(message, facts.standings, before.facts.standings))
     told = _volumes(facts) | set(map(parse_identity, message.gone))
-    kept = _only(before.facts, lambda one: one not in told) if told else before.facts
-    return replace(report, facts=_joined(kept, facts))
+    return replace(report, facts=_joined(before.facts, told, facts) if told else _as_before(before.facts, facts))
+
+
+def _standings(
+    message: pb.ReportRequest, news: tuple[Standing, ...], before: tuple[Standing, ...]
+) -> tuple[Standing, ...]:
+    gone = standings_from_wire(message.standings_gone)
+    return changed(before, news, gone) if news or gone else before
 
 
 def roster_to_wire(version: int, members: Iterable[pb.Member], *, is_whole: bool) -> bytes:
@@ -162,13 +188,15 @@ def _said(facts: LocalFacts, one: Identity) -> tuple[Any, ...]:
     )
 
 
-def _only(facts: LocalFacts, wanted: Callable[[Identity], bool]) -> LocalFacts:
+def _only(facts: LocalFacts, wanted: Collection[Identity]) -> LocalFacts:
+    """What is said of some volumes."""
+
     def some(of: Mapping[Identity, Said]) -> dict[Identity, Said]:
-        return {one: said for one, said in of.items() if wanted(one)}
+        return {one: of[one] for one in wanted if one in of}
 
     return replace(
         facts,
-        mounted=frozenset(filter(wanted, facts.mounted)),
+        mounted=facts.mounted.intersection(wanted),
         holdings=some(facts.holdings),
         bucket=some(facts.bucket),
         epochs=some(facts.epochs),
@@ -178,14 +206,35 @@ def _only(facts: LocalFacts, wanted: Callable[[Identity], bool]) -> LocalFacts:
     )
 
 
-def _joined(kept: LocalFacts, told: LocalFacts) -> LocalFacts:
+def _as_before(kept: LocalFacts, told: LocalFacts) -> LocalFacts:
+    """Where nothing was told of volumes: the very same of each, which shows that nothing has changed."""
     return replace(
         told,
-        mounted=kept.mounted | told.mounted,
-        holdings={**kept.holdings, **told.holdings},
-        bucket={**kept.bucket, **told.bucket},
-        epochs={**kept.epochs, **told.epochs},
-        users={**kept.users, **told.users},
-        saved={**kept.saved, **told.saved},
-        resumed={**kept.resumed, **told.resumed},
+        mounted=kept.mounted,
+        holdings=kept.holdings,
+        bucket=kept.bucket,
+        epochs=kept.epochs,
+        users=kept.users,
+        saved=kept.saved,
+        resumed=kept.resumed,
+    )
+
+
+def _joined(before: LocalFacts, named: Collection[Identity], told: LocalFacts) -> LocalFacts:
+    """Of volumes that are named what was told, of the others what was said before."""
+
+    def both(earlier: Mapping[Identity, Said], now: Mapping[Identity, Said]) -> dict[Identity, Said]:
+        kept = {one: said for one, said in earlier.items() if one not in named}
+        kept.update(now)
+        return kept
+
+    return replace(
+        told,
+        mounted=before.mounted.difference(named) | told.mounted,
+        holdings=both(before.holdings, told.holdings),
+        bucket=both(before.bucket, told.bucket),
+        epochs=both(before.epochs, told.epochs),
+        users=both(before.users, told.users),
+        saved=both(before.saved, told.saved),
+        resumed=both(before.resumed, told.resumed),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 
 from fuse_tier import epochs
 from fuse_tier.checkpoints import Job, Saved, is_checkpoint_name
@@ -31,12 +32,16 @@ def saves_to_wire(saved: Mapping[Identity, Iterable[Saved]]) -> list[pb.Saves]:
                     run=lineage.run,
                     world_size=lineage.world_size,
                     topology=lineage.topology,
+                    groups=lineage.groups,
+                    part=lineage.part,
                 ),
             )
             message.numbers.append(one.id.number)
             message.steps.append(0 if one.step is None else one.step + 1)
             message.created_ms.append(one.created_ns // _MILLISECOND)
             message.bytes.append(one.size)
+            if one.older:
+                message.older.append(pb.OlderSteps(number=one.id.number, steps=one.older))
     return list(messages.values())
 
 
@@ -48,11 +53,12 @@ def saves_from_wire(messages: Iterable[pb.Saves]) -> dict[Identity, tuple[Saved,
             raise InvalidRequest(
                 f"{message.identity}: {len(message.numbers)} snapshots and {len(message.steps)} steps"
             )
-        lineage = parse_lineage(message.run, message.world_size, message.topology)
+        lineage = parse_lineage(message)
         unsaid = [0] * len(message.numbers)
         times, sizes = message.created_ms or unsaid, message.bytes or unsaid
         if not len(times) == len(sizes) == len(message.numbers):
             raise InvalidRequest(f"{message.identity}: not each of its snapshots has time and size")
+        older = {one.number: _older(one) for one in message.older}
         try:
             identity = Identity.parse(message.identity)
             saved = [
@@ -62,6 +68,7 @@ def saves_from_wire(messages: Iterable[pb.Saves]) -> dict[Identity, tuple[Saved,
                     parse_step(step - 1) if step else None,
                     parse_time(created_ms * _MILLISECOND),
                     size,
+                    _below(step - 1, older.get(number, ())),
                 )
                 for number, step, created_ms, size in zip(message.numbers, message.steps, times, sizes, strict=True)
             ]
@@ -71,10 +78,29 @@ def saves_from_wire(messages: Iterable[pb.Saves]) -> dict[Identity, tuple[Saved,
     return found
 
 
+def _older(message: pb.OlderSteps) -> tuple[int, ...]:
+    steps = tuple(map(parse_step, message.steps))
+    if any(one >= following for one, following in pairwise(steps)):
+        raise InvalidRequest(f"the older steps of snapshot {message.number} are not in ascending order")
+    return steps
+
+
+def _below(newest: int, older: tuple[int, ...]) -> tuple[int, ...]:
+    if older and older[-1] >= newest:
+        raise InvalidRequest(f"step {older[-1]} is not older than step {newest} of the same snapshot")
+    return older
+
+
 def resumption_to_wire(identity: Identity, one: Resumption) -> pb.Resumption:
     """From what a volume went on."""
     return pb.Resumption(
-        identity=str(identity), run=one.run, restart=one.restart, step=one.step, epoch=one.epoch, wish=one.wish
+        identity=str(identity),
+        run=one.run,
+        restart=one.restart,
+        step=one.step,
+        epoch=one.epoch,
+        wish=one.wish,
+        over=one.is_over,
     )
 
 
@@ -85,7 +111,8 @@ def resumption_from_wire(message: pb.Resumption) -> tuple[Identity, Resumption]:
         raise InvalidRequest(f"{message.run!r} is no run")
     if message.epoch > epochs.HIGHEST or message.restart > epochs.HIGHEST:
         raise InvalidRequest(f"restart {message.restart} in epoch {message.epoch} is out of range")
-    resumption = Resumption(message.run, message.restart, step, message.epoch, message.wish[:_LONGEST_WISH])
+    wish = message.wish[:_LONGEST_WISH]
+    resumption = Resumption(message.run, message.restart, step, message.epoch, wish, is_over=message.over)
     return _identity(message.identity), resumption
 
 
@@ -121,6 +148,10 @@ def question_to_wire(question: Question) -> pb.RestartRequest:
         bucket_silent=question.bucket_silent[:_LONGEST_REASON],
         lacking=question.lacking,
         forced=question.forced,
+        groups=lineage.groups,
+        part=lineage.part,
+        fills=question.fills,
+        lacking_partners=map(str, question.lacking_partners),
     )
 
 
@@ -133,40 +164,52 @@ def question_from_wire(message: pb.RestartRequest) -> Question:
         raise InvalidRequest(f"{identity}: it lacks what can be no snapshot")
     return Question(
         identity,
-        parse_lineage(message.run, message.world_size, message.topology),
+        parse_lineage(message),
         tuple(map(backup_from_wire, message.backups)),
         message.bucket_silent[:_LONGEST_REASON],
         tuple(message.lacking),
         parse_step(message.forced) if message.HasField("forced") else None,
+        message.fills,
+        tuple(map(_snapshot, message.lacking_partners)),
     )
 
 
 def verdict_to_wire(verdict: Verdict) -> pb.RestartReply:
     """The answer."""
     return pb.RestartReply(
-        restart=verdict.restart, step=verdict.step, number=verdict.number, others=verdict.others, wish=verdict.wish
+        restart=verdict.restart,
+        step=verdict.step,
+        number=verdict.number,
+        others=verdict.others,
+        wish=verdict.wish,
+        partner=verdict.partner,
     )
 
 
 def verdict_from_wire(message: pb.RestartReply) -> Verdict:
     """Raises InvalidRequest."""
     step = parse_step(message.step) if message.HasField("step") else None
-    if bool(message.number) != (step is not None) or message.number >= 1 << 63:
+    if (message.number and step is None) or message.number >= 1 << 63:
         raise InvalidRequest(f"step {step} is not snapshot {message.number}")
-    return Verdict(message.restart, step, message.number, tuple(message.others), message.wish[:_LONGEST_WISH])
+    partner = _partner(message.partner)
+    return Verdict(
+        message.restart, step, message.number, tuple(message.others), message.wish[:_LONGEST_WISH], partner
+    )
 
 
 def backup_to_wire(backup: Backup) -> pb.Backup:
     """A complete checkpoint in the bucket."""
-    return pb.Backup(step=backup.step, number=backup.number, epoch=backup.epoch, name=backup.name)
+    return pb.Backup(
+        step=backup.step, number=backup.number, epoch=backup.epoch, name=backup.name, partner=backup.partner
+    )
 
 
 def backup_from_wire(message: pb.Backup) -> Backup:
     """Raises InvalidRequest."""
-    if not 1 <= message.number < 1 << 63:
-        raise InvalidRequest(f"{message.number} is the number of no snapshot")
+    if message.number >= 1 << 63 or message.epoch > epochs.HIGHEST:
+        raise InvalidRequest(f"{message.number} is the number of no snapshot of epoch {message.epoch}")
     name = message.name if is_checkpoint_name(message.name) else ""
-    return Backup(parse_step(message.step), message.number, message.epoch, name)
+    return Backup(parse_step(message.step), message.number, message.epoch, name, _partner(message.partner))
 
 
 def parse_time(nanoseconds: int) -> int:
@@ -183,10 +226,29 @@ def _identity(text: str) -> Identity:
         raise InvalidRequest(str(error)) from None
 
 
-def parse_lineage(run: str, world_size: int, topology: str) -> Lineage:
+def _partner(replica: str) -> str:
+    if replica and not is_name(replica):
+        raise InvalidRequest(f"{replica[:80]!r} is no replica")
+    return replica
+
+
+def _snapshot(text: str) -> SnapshotId:
+    try:
+        return SnapshotId.parse(text)
+    except ConfigError as error:
+        raise InvalidRequest(str(error)) from None
+
+
+def parse_lineage(message: pb.Saves | pb.RestartRequest | pb.JobInBucketRequest) -> Lineage:
     """Raises InvalidRequest."""
     try:
-        return Lineage(run, world_size=world_size, topology=topology)
+        return Lineage(
+            message.run,
+            world_size=message.world_size,
+            topology=message.topology,
+            groups=message.groups,
+            part=message.part,
+        )
     except ConfigError as error:
         raise InvalidRequest(str(error)) from None
 

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 
 from fuse_tier import errors
-from fuse_tier.errors import DeadlineExceeded, FuseTierError, SnapshotConflict, TierRefused, TierUnavailable
+from fuse_tier.errors import DeadlineExceeded, FuseTierError, SnapshotConflict, TierUnavailable, UnknownCall
 
 _CLASS_KEY = "fuse-tier-error"
 _HIGHEST_KEY = "fuse-tier-highest"
@@ -106,7 +106,7 @@ def rebuild(error: grpc.RpcError, call: str, address: str, deadline_seconds: flo
         case grpc.StatusCode.CANCELLED | grpc.StatusCode.RESOURCE_EXHAUSTED:
             return TierUnavailable(f"{address} could not serve {call} now: {details}")
         case grpc.StatusCode.UNIMPLEMENTED:
-            return TierRefused(f"{address} does not know the call {call}: it runs another version of fuse-tier")
+            return UnknownCall(f"{address} does not know the call {call}: it runs another version of fuse-tier")
         case _:
             return TierUnavailable(f"{address} failed to serve {call} ({code.name}: {details}): its log says why")
 

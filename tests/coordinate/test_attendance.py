@@ -23,12 +23,17 @@ def member(name: str, **more: object) -> Member:
 class Cluster:
     def __init__(self, *names: str) -> None:
         self.members = {name: member(name) for name in names}
-        self.attendance = Attendance(LIFE, lambda: self.members.values())
-        self.attendance.see_all()
+        self.attendance = Attendance(LIFE)
+        for one in self.members.values():
+            self.attendance.see(one)
 
     def change(self, name: str, **more: object) -> None:
         self.members[name] = replace(self.members[name], **more)  # type: ignore[arg-type]
         self.attendance.see(self.members[name])
+
+    def forget(self, name: str) -> None:
+        self.members.pop(name, None)
+        self.attendance.forget_all_but(self.members)
 
 
 def test_who_knows_nothing_or_another_life_hears_of_everybody() -> None:
@@ -58,8 +63,7 @@ def test_free_room_alone_is_no_news() -> None:
 def test_who_was_forgotten_is_in_nobodys_roster_any_more() -> None:
     cluster = Cluster("a", "b")
     version, _, _ = roster_from_wire(cluster.attendance.since("", 0, 0.0))
-    del cluster.members["a"]
-    cluster.attendance.see_all()
+    cluster.forget("a")
     _, is_whole, members = roster_from_wire(cluster.attendance.since(LIFE, version, 0.0))
     assert (is_whole, [one.node for one in members]) == (True, ["b"])
 
@@ -99,8 +103,7 @@ def test_whoever_follows_the_changes_knows_in_the_end_what_is_so(
 
         for now, (name, what, who) in enumerate(steps):
             if what == "leaves":
-                cluster.members.pop(name, None)
-                cluster.attendance.see_all()
+                cluster.forget(name)
             else:
                 cluster.members.setdefault(name, member(name))
                 change = {"alive": False} if what == "dies" else {"instance": str(now)}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from fuse_tier.checkpoints import Saved
+from fuse_tier.checkpoints import Job, Saved
 from fuse_tier.coordinate.directory import Directory
 from fuse_tier.coordinate.restarts import Restarts
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Lineage
 from fuse_tier.members import LocalFacts, Report
+from fuse_tier.standing import Standing
 
 LEASE = 5.0
 RUN = Lineage("llama", world_size=2)
@@ -23,7 +24,7 @@ class Cluster:
         self.restarts = Restarts(self.directory)
         self.now = LEASE + 1
 
-    def say(self, node: str, *listed: tuple[int, int]) -> None:
+    def say(self, node: str, *listed: tuple[int, int], in_bucket: tuple[Standing, ...] = ()) -> None:
         self.sequence += 1
         saved: dict[Identity, tuple[Saved, ...]] = {}
         for rank, step in listed:
@@ -35,6 +36,7 @@ class Cluster:
             frozenset(),
             {one: tuple(part.id.number for part in parts) for one, parts in saved.items()},
             saved=saved,
+            standings=in_bucket,
         )
         report = Report(node, f"{node}1", self.sequence, f"{node}:1", f"{node}:2", facts)
         self.directory.report(report, self.now)
@@ -89,3 +91,20 @@ def test_the_newest_step_of_which_every_part_is_on_two_nodes_stays_until_a_newer
 
     assert cluster.needed("a") == {(0, 200), (1, 200)}
     assert cluster.needed("b") == {(1, 200)}
+
+
+def test_what_a_node_said_of_the_bucket_counts_no_longer_than_the_next_one_needs_to_look_there() -> None:
+    def in_bucket(*steps: int) -> tuple[Standing, ...]:
+        return tuple(Standing(Job("default", "llama"), "llama", 2, step, step, 1, ("bucket",)) for step in steps)
+
+    def told() -> list[int | None]:
+        return [one.step for one in cluster.restarts.standings(cluster.now)]
+
+    cluster = Cluster()
+    cluster.say("a", in_bucket=in_bucket(100, 200))
+    cluster.wait(int(LEASE) + 30)
+    assert told() == [200, 100]
+    cluster.say("b", in_bucket=in_bucket(200))
+    cluster.wait(40)
+    cluster.say("b", in_bucket=in_bucket(200))
+    assert told() == [200], "100 is not in the bucket any more"

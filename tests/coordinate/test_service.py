@@ -29,7 +29,7 @@ from fuse_tier.localcluster.ports import free_ports
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.control_pb2_grpc import CoordinatorStub
 from fuse_tier.wire.grpc import Client
-from fuse_tier.wire.members import location_from_wire, picture_from_wire
+from fuse_tier.wire.members import MINOR, location_from_wire, picture_from_wire
 from fuse_tier.wire.tls import TlsFiles, make_authority, make_certificate
 from tests.harness.logs import ExpectedLogs
 from tests.harness.waiting import until
@@ -283,6 +283,31 @@ async def test_a_node_speaks_only_for_its_certificate(tmp_path: Path, expected_l
             await claim(client, "b")
         with pytest.raises(NotAuthorized):
             await client.call("Release", pb.ReleaseRequest(identity=IDENTITY, node="b", instance="b1"), 5)
+
+
+async def test_reports_of_a_stream_are_taken_as_calls_are_and_one_that_is_refused_ends_it(
+    tmp_path: Path, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.allow("coordinator.report_refused")
+    make_authority(str(tmp_path))
+    server, node = (make_certificate(str(tmp_path), name) for name in ("coordinator", "a"))
+    config = configuration(tls=TlsConfig(ca=server.ca, cert=server.cert, key=server.key))
+    said: dict[str, Any] = {
+        "cluster": "default", "instance": "a1", "addresses": pb.Addresses(control="127.0.0.1:1", bulk="127.0.0.1:2"),
+    }  # fmt: skip
+    async with calling(config, tls=node) as client:
+        stream = client.converse("Reports")
+        held = [pb.Holding(identity=IDENTITY, numbers=[1])]
+        whole = await stream.ask(pb.ReportRequest(node="a", sequence=1, holdings=held, **said), 5)
+        same = await stream.ask(pb.ReportRequest(node="a", sequence=2, since=1, **said), 5)
+        assert (whole.term, whole.minor, whole.unknown) == (same.term, MINOR, same.unknown)
+        assert (await stream.ask(pb.ReportRequest(node="a", sequence=3, since=1, **said), 5)).unknown
+        reply = await client.call("Locate", pb.LocateRequest(identity=IDENTITY), 5)
+        assert [(one.member.node, list(one.numbers)) for one in reply.holders] == [("a", [1])]
+        with pytest.raises(NotAuthorized, match="certificate of node 'a' and speaks as 'b'"):
+            await stream.ask(pb.ReportRequest(node="b", sequence=1, **said), 5)
+        assert not stream.is_usable
+        stream.close()
 
 
 async def test_a_caller_without_a_certificate_gets_nothing(tmp_path: Path, expected_logs: ExpectedLogs) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,19 +21,34 @@ from tests.fs.machine import paths
 from tests.fs.mortal import MortalMachine
 from tests.fs.mounted import PATIENCE_SECONDS, Mounted, Place
 from tests.fs.oracle import Side
-from tests.fs.worker import SmallWorker, running_worker
+from tests.fs.worker import running_worker
 
 
 class EvictingWorker:
     """Gives content up as a worker does, and keeps it in a bucket of its own. Its loop runs in another thread."""
 
-    def __init__(self, place: Place, worker: SmallWorker, token: trio.lowlevel.TrioToken) -> None:
+    def __init__(self, place: Place) -> None:
         self._place = place
-        self._worker = worker
-        self._token = token
         self._bucket: dict[Blob, bytes] = {}
+        self._busy = threading.Lock()
+        self._loop: _Loop | None = None
         self.fetched = 0
-        worker.answers["materialize"] = self._bring
+
+    def start(self) -> None:
+        """Returns when daemons can come to it."""
+        self._loop = _Loop(self._place.socket, self._bring)
+
+    def wait_for_daemon(self) -> None:
+        """Returns when one has come, which tries again at ever longer intervals."""
+        assert self._loop is not None
+        self._loop.wait_for_daemon()
+
+    def stop(self) -> None:
+        """It ends, and another one may be started."""
+        with self._busy:
+            loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.end()
 
     def give_up(self, path: bytes) -> Blob | None:
         """Gives up what a file holds, if it is sealed and nobody uses it; its content, if it was."""
@@ -46,18 +61,11 @@ class EvictingWorker:
         if blob is None or not blob.size or os.lstat(place.layout.blob(blob)).st_ino != found.st_ino:
             return None
         self._bucket[blob] = place.blob_content(blob)
-        retired = trio.from_thread.run(self._retire, found.st_ino, blob, trio_token=self._token)
-        if found.st_ino not in retired:
-            return None
-        give_up(place.layout, place.volume, place.pins, found.st_ino, blob)
+        with self._busy:
+            if self._loop is None or found.st_ino not in self._loop.retire(found.st_ino, blob):
+                return None
+            give_up(place.layout, place.volume, place.pins, found.st_ino, blob)
         return blob
-
-    async def _retire(self, inode: int, blob: Blob) -> list[int]:
-        try:
-            inodes: list[int] = (await self._worker.ask("retire", files=[[inode, blob.name]]))["inodes"]
-        except (ChannelClosed, DeadlineExceeded):
-            return []  # the daemon has died; what it had marked is fetched, though it is still here
-        return inodes
 
     async def _bring(self, arguments: Arguments) -> dict[str, Any]:
         inode = int(arguments["inode"])
@@ -70,27 +78,54 @@ class EvictingWorker:
         return {}
 
 
+class _Loop:
+    """A worker while it runs."""
+
+    def __init__(self, socket: str, bring: Callable[[Arguments], Awaitable[Any]]) -> None:
+        self._end = trio.Event()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=trio.run, args=[self._serve, socket, bring])
+        self._thread.start()
+        assert self._ready.wait(PATIENCE_SECONDS)
+
+    async def _serve(self, socket: str, bring: Callable[[Arguments], Awaitable[Any]]) -> None:
+        async with running_worker(socket) as self._worker:
+            self._worker.answers["materialize"] = bring
+            self._token = trio.lowlevel.current_trio_token()
+            self._ready.set()
+            await self._end.wait()
+
+    def wait_for_daemon(self) -> None:
+        trio.from_thread.run(self._worker.heard, "hello", trio_token=self._token)
+
+    def retire(self, inode: int, blob: Blob) -> list[int]:
+        """What the daemon has marked."""
+        return trio.from_thread.run(self._retire, inode, blob, trio_token=self._token)
+
+    async def _retire(self, inode: int, blob: Blob) -> list[int]:
+        if self._worker.channel is None:
+            return []  # the daemon has not come yet
+        try:
+            inodes: list[int] = (await self._worker.ask("retire", files=[[inode, blob.name]]))["inodes"]
+        except (ChannelClosed, DeadlineExceeded):
+            return []  # the daemon has died; what it had marked is fetched, though it is still here
+        return inodes
+
+    def end(self) -> None:
+        trio.from_thread.run_sync(self._end.set, trio_token=self._token)
+        self._thread.join(PATIENCE_SECONDS)
+
+
 @contextmanager
 def evicting_worker(place: Place) -> Iterator[EvictingWorker]:
     """Runs one until the block is left."""
-    made: list[EvictingWorker] = []
-    ready, end = threading.Event(), trio.Event()
-
-    async def serve() -> None:
-        async with running_worker(place.socket) as worker:
-            await worker.heard("hello")
-            made.append(EvictingWorker(place, worker, trio.lowlevel.current_trio_token()))
-            ready.set()
-            await end.wait()
-
-    thread = threading.Thread(target=trio.run, args=[serve])
-    thread.start()
-    assert ready.wait(PATIENCE_SECONDS)
+    worker = EvictingWorker(place)
+    worker.start()
     try:
-        yield made[0]
+        worker.wait_for_daemon()
+        yield worker
     finally:
-        trio.from_thread.run_sync(end.set, trio_token=made[0]._token)
-        thread.join(PATIENCE_SECONDS)
+        worker.stop()
 
 
 class EvictingMachine(MortalMachine):
@@ -110,7 +145,7 @@ class EvictingMachine(MortalMachine):
         self.seal(path)
         blob = self.worker.give_up(os.path.join(os.fsencode(self.top), path))
         if blob is not None:
-            self.history.append(f"-- gave up {path!r}")
+            self.happened("content is given up", repr(path))
             self.sealed = [one for one in self.sealed if one != blob]
 
     def teardown(self) -> None:

@@ -48,17 +48,17 @@ class MortalMachine(Machine):
 
     @rule(after_milliseconds=st.integers(0, 20))
     def kill_the_daemon(self, after_milliseconds: int) -> None:
-        self._strike(after_milliseconds, signal.SIGKILL)
+        self._strike(after_milliseconds, signal.SIGKILL, "the daemon is killed")
 
     @rule(after_milliseconds=st.integers(0, 20))
     def stop_the_daemon_for_a_moment(self, after_milliseconds: int) -> None:
-        self._strike(after_milliseconds, signal.SIGSTOP)
+        self._strike(after_milliseconds, signal.SIGSTOP, "the daemon is stopped")
 
     @rule()
     def upgrade_the_keeper(self) -> None:
         if self.is_striking or time.monotonic() - MortalMachine._last_upgrade < _KEEPER_LIVES_SECONDS:
             return
-        self.history.append("-- another keeper")
+        self.happened("another keeper")
         MortalMachine._last_upgrade = time.monotonic()
         self.meanwhile(self.mounted.upgrade)
 
@@ -79,14 +79,14 @@ class MortalMachine(Machine):
         """Whether the last blow still falls."""
         return self._blow is not None and self._blow.is_alive()
 
-    def _strike(self, after_milliseconds: int, blow: signal.Signals) -> None:
+    def _strike(self, after_milliseconds: int, blow: signal.Signals, told_as: str) -> None:
         if self.is_striking:
             return
         now = time.monotonic()
         daemon = self.mounted.daemon
         if not daemon or (blow is signal.SIGKILL and now - MortalMachine._last_death < _DAEMON_LIVES_SECONDS):
             return
-        self.history.append(f"-- {blow.name} after {after_milliseconds} ms")
+        self.happened(told_as, f"after {after_milliseconds} ms")
         if blow is signal.SIGKILL:
             MortalMachine._last_death = now
         # From a process of its own: a store to a mapping waits for the daemon without letting any thread of this one

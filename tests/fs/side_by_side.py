@@ -19,6 +19,7 @@ from tests.fs.callers import let_everybody_in
 from tests.fs.filling import Fillable
 
 _TIER_BYTES = 512 << 20
+_numbers_of_examples = count(1)
 
 
 @contextmanager
@@ -57,12 +58,11 @@ def check(machine: Any, mounted: Any, reference: Path, rng: random.Random, examp
     """Runs the machine, so that the session's seed brings the same examples again."""
     for root in (mounted.path, reference):
         let_everybody_in(root)
-    numbers_of_examples = count(1)
     tiers = (Fillable(mounted.place.base, _TIER_BYTES), Fillable(reference, _TIER_BYTES))
 
     class Bound(machine):  # type: ignore[misc]
         def __init__(self) -> None:
-            super().__init__(mounted, reference, next(numbers_of_examples))
+            super().__init__(mounted, reference, next(_numbers_of_examples))
             self.tiers = tiers
 
     run_state_machine_as_test(

@@ -142,6 +142,24 @@ async def test_where_nothing_will_come_the_answer_is_exact(mounted: Mounted) -> 
             await fails_with(errno.ENOSPC, lambda: os.posix_fallocate(fd, 0, 12 * MIB))
 
 
+async def test_who_appends_waits_for_room_as_well(mounted: Mounted) -> None:
+    """Also to a file that has all its pages already, as if it were to be overwritten."""
+    begun, content = os.urandom(2 * MIB), os.urandom(6 * MIB)
+    await job(lambda: (mounted.path / "file").write_bytes(begun))
+    old = OldContent(mounted.place.base, 11 * MIB)
+    async with running_worker(mounted.place.socket) as worker:
+        await serving(worker, mounted)
+        worker.answers["make_room"] = old.has_some_for_who_waits
+
+        def append() -> list[int]:
+            with opened(mounted.path / "file", os.O_WRONLY | os.O_APPEND) as fd:
+                return [os.write(fd, content[start : start + MIB]) for start in range(0, len(content), MIB)]
+
+        assert await job(append) == [MIB] * 6
+        await worker.heard("make_room", lambda arguments: arguments.get("waited") is not None)
+        assert await job((mounted.path / "file").read_bytes) == begun + content
+
+
 @pytest.mark.parametrize("take", [allocate, copy])
 async def test_who_allocates_or_copies_waits_as_well(mounted: Mounted, take: Callable[[Path, int], None]) -> None:
     await job(lambda: (mounted.path / "source").write_bytes(b"s" * (4 * MIB)))
@@ -221,17 +239,32 @@ async def test_a_job_waits_for_another_worker_as_well(mounted: Mounted) -> None:
     assert written == [MIB] * 12
 
 
+def written_without_the_daemon(mounted: Mounted, fd: int, size: int) -> int:
+    """The exit status of a job that writes to an open file while the daemon is stopped."""
+    os.write(fd, b"1")  # before the first write the kernel asks for an attribute
+    daemon = mounted.daemon
+    os.kill(daemon, signal.SIGSTOP)
+    try:
+        command = [sys.executable, "-S", "-c", f"import os; os.write({fd}, bytes({size - 1}))"]
+        return subprocess.Popen(command, pass_fds=[fd]).wait(PATIENCE_SECONDS)
+    finally:
+        os.kill(daemon, signal.SIGCONT)
+
+
 def test_what_room_is_reserved_for_the_kernel_writes_by_itself(start: Callable[..., Mounted]) -> None:
     mounted = start(passthrough="on", expected_sizes=[["*.bin", 6 * MIB]])
     old = OldContent(mounted.place.base, 7 * MIB)
     with opened(mounted.path / "one.bin", os.O_WRONLY | os.O_CREAT) as fd:
-        os.pwrite(fd, b"1", 0)  # before the first write the kernel asks for an attribute
-        daemon = mounted.daemon
-        os.kill(daemon, signal.SIGSTOP)
-        try:
-            command = [sys.executable, "-S", "-c", f"import os; os.write({fd}, bytes(6 << 20))"]
-            assert subprocess.Popen(command, pass_fds=[fd]).wait(PATIENCE_SECONDS) == 0
-        finally:
-            os.kill(daemon, signal.SIGCONT)
+        assert written_without_the_daemon(mounted, fd, 6 * MIB) == 0
     assert (mounted.path / "one.bin").stat().st_size == 6 * MIB
     old.give_up()
+
+
+def test_what_is_appended_while_there_is_plenty_of_room_the_kernel_writes_by_itself(
+    start: Callable[..., Mounted],
+) -> None:
+    mounted = start(passthrough="on")
+    (mounted.path / "file").write_bytes(bytes(2 * MIB))
+    with opened(mounted.path / "file", os.O_WRONLY | os.O_APPEND) as fd:
+        assert written_without_the_daemon(mounted, fd, 2 * MIB) == 0
+    assert (mounted.path / "file").stat().st_size == 4 * MIB

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from fuse_tier.checkpoints import Job
 from fuse_tier.coordinate.attendance import Attendance
 from fuse_tier.members import LocalFacts, Member, Report
 from fuse_tier.replicate.correspondence import Correspondence
+from fuse_tier.standing import Standing
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.members import member_to_wire
 
@@ -20,8 +22,9 @@ class Coordinator:
     def __init__(self, life: str, members: tuple[Member, ...] = MEMBERS) -> None:
         self.life = life
         self.members = members
-        self.attendance = Attendance(life, lambda: self.members)
-        self.attendance.see_all()
+        self.attendance = Attendance(life)
+        for one in members:
+            self.attendance.see(one)
 
     def answer(self, letters: Correspondence, now: float) -> pb.ReportReply:
         asked = letters.request(REPORT, 0)
@@ -51,7 +54,7 @@ def test_nor_does_it_forget_anybody_when_somebody_else_was_forgotten() -> None:
     letters, coordinator = Correspondence("default"), Coordinator("first")
     before = letters.take(REPORT, coordinator.answer(letters, 10.0))
     coordinator.members = MEMBERS[:-1]
-    coordinator.attendance.see_all()
+    coordinator.attendance.forget_all_but(one.node for one in coordinator.members)
     coordinator.be_busy(10.0)
     assert letters.take(REPORT, coordinator.answer(letters, 10.0)) == before
     assert set(letters.take(REPORT, coordinator.answer(letters, 12.0))) == set(coordinator.members)
@@ -63,3 +66,16 @@ def test_of_an_earlier_minor_version_each_answer_is_of_everybody() -> None:
     reply = pb.ReportReply(epoch="second", members=map(member_to_wire, MEMBERS[:2]))
     assert letters.take(REPORT, reply) == MEMBERS[:2]
     assert letters.take(REPORT, pb.ReportReply(epoch="second")) == ()
+
+
+def test_standings_are_told_as_changes_only_to_who_knows_of_these() -> None:
+    job = Job("ml", "llama")
+    standings = tuple(Standing(job, "llama", 2, step, step, 1, ("bucket",)) for step in (1, 2))
+    first = replace(REPORT, facts=replace(REPORT.facts, standings=standings[:1]))
+    second = replace(REPORT, sequence=2, facts=replace(REPORT.facts, standings=standings))
+    for minor, told in (7, [1, 2]), (8, [2]):
+        letters = Correspondence("default")
+        letters.take(first, pb.ReportReply(epoch="first", pause_seconds=1, minor=minor if minor > 7 else 0))
+        request = letters.request(second, 0)
+        assert [one.step for one in request.standings] == told
+        assert request.standings_since == (minor == 8)

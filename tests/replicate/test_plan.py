@@ -27,7 +27,8 @@ def want(
 ) -> Wanted:
     domains = ZONES if zones else {}
     known = {node: domains.get(node, Domain()) for node in holders}
-    return Wanted(snapshot(rank), size, at, domains.get(at, Domain()), known, is_in_bucket)
+    one = snapshot(rank)
+    return Wanted(one, size, at, domains.get(at, Domain()), known, is_in_bucket, one.identity)
 
 
 _sizes = st.integers(0, 1000).map(lambda mib: mib * MIB)

@@ -4,7 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+import trio
+from trio.testing import MockClock
 
+from fuse_tier.deadlines import Deadline
 from fuse_tier.hashing import hash_bytes
 from fuse_tier.identity import SnapshotId
 from fuse_tier.manifest import Kind, Manifest
@@ -168,41 +171,67 @@ async def test_a_tree_that_never_rests_is_held_for_one_walk(bench: Bench) -> Non
     assert gate.held == 0
 
 
-async def test_a_tree_that_takes_longer_to_read_than_its_job_was_held_is_held_for_longer_until_it_is_read(
-    bench: Bench,
+class Large(Scripted):
+    """A tree that never rests, and takes so many seconds to read."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.changes_left = 10**6
+        self.seconds = seconds
+        self.asked: list[float] = []
+
+    async def hold(self, seconds: float) -> TreeVersion:
+        self.asked.append(round(seconds))
+        return await super().hold(seconds)
+
+    async def version(self) -> TreeVersion:
+        if self.held and self.asked[-1] < self.seconds:
+            await trio.sleep(self.asked[-1])
+            self.counter += 1  # the hold has lapsed
+        return await super().version()
+
+
+async def test_a_job_is_held_back_for_longer_until_its_tree_is_read_but_never_for_most_of_its_time(
+    bench: Bench, autojump_clock: MockClock
 ) -> None:
-    class Slow(Scripted):
-        """It takes 10 s to read this tree."""
-
-        asked: list[float]
-
-        async def hold(self, seconds: float) -> TreeVersion:
-            self.asked.append(seconds)
-            return await super().hold(seconds)
-
-        async def version(self) -> TreeVersion:
-            if self.held and self.asked[-1] < 10:
-                self.counter += 1  # the hold has lapsed
-            return await super().version()
-
     (bench.tree / "a").write_bytes(b"a")
-    gate, snapshotter = Slow(), bench.snapshotter()
-    gate.changes_left, gate.asked = 1000, []
+    gate, snapshotter = Large(10), bench.snapshotter()
 
     async def take() -> Manifest:
         return await snapshotter.take(SnapshotId(IDENTITY, 1), LINEAGE, gate, None)
 
-    for _ in range(3):
-        with pytest.raises(TreeChanged, match="held back"):
+    began = trio.current_time()
+    for held in (2, 4, 8):
+        with pytest.raises(TreeChanged, match=f"is not held back again for {9 * held} s"):
             await take()
+        assert snapshotter.held_seconds == pytest.approx(held)
+        asked = list(gate.asked)
+        with pytest.raises(TreeChanged, match="was held back in vain, and is not held back again"):
+            await take()
+        assert gate.asked == asked
+        assert snapshotter.held_seconds == 0
+        await trio.sleep(9 * held)
     assert content(bench, await take(), "a") == b"a"
     assert gate.asked == [2, 4, 8, 16]
     assert gate.held == 0
-    gate.asked = []
-    gate.changes_left = 1000
-    with pytest.raises(TreeChanged):
-        await take()
-    assert gate.asked == [2], "a walk that took no time needs no longer a hold"
+    assert trio.current_time() - began == pytest.approx(10 * (2 + 4 + 8), rel=0.01)
+
+
+async def test_a_tree_that_is_too_large_to_be_read_while_its_job_is_held_is_read_when_it_rests(
+    bench: Bench, autojump_clock: MockClock
+) -> None:
+    (bench.tree / "a").write_bytes(b"a")
+    gate, snapshotter = Large(3600), bench.snapshotter()
+    for _ in range(200):
+        with pytest.raises(TreeChanged):
+            await snapshotter.take(SnapshotId(IDENTITY, 1), LINEAGE, gate, None)
+        await trio.sleep(5)
+    assert trio.current_time() > 1000
+    assert sum(gate.asked) < trio.current_time() / 8, "of each hold the tenfold is the job's"
+    assert max(gate.asked) == Deadline.HOLD_LONGER
+    gate.changes_left = 0
+    taken = await snapshotter.take(SnapshotId(IDENTITY, 1), LINEAGE, gate, None)
+    assert content(bench, taken, "a") == b"a"
 
 
 async def test_a_tree_that_changes_while_it_is_held_gives_no_snapshot(bench: Bench) -> None:

@@ -155,6 +155,50 @@ class TestStream:
             stream.close()
             theirs.close()
 
+    def test_content_that_comes_more_slowly_than_it_is_waited_for_is_not_lost(
+        self, ends: tuple[socket.socket, socket.socket], rng: random.Random
+    ) -> None:
+        ours, theirs = ends
+        stream = Stream(ours, 0.05)
+        beginning, file = rng.randbytes(300 << 10), os.memfd_create("landing")
+        told: list[int] = []
+        theirs.sendall(beginning)
+        try:
+            with pytest.raises(StreamBroken, match="no byte moved"):
+                stream.receive_file(file, 0, 2 << 20, told.append)
+            assert sum(told) == len(beginning)
+            assert os.pread(file, 2 << 20, 0) == beginning
+        finally:
+            os.close(file)
+            stream.close()
+            theirs.close()
+
+    def test_content_is_waited_for_in_large_parts_and_what_follows_it_byte_by_byte(
+        self, ends: tuple[socket.socket, socket.socket], rng: random.Random
+    ) -> None:
+        ours, theirs = ends
+        stream = Stream(ours, 60)
+        content, file = rng.randbytes(3 << 20), os.memfd_create("landing")
+        awaited: list[int] = []
+
+        def landed(_: int) -> None:
+            awaited.append(ours.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT))
+
+        sending = threading.Thread(target=theirs.sendall, args=(content + b"a header",))
+        sending.start()
+        try:
+            stream.receive_file(file, 0, len(content), landed)
+            assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1
+            assert stream.receive_exactly(len(b"a header")) == b"a header"
+            assert os.pread(file, len(content), 0) == content
+            assert awaited[0] == 512 << 10
+        finally:
+            stream.interrupt()
+            sending.join()
+            os.close(file)
+            stream.close()
+            theirs.close()
+
     def test_a_handshake_that_nobody_answers_breaks(
         self, ends: tuple[socket.socket, socket.socket], certificates: Certificates
     ) -> None:

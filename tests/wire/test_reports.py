@@ -9,24 +9,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuse_tier.checkpoints import Saved
+from fuse_tier.checkpoints import Job, Saved
 from fuse_tier.errors import InvalidRequest
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Lineage
-from fuse_tier.members import LocalFacts, Member, Report
+from fuse_tier.members import JobAddress, LocalFacts, Member, Report
 from fuse_tier.restarts import Resumption
+from fuse_tier.standing import Standing
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.members import member_to_wire
 from fuse_tier.wire.reports import report_from_wire, report_to_wire, roster_from_wire, roster_to_wire
 
 VOLUMES = [Identity("default", "llama", str(rank)) for rank in range(3)]
 LINEAGE = Lineage("llama", world_size=3)
+JOB = Job("default", "llama")
 volumes = st.sampled_from(VOLUMES)
+standings = st.builds(
+    Standing, st.just(JOB), st.just("llama"), st.just(2), st.none() | st.integers(0, 3), st.integers(1, 3),
+    st.integers(0, 2), st.sampled_from([("bucket",), ()]), st.booleans(),
+)  # fmt: skip
 numbers = st.lists(st.integers(1, 5), min_size=1, max_size=3, unique=True).map(lambda some: tuple(sorted(some)))
 
 
 def saved(identity: Identity, number: int) -> tuple[Saved, ...]:
-    return (Saved(SnapshotId(identity, number), LINEAGE, number, 10**9 * number, number),)
+    older = tuple(range(number - 2, number)) if number > 2 else ()
+    return (Saved(SnapshotId(identity, number), LINEAGE, number, 10**9 * number, number, older),)
 
 
 @st.composite
@@ -42,7 +49,12 @@ def facts(draw: st.DrawFn) -> LocalFacts:
         epochs={one: draw(st.integers(1, 3)) for one in mounted},
         users={one: "a pod" for one in mounted if draw(st.booleans())},
         saved={one: saved(one, several[-1]) for one, several in held.items()},
-        resumed={one: Resumption("llama", 1, draw(st.integers(0, 3)), 1) for one in mounted if draw(st.booleans())},
+        resumed={
+            one: Resumption("llama", 1, draw(st.integers(0, 3)), 1, is_over=draw(st.booleans()))
+            for one in mounted
+            if draw(st.booleans())
+        },
+        standings=tuple(draw(st.lists(standings, unique_by=lambda one: one.key, max_size=4))),
     )
 
 
@@ -64,7 +76,8 @@ def test_changes_one_after_another_come_to_what_a_whole_report_says(told: list[L
         message = report_to_wire(sent, "default", before)
         assert message.since == before.sequence
         heard = report_from_wire(message, heard)
-        assert heard == sent
+        assert sorted(heard.facts.standings, key=repr) == sorted(said.standings, key=repr)
+        assert replace(heard, facts=replace(heard.facts, standings=said.standings)) == sent
         before = sent
 
 
@@ -77,6 +90,34 @@ def test_of_a_volume_that_is_as_before_nothing_is_said_again() -> None:
     assert [one.identity for one in message.holdings] == [str(VOLUMES[1])]
     same = report_to_wire(replace(after, sequence=3), "default", after)
     assert not same.holdings and not same.gone
+    heard = report_from_wire(same, after)
+    assert (heard.facts.holdings is after.facts.holdings, heard.facts.saved is after.facts.saved) == (True, True)
+
+
+def test_of_checkpoints_that_stand_as_before_nothing_is_said_again() -> None:
+    one, two, three = (Standing(JOB, "llama", 2, step, step, 1, ("bucket",)) for step in range(3))
+    before = report(1, LocalFacts(100, 50, standings=(one, two)))
+    after = report(2, LocalFacts(100, 50, standings=(replace(two, is_bad=True), three)))
+    message = report_to_wire(after, "default", before)
+    assert [told.step for told in message.standings] == [1, 2]
+    assert [told.step for told in message.standings_gone] == [0]
+    same = report_to_wire(replace(after, sequence=3), "default", after)
+    assert (list(same.standings), list(same.standings_gone)) == ([], [])
+    assert report_from_wire(same, after).facts.standings == after.facts.standings
+
+
+def test_when_the_coordinator_of_a_job_was_registered_is_told_with_where_it_is() -> None:
+    registered = {"llama": JobAddress("10.0.0.1", 7), "bert": JobAddress("10.0.0.2")}
+    sent = report(1, LocalFacts(1, 1, job_addresses=registered))
+    assert report_from_wire(report_to_wire(sent, "default")).facts.job_addresses == registered
+
+
+@pytest.mark.parametrize("older", [[2, 1], [3], [10**18]])
+def test_older_steps_that_are_none_are_refused(older: list[int]) -> None:
+    message = report_to_wire(report(1, LocalFacts(1, 1, saved={VOLUMES[0]: saved(VOLUMES[0], 3)})), "default")
+    message.saves[0].older[0].steps[:] = older
+    with pytest.raises(InvalidRequest, match="step"):
+        report_from_wire(message)
 
 
 @pytest.mark.parametrize("wrong", [{"gone": ["../../x"]}, {"lease_seconds": float("nan")}, {"lease_seconds": -1.0}])

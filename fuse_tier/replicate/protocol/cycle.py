@@ -37,6 +37,7 @@ from fuse_tier.replicate.restore import Restorer
 from fuse_tier.replicate.steps import Report
 from fuse_tier.replicate.volume import Volume
 from fuse_tier.tiers.base import TierName
+from fuse_tier.wire.channel import ChannelClosed
 
 log = structlog.get_logger(__name__)
 
@@ -81,17 +82,18 @@ class Cycle:
         is_first = before is None or (before.is_first and not before.is_answered)
         noted = OrderRecord(order, is_first)
         self._check_shape(order)
-        await self._wait_until_all_is_here()
+        await wait_until_all_is_here(self._volume)
         async with volume.still:
             if volume.is_arranged:  # an answer was cut off: first as it was before
                 await self._stage.put_back({})
-            await self._save()
+            await saved_in_hand(self._volume)
             await self._stage.begin()
             await trio.to_thread.run_sync(record.write, volume.layout, noted)
             failpoints.reached("replicator.noted")
             stale = await self._stage.stale()
             # The order goes last: who sees that it has gone sees all the rest gone, too.
             stale = [name for name in stale if name.encode() != ORDER] + [ORDER.decode()]
+            await volume.declare(order.parallelism or 1, order.node_rank)
             remarks = self._remarks(order)
             await self._stage.put({ERRORS: remarks} if remarks else {}, stale)
             log.info("replicator.accepted", identity=str(volume.identity), job=order.job, node_rank=order.node_rank)
@@ -119,20 +121,6 @@ class Cycle:
                 "volumeAttributes.ranks"
             )
 
-    async def _wait_until_all_is_here(self) -> None:
-        """A mount may be answered before the content of its files is here; a marker may not."""
-        version = self._volume.news.version
-        while self._volume.coming is not None:
-            version = await self._volume.news.wait_beyond(version)
-
-    async def _save(self) -> None:
-        """What is about to be swept is in a snapshot. Raises FuseTierError, OSError."""
-        for _ in range(_TRIES):
-            await self._volume.take_snapshot_in_hand()
-            if not self._volume.is_dirty:
-                return
-            await trio.sleep(_AGAIN_SECONDS)
-
     def _remarks(self, order: Order) -> str:
         if self._means.has_bucket:
             return ""
@@ -142,7 +130,7 @@ class Cycle:
     # ---- the answer ----
 
     async def _answer(self, noted: OrderRecord) -> None:
-        layout, order = self._volume.layout, noted.order
+        layout, order, began = self._volume.layout, noted.order, trio.current_time()
         if not noted.markers:
             noted = replace(noted, markers=await self._stage_markers(noted))
             await trio.to_thread.run_sync(record.write, layout, noted)
@@ -151,6 +139,7 @@ class Cycle:
         failpoints.reached("replicator.answered")
         await trio.to_thread.run_sync(record.write, layout, replace(noted, is_answered=True))
         await self._stage.end()
+        metrics.goodput_lost(str(self._volume.identity), "restoring", trio.current_time() - began)
         log.info("replicator.answered", identity=str(self._volume.identity), job=order.job, markers=noted.markers)
 
     async def _stage_markers(self, noted: OrderRecord) -> tuple[str, ...]:
@@ -169,6 +158,9 @@ class Cycle:
         """The step that the mount has brought: all ranks agreed on it then."""
         volume = self._volume
         newest, resumption = volume.newest, volume.tenure.resumption
+        if resumption is not None and resumption.step is not None and (newest is None or step_of(newest) is None):
+            # Only partners have this rank's part: whose that is can be told now that the order says which rank it is.
+            return await self._agreed(order, fills=resumption.restart)
         if newest is None:
             return None
         if resumption is None and order.nodes > 1:
@@ -182,12 +174,13 @@ class Cycle:
         await self._bring(order, found)
         return found
 
-    async def _agreed(self, order: Order) -> _Step | None:
-        """The step that all ranks that start again now agree on."""
+    async def _agreed(self, order: Order, fills: int = 0) -> _Step | None:
+        """The step that all ranks that start again now agree on; or what belongs to one that ``fills`` a restart."""
         volume, means = self._volume, self._means
-        epoch = await means.claim(volume.identity, epoch_of(volume.tenure.numbering.highest))
-        await volume.renew(epoch)
-        asked = MountOrder(volume.identity, volume.lineage, volume.mountpoint or "", is_consistent=True)
+        if not fills:
+            volume.tenure.is_at_work = False
+            await volume.renew(await means.claim(volume.identity, epoch_of(volume.tenure.numbering.highest)))
+        asked = MountOrder(volume.identity, volume.lineage, volume.mountpoint or "", is_consistent=True, fills=fills)
 
         async def follow(agreed: Agreed) -> _Step | None:
             with metrics.node_operation("RestorePeerMount", order.framework):
@@ -217,9 +210,22 @@ class Cycle:
     async def _find(self, agreed: Agreed) -> _Step | None:
         volume, verdict = self._volume, agreed.verdict
         if verdict.restart and not verdict.number:
+            if verdict.step is not None:
+                raise RunMismatch(
+                    f"assume-data-parallelism: of step {verdict.step} this rank has nothing, and {ORDER.decode()} "
+                    "does not say, as it did when that was saved, which ranks hold the same: say it again, or name "
+                    "another run to begin anew"
+                )
             return None
+        snapshot = agreed.snapshot(volume.identity) if verdict.number else None
+        if snapshot is not None and verdict.partner:
+            log.info("replicator.partner", identity=str(volume.identity), step=verdict.step, snapshot=str(snapshot))
         chosen = await self._means.chooser.choose(
-            volume.identity, volume.lineage, verdict.number, known=volume.newest
+            volume.identity if snapshot is None else snapshot.identity,
+            volume.lineage,
+            verdict.number,
+            known=volume.newest,
+            step=verdict.step,
         )
         return _step(chosen, agreed.backup)
 
@@ -235,7 +241,7 @@ class Cycle:
         await self._stage.put({PRERESTORE: yaml.safe_dump(told, sort_keys=False)}, [PRERESTORE.decode()])
         manifest = found.chosen.manifest
         assert manifest is not None  # noqa: S101 - a step has content
-        names = sources(manifest, order, found.step)
+        names = sources(manifest, order, found.step, is_own=manifest.id.identity == self._volume.identity)
         with metrics.node_operation("CheckpointRestore", order.framework):
             if not await self._take_back(manifest, names):
                 await self._build(found.chosen, manifest, names)
@@ -266,7 +272,7 @@ class Cycle:
         layout = self._volume.layout
         if not chosen.places:
             chosen = await self._means.chooser.choose(
-                self._volume.identity, self._volume.lineage, manifest.id.number, known=manifest
+                manifest.id.identity, self._volume.lineage, manifest.id.number, known=manifest
             )
         built = os.path.join(layout.staged, _BUILT)
         await self._means.restorer.into_stage(self._volume, chosen, marked(manifest, names), built)
@@ -277,6 +283,27 @@ class Cycle:
             os.rmdir(built)
 
         await trio.to_thread.run_sync(unpack)
+
+
+async def wait_until_all_is_here(volume: Volume) -> None:
+    """A mount may be answered before the content of its files is here; what says that it is here may not."""
+    version = volume.news.version
+    while volume.coming is not None:
+        version = await volume.news.wait_beyond(version)
+
+
+async def saved_in_hand(volume: Volume) -> None:
+    """What is about to be swept is in a snapshot; for who holds ``still``. Raises FuseTierError, OSError."""
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            await volume.take_snapshot_in_hand()
+        except ChannelClosed:  # its daemon has died, and the next one is asked
+            if not tries_left:
+                raise
+        else:
+            if not volume.is_dirty:
+                return
+        await trio.sleep(_AGAIN_SECONDS)
 
 
 def _markers(order: Order, step: int) -> list[str]:

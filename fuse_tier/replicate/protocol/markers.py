@@ -17,17 +17,18 @@ from fuse_tier.replicate.protocol.order import Order
 _OF_FILES = "pytorch"  # the framework whose workers save a file each
 
 
-def sources(manifest: Manifest, order: Order, step: int) -> dict[str, bytes]:
+def sources(manifest: Manifest, order: Order, step: int, *, is_own: bool = True) -> dict[str, bytes]:
     """For each worker's marker the name at the root of the snapshot that it is made of.
+
+    One that is not the node's own is that of a node which holds the same state: what is below the name stays as
+    that node has called it.
 
     Raises Damaged when the snapshot has the step's name, and not what this node needs of it.
     """
     tops = {entry.path: entry for entry in manifest.entries if entry.path and b"/" not in entry.path}
     if order.framework == _OF_FILES:
-        return {
-            marker(order.job, step, order.node_rank, worker): _file_of(manifest, order, step, worker, tops)
-            for worker in range(order.workers)
-        }
+        files = [_file_of(manifest, order, step, worker, tops, is_own=is_own) for worker in range(order.workers)]
+        return {marker(order.job, step, order.node_rank, worker): name for worker, name in enumerate(files)}
     # The shortest is the step's final name; a marker that nobody renamed is as good.
     found = sorted((len(name), name) for name, top in tops.items() if _is_tree(name, top, step))
     if not found:
@@ -39,10 +40,17 @@ def _is_tree(name: bytes, top: Entry, step: int) -> bool:
     return top.kind is Kind.DIRECTORY and step_in(name) == step
 
 
-def _file_of(manifest: Manifest, order: Order, step: int, worker: int, tops: dict[bytes, Entry]) -> bytes:
-    wanted = (step, order.node_rank, worker)
+def _file_of(
+    manifest: Manifest, order: Order, step: int, worker: int, tops: dict[bytes, Entry], *, is_own: bool
+) -> bytes:
+    def is_wanted(name: bytes, top: Entry) -> bool:
+        found = worker_in(name)
+        if found is None or top.kind is not Kind.FILE or (found[0], found[2]) != (step, worker):
+            return False
+        return found[1] == order.node_rank if is_own else order.is_partner(found[1])
+
     for name, top in sorted(tops.items(), reverse=True):  # .save before .restore
-        if top.kind is Kind.FILE and worker_in(name) == wanted:
+        if is_wanted(name, top):
             return name
     has = sorted({found[1:] for name in tops if (found := worker_in(name)) is not None and found[0] == step})
     told = ", ".join(f"node {node} worker {one}" for node, one in has) or "nobody"

@@ -116,12 +116,23 @@ class Order:
     steps: int | None = None
     parallelism: int | None = None  # groups of nodes that hold the same state
 
+    def is_partner(self, node_rank: int) -> bool:
+        """Whether a node has the same part of the state as this one, or is this one."""
+        part = self.nodes // (self.parallelism or 1)
+        return node_rank < self.nodes and node_rank % part == self.node_rank % part
+
+    @property
+    def backs_up(self) -> bool:
+        """Whether this node is of the group whose data goes to the bucket: the last one."""
+        return self.node_rank >= self.nodes - self.nodes // (self.parallelism or 1)
+
     @property
     def backups(self) -> BackupPolicy:
         """Which steps go to the bucket."""
         if os.environ.get(_DEBUG_BACKUP, "").lower() == "true":
-            return BackupPolicy(steps="odd")
-        return BackupPolicy(every=60.0 * self.minutes if self.minutes else None, steps=self.steps)
+            return BackupPolicy(steps="odd", on_demand=not self.backs_up)
+        every = 60.0 * self.minutes if self.minutes else None
+        return BackupPolicy(every, self.steps, on_demand=not self.backs_up)
 
 
 def read_order(content: bytes) -> Order:

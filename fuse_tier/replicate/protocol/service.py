@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import time
 from typing import Final, NoReturn
 
 import structlog
@@ -17,6 +18,7 @@ import trio
 from fuse_tier import metrics
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import DeadlineExceeded, FuseTierError, InvalidRequest, TierRefused
+from fuse_tier.members import JobAddress
 from fuse_tier.replicate.membership import Membership
 from fuse_tier.wire import replication_pb2 as pb
 from fuse_tier.wire.grpc import Caller
@@ -24,6 +26,7 @@ from fuse_tier.wire.grpc import Caller
 log = structlog.get_logger(__name__)
 
 _ASK_SECONDS: Final = 0.2
+_KNOWN_SECONDS: Final = 1.0  # what others have registered is asked for so long; then this node's clock alone counts
 _MOST_JOBS: Final = 1000
 _JOB: Final = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?")  # it names an object of Kubernetes, too
 _ANY: Final = ""  # framework: the caller does not say
@@ -34,9 +37,8 @@ class ReplicationService:
 
     def __init__(self, membership: Membership) -> None:
         self._membership = membership
-        self.registered: dict[str, str] = {}
-        """The address of each job's coordinator, as far as it was registered on this node."""
-        self._replaced: dict[str, str] = {}  # what was registered here before, until others are told something else
+        self.registered: dict[str, JobAddress] = {}
+        """Each job's coordinator, as far as it was registered on this node."""
 
     async def RegisterCoordinator(  # noqa: N802 - its wire name
         self, request: pb.RegisterCoordinatorRequest, caller: Caller
@@ -45,9 +47,10 @@ class ReplicationService:
         job, address = _job(request.job_name), _address(request.ip)
         if len(self.registered) >= _MOST_JOBS and job not in self.registered:
             raise TierRefused(f"{_MOST_JOBS} jobs have registered here: unregister those that are over")
-        if (before := self.registered.get(job, address)) != address:
-            self._replaced[job] = before
-        self.registered[job] = address
+        known = None
+        with trio.move_on_after(_KNOWN_SECONDS):
+            known = await self._newest(job)
+        self.registered[job] = JobAddress(address, max(time.time_ns(), known.registered + 1 if known else 0))
         log.info("replication.registered", job=job, address=address)
         self._membership.report_soon()
         return pb.RegisterCoordinatorResponse()
@@ -59,32 +62,26 @@ class ReplicationService:
         job = _job(request.job_name)
         with metrics.node_operation("CoordinatorRegistration", _ANY), trio.move_on_after(Deadline.FRAMEWORK):
             while True:
-                if address := await self._found(job):
-                    return pb.GetCoordinatorResponse(job_name=job, ip=address)
+                if found := await self._newest(job):
+                    return pb.GetCoordinatorResponse(job_name=job, ip=found.address)
                 await trio.sleep(_ASK_SECONDS)
         raise DeadlineExceeded(f"no coordinator of job {job} was registered within {Deadline.FRAMEWORK:g} s")
 
-    async def _found(self, job: str) -> str:
-        """Others are asked first: since it was registered here, it may have been on another node."""
-        told = await self._asked(job)
-        if told and told != self._replaced.get(job):
-            self._replaced.pop(job, None)
-            return told
-        return self.registered.get(job, told)
-
-    async def _asked(self, job: str) -> str:
+    async def _newest(self, job: str) -> JobAddress | None:
+        """Since it was registered here, it may have been on another node; or here, and nobody else knows it yet."""
+        told = None
         try:
-            return await self._membership.job_address(job)
+            told = await self._membership.job_address(job)
         except FuseTierError as error:
             log.debug("replication.asked_in_vain", job=job, reason=str(error))
-            return ""
+        found = [one for one in (self.registered.get(job), told) if one is not None]
+        return max(found, key=lambda one: one.registered, default=None)
 
     async def UnregisterCoordinator(  # noqa: N802
         self, request: pb.UnregisterCoordinatorRequest, caller: Caller
     ) -> pb.UnregisterCoordinatorResponse:
         """It has none any more, as far as this node is concerned."""
         job = _job(request.job_name)
-        self._replaced.pop(job, None)
         if self.registered.pop(job, None) is not None:
             self._membership.report_soon()
         return pb.UnregisterCoordinatorResponse()

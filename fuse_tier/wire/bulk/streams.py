@@ -25,6 +25,7 @@ from fuse_tier.wire.bulk.pacing import Link, Pace, Urgency
 _PIPE_BYTES = 1 << 20  # /proc/sys/fs/pipe-max-size, as kernels come
 _CHUNK_BYTES = 8 << 20  # of one sendfile: between two reports of progress
 _REPORTED_BYTES = 1 << 20  # what arrives comes in smaller pieces than are worth telling of
+_AWAITED_BYTES = 512 << 10  # of a file's content: waking up for each packet costs both ends more than the copying
 _TLS_BUFFER_BYTES = 1 << 20
 _ZEROS = bytes(64 << 10)
 
@@ -51,6 +52,7 @@ class Stream:
         self._out: Pace | None = None
         self._into: Pace | None = None
         self._urgency = Urgency.REPLICATION
+        self._awaited = 1
         self._owed = 0  # bytes received and not yet paid for: who does not read on slows the sender down
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # whoever sends fills its packets itself
         self.patience(patience_seconds)
@@ -158,6 +160,7 @@ class Stream:
                     told, untold = untold, 0
                     progress(told)
         finally:
+            self._await(1)
             if untold:
                 progress(untold)
 
@@ -199,6 +202,16 @@ class Stream:
                 self._pay(self._into, self._owed)
                 self._owed = 0
 
+    def _await(self, size: int) -> None:
+        """Has the kernel wake us for no less than so many bytes, which are sure to come.
+
+        It does so earlier when the window is full or the other side has ended (tcp(7), SO_RCVLOWAT), and after our
+        patience there is what has come by then: a slow stream loses nothing.
+        """
+        if size != self._awaited:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
+            self._awaited = size
+
     def _send_part(self, fd: int, offset: int, left: int) -> int:
         if self._out is not None:
             left = min(left, self._out.part)
@@ -232,6 +245,7 @@ class Stream:
             write_fully(fd, buffer, offset)
             return filled
         outlet, inlet = self._pipe or self._open_pipe()
+        self._await(_AWAITED_BYTES if left >= _AWAITED_BYTES else 1)
         try:
             filled = os.splice(self._socket.fileno(), inlet, min(left, _PIPE_BYTES))
         except OSError as error:

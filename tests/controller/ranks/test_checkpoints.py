@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,21 @@ import trio
 import yaml
 from kubernetes.client import ApiClient
 
+from controller.driver.sameness import differences
 from controller.local.kube import ApiServer
 from controller.ranks.addresses import JobAddressMaps
-from controller.ranks.checkpoints import COLLECTION, Checkpoints, objects_of
+from controller.ranks.checkpoints import COLLECTION, MOST_OF_A_JOB, Checkpoints, objects_of
 from controller.ranks.events import COMPONENT
 from controller.writing import Gone, Writer
 from fuse_tier.checkpoints import Job
-from fuse_tier.errors import TierUnavailable
+from fuse_tier.errors import TierRefused, TierUnavailable
 from fuse_tier.standing import Standing
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.control_pb2_grpc import CoordinatorStub
 from fuse_tier.wire.grpc import Client
 from fuse_tier.wire.standing import standing_to_wire
 from tests.controller.ranks.test_server import make_job, make_pod, ranks_server
+from tests.harness.logs import ExpectedLogs
 from tests.harness.waiting import until
 
 _MANIFESTS = Path(__file__).parents[3] / "deploy/multitier/controller/checkpoints.yaml"
@@ -73,6 +76,19 @@ def test_runs_and_shapes_of_one_job_do_not_get_in_each_others_way_and_names_are_
     assert all(len(name) <= 253 and name.replace("-", "").isalnum() and name == name.lower() for name in names)
 
 
+def test_of_a_job_the_newest_are_shown_and_one_at_least_that_it_could_go_on_from() -> None:
+    def made(step: int, *tiers: str, job: Job = JOB) -> Standing:
+        return Standing(job, "llama", 2, step, step * 10**9, 1, tiers)
+
+    many = [made(step, "bucket") for step in range(2 * MOST_OF_A_JOB)]
+    other = made(1, "ram", job=Job("ml", "bert"))
+    steps = sorted(one["status"]["step"] for one in objects_of([*many, other]).values())
+    assert steps == [1, *range(MOST_OF_A_JOB, 2 * MOST_OF_A_JOB)]
+    lost = [replace(one, tiers=()) for one in many[10:]]
+    steps = sorted(one["status"]["step"] for one in objects_of([*many[:10], *lost]).values())
+    assert steps == [9, *range(MOST_OF_A_JOB, 2 * MOST_OF_A_JOB)]
+
+
 async def install(api: ApiClient) -> Writer:
     """As ``kubectl apply -k`` does; returns when the kind is served."""
     writer = Writer(api, 1000)
@@ -114,7 +130,7 @@ async def test_there_is_an_object_for_as_long_as_there_is_the_checkpoint_and_not
             await until(so)
 
         async with trio.open_nursery() as nursery:
-            checkpoints = Checkpoints(api, writer, missing_seconds=0.5)
+            checkpoints = Checkpoints(api, writer, missing_seconds=0.5, again_seconds=0.1)
             nursery.start_soon(checkpoints.run)
             checkpoints.complete([standing(100, "ram"), standing(200, "ram")])
             await until_shown(llama_100="ram", llama_200="ram")
@@ -130,18 +146,21 @@ async def test_there_is_an_object_for_as_long_as_there_is_the_checkpoint_and_not
             await until_shown(llama_100="ram", llama_200="ram")
             checkpoints.complete([standing(200, "ram", "peer")])
             await until_shown(llama_200="ram,peer")
-            # Of a namespace that there is not: told, and not tried again.
+            # Of a namespace that there is not: it is tried again, though nothing has changed, until there is.
             elsewhere = Standing(Job("nowhere", "x"), "x", 2, 1, 0, 0, ("ram",))
             checkpoints.complete([standing(200, "ram"), elsewhere])
             await until_shown(llama_200="ram")
 
             async def is_refused() -> bool:
-                return "POST 404" in calls
+                return calls.count("POST 404") >= 2
 
             await until(is_refused)
             checkpoints.complete([standing(200, "bucket"), elsewhere])
             await until_shown(llama_200="bucket")
-            assert calls.count("POST 404") == 1
+            await admin_writer.create("/api/v1/namespaces", {"metadata": {"name": "nowhere"}})
+            await until_shown(llama_200="bucket", x_1="ram")
+            checkpoints.complete([standing(200, "bucket")])
+            await until_shown(llama_200="bucket")
             nursery.cancel_scope.cancel()
 
         # A server that starts anew removes what is not there any more, once it knows.
@@ -156,9 +175,74 @@ async def test_there_is_an_object_for_as_long_as_there_is_the_checkpoint_and_not
 
 
 @pytest.mark.kube
-async def test_a_jobs_coordinator_has_a_config_map_and_one_that_is_somebody_elses_is_left_alone(
-    api_server: ApiServer,
+async def test_of_a_job_with_very_many_checkpoints_the_older_objects_go_and_an_event_concerns_its_object_alone(
+    api_server: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("controller.ranks.checkpoints.MOST_OF_A_JOB", 20)
+    compared = 0
+
+    def counted(wanted: Any, found: Any) -> list[str]:
+        nonlocal compared
+        compared += 1
+        return differences(wanted, found)
+
+    monkeypatch.setattr("controller.ranks.kept.differences", counted)
+    with api_server.client as admin, api_server.client as api:
+        admin_writer = await install(admin)
+        async with trio.open_nursery() as nursery:
+            checkpoints = Checkpoints(api, Writer(api, 1000, manager=COMPONENT), missing_seconds=0)
+            nursery.start_soon(checkpoints.run)
+
+            def complete(*steps: int) -> None:
+                checkpoints.complete([replace(standing(step, "bucket"), created_ns=step * 10**9) for step in steps])
+
+            async def until_there_are(*steps: int, tiers: str = "bucket") -> None:
+                async def so() -> bool:
+                    there = await shown(admin)
+                    return {one["step"] for one in there.values() if one["tiers"] == tiers} == set(steps)
+
+                await until(so)
+
+            complete(*range(100))
+            await until_there_are(*range(80, 100))
+            complete(*range(105))
+            await until_there_are(*range(85, 105))
+            for step in 90, 91:  # with the first, all that was written before has been told by the watch
+                compared = 0
+                path = f"/apis/checkpointing.gke.io/v1/namespaces/ml/checkpoints/llama-{step}"
+                await admin_writer.merge(path, {"status": {"tiers": "ram"}})
+                await until_there_are(*range(85, 105))
+            # The change, what was written, and what the watch told of that and of the one before; not all twenty.
+            assert compared <= 5
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.kube
+async def test_what_is_said_of_an_object_is_not_written_to_another_of_its_name(api_server: ApiServer) -> None:
+    with api_server.client as admin:
+        writer = Writer(admin, 1000)
+        await writer.create("/api/v1/namespaces", {"metadata": {"name": "ml"}})
+        place = "/api/v1/namespaces/ml/configmaps"
+        ours = await writer.create(place, {"metadata": {"name": "llama"}, "data": {"ip": "10.0.0.1"}})
+        told = {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": "llama", "uid": ours["metadata"]["uid"]},
+            "data": {"ip": "10.0.0.2"},
+        }
+        assert (await writer.apply(f"{place}/llama", told))["data"] == {"ip": "10.0.0.2"}
+        await writer.delete(f"{place}/llama")
+        await writer.create(place, {"metadata": {"name": "llama"}, "data": {"ip": "somebody else's"}})
+        with pytest.raises(TierRefused, match="uid: Invalid value"):
+            await writer.apply(f"{place}/llama", told)
+        assert (await writer.read(f"{place}/llama"))["data"] == {"ip": "somebody else's"}
+
+
+@pytest.mark.kube
+async def test_a_jobs_coordinator_has_a_config_map_and_one_that_is_somebody_elses_is_left_alone(
+    api_server: ApiServer, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.allow("addresses.name_reserved")
     with api_server.client as admin, api_server.client as api:
         writer = Writer(admin, 1000)
         await writer.create("/api/v1/namespaces", {"metadata": {"name": "ml"}})
@@ -177,8 +261,10 @@ async def test_a_jobs_coordinator_has_a_config_map_and_one_that_is_somebody_else
         async with trio.open_nursery() as nursery:
             maps = JobAddressMaps(api, Writer(api, 1000, manager=COMPONENT), "ml", missing_seconds=0)
             nursery.start_soon(maps.run)
-            maps.addresses({"llama": "10.0.0.1", "images": "10.0.0.2"})
+            reserved = ("checkpoint-image-config", "custom-checkpoint-image-config", "multitier-driver-1")
+            maps.addresses({"llama": "10.0.0.1", "images": "10.0.0.2", **dict.fromkeys(reserved, "10.0.0.9")})
             await until_maps_are(llama="10.0.0.1")
+            assert [line.event for line in expected_logs.heard] == ["addresses.name_reserved"] * 3
             maps.addresses({"llama": "10.0.0.3", "images": "10.0.0.2"})
             await until_maps_are(llama="10.0.0.3")
             maps.addresses({})

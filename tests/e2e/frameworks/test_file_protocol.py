@@ -48,6 +48,7 @@ async def test_all_ranks_are_given_the_step_that_all_have_and_see_no_other(
         assert await client.start(order(rank, 2)) is None
         assert client.prerestore() == {}
         assert client.seen[-1] <= {"replicator.prerestore", f"llama-s0-n{rank}-w0.restore", "replicator.errors"}
+        assert said(nodes[rank]) == ["No valid checkpoints found anywhere"]
     for step in (10, 20):
         for rank, client in enumerate(clients):
             client.save(step, b"rank %d, step %d\n" % (rank, step) * 1000)
@@ -68,6 +69,7 @@ async def test_all_ranks_are_given_the_step_that_all_have_and_see_no_other(
         assert client.remarks.startswith("this node has no bucket")
         done = await operations(nodes[rank], "orbax")
         assert {"CoordinatorRegistration", "RestorePeerMount", "CheckpointRestore"} <= done
+        assert said(nodes[rank])[-1] == "Restoring from in-cluster checkpoint 20"
 
 
 async def test_a_job_of_plain_files_that_is_restarted_in_its_place_agrees_by_the_lines_of_the_guide(
@@ -148,22 +150,42 @@ async def test_a_job_that_lost_nodes_goes_on_from_ram_and_from_the_bucket(
         told = client.prerestore()
         assert told["restore-step"] == given[0]
         assert len(told["restore-backup"]) == len("2026-01-31_12-00")
+        assert said(nodes[rank])[-1] == f"Restoring from backup '{told['restore-backup']}', checkpoint {given[0]}"
+        lost = await goodput_lost(nodes[rank], f"{JOB}/{rank}")
+        assert lost["restoring"] > 0, "what alerts need to know what restarts cost"
         assert (client.mount / f"{given[0]}/state/weights").read_bytes().startswith(b"rank %d, step" % rank)
 
 
-async def operations(node: LocalNode, framework: str) -> set[str]:
-    """What dashboards of the system before are shown that a node has done for a framework, and done well."""
+def said(node: LocalNode) -> list[str]:
+    """The lines that people search the log of the system before for, in a job's own node's."""
+    lines = (line for line in node.log_path.read_text().splitlines() if line.startswith("{"))
+    return [found["said"] for line in lines if "said" in (found := json.loads(line))]
+
+
+async def scraped(node: LocalNode) -> str:
+    """What a node tells Prometheus."""
 
     def read() -> str:
         with urllib.request.urlopen(f"http://{node.config['metrics']}/metrics", timeout=10) as answer:
             text: str = answer.read().decode()
             return text
 
+    return await trio.to_thread.run_sync(read)
+
+
+async def operations(node: LocalNode, framework: str) -> set[str]:
+    """What dashboards of the system before are shown that a node has done for a framework, and done well."""
     count = re.compile(
         r'node_operations_seconds_count\{framework="(.*?)",grpc_status_code="OK",method_name="(.*?)"\} [1-9]'
     )
-    found = count.findall(await trio.to_thread.run_sync(read))
+    found = count.findall(await scraped(node))
     return {method for of, method in found if of == framework}
+
+
+async def goodput_lost(node: LocalNode, identity: str) -> dict[str, float]:
+    """Seconds that a volume's job has lost on a node, by their cause."""
+    lost = re.compile(rf'fuse_tier_goodput_lost_seconds_total\{{cause="(.*?)",identity="{identity}"\}} (\S+)')
+    return {cause: float(seconds) for cause, seconds in lost.findall(await scraped(node))}
 
 
 async def is_shown(node: LocalNode, step: int, *tiers: str) -> bool:

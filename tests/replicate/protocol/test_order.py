@@ -41,15 +41,28 @@ def test_an_order_of_a_pytorch_job_is_read() -> None:
 
 
 def test_newer_clients_count_steps_between_backups() -> None:
-    order = read_order(changed(backup_interval_minutes="gone", backup_interval_steps=100))
+    order = read_order(changed(backup_interval_minutes="gone", backup_interval_steps=100, node_rank=2, peer_ranks=[]))
     assert order.backups == BackupPolicy(steps=100)
 
 
 def test_an_interval_of_no_minutes_means_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert read_order(changed(backup_interval_minutes=0)).backups == BackupPolicy()
-    assert read_order(changed(backup_interval_minutes=2)).backups == BackupPolicy(every=120.0)
+    last = {"node_rank": 3, "peer_ranks": [1]}
+    assert read_order(changed(backup_interval_minutes=0, **last)).backups == BackupPolicy()
+    assert read_order(changed(backup_interval_minutes=2, **last)).backups == BackupPolicy(every=120.0)
     monkeypatch.setenv("REPLICATION_WORKER_DEBUG_BACKUP", "true")
-    assert read_order(changed(backup_interval_minutes=2)).backups == BackupPolicy(steps="odd")
+    assert read_order(changed(backup_interval_minutes=2, **last)).backups == BackupPolicy(steps="odd")
+
+
+def test_of_groups_that_hold_the_same_the_last_one_backs_up() -> None:
+    orders = [read_order(changed(node_rank=rank, peer_ranks=[])) for rank in range(4)]
+    assert [order.backups.on_demand for order in orders] == [True, True, False, False]
+    assert [[order.is_partner(rank) for rank in range(5)] for order in orders[:2]] == [
+        [True, False, True, False, False],
+        [False, True, False, True, False],
+    ]
+    alone = [read_order(changed(node_rank=rank, peer_ranks=[], assume_data_parallelism=1)) for rank in range(4)]
+    assert [order.backups.on_demand for order in alone] == [False] * 4
+    assert [order.is_partner(0) for order in alone] == [True, False, False, False]
 
 
 def test_values_come_from_the_environment_and_numbers_may_be_text(monkeypatch: pytest.MonkeyPatch) -> None:

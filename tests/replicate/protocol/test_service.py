@@ -7,7 +7,6 @@ from functools import partial
 import pytest
 import trio
 
-from fuse_tier.coordinate.addresses import JobAddresses
 from fuse_tier.errors import InvalidRequest, TierRefused
 from fuse_tier.localcluster.ports import free_ports
 from fuse_tier.wire import replication_pb2 as pb
@@ -68,16 +67,25 @@ async def test_a_coordinator_that_is_registered_on_one_node_is_found_on_another_
             with pytest.raises(InvalidRequest, match="is no"):
                 await a.call("RegisterCoordinator", request, 5)
 
+        # A coordinator that hears of them in another order knows the last one all the same.
+        await b.call("RegisterCoordinator", pb.RegisterCoordinatorRequest(job_name="bert", ip="10.0.0.1"), 5)
+        await a.call("RegisterCoordinator", pb.RegisterCoordinatorRequest(job_name="bert", ip="10.0.0.2"), 5)
+        assert cluster.coordinator is not None
+        await cluster.coordinator.kill()
+        await cluster.coordinator.start()
+        await until(partial(finds, b, "10.0.0.2", job="bert"))
+        await a.call("UnregisterCoordinator", pb.UnregisterCoordinatorRequest(job_name="bert"), 5)
+        await until(partial(finds, a, "10.0.0.1", job="bert"))
+
         # While nobody tells of others, a node says what was registered there.
         await a.call("RegisterCoordinator", pb.RegisterCoordinatorRequest(job_name="llama", ip="10.0.0.11"), 5)
-        assert cluster.coordinator is not None
         await cluster.coordinator.stop()
         assert await finds(a, "10.0.0.11")
 
 
-async def finds(node: Client, address: str) -> bool:
+async def finds(node: Client, address: str, job: str = "llama") -> bool:
     """Whether the job's coordinator is there, as this node says."""
-    reply = await node.call("GetCoordinator", pb.GetCoordinatorRequest(job_name="llama"), 5)
+    reply = await node.call("GetCoordinator", pb.GetCoordinatorRequest(job_name=job), 5)
     return bool(reply.ip == address)
 
 
@@ -93,25 +101,3 @@ def test_messages_have_the_numbers_that_tools_were_built_with() -> None:
         "RegisterCoordinator", "GetCoordinator", "UnregisterCoordinator", "SetReplicationPeer", "MountGCSBucket",
         "UnmountPeer", "UnmountAllPeers",
     ]  # fmt: skip
-
-
-def test_an_address_goes_with_the_node_that_has_it_registered_and_the_latest_counts() -> None:
-    addresses = JobAddresses()
-    addresses.hear("a", {"llama": "10.0.0.1"})
-    addresses.hear("b", {"llama": "10.0.0.2", "bert": "10.0.0.3"})
-    addresses.hear("a", {"llama": "10.0.0.1"})
-    assert (addresses.of("llama"), addresses.of("bert"), addresses.of("t5")) == ("10.0.0.2", "10.0.0.3", "")
-    addresses.forget(["a"])
-    assert (addresses.of("llama"), addresses.of("bert")) == ("10.0.0.1", "")
-    addresses.hear("a", {})
-    assert addresses.of("llama") == ""
-
-
-def test_what_a_node_registers_for_one_job_makes_its_address_of_another_no_newer() -> None:
-    addresses = JobAddresses()
-    addresses.hear("a", {"llama": "10.0.0.1"})
-    addresses.hear("b", {"llama": "10.0.0.2"})
-    addresses.hear("a", {"llama": "10.0.0.1", "bert": "10.0.0.3"})
-    assert addresses.all() == {"llama": "10.0.0.2", "bert": "10.0.0.3"}
-    addresses.hear("a", {"llama": "10.0.0.4"})
-    assert addresses.all() == {"llama": "10.0.0.4"}
