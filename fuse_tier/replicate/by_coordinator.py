@@ -267,6 +267,8 @@ class CoordinatorMembership(RosterMembership):
         self._roster.update(member for member in members if member.node != self._own.node)
 
     async def _send(self, *, leaving: bool) -> tuple[pb.ReportReply, Report]:
+        if not self._reporting.goes_on:
+            self._letters.repeat()
         report = self._own.report(
             self._claimed, self._epochs, self._resumed, self._clock, next(self._sequence), leaving=leaving
         )
