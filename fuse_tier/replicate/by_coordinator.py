@@ -138,6 +138,11 @@ class CoordinatorMembership(RosterMembership):
     async def restart(self, question: Question) -> Verdict:
         """See Membership. What this node has is told first."""
         await self._report()
+        if unheard := self._unheard.names(trio.current_time()):
+            raise TierUnavailable(
+                f"the coordinator has just started, and node {' and node '.join(unheard)} has not told it yet what "
+                "it holds: a step that is there alone would be passed over; try again in some seconds"
+            )
         request = question_to_wire(question)
         async with self._turn:
             request.node, request.instance, request.sequence = *self._caller, next(self._sequence)
