@@ -22,6 +22,7 @@ class Correspondence:
     def __init__(self, cluster: str) -> None:
         self._cluster = cluster
         self.life = ""  # of the coordinator
+        self.heard: frozenset[str] = frozenset()  # the nodes of which it has told in this life
         self.lease_seconds = FIRST_LEASE_SECONDS
         self.pause_seconds = FIRST_LEASE_SECONDS / _PAUSES_IN_A_LEASE  # between reports that have nothing new
         self._told: Report | None = None
@@ -44,13 +45,17 @@ class Correspondence:
 
     def take(self, report: Report, reply: pb.ReportReply) -> tuple[Member, ...]:
         """The answer to a report: everybody who takes part, this node included. Raises InvalidRequest."""
+        if reply.epoch != self.life:
+            self.heard = frozenset()
         if reply.roster:
             self._roster_life, self._roster_version = reply.epoch, self.enter(reply.roster)
             self._told = report
+            self.heard = frozenset(self._roster)
         elif reply.pause_seconds:  # it tells others first: what was known before stays, and is asked for again
             self._told = report
         else:  # one of an earlier minor version, to which each report is whole
             self._roster = {member.node: member for member in map(member_from_wire, reply.members)}
+            self.heard = frozenset(self._roster)
         self.life, self._minor = reply.epoch, reply.minor
         self.lease_seconds = reply.lease_seconds or FIRST_LEASE_SECONDS
         self.pause_seconds = reply.pause_seconds or self.lease_seconds / _PAUSES_IN_A_LEASE

@@ -63,6 +63,16 @@ async def save(pod: Pod, container: Container, rank: int, *steps: int, life: str
         await container.run(SAVE, str(pod.mountpoint), str(step), f"{rank}:{step}{life} ")
 
 
+async def until_complete(node: LocalNode, step: int) -> None:
+    """Returns when the coordinator has heard that all have it."""
+
+    async def is_complete() -> bool:
+        told = await node.cli("status", "--job", JOB, "--json")
+        return told.returncode == 0 and step in [one["step"] for one in json.loads(told.stdout)]
+
+    await until(is_complete)
+
+
 async def look(pod: Pod, container: Container) -> dict[str, str]:
     return dict(json.loads(await container.run(LOOK, str(pod.mountpoint))))
 
@@ -100,8 +110,7 @@ async def test_all_ranks_see_the_step_that_all_have_from_their_first_look_on(
     containers = [pod.container() for pod in two_pods]
     await save(two_pods[0], containers[0], 0, 100, 200)
     await save(two_pods[1], containers[1], 1, 100, 200)
-    for rank, node in enumerate(nodes):
-        await node.wait(f"{JOB}/{rank}", "ram", 60)
+    await until_complete(nodes[0], 200)
     await save(two_pods[0], containers[0], 0, 300)
     # Who comes beside a container that is at work, and who is of no pod, finds all as it is.
     beside = two_pods[0].container()
@@ -120,7 +129,7 @@ async def test_all_ranks_see_the_step_that_all_have_from_their_first_look_on(
     # They go on from there, and what they save then is what counts.
     for rank in (0, 1):
         await save(two_pods[rank], containers[rank], rank, 300, life="b")
-        await nodes[rank].wait(f"{JOB}/{rank}", "ram", 60)
+    await until_complete(nodes[0], 300)
     containers = await started_again(two_pods, containers)
     assert await seen_by_all(two_pods, containers) == [
         has(rank, 100, 200) | has(rank, 300, life="b") for rank in (0, 1)
@@ -148,8 +157,7 @@ async def test_wherever_a_process_of_ours_dies_meanwhile_the_first_look_shows_th
     for rank in (0, 1):
         await save(two_pods[rank], containers[rank], rank, 1)
     for step, name in enumerate(["in_place.arranged", "restart.joining", "restart.joined", "in_place.joined"], 2):
-        for rank in (0, 1):
-            await nodes[rank].wait(f"{JOB}/{rank}", "ram", 60)
+        await until_complete(nodes[1], step - 1)
         await save(two_pods[0], containers[0], 0, 99, life=name)
         await save(two_pods[1], containers[1], 1, 98, life=name)
         containers = await started_again(two_pods, containers)
@@ -161,8 +169,7 @@ async def test_wherever_a_process_of_ours_dies_meanwhile_the_first_look_shows_th
             await save(two_pods[rank], containers[rank], rank, step)
 
     # And when the daemon dies that has the kernel's ear.
-    for rank in (0, 1):
-        await nodes[rank].wait(f"{JOB}/{rank}", "ram", 60)
+    await until_complete(nodes[1], 5)
     await save(two_pods[0], containers[0], 0, 99)
     containers = await started_again(two_pods, containers)
     async with trio.open_nursery() as nursery:
@@ -195,4 +202,9 @@ async def test_a_container_that_no_step_can_be_given_to_gets_an_error_and_the_ne
     assert sorted(os.listdir(two_pods[0].mountpoint)) == ["step_100", "step_200"], "nothing has changed"
     await save(two_pods[1], containers[1], 1, 100)
     await nodes[1].wait(f"{JOB}/1", "ram", 60)
+
+    async def is_admitted() -> bool:
+        return await containers[0].run(refused, str(two_pods[0].mountpoint)) == ""
+
+    await until(is_admitted)  # the coordinator has heard of it
     assert await look(two_pods[0], containers[0]) == has(0, 100)
