@@ -142,7 +142,9 @@ class Worker:
             layout, self._volumes, self._resting.is_at_rest, expected=expecting.sizes
         )
         self._inventory.backups = self._duties.backups if self._duties else None
-        self._preemption = Preemption(self._volumes, self._mounting, self._membership.report_soon, config.drain)
+        self._preemption = Preemption(
+            self._volumes, self._mounting, copier, self._membership.report_soon, config.drain
+        )
         self._facts = Facts(
             self._ram,
             self._volumes,
@@ -181,6 +183,7 @@ class Worker:
             secure=self._tls is not None,
             encrypt=config.encrypt_peer_traffic,
             mounted_on=partial(mounted_on, self._membership),
+            locate=self._membership.locate,
             is_alive=partial(is_alive, self._membership),
             make_room=partial(self._room.make, for_replica=True),
         )

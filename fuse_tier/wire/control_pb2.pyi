@@ -1792,6 +1792,7 @@ Global___LocateRequest: _TypeAlias = LocateRequest  # noqa: Y015
 class LocateReply(_message.Message):
     """Unsettled: the coordinator has just started, and may not have heard of all that nodes hold.
     Copied: the newest that a node was heard to have that had not mounted the volume (minor 3).
+    Owners: those that had it last, as the coordinator remembers, and under which epochs (minor 8).
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1801,6 +1802,7 @@ class LocateReply(_message.Message):
     UNSETTLED_FIELD_NUMBER: _builtins.int
     COPIED_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
+    OWNERS_FIELD_NUMBER: _builtins.int
     unsettled: _builtins.bool
     copied: _builtins.int
     term: _builtins.int
@@ -1808,6 +1810,8 @@ class LocateReply(_message.Message):
     def holders(self) -> _containers.RepeatedCompositeFieldContainer[Global___Holder]: ...
     @_builtins.property
     def bucket(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def owners(self) -> _containers.RepeatedCompositeFieldContainer[Global___Owner]: ...
     def __init__(
         self,
         *,
@@ -1816,14 +1820,37 @@ class LocateReply(_message.Message):
         unsettled: _builtins.bool = ...,
         copied: _builtins.int = ...,
         term: _builtins.int = ...,
+        owners: _abc.Iterable[Global___Owner] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "copied", b"copied", "holders", b"holders", "term", b"term", "unsettled", b"unsettled"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "copied", b"copied", "holders", b"holders", "owners", b"owners", "term", b"term", "unsettled", b"unsettled"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LocateReply: _TypeAlias = LocateReply  # noqa: Y015
+
+@_typing.final
+class Owner(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    epoch: _builtins.int
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Owner: _TypeAlias = Owner  # noqa: Y015
 
 @_typing.final
 class Holder(_message.Message):
