@@ -6,8 +6,8 @@ numbers, those with the highest step, the number that stands farthest to the lef
 are none in a small tier, and none that would leave less than half of one free; they go as soon as more is taken than
 that, before the worker gives up anything else, and with the node.
 
-What is left of that room is kept in pieces where the configuration has memory made ready (``ram.warm``): nobody
-knows beforehand what a restore will bring.
+What is left of that room is kept in pieces where the configuration has memory made ready (``ram.warm``), while no job
+has a volume here: nobody knows beforehand what a restore will bring.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ _LOOK_EVERY_SECONDS: Final = 1.0
 _WATCH_EVERY_SECONDS: Final = 0.05
 _SMALLEST_TIER_BYTES: Final = 4 << 30
 _MOST: Final = 64
+_MOST_PIECES: Final = 512
 _AT_ONCE_BYTES: Final = 32 << 20
 _OWN_BYTES: Final = 256 << 20  # of our memory limit, left for all else that we do
 _NUMBER: Final = re.compile(rb"[0-9]+")
@@ -139,8 +140,10 @@ class Sparing:
             if size <= left and len(wanted) < _MOST:
                 wanted.append(size)
                 left -= size
+        if not self._keeps_pieces or mounted:
+            return wanted, 0
         # One less than there is room for: a little that is written beside them would cost all.
-        return wanted, max(0, left // PIECE_BYTES - 1) if self._keeps_pieces else 0
+        return wanted, min(_MOST_PIECES, max(0, left // PIECE_BYTES - 1))
 
     async def _adapt(self) -> None:
         self._coming = await self._expected()

@@ -186,16 +186,20 @@ async def test_a_small_tier_has_none(node: Node) -> None:
     assert spares.waiting_bytes == 0
 
 
-async def test_what_is_left_of_the_room_is_kept_in_pieces_where_memory_shall_be_ready(
-    node: Node, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+async def test_what_is_left_of_the_room_is_kept_in_pieces_where_memory_shall_be_ready_and_no_job_is(
+    node: Node, bench: Bench, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def room(root: str) -> Room:
         return Room(40 * SIZE, 40 * SIZE - node.used - sum(node.spares.sizes()))
 
+    async def a_copy() -> list[int]:
+        await trio.lowlevel.checkpoint()
+        return [SIZE]
+
     monkeypatch.setattr(sparing, "room_of", room)
+    bench.volume.mountpoint = None
     node.used = 20 * SIZE - 3 * PIECE_BYTES - SIZE
-    await node.saves("step_1")
-    spares = node.sparing(keeps_pieces=True)
+    spares = node.sparing(expected=a_copy, keeps_pieces=True)
     nursery.start_soon(spares.run)
     await node.until_there_are(SIZE, PIECE_BYTES, PIECE_BYTES)
     assert spares.waiting_bytes == 0
@@ -203,6 +207,8 @@ async def test_what_is_left_of_the_room_is_kept_in_pieces_where_memory_shall_be_
     await node.until_looked()
     assert node.spares.sizes_made_for() == [SIZE], "a little that is written costs no more than it takes"
     await node.until_there_are(SIZE, PIECE_BYTES)
+    bench.volume.mountpoint = "/mnt"
+    await node.until_there_are(SIZE)
 
 
 async def test_room_is_made_of_spares_before_anything_else_is_given_up(
