@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from csi.refusals import malformed
+from fuse_tier.errors import ConfigError
 from fuse_tier.identity import is_name
+from fuse_tier.stepnames import check_pattern
 
 _KUBELET: Final = "csi.storage.k8s.io/"
 RESTORES: Final = ("consistent", "latest", "none")
-_ATTRIBUTES: Final = ("workload", "replica", "run", "restore", "ranks")
+_STEP_PATTERN: Final = "stepPattern"
+_ATTRIBUTES: Final = ("workload", "replica", "run", "restore", "ranks", _STEP_PATTERN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,8 @@ class Wishes:
     restore: str = ""
     ranks: str = ""
     """How many replicas the workload has, which all go on from one step."""
+    step_pattern: str = ""
+    """How the job names its steps; empty: as frameworks do."""
 
 
 def read_context(context: Mapping[str, str]) -> tuple[Pod, Wishes]:
@@ -56,6 +61,9 @@ def read_context(context: Mapping[str, str]) -> tuple[Pod, Wishes]:
             continue
         if key not in _ATTRIBUTES:
             raise malformed(f"volumeAttributes has {key!r}, which is none: there are {', '.join(_ATTRIBUTES)}")
+        if key == _STEP_PATTERN:
+            said["step_pattern"] = _pattern(value)
+            continue
         if key != "restore" and value and not is_name(value):
             raise malformed(
                 f"volumeAttributes.{key} {value!r} must be of letters, digits, '.', '_' and '-', and begin and end "
@@ -70,6 +78,15 @@ def read_context(context: Mapping[str, str]) -> tuple[Pod, Wishes]:
     if wishes.replica and not wishes.workload:
         raise malformed("volumeAttributes.replica says nothing without volumeAttributes.workload: give both")
     return pod, wishes
+
+
+def _pattern(value: str) -> str:
+    try:
+        if value:
+            check_pattern(value)
+    except ConfigError as error:
+        raise malformed(f"volumeAttributes.{_STEP_PATTERN}: {error}") from None
+    return value
 
 
 def _of_kubelet(context: Mapping[str, str], key: str) -> str:

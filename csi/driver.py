@@ -68,6 +68,7 @@ class Driver:
             world_size=place.ranks,
             restore=place.restore if place.ranks else "",
             read_only=read_only,
+            step_pattern=place.step_pattern,
         )
         doing = "waiting for the replication worker"
 

@@ -6,7 +6,7 @@ failure; one that says *pending* makes the pod wait.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 import grpc
@@ -66,10 +66,16 @@ class Place:
     """How many the job has; 0 where that is not known."""
     restore: str = ""
     """Whether all of them go on from one step (``consistent``), or each from its newest (``latest``)."""
+    step_pattern: str = ""
+    """How the job names its steps; empty: as frameworks do."""
 
 
 def choose(pod: Pod, wishes: Wishes, rank: Rank | None) -> Place:
     """The volume of a pod. Raises ConfigError for names that are none."""
+    return replace(_choose(pod, wishes, rank), step_pattern=wishes.step_pattern)
+
+
+def _choose(pod: Pod, wishes: Wishes, rank: Rank | None) -> Place:
     run = pod.uid if wishes.restore == "none" else wishes.run
     restore = "latest" if wishes.restore == "none" else wishes.restore
     if rank is not None:

@@ -7,8 +7,9 @@ from contextlib import suppress
 from typing import Final
 
 from csi.places import Rank
+from fuse_tier.protocolfiles import INIT_INFO
 
-JAX_INIT_INFO: Final = "jax-init-info.txt"
+JAX_INIT_INFO: Final = INIT_INFO.decode()
 _TEMPORARY: Final = f".{JAX_INIT_INFO}.tmp"
 _LEAD: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -20,19 +20,11 @@ import xxhash
 from fuse_tier.errors import ConfigError, MalformedManifest
 from fuse_tier.identity import Identity, SnapshotId, is_name
 from fuse_tier.manifest import Entry, Kind, Lineage, Manifest
+from fuse_tier.stepnames import newest_step, step_in
 
 FORMAT = 1
 MAX_ENCODED_BYTES = 16 << 20  # about 200,000 replicas
 
-# How frameworks name what they save, at the root of the mount; a temporary name matches none of them.
-_STEP_NAMES = (
-    re.compile(rb"([0-9]{1,18})"),  # Orbax, MaxText, PyTorch DCP
-    re.compile(rb"(?:step|checkpoint|ckpt|global_step|iter|epoch)[_=-]?([0-9]{1,18})"),  # HF, DeepSpeed, Megatron
-    re.compile(rb"step[_=-]([0-9]{1,18})\.(?:pt|pth|ckpt|safetensors|npz|bin)"),
-    re.compile(
-        rb"[A-Za-z0-9._-]+-s([0-9]{1,18})-n[0-9]+-w[0-9]+\.(?:save|restore)"
-    ),  # the replicator's file protocol
-)
 _NAME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}_[0-9]{2}-[0-9]{2}(?:-[0-9]{2}(?:\.[0-9]{9})?)?")
 _compact = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), allow_nan=False).encode
 
@@ -44,13 +36,8 @@ def is_checkpoint_name(text: str) -> bool:
 
 def step_of(manifest: Manifest) -> int | None:
     """The newest step that a volume's tree holds, by the names at its root; None when no name there is a step's."""
-    return newest_step(entry.path for entry in manifest.entries if entry.path and b"/" not in entry.path)
-
-
-def newest_step(names: Iterable[bytes]) -> int | None:
-    """The highest step among names; None when there is none."""
-    steps = (step for name in names if (step := _step(name)) is not None)
-    return max(steps, default=None)
+    tops = (entry.path for entry in manifest.entries if entry.path and b"/" not in entry.path)
+    return newest_step(tops, manifest.lineage.step_pattern)
 
 
 def content_of_step(manifest: Manifest, step: int) -> tuple[Entry, ...]:
@@ -59,25 +46,20 @@ def content_of_step(manifest: Manifest, step: int) -> tuple[Entry, ...]:
     Below those names, which may change without a save: a job that was given a step calls it by its own name. Where
     there are several their order counts.
     """
-    return tuple(_below_the_root(entry) for entry in manifest.entries if _step(_top(entry.path)) == step)
+    pattern = manifest.lineage.step_pattern
+    return tuple(_below_the_root(entry) for entry in manifest.entries if step_in(top(entry.path), pattern) == step)
 
 
-def _top(path: bytes) -> bytes:
+def top(path: bytes) -> bytes:
+    """The name at the root that a path is, or is below."""
     return path.partition(b"/")[0]
 
 
 def _below_the_root(entry: Entry) -> Entry:
     target = entry.target
-    if entry.kind is Kind.HARDLINK and target is not None and _top(target) == _top(entry.path):
+    if entry.kind is Kind.HARDLINK and target is not None and top(target) == top(entry.path):
         target = target.partition(b"/")[2]
     return replace(entry, path=entry.path.partition(b"/")[2], target=target)
-
-
-def _step(name: bytes) -> int | None:
-    for pattern in _STEP_NAMES:
-        if match := pattern.fullmatch(name):
-            return int(match[1])
-    return None
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -109,11 +91,19 @@ class Saved:
     step: int | None  # None: no name in the tree says it
     created_ns: int  # UTC, since 1970
     size: int = 0  # bytes of all its files; 0: not known
+    older: tuple[int, ...] = ()  # steps below that which can be had from it as well (several.py), ascending
 
     @classmethod
     def of(cls, manifest: Manifest) -> Saved:
         """What a manifest says."""
-        return cls(manifest.id, manifest.lineage, step_of(manifest), manifest.created_ns, manifest.size)
+        step, older = step_of(manifest), manifest.older_steps
+        known = () if step is None else tuple(one for one in older if one < step)
+        return cls(manifest.id, manifest.lineage, step, manifest.created_ns, manifest.size, known)
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """All steps that can be had from it, ascending."""
+        return self.older if self.step is None else (*self.older, self.step)
 
 
 @dataclass(frozen=True, slots=True)

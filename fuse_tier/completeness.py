@@ -14,18 +14,22 @@ from fuse_tier.manifest import Lineage
 
 
 def representatives(saved: Iterable[Saved]) -> dict[int | None, Saved]:
-    """Of one run of a volume: the last snapshot of each step.
+    """Of one run of a volume: the last snapshot of each step, else the first of a newer one that has it as well.
 
-    Those before it were taken in the middle of the save. A step higher than that of a later snapshot was given up:
-    the job has gone back, and when it comes to that step again it is another one.
+    Those before the last were taken in the middle of the save. A step higher than that of a later snapshot was given
+    up: the job has gone back, and when it comes to that step again it is another one.
     """
     last: dict[int | None, Saved] = {}
+    beside: dict[int | None, Saved] = {}
     for one in sorted(saved, key=lambda one: one.id.number):
         if one.step is not None:
-            for step in [step for step in last if step is not None and step > one.step]:
-                del last[step]
+            for known in (last, beside):
+                for step in [step for step in known if step is not None and step > one.step]:
+                    del known[step]
         last[one.step] = one
-    return last
+        for step in one.older:
+            beside.setdefault(step, one)
+    return beside | last
 
 
 def whole_steps(saved: Mapping[str, Iterable[Saved]], size: int) -> dict[int, dict[str, Saved]]:

@@ -67,6 +67,7 @@ class Deadline:
     MATERIALIZE: Final = 600.0 + 60.0  # an open of a file whose content is elsewhere
     SYNC: Final = 600.0 + 60.0  # an fsync that waits for a tier
     FRAMEWORK: Final = 1800.0  # a framework's workers get the files of the step that was chosen for them
+    BEGIN_AGAIN: Final = 1830.0  # a container that was started again in its place may look at its files
     RESTORE: Final = 24 * 3600.0  # a whole volume; progress is what BULK_STALL and BUCKET_CALL watch
     VERIFY: Final = 24 * 3600.0  # everything on a tier
     DRAIN: Final = 24 * 3600.0  # an unmount whose own drain only the node's configuration knows
@@ -119,6 +120,7 @@ def table() -> tuple[Wait, ...]:
         "MATERIALIZE": ("BUCKET_TOTAL", "BULK_STALL"),
         "SYNC": ("BUCKET_TOTAL", "MANIFEST_TRANSFER", "CHANNEL_CALL"),
         "FRAMEWORK": ("RESTART", "MATERIALIZE", "BUCKET_TOTAL", "SUPERVISOR_CONNECT"),
+        "BEGIN_AGAIN": ("FRAMEWORK", "SUPERVISOR_CONNECT", "CHANNEL_CALL"),
         "RESTORE": ("MANIFEST_TRANSFER", "BUCKET_TOTAL"),
         "VERIFY": ("MANIFEST_TRANSFER", "BUCKET_TOTAL"),
         "WORKER_STOP": ("UNMOUNT", "THREAD_SHUTDOWN"),

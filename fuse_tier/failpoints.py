@@ -39,6 +39,8 @@ NAMES = frozenset(
         "replicator.accepted",
         "replicator.staged",
         "replicator.answered",
+        "in_place.arranged",
+        "in_place.joined",
         "restore.arrived",
         "restore.fetched",
         "restore.cleared",

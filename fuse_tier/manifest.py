@@ -3,7 +3,8 @@
 A manifest is what every tier lists and restores. Its text is JSON lines, so that a person or a script of
 twenty lines can read it:
 
-* the first line is a header: format, identity, number, run, owner, world size, topology, node, time;
+* the first line is a header: format, identity, number, run, owner, world size, topology, node, time, and where there
+  are any, the job's own pattern for steps, and which older steps the tree has;
 * then one line an entry, in the order of their paths (bytewise), the root first with an empty path;
 * the last line holds the xxh3-128 of all bytes before it, so a truncated text is seen as such.
 
@@ -17,6 +18,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import xxhash
@@ -25,6 +27,7 @@ from fuse_tier.blobs import Blob
 from fuse_tier.entries import Entry, Kind, quote, unquote, validate
 from fuse_tier.errors import ConfigError, InvalidRequest, MalformedManifest
 from fuse_tier.identity import Identity, SnapshotId, is_name
+from fuse_tier.stepnames import check_pattern
 
 __all__ = ["Entry", "Kind", "Lineage", "Manifest", "decode", "encode", "quote", "unquote", "validate"]
 
@@ -42,6 +45,7 @@ class Lineage:
     topology: str = ""  # such as '3x512'; empty: not said
     groups: int = 0  # of replicas that were declared to hold the same state, part for part; 0: nobody did
     part: int = 0  # of that state, in this volume
+    step_pattern: str = ""  # how the job names its steps (stepnames.py); empty: as frameworks do
 
     def __post_init__(self) -> None:
         if not is_name(self.run):
@@ -51,6 +55,8 @@ class Lineage:
                 raise ConfigError(f"{what} {text!r} must be of letters, digits, '.', '_' and '-'")
         if not 0 <= self.world_size < 1 << 31:
             raise ConfigError(f"world size {self.world_size} is out of range")
+        if self.step_pattern:
+            check_pattern(self.step_pattern)
         if not self.groups and not self.part:
             return
         is_shared = self.groups > 1 and self.world_size % self.groups == 0
@@ -79,6 +85,7 @@ class Manifest:
     node: str  # who took it
     created_ns: int  # UTC, since 1970; for people: order is by number
     entries: tuple[Entry, ...]
+    older_steps: tuple[int, ...] = ()  # below its newest, of which it has all that they had as newest (several.py)
 
     @property
     def blobs(self) -> frozenset[Blob]:
@@ -160,6 +167,10 @@ def _check(manifest: Manifest) -> None:
         raise MalformedManifest(f"{manifest.node!r} is no node name")
     if not 0 <= manifest.created_ns < 1 << 63:
         raise MalformedManifest("the time is out of range")
+    if any(type(step) is not int or step < 0 for step in manifest.older_steps):
+        raise MalformedManifest("an older step is no number")
+    if any(one >= next_one for one, next_one in pairwise(manifest.older_steps)):
+        raise MalformedManifest("the older steps are not in ascending order")
     validate(manifest.entries)
 
 
@@ -169,7 +180,7 @@ _compact = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), allow_nan=
 def _header(manifest: Manifest) -> dict[str, Any]:
     lineage = manifest.lineage
     shared = {"groups": lineage.groups, "part": lineage.part} if lineage.groups else {}
-    return {
+    fields: dict[str, Any] = {
         "fuse_tier_manifest": FORMAT,
         "identity": str(manifest.id.identity),
         "number": manifest.id.number,
@@ -182,6 +193,11 @@ def _header(manifest: Manifest) -> dict[str, Any]:
         "created_ns": manifest.created_ns,
         "entries": len(manifest.entries),
     }
+    if lineage.step_pattern:
+        fields["step_pattern"] = lineage.step_pattern
+    if manifest.older_steps:
+        fields["older_steps"] = list(manifest.older_steps)
+    return fields
 
 
 def _entry(entry: Entry) -> dict[str, Any]:
@@ -232,14 +248,16 @@ def _decode_header(fields: dict[str, Any], entries: tuple[Entry, ...]) -> Manife
         topology=_take(fields, "topology", str),
         groups=_take(fields, "groups", int) if "groups" in fields else 0,
         part=_take(fields, "part", int) if "part" in fields else 0,
+        step_pattern=_take(fields, "step_pattern", str) if "step_pattern" in fields else "",
     )
+    older_steps = tuple(_take(fields, "older_steps", list)) if "older_steps" in fields else ()
     node = _take(fields, "node", str)
     created_ns = _take(fields, "created_ns", int)
     if _take(fields, "entries", int) != len(entries):
         raise MalformedManifest("the number of entries is not the one the header says")
     if fields:
         raise MalformedManifest(f"unknown key {next(iter(fields))!r} in the header")
-    manifest = Manifest(snapshot, lineage, node, created_ns, entries)
+    manifest = Manifest(snapshot, lineage, node, created_ns, entries, older_steps)
     _check(manifest)
     return manifest
 

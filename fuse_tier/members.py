@@ -104,6 +104,7 @@ class Location:
     )
     is_settled: bool = True  # False: who told this has just started, and may not have heard of all that nodes hold
     silent: tuple[str, ...] = ()  # who could not be asked, and may list anything
+    owners: Mapping[int, str] = field(default_factory=dict)  # nodes, by the last epochs that are remembered
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ ORDER: Final = b"replicator.yaml"
 PRERESTORE: Final = b"replicator.prerestore"
 ERRORS: Final = b"replicator.errors"
 FAILED: Final = b"replicator.failed"
+INIT_INFO: Final = b"jax-init-info.txt"  # of the pod as it is mounted: it stays whatever the job goes back to
 
 _OURS: Final = b"replicator."
 _UNFINISHED: Final = b".tmp"

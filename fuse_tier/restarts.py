@@ -23,6 +23,7 @@ class Resumption:
     step: int | None  # None: with no files
     epoch: int  # under which the volume was owned then: what has a lower one is of the life before
     wish: str = ""  # of a person's, which was followed then or before
+    is_over: bool = False  # nobody is at work with these files now
 
 
 @dataclass(frozen=True, slots=True)

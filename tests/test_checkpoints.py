@@ -10,38 +10,12 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuse_tier.checkpoints import Checkpoint, Job, decode, encode, is_checkpoint_name, newest_step
+from fuse_tier.checkpoints import Checkpoint, Job, decode, encode, is_checkpoint_name
 from fuse_tier.errors import MalformedManifest
 from fuse_tier.manifest import Lineage
 
 AT = 1_700_000_000_123_456_789  # 2023-11-14 22:13:20 UTC
 EXAMPLE = Checkpoint(Job("default", "llama"), Lineage("exp-7", world_size=8), 100, AT, {"0": 12, "slice-0-3": 9})
-
-
-@pytest.mark.parametrize(
-    ("name", "step"),
-    [
-        (b"100", 100),
-        (b"0", 0),
-        (b"step_100", 100),
-        (b"checkpoint-500", 500),
-        (b"global_step1000", 1000),
-        (b"iter_0000100", 100),
-        (b"step_7.safetensors", 7),
-        (b"llama-s30-n2-w0.save", 30),
-        (b"100.orbax-checkpoint-tmp-1700", None),
-        (b"step_100.tmp", None),
-        (b"latest", None),
-        (b"step_", None),
-        (b"\xff100", None),
-    ],
-)
-def test_steps_are_recognised_by_the_names_that_frameworks_give(name: bytes, step: int | None) -> None:
-    assert newest_step([name]) == step
-
-
-def test_the_newest_step_counts_by_number_not_by_name() -> None:
-    assert newest_step([b"900", b"1000", b"notes.txt"]) == 1000
 
 
 @given(

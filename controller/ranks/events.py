@@ -49,15 +49,16 @@ class JobEvents(Observer):
         self._tell(Job.of(identity), "Warning", "BackupFailed", told)
 
     def restarted(self, job: Name, pod: Pod) -> None:
-        """A container was started again in its place, of which no CSI driver hears: it has asked nobody."""
+        """A container was started again in its place: its node may have seen it, and we cannot tell whether."""
         now = trio.current_time()
         if now - self._restarts_told.get(job, float("-inf")) < _RESTARTS_TOLD_EVERY_SECONDS:
             return
         self._restarts_told = {one: at for one, at in self._restarts_told.items() if now - at < 3600} | {job: now}
         log.warning("ranks.restarted_in_place", job=str(job), pod=str(pod.name), remedy="docs/frameworks.md")
         told = (
-            f"{pod.name.name} was started again in its place, with the files that it had: unless the job asks for a "
-            "step that all ranks have (docs/frameworks.md), they may go on from different ones"
+            f"{pod.name.name} was started again in its place. It is given the step that all ranks have at its first "
+            "look at its volume, which an event Restored tells of; where its node cannot see containers, unless the "
+            "job asks (docs/frameworks.md), its ranks may go on from different ones"
         )
         self._tell(Job(job.namespace, job.name), "Warning", "RestartedInPlace", told)
 

@@ -83,7 +83,7 @@ def _by_node(socket: str | None, job: str, step: int | None, target: str) -> tup
         parts = choose_parts(job, step, standings_from_wire(reply.standings), listed)
 
         def restore(replica: str, number: int, directory: str) -> int:
-            request = pb.RestoreRequest(identity=f"{job}/{replica}", snapshot=number, to=directory)
+            request = pb.RestoreRequest(identity=f"{job}/{replica}", snapshot=number, to=directory, step=parts.step)
             return int(facts_of(watch(node.steps("Restore", request, Deadline.RESTORE)))["bytes"])
 
         return parts, _write(parts.numbers, target, restore)
@@ -114,7 +114,7 @@ def _from_bucket(bucket: str, endpoint: str | None, job: str, step: int | None, 
     found = trio.run(with_bucket, lambda tier: find_checkpoint(tier, of_job, step))
 
     def restore(replica: str, number: int, directory: str) -> int:
-        wanted = Wanted(Identity(namespace, workload, replica), number)
+        wanted = Wanted(Identity(namespace, workload, replica), number, step=found.step)
 
         async def work(tier: BucketTier) -> int:
             done = await working(lambda report: restore_from_bucket(tier, wanted, directory, report))

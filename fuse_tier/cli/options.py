@@ -10,6 +10,7 @@ import click
 from fuse_tier.errors import ConfigError
 from fuse_tier.identity import Identity, SnapshotId, is_name
 from fuse_tier.quantities import parse_duration
+from fuse_tier.stepnames import check_pattern
 
 TIERS = ("ram", "peer", "bucket")
 
@@ -59,6 +60,20 @@ class SnapshotType(click.ParamType[str]):
             return str(SnapshotId.parse(value))
         except ConfigError as error:
             self.fail(str(error), param, ctx)
+
+
+class StepPatternType(click.ParamType[str]):
+    """What a job calls its steps; the value is its text."""
+
+    name = "pattern"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Checks it."""
+        try:
+            check_pattern(value)
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+        return str(value)
 
 
 class SecondsType(click.ParamType[float]):

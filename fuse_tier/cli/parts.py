@@ -42,6 +42,7 @@ def choose_parts(job: str, step: int | None, standings: Iterable[Standing], list
         )
         raise NotFound(f"{what}: those that can be had are of {there} (`fuse-tier status --job {job}`)")
     numbers: dict[str, int] = {}
+    beside: dict[str, int] = {}
     shared: dict[str, tuple[int, int]] = {}  # the part of each replica of the state of so many groups
     for one in listed:
         snapshot = SnapshotId.parse(one.id)
@@ -52,8 +53,11 @@ def choose_parts(job: str, step: int | None, standings: Iterable[Standing], list
         has_step = (one.step if one.HasField("step") else None) == wanted.step
         if has_step and not one.set_aside:
             numbers[replica] = max(snapshot.number, numbers.get(replica, 0))
+        elif wanted.step in one.older_steps:  # what was set aside for a newer step is as good
+            beside[replica] = min(snapshot.number, beside.get(replica, snapshot.number))
         if one.groups and (replica not in numbers or has_step):
             shared[replica] = (one.groups, one.part)
+    numbers = beside | numbers
     parts = {shared[replica] for replica in numbers if replica in shared}
     is_shared = any(
         wanted.ranks == groups * sum(other == groups for other, _ in parts) for groups in {one for one, _ in parts}

@@ -61,6 +61,7 @@ def snapshot_facts(snapshot: pb.Snapshot) -> dict[str, Any]:
         "node": snapshot.node,
         "tiers": list(snapshot.tiers),
         "step": snapshot.step if snapshot.HasField("step") else None,
+        "older_steps": list(snapshot.older_steps),
         "set_aside": snapshot.set_aside,
     }
 
@@ -71,7 +72,7 @@ def snapshots_view(snapshots: Iterable[dict[str, Any]]) -> Table:
         (
             fact["id"],
             fact["run"],
-            _count(fact.get("step")) + (" (set aside)" if fact.get("set_aside") else ""),
+            _steps(fact),
             str(fact["files"]),
             format_size(fact["bytes"]),
             age(fact["created_ns"]),
@@ -81,6 +82,15 @@ def snapshots_view(snapshots: Iterable[dict[str, Any]]) -> Table:
         for fact in snapshots
     ]
     return table(("SNAPSHOT", "RUN", "STEP", "FILES>", "SIZE>", "AGE>", "NODE", "TIERS"), rows)
+
+
+def _steps(fact: dict[str, Any]) -> str:
+    older = ", ".join(map(str, reversed(fact.get("older_steps", ()))))
+    return (
+        _count(fact.get("step"))
+        + (f", also {older}" if older else "")
+        + (" (set aside)" if fact.get("set_aside") else "")
+    )
 
 
 def status_view(facts: dict[str, Any]) -> Group:

@@ -7,7 +7,15 @@ from typing import Any
 
 import click
 
-from fuse_tier.cli.options import TIERS, IdentityType, SecondsType, json_option, node_option, print_json
+from fuse_tier.cli.options import (
+    TIERS,
+    IdentityType,
+    SecondsType,
+    StepPatternType,
+    json_option,
+    node_option,
+    print_json,
+)
 from fuse_tier.cli.reporting import say_error
 from fuse_tier.deadlines import Deadline
 from fuse_tier.quantities import format_count, format_duration, format_size
@@ -31,6 +39,12 @@ version_option = click.option(
     "--world-size", type=click.IntRange(min=0), default=0, help="Ranks of the job; must match what is restored."
 )
 @click.option("--topology", default="", help="Such as 2x8; must match what is restored.")
+@click.option(
+    "--step-pattern",
+    type=StepPatternType(),
+    metavar="NAME",
+    help="What the job calls a step at the root, such as model-{step}.pt. [default: as frameworks do]",
+)
 @snapshot_option
 @version_option
 @click.option(
@@ -50,6 +64,7 @@ def mount(
     owner_uid: str,
     world_size: int,
     topology: str,
+    step_pattern: str | None,
     snapshot: int | None,
     version: str | None,
     mode: str | None,
@@ -79,6 +94,7 @@ def mount(
         owner_uid=owner_uid,
         world_size=world_size,
         topology=topology,
+        step_pattern=step_pattern or "",
         snapshot=snapshot or 0,
         read_only=read_only,
         version=version or "",

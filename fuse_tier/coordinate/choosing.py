@@ -213,7 +213,10 @@ def _check_nothing_newer(question: Question, known: Known, complete: Mapping[int
         raise TierUnavailable(f"step {expected} of {job} is waited for: a node that has a part of it is away")
     if question.bucket_silent:
         parts = producible_steps(known.here, question.lineage.world_size).get(_rank(newest), {})
-        if all(known.brought.get(replica, 0) > part.id.number for replica, part in parts.items()):
+        # A part that has newer steps as well may have been brought with those of the others.
+        if all(
+            known.brought.get(replica, 0) >= part.id.number + (part.step == newest) for replica, part in parts.items()
+        ):
             raise TierUnavailable(
                 f"{question.bucket_silent}: it may have a newer complete checkpoint of {job}; try again then"
             )
@@ -222,8 +225,7 @@ def _check_nothing_newer(question: Question, known: Known, complete: Mapping[int
 def _check_beginning(question: Question, known: Known) -> None:
     """A job whose first save was never complete begins anew. Raises TierRefused when there was more."""
     saved = {
-        replica: sorted({one.step for one in several if one.step is not None})
-        for replica, several in known.ever.items()
+        replica: sorted({step for one in several for step in one.steps}) for replica, several in known.ever.items()
     }
     if len({step for steps in saved.values() for step in steps}) < 2:
         return

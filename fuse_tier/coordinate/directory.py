@@ -162,7 +162,8 @@ class Directory:
             left = [(member, tuple(number for number in numbers if number <= copied)) for member, numbers in left]
         holders += [(member, numbers) for member, numbers in left if numbers]
         holders.sort(key=lambda holder: (not holder[0].alive, -holder[1][-1], holder[0].node))
-        return Location(tuple(holders), tuple(sorted(bucket)), copied, self.is_settled(now))
+        owners = {epoch: node for epoch, node in self._owned.past(identity).items() if node in self.nodes.names()}
+        return Location(tuple(holders), tuple(sorted(bucket)), copied, self.is_settled(now), owners=owners)
 
     def picture(self, now: float) -> Picture:
         """Everything, for people."""

@@ -6,6 +6,7 @@ Of an earlier life is what a volume had beyond the step of a restart that it joi
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 
 from fuse_tier.checkpoints import Job, Saved
 from fuse_tier.coordinate.jobs import KnownJob
@@ -20,13 +21,15 @@ def shape(lineage: Lineage) -> tuple[str, int, str]:
     return lineage.run, lineage.world_size, lineage.topology
 
 
-def bad_parts(job: KnownJob) -> frozenset[SnapshotId]:
-    """What is not to be restored: it was marked, or found to be damaged."""
+def bad_parts(job: KnownJob) -> frozenset[tuple[SnapshotId, int | None]]:
+    """What is not to be restored, of which step: it was marked, or found to be damaged."""
     every = {one for of_node in job.saved.values() for several in of_node.values() for one in several}
-    marked = {
-        one.id for one in every if any(mark.is_on(one.lineage.run, one.step, one.id.number) for mark in job.marks)
-    }
-    return frozenset(marked | job.damaged)
+    return frozenset(
+        (one.id, step)
+        for one in every
+        for step in one.steps or (None,)
+        if one.id in job.damaged or _is_marked(job, one, step)
+    )
 
 
 def parts(
@@ -45,15 +48,33 @@ def parts(
             if but and (node, identity) in but:
                 continue
             for one in several:
-                if shape(one.lineage) == of_shape and (be_it_bad or _counts(job, one)):
-                    found.setdefault(identity.replica, {})[one.id.number] = one
+                if shape(one.lineage) != of_shape:
+                    continue
+                counting = one if be_it_bad else _what_counts(job, one)
+                if counting is not None:
+                    found.setdefault(identity.replica, {})[one.id.number] = counting
     return {replica: list(numbered.values()) for replica, numbered in found.items()}
 
 
-def _counts(job: KnownJob, one: Saved) -> bool:
-    if one.id in job.damaged or any(mark.is_on(one.lineage.run, one.step, one.id.number) for mark in job.marks):
-        return False
-    return not _is_given_up(job, one.id.identity, one.lineage.run, one.step, one.id.number)
+def _what_counts(job: KnownJob, one: Saved) -> Saved | None:
+    """A snapshot with those of its steps that count; None when there is none."""
+    if one.id in job.damaged:
+        return None
+    if one.step is None:
+        return one
+    identity, run, number = one.id.identity, one.lineage.run, one.id.number
+    steps = tuple(
+        step
+        for step in one.steps
+        if not _is_marked(job, one, step) and not _is_given_up(job, identity, run, step, number)
+    )
+    if steps == one.steps:
+        return one
+    return replace(one, step=steps[-1], older=steps[:-1]) if steps else None
+
+
+def _is_marked(job: KnownJob, one: Saved, step: int | None) -> bool:
+    return any(mark.is_on(one.lineage.run, step, one.id.number) for mark in job.marks)
 
 
 def _is_given_up(job: KnownJob, identity: Identity, run: str, step: int | None, number: int) -> bool:

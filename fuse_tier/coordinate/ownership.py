@@ -20,6 +20,8 @@ from fuse_tier.errors import IdentityBusy, TierUnavailable
 from fuse_tier.identity import Identity
 from fuse_tier.members import Holdings
 
+_REMEMBERED = 8  # epochs of a volume
+
 
 @dataclass(frozen=True, slots=True)
 class Ownership:
@@ -55,6 +57,7 @@ class Ownerships:
         self._is_alive = is_alive
         self._owned: dict[Identity, Ownership] = {}
         self._by_node: dict[str, set[Identity]] = {}
+        self._past: dict[Identity, dict[int, str]] = {}  # who has owned it under which of its last epochs
         self._granted: dict[Identity, int] = {}  # the highest that this coordinator granted, or accepted
         self._listed: dict[Identity, int] = {}  # the highest of a snapshot that anybody listed
         self._begun = 0  # the epoch at which all had reported; what is below was granted before; 0: not yet
@@ -67,6 +70,10 @@ class Ownerships:
         """A volume's owner, if it is alive."""
         found = self._owned.get(identity)
         return found if found is not None and self._is_alive(found.node) else None
+
+    def past(self, identity: Identity) -> Mapping[int, str]:
+        """The nodes that own a volume, or did, gone or not, by the last epochs that are known."""
+        return self._past.get(identity, {})
 
     def by(self, node: str, now: float) -> dict[Identity, int]:
         """What a node owns for certain, with the epochs: nothing that it had before, until all have reported."""
@@ -166,6 +173,8 @@ class Ownerships:
     def forget_all_but(self, known: Iterable[Identity]) -> None:
         """Volumes of which no node that is known has anything are no more."""
         kept = {*known, *self._owned}
+        for identity in self._past.keys() - kept:
+            del self._past[identity]
         for epochs in (self._granted, self._listed):
             for identity in epochs.keys() - kept:
                 del epochs[identity]
@@ -177,6 +186,10 @@ class Ownerships:
         if identity in self._owned:
             self._drop(identity)
         self._owned[identity] = owned
+        past = self._past.setdefault(identity, {})
+        past[owned.epoch] = owned.node
+        if len(past) > _REMEMBERED:
+            del past[min(past)]
         self._by_node.setdefault(owned.node, set()).add(identity)
         self._granted[identity] = max(owned.epoch, self._granted.get(identity, 0))
 

@@ -117,7 +117,7 @@ class Restarts:
             for of_node in job.saved.values()
             for several in of_node.values()
             for one in several
-            if one.lineage.run == run and one.step == begun.step
+            if one.lineage.run == run and begun.step in one.steps
         }
         alive = self._directory.nodes.alive(job.saved, now)
         return any(begun.step in producible_steps(parts(job, one, alive), one.world_size) for one in shapes)
@@ -202,7 +202,8 @@ class Restarts:
         found: dict[str, Resumption] = {}
         for identity, (node, one) in job.resumed.items():
             owned = self._directory.owner(identity, now)
-            if one.run == run and owned is not None and owned.node == node:
+            # Whose files are claimed anew, and are those of before, begins again as well.
+            if one.run == run and not one.is_over and owned is not None and owned.node == node:
                 found[identity.replica] = one
         return found
 

@@ -29,6 +29,7 @@ log = structlog.get_logger(__name__)
 _MOST_NODES = 20_000
 _DESCRIPTORS = 3  # of a connection: the node's, and two of the one to gRPC
 _OTHER_DESCRIPTORS = 256
+_CALLS = 3  # of a node at once: its stream of reports, its question for a rank, and another one
 _COLLECT_AFTER = (20_000, 20, 20)  # containers made, and collections of the younger before one of the older
 
 
@@ -74,7 +75,7 @@ async def serve_coordinator(
         serving = partial(
             serve,
             most_connections=_most_connections(),
-            most_calls=2 * _MOST_NODES,
+            most_calls=_CALLS * _MOST_NODES,
             keepalive_seconds=SELDOM_KEEPALIVE_SECONDS,
         )
         await nursery.start(serving, services, str(config.listen), tls)

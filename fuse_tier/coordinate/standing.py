@@ -21,8 +21,12 @@ class Held:
     is_copy: bool  # the node does not have the volume mounted
 
 
-def standings(job: Job, listed: Iterable[Held], bad: Collection[SnapshotId] = ()) -> tuple[Standing, ...]:
-    """The complete checkpoints of all runs and shapes of a job; ``bad`` are parts that are not to be restored."""
+def standings(
+    job: Job, listed: Iterable[Held], bad: Collection[tuple[SnapshotId, int | None]] = ()
+) -> tuple[Standing, ...]:
+    """The complete checkpoints of all runs and shapes of a job; ``bad`` are parts, and the steps of these, that are
+    not to be restored.
+    """
     by_shape: dict[tuple[str, int, str], dict[str, dict[int, Saved]]] = {}
     here: set[SnapshotId] = set()
     copied: set[SnapshotId] = set()
@@ -46,7 +50,7 @@ def standings(job: Job, listed: Iterable[Held], bad: Collection[SnapshotId] = ()
             )
             created_ns = max(part.created_ns for part in parts)
             size = sum(part.size for part in parts)
-            is_bad = not _are_enough([part for part in parts if part.id not in bad], ranks)
+            is_bad = not _are_enough([part for part in parts if (part.id, step) not in bad], ranks)
             found.append(Standing(job, run, ranks, step, created_ns, size, tiers, is_bad))
     return tuple(found)
 

@@ -4,7 +4,7 @@ It does so for the file protocol of training frameworks (protocolfiles.py): what
 moved out of sight, and what was prepared beside the tree is moved in. The kernel is not told of such a change,
 because whoever tells it may wait for an operation that waits for this daemon; so it must not keep names that may be
 moved. A name keeps what was promised for it when it is renamed, so once somebody has shown to know the protocol, no
-name of the root is kept.
+name of the root is kept; nor is any where a container that is started again may be given another step (lives.py).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Arranging:
         self._volume = volume
         self._nodes = nodes
         self._changes = changes
-        self._is_spoken = os.path.exists(volume.order)
+        self._is_spoken = os.path.exists(volume.order) or os.path.exists(volume.lives)
 
     def asked(self, name: bytes) -> None:
         """Somebody asks for a name of the root, be it there or not."""

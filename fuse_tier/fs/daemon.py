@@ -17,6 +17,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 import structlog
@@ -30,10 +31,12 @@ from fuse_tier.fs.attributes import Attributes
 from fuse_tier.fs.backing import Backings
 from fuse_tier.fs.base import Parts
 from fuse_tier.fs.changes import Changes
+from fuse_tier.fs.containers import Containers, pod_of
 from fuse_tier.fs.content import Content
 from fuse_tier.fs.dispatch import dispatch, opened_handle, owed_answer
 from fuse_tier.fs.handles import Handles, perhaps_unanswered
 from fuse_tier.fs.link import Link
+from fuse_tier.fs.lives import Lives
 from fuse_tier.fs.mounting import MadeMount
 from fuse_tier.fs.nodes import Nodes
 from fuse_tier.fs.operations import Operations
@@ -46,7 +49,8 @@ from fuse_tier.fs.spec import MountSpec
 from fuse_tier.fs.syscalls import raise_descriptor_limit
 from fuse_tier.mount.deposits import Depositor
 from fuse_tier.mount.keeper import TOLD, Inheritance
-from fuse_tier.ram.layout import Layout
+from fuse_tier.ram import lives
+from fuse_tier.ram.layout import Layout, VolumeLayout
 from fuse_tier.ram.pins import Pins
 
 log = structlog.get_logger(__name__)
@@ -93,9 +97,16 @@ class Daemon:
                 fsync=spec.fsync,
             )
         )
-        self._session = Session(inheritance.device, dispatch(self._operations), self._undo)
+        self._session = Session(inheritance.device, dispatch(self._operations, self._lives(volume)), self._undo)
         self._told = False
         self._aborted = False
+
+    def _lives(self, volume: VolumeLayout) -> Lives | None:
+        """Of a pod's volume that goes on with others; None for one whose containers need not be told apart."""
+        savers, pod = lives.read(volume), pod_of(self._spec.mountpoint)
+        if savers is None or pod is None:
+            return None
+        return Lives(volume, Containers(pod), savers, partial(self._link.call, "begin_again", Deadline.BEGIN_AGAIN))
 
     async def run(self) -> bool:
         """Serves until the end of the mount; says whether that was an orderly one."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from fuse_tier.fs.attribute_requests import ATTRIBUTE_REQUESTS
 from fuse_tier.fs.bodies import Handler, opened_reply
 from fuse_tier.fs.file_requests import FILE_REQUESTS
 from fuse_tier.fs.handles import Unanswered
+from fuse_tier.fs.lives import LOOKS, MAKES, Lives
 from fuse_tier.fs.name_requests import NAME_REQUESTS
 from fuse_tier.fs.operations import Operations
 from fuse_tier.fs.requests import Request
@@ -16,9 +18,27 @@ from fuse_tier.fs.session import Answer, Operation
 from fuse_tier.mount.messages import OPENED, Opcode
 
 
-def dispatch(operations: Operations) -> dict[int, Operation]:
-    """What to call for each kind of request that is answered; the kernel gets ENOSYS for others."""
-    return {opcode: partial(handler, operations) for opcode, handler in _HANDLERS.items()}
+def dispatch(operations: Operations, lives: Lives | None = None) -> dict[int, Operation]:
+    """What to call for each kind of request that is answered; the kernel gets ENOSYS for others.
+
+    ``lives`` says which of those that look at the root have to wait; None: none.
+    """
+    table: dict[int, Operation] = {opcode: partial(handler, operations) for opcode, handler in _HANDLERS.items()}
+    if lives is not None:
+        table |= {opcode: partial(_admitted, lives, table[opcode]) for opcode in LOOKS | MAKES}
+    return table
+
+
+def _admitted(lives: Lives, operation: Operation, request: Request, body: memoryview) -> Any:
+    if lives.admits(request):
+        return operation(request, body)
+    return _once_admitted(lives, operation, request, memoryview(bytes(body)))
+
+
+async def _once_admitted(lives: Lives, operation: Operation, request: Request, body: memoryview) -> Answer:
+    await lives.admit(request)
+    answer = operation(request, body)
+    return await answer if isinstance(answer, Coroutine) else answer
 
 
 def opened_handle(opcode: int, answer: Answer) -> int | None:

@@ -82,6 +82,11 @@ class VolumeLayout:
         return os.path.join(self.root, "order.json")
 
     @property
+    def lives(self) -> str:
+        """Which containers of its pod have made names at its root (``lives.py``)."""
+        return os.path.join(self.root, "lives.json")
+
+    @property
     def staged(self) -> str:
         """What is about to appear at the root of the tree."""
         return os.path.join(self.root, "staged")

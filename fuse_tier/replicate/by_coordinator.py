@@ -29,6 +29,7 @@ from fuse_tier.replicate.own import OwnNode
 from fuse_tier.replicate.reporting import Reporting
 from fuse_tier.replicate.roster import RosterMembership, ask_holders
 from fuse_tier.replicate.terms import Terms
+from fuse_tier.replicate.unheard import Unheard
 from fuse_tier.restarts import Mark, Question, Resumption, Verdict
 from fuse_tier.standing import Standing
 from fuse_tier.wire import control_pb2 as pb
@@ -65,6 +66,7 @@ class CoordinatorMembership(RosterMembership):
         self._terms = Terms(layout)
         self._reporting = Reporting(self._client)
         self._letters = Correspondence(own.cluster)
+        self._unheard = Unheard()
         self._clock = 0  # the highest epoch heard of
         self._doubtful: frozenset[Identity] = frozenset()
         self._needed: Mapping[Identity, tuple[int, ...]] | None = None  # parts of newest complete checkpoints
@@ -136,6 +138,11 @@ class CoordinatorMembership(RosterMembership):
     async def restart(self, question: Question) -> Verdict:
         """See Membership. What this node has is told first."""
         await self._report()
+        if unheard := self._unheard.names(trio.current_time()):
+            raise TierUnavailable(
+                f"the coordinator has just started, and node {' and node '.join(unheard)} has not told it yet what "
+                "it holds: a step that is there alone would be passed over; try again in some seconds"
+            )
         request = question_to_wire(question)
         async with self._turn:
             request.node, request.instance, request.sequence = *self._caller, next(self._sequence)
@@ -229,7 +236,7 @@ class CoordinatorMembership(RosterMembership):
         Nobody can tell then what those have that don't answer, or were gone before, or are not known because the
         coordinator was never heard of: they are called silent.
         One that has just started is asked again until it must have heard of all: else what is older would pass for
-        the newest.
+        the newest. Who was known before and has not been heard of by then is silent for a while.
         """
         patient_until = trio.current_time() + self._lease_seconds + 1
         while True:
@@ -243,7 +250,9 @@ class CoordinatorMembership(RosterMembership):
                 return await self._ask_peers(identity, str(error))
             if location.is_settled or trio.current_time() > patient_until:
                 holders = tuple(holder for holder in location.holders if holder[0].node != self._own.node)
-                return replace(location, holders=holders)
+                unheard = self._unheard.names(trio.current_time())
+                silent = tuple(f"node {node} (the coordinator has started since it was heard of)" for node in unheard)
+                return replace(location, holders=holders, silent=silent)
             await trio.sleep(_CLAIM_PAUSE_SECONDS)
 
     async def _report(self, *, leaving: bool = False) -> None:
@@ -254,8 +263,11 @@ class CoordinatorMembership(RosterMembership):
             if reply.unknown:
                 self._letters.repeat()
                 reply, report = await self._send(leaving=leaving)
-            life = self._letters.life
+            life, known = self._letters.life, [member.node for member in self._roster.members]
             members = self._letters.take(report, reply)
+            if life and reply.epoch != life:
+                self._unheard.begin(known, trio.current_time())
+            self._unheard.see(self._letters.heard)
             self._take_ownerships(report.facts.mounted, reply)
             self._take_needed(reply)
             self._domain = domain_from_wire(reply.domain)
@@ -267,6 +279,8 @@ class CoordinatorMembership(RosterMembership):
         self._roster.update(member for member in members if member.node != self._own.node)
 
     async def _send(self, *, leaving: bool) -> tuple[pb.ReportReply, Report]:
+        if not self._reporting.goes_on:
+            self._letters.repeat()
         report = self._own.report(
             self._claimed, self._epochs, self._resumed, self._clock, next(self._sequence), leaving=leaving
         )

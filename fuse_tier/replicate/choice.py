@@ -14,13 +14,14 @@ import structlog
 import trio
 
 from fuse_tier import metrics
-from fuse_tier.checkpoints import Job, step_of
+from fuse_tier.checkpoints import Job, Saved, step_of
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import Damaged, NotFound, RunMismatch, TierError, TierUnavailable
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Lineage, Manifest
 from fuse_tier.replicate.places import Holdings, Places
 from fuse_tier.restarts import Mark
+from fuse_tier.several import as_of_step
 from fuse_tier.tiers.base import Tier
 
 log = structlog.get_logger(__name__)
@@ -37,6 +38,7 @@ class Chosen:
     highest: int = 0
     passed_over: tuple[int, ...] = ()  # newer ones, damaged wherever they are, or gone with the nodes that had them
     is_forced: bool = False  # by a version: an older one than the newest on purpose
+    is_part: bool = False  # of what the snapshot of this id has: newer steps are left out
     other_runs: tuple[str, ...] = ()  # that have snapshots, when there is none of the run that is asked for
 
 
@@ -58,9 +60,9 @@ class Chooser:
     ) -> Chosen:
         """The newest snapshot of a run (of any run without a lineage), or the one of a number or a version.
 
-        A version names a complete checkpoint in the bucket, a step the last snapshot whose newest it is; without
-        either, and without a number, the bucket may name one itself, which a job that asks for its newest is given
-        then.
+        A version names a complete checkpoint in the bucket. A step names the last snapshot whose newest it is, else
+        the last that has it beside newer ones, which are left out; with a number, that step of that snapshot. Without
+        any of these the bucket may name one itself, which a job that asks for its newest is given then.
 
         ``known`` is one that need not be read: reading takes seconds where there are a hundred thousand files.
 
@@ -77,8 +79,9 @@ class Chooser:
         if number and number not in numbers:
             raise _no_such(identity, number, numbers, holdings)
         other_runs: set[str] = set()
-        other_steps: set[int | None] = set()
+        other_steps: set[int] = set()
         passed_over: list[int] = []
+        beside: Chosen | None = None
         for candidate in [number] if number else numbers:
             snapshot = SnapshotId(identity, candidate)
             places = tuple(place for place, several in holdings.places if candidate in several)
@@ -87,8 +90,8 @@ class Chooser:
             if manifest is None or (not number and step is None and self._is_bad(manifest)):
                 passed_over.append(candidate)
                 continue
-            if step is not None and step_of(manifest) != step:
-                other_steps.add(step_of(manifest))
+            if step is not None and step not in (steps := Saved.of(manifest).steps):
+                other_steps |= set(steps)
                 continue
             if lineage is None or (number and manifest.lineage.run == lineage.run) or _is_of(manifest, lineage):
                 if lineage is not None:
@@ -98,10 +101,16 @@ class Chooser:
                 if not number and step is None and holdings.highest > max(numbers):
                     passed_over.insert(0, holdings.highest)
                     _tell_gone(identity, holdings)
-                return Chosen(manifest, places, holdings.highest, tuple(passed_over), is_forced=is_forced)
+                if step is None or step_of(manifest) == step:
+                    return Chosen(manifest, places, holdings.highest, tuple(passed_over), is_forced=is_forced)
+                part = as_of_step(manifest, step)
+                beside = beside or Chosen(part, places, holdings.highest, tuple(passed_over), is_part=True)
+                continue
             other_runs.add(manifest.lineage.run)
+        if beside is not None:
+            return beside
         if step is not None:
-            there = ", ".join(map(str, sorted(one for one in other_steps if one is not None))) or "none"
+            there = ", ".join(map(str, sorted(other_steps))) or "none"
             raise NotFound(f"no snapshot of {identity} is of step {step}: there are those of {there}")
         if number and other_runs:
             named = "" if not is_forced else f", and named by {version or 'restore.version beside its record'}"

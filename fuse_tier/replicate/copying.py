@@ -93,6 +93,7 @@ class Copier:
         self._turns = {tier: Turns(count) for tier, count in _COPIES_AT_ONCE.items()}
         self.meters = {tier: Meter() for tier in _COPIES_AT_ONCE}
         self.savings = {tier: Savings() for tier in _COPIES_AT_ONCE}
+        self.drains_since_ns: int | None = None  # by the clock that dates snapshots; None: this node stays
 
     async def copy(
         self,
@@ -105,7 +106,7 @@ class Copier:
     ) -> bool:
         """Copies one snapshot to one place; whether it is there now. Survives that place's failures.
 
-        ``copies`` is how many there are already: what has fewest comes first. Raises SnapshotConflict.
+        ``copies`` is how many there are already. Raises SnapshotConflict.
         """
 
         def count(moved: int) -> None:
@@ -114,8 +115,9 @@ class Copier:
             progress(moved)
             metrics.bytes_moved(tier.name.value, "out", moved)
 
-        async with self._turns[tier.name].taken(copies):
+        async with self._turns[tier.name].taken(lambda: self._urgency(manifest, copies)):
             started = trio.current_time()
+            log.debug("copy.begun", snapshot=str(manifest.id), place=tier.place)
             try:
                 failpoints.reached("copy.begun")
                 await tier.store(manifest.blobs, self._ram, count)
@@ -144,6 +146,15 @@ class Copier:
             seconds=round(seconds, 3),
         )
         return True
+
+    def _urgency(self, manifest: Manifest, copies: int) -> tuple[int, ...]:
+        """What has fewest copies comes first. Of a node that drains then what was complete before it began to, the
+        newest first, and last what is saved meanwhile: there may not be time for all.
+        """
+        since = self.drains_since_ns
+        if since is None:
+            return (copies,)
+        return (copies, manifest.created_ns > since, -manifest.created_ns)
 
 
 def _tell(manifest: Manifest, tier: Tier, error: Exception, *, is_new: bool) -> None:

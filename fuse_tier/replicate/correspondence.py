@@ -1,8 +1,8 @@
 """Reports to a coordinator and its answers: what each side has heard already is not said again.
 
-A report says what has changed since the last one that was answered; whole is the first, the one after any other call
-that changes something, and the one to a coordinator that does not know what this one changes. Of its members it tells
-who has changed since the version that is known here.
+A report says what has changed since the last one that was answered; whole is the first over a connection, the one
+after any other call that changes something, and the one to a coordinator that does not know what this one changes. Of
+its members it tells who has changed since the version that is known here.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ class Correspondence:
     def __init__(self, cluster: str) -> None:
         self._cluster = cluster
         self.life = ""  # of the coordinator
+        self.heard: frozenset[str] = frozenset()  # the nodes of which it has told in this life
         self.lease_seconds = FIRST_LEASE_SECONDS
         self.pause_seconds = FIRST_LEASE_SECONDS / _PAUSES_IN_A_LEASE  # between reports that have nothing new
         self._told: Report | None = None
@@ -39,18 +40,22 @@ class Correspondence:
         return request
 
     def repeat(self) -> None:
-        """The next report is whole: what was sent since the last one has changed what the coordinator has of it."""
+        """The next report is whole: it may go to another coordinator, or what that one has was changed by a call."""
         self._told = None
 
     def take(self, report: Report, reply: pb.ReportReply) -> tuple[Member, ...]:
         """The answer to a report: everybody who takes part, this node included. Raises InvalidRequest."""
+        if reply.epoch != self.life:
+            self.heard = frozenset()
         if reply.roster:
             self._roster_life, self._roster_version = reply.epoch, self.enter(reply.roster)
             self._told = report
+            self.heard = frozenset(self._roster)
         elif reply.pause_seconds:  # it tells others first: what was known before stays, and is asked for again
             self._told = report
         else:  # one of an earlier minor version, to which each report is whole
             self._roster = {member.node: member for member in map(member_from_wire, reply.members)}
+            self.heard = frozenset(self._roster)
         self.life, self._minor = reply.epoch, reply.minor
         self.lease_seconds = reply.lease_seconds or FIRST_LEASE_SECONDS
         self.pause_seconds = reply.pause_seconds or self.lease_seconds / _PAUSES_IN_A_LEASE

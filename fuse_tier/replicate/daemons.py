@@ -61,12 +61,14 @@ class DaemonSession:
         find: Callable[[Identity], Volume | None],
         materialize: Callable[[Volume, int], Awaitable[None]],
         ended: Callable[[Volume, bool], Awaitable[None]],
+        begin_again: Callable[[Volume], Awaitable[None]],
         replicas: int,
         room: RoomKeeper,
     ) -> None:
         self._find = find
         self._materialize = materialize
         self._ended = ended
+        self._begin_again = begin_again
         self._replicas = replicas
         self._room = room
         self._volume: Volume | None = None
@@ -83,6 +85,7 @@ class DaemonSession:
             "state": self._state,
             "materialize": self._fetch,
             "make_room": self._make_room,
+            "begin_again": self._begun_again,
             "goodbye": self._goodbye,
         }
         self._channel = Channel(stream, handlers)
@@ -156,6 +159,10 @@ class DaemonSession:
         made = await self._room.make_for_job(int(arguments["bytes"]), arguments.get("waited"))
         return {"free": made.free, "coming": made.coming}
 
+    async def _begun_again(self, arguments: Arguments) -> dict[str, Any]:
+        await self._begin_again(self._mounted())
+        return {}
+
     async def _retire(self, files: dict[int, Blob]) -> list[int]:
         pairs = [[inode, blob.name] for inode, blob in files.items()]
         retired = await self._channel.call("retire", Deadline.CHANNEL_CALL, files=pairs)
@@ -172,6 +179,6 @@ class DaemonSession:
 def leave_quiescent(volume: Volume) -> None:
     """The volume is not mounted any more."""
     volume.gate = Quiescent()
-    volume.mountpoint = None
+    volume.mountpoint, volume.tenure.is_at_work = None, False
     volume.changes.announce()
     volume.news.announce()

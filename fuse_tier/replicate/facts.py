@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -53,7 +53,7 @@ class Facts:
             users={volume.identity: user for volume in volumes if (user := volume.tenure.user)},
             saved=self.holdings.saved,
             resumed={
-                volume.identity: resumption
+                volume.identity: replace(resumption, is_over=not volume.tenure.is_at_work)
                 for volume in volumes
                 if (resumption := volume.tenure.resumption) is not None and not volume.tenure.superseded
             },

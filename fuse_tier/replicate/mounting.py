@@ -7,7 +7,7 @@ before the identity is given up, so that whoever mounts it next finds everything
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,6 +19,7 @@ from fuse_tier.deadlines import Deadline
 from fuse_tier.epochs import epoch_of
 from fuse_tier.errors import FuseTierError, IdentityBusy, MountError, TierUnavailable
 from fuse_tier.identity import Identity
+from fuse_tier.ram import lives
 from fuse_tier.ram.room import Reserve
 from fuse_tier.replicate.daemons import leave_quiescent
 from fuse_tier.replicate.membership import Membership
@@ -70,6 +71,7 @@ class Mounting:
                 volume.tenure.user = order.user
                 epoch = await self.claim(order.identity, epoch_of(volume.tenure.numbering.highest))
                 try:
+                    await trio.to_thread.run_sync(lives.forget, volume.layout)
                     if self.before_mount is not None:
                         await self.before_mount(volume)
                     restored = await self._preparing.prepare(volume, order, report, epoch, self.claim)
@@ -159,7 +161,7 @@ class Mounting:
             self.claimed.add(identity)
             if volume.mountpoint is None:
                 volume.gate = None
-                volume.mountpoint = mount["mountpoint"]
+                volume.mountpoint, volume.tenure.is_at_work = mount["mountpoint"], True
                 self._found.append(volume)
 
     async def follow_found(self) -> None:
@@ -223,25 +225,38 @@ class Mounting:
             await self._membership.release(volume.identity)
 
     async def drain(self, volume: Volume, seconds: float) -> None:
-        """Waits until the newest snapshot is on every tier that is configured, for so many seconds at most."""
+        """Waits until the newest snapshot is on every tier that is configured, for so many seconds at most.
+
+        The newest that there is already goes before one is taken of the tree as it is now: a checkpoint that is half
+        written must not take the time that is needed for the one that is whole.
+        """
+        until = trio.current_time() + seconds
+        with trio.move_on_at(until):
+            await self._wait_until_on(volume, self._tiers_to_reach()[:1])
         await final_snapshot(volume)
-        newest = volume.newest
-        if newest is None:
-            return
-        with trio.move_on_after(seconds) as scope:
-            for tier, copies in self._volumes.tiers_to_reach():
-                if tier is TierName.PEER:
-                    copies = min(copies, sum(member.alive for member in self._membership.members()))
-                if copies:
-                    await volume.wait_until_on(tier, newest.id.number, copies)
-        if scope.cancelled_caught:
+        with trio.move_on_at(until) as scope:
+            await self._wait_until_on(volume, self._tiers_to_reach())
+        if scope.cancelled_caught and volume.newest is not None:
             log.warning(
                 "drain.ran_out",
-                snapshot=str(newest.id),
+                snapshot=str(volume.newest.id),
                 seconds=seconds,
                 peer=volume.copies.durable(TierName.PEER),
                 bucket=volume.copies.durable(TierName.BUCKET),
             )
+
+    async def _wait_until_on(self, volume: Volume, tiers: Sequence[tuple[TierName, int]]) -> None:
+        if volume.newest is not None:
+            number = volume.newest.id.number
+            for tier, copies in tiers:
+                await volume.wait_until_on(tier, number, copies)
+
+    def _tiers_to_reach(self) -> list[tuple[TierName, int]]:
+        """Those that can be reached now, the nearest first, each with as many copies as there are peers for."""
+        alive = sum(member.alive for member in self._membership.members())
+        tiers = self._volumes.tiers_to_reach()
+        able = [(tier, min(copies, alive) if tier is TierName.PEER else copies) for tier, copies in tiers]
+        return [(tier, copies) for tier, copies in able if copies]
 
 
 def _facts(restored: Restored) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import structlog
 import trio
 
 from fuse_tier import __version__
-from fuse_tier.checkpoints import step_of
+from fuse_tier.checkpoints import Saved
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import ConfigError, DeadlineExceeded, InvalidRequest, NotFound
 from fuse_tier.identity import Identity, SnapshotId
@@ -79,6 +79,7 @@ class NodeService:
             owner_uid=request.owner_uid,
             world_size=request.world_size,
             topology=request.topology,
+            step_pattern=request.step_pattern,
         )
         order = MountOrder(
             identity,
@@ -254,6 +255,7 @@ def _one_state(number: int, version: str) -> int:
 
 
 def _describe(manifest: Manifest, tiers: list[str], *, is_aside: bool = False) -> pb.Snapshot:
+    saved = Saved.of(manifest)
     return pb.Snapshot(
         id=str(manifest.id),
         run=manifest.lineage.run,
@@ -262,8 +264,9 @@ def _describe(manifest: Manifest, tiers: list[str], *, is_aside: bool = False) -
         created_ns=manifest.created_ns,
         node=manifest.node,
         tiers=tiers,
-        step=step_of(manifest),
+        step=saved.step,
         set_aside=is_aside,
+        older_steps=saved.older,
         groups=manifest.lineage.groups,
         part=manifest.lineage.part,
     )

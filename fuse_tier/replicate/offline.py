@@ -20,6 +20,7 @@ from fuse_tier.replicate.records import JobListing, JobRecords
 from fuse_tier.replicate.staging import StagingDirectory, lost_paths, make_tree
 from fuse_tier.replicate.steps import Report
 from fuse_tier.replicate.tree import check_new_directory
+from fuse_tier.several import as_of_step
 from fuse_tier.tiers.bucket import BucketTier
 
 log = structlog.get_logger(__name__)
@@ -29,7 +30,7 @@ _NAMED_AT_MOST = 10
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which state of a volume. Of ``snapshot``, ``version`` and ``step`` at most one is given."""
+    """Which state of a volume. A ``step`` with a ``snapshot`` is that step of it; else at most one is given."""
 
     identity: Identity
     snapshot: int = 0
@@ -45,6 +46,7 @@ class Found:
     checkpoint: str = ""  # its name; empty: it was chosen as a snapshot
     newer: tuple[int, ...] = ()
     is_forced: bool = False
+    step: int | None = None  # newer ones of the snapshot are left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,8 @@ async def restore_from_bucket(
 
     async def bring() -> tuple[Manifest, Manifest]:
         manifest = await bucket.manifest(found.snapshot)
+        if found.step is not None:
+            manifest = as_of_step(manifest, found.step)
         report.begin(f"restoring {manifest.id}", sum(blob.size for blob in manifest.blobs))
         return manifest, await make_tree(manifest, target, lambda staging: fetch(manifest, staging), partial=partial)
 
@@ -171,7 +175,7 @@ async def find(bucket: BucketTier, wanted: Wanted) -> Found:
     if wanted.snapshot:
         if wanted.snapshot not in numbers:
             raise NotFound(_no(f"snapshot {wanted.snapshot}", bucket, wanted, numbers))
-        return Found(SnapshotId(identity, wanted.snapshot))
+        return Found(SnapshotId(identity, wanted.snapshot), step=wanted.step)
     if not numbers:
         replicas = sorted({snapshot.identity.replica for snapshot in listing.snapshots})
         others = f"; of {job} there are {', '.join(replicas[:_NAMED_AT_MOST])}" if replicas else ""
@@ -218,7 +222,8 @@ def _part(checkpoint: Checkpoint, name: str, identity: Identity, numbers: list[i
     number = checkpoint.number_of(identity)
     if number is None or number not in numbers:
         raise NotFound(f"checkpoint {name} of {checkpoint.job} has no snapshot of {identity}: name another")
-    return Found(SnapshotId(identity, number), name, tuple(one for one in numbers if one > number))
+    newer = tuple(one for one in numbers if one > number)
+    return Found(SnapshotId(identity, number), name, newer, step=checkpoint.step)
 
 
 def _no(what: str, bucket: BucketTier, wanted: Wanted, known: list[str] | list[int]) -> str:

@@ -8,6 +8,7 @@ node is alive and still has it is that node's to keep (fanout.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import structlog
 import trio
@@ -28,6 +29,15 @@ log = structlog.get_logger(__name__)
 _LOOK_EVERY_SECONDS = 5.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Copying:
+    """A copy that is under way."""
+
+    node: str
+    instance: str
+    scope: trio.CancelScope
+
+
 class Orphans:
     """Looks after what this node holds for nodes that are gone."""
 
@@ -45,38 +55,48 @@ class Orphans:
         self._find = find
         self._replicas = replicas
         self._troubles: dict[Identity, Troubles] = {}
+        self._at_work: set[Identity] = set()
+        self._copying: dict[Identity, _Copying] = {}
 
     async def run(self) -> None:
         """Looks until cancelled."""
         membership = self._places.membership
-        while True:
-            version = membership.version
-            try:
-                await self.look()
-            except OSError as error:
-                _tell_postponed(error)
-            with trio.move_on_after(_LOOK_EVERY_SECONDS):
-                await membership.wait_changed(version)
+        async with trio.open_nursery() as nursery:
+            while True:
+                version = membership.version
+                try:
+                    await self.look(nursery)
+                except OSError as error:
+                    _tell_postponed(error)
+                with trio.move_on_after(_LOOK_EVERY_SECONDS):
+                    await membership.wait_changed(version)
 
-    async def look(self) -> None:
-        """Has what is missing copied, once. Raises OSError."""
+    async def look(self, nursery: trio.Nursery) -> None:
+        """Begins to have copied what is missing: each volume by itself, so that no slow copy holds up another volume,
+        now or in a later round. Raises OSError.
+        """
         newest: dict[Identity, SnapshotId] = {}
         for snapshot in await self._places.ram.snapshots():
             newest[snapshot.identity] = snapshot
         alive = {member.node: member.instance for member in self._places.membership.members() if member.alive}
+        for copying in self._copying.values():
+            if alive.get(copying.node) != copying.instance:
+                copying.scope.cancel()  # else it would hold its turn until a deadline says what is known already
         self._troubles = {identity: self._troubles.get(identity, Troubles()) for identity in newest}
-        async with trio.open_nursery() as nursery:  # so that a peer that takes for ever holds up one volume only
-            for snapshot in newest.values():
-                self._troubles[snapshot.identity].look_at(alive)
-                if not self._is_kept(snapshot.identity):
-                    nursery.start_soon(self._look_after_one, snapshot)
+        for snapshot in newest.values():
+            self._troubles[snapshot.identity].look_at(alive)
+            if snapshot.identity not in self._at_work and not self._is_kept(snapshot.identity):
+                self._at_work.add(snapshot.identity)
+                nursery.start_soon(self._look_after_one, snapshot, self._troubles[snapshot.identity])
 
-    async def _look_after_one(self, snapshot: SnapshotId) -> None:
+    async def _look_after_one(self, snapshot: SnapshotId, troubles: Troubles) -> None:
         """Survives its failures."""
         try:
-            await self._look_after(snapshot)
+            await self._look_after(snapshot, troubles)
         except (FuseTierError, OSError) as error:
             _tell_postponed(error, snapshot=str(snapshot))
+        finally:
+            self._at_work.discard(snapshot.identity)
 
     def _is_kept(self, identity: Identity) -> bool:
         """Whether it lives here, or somebody who is alive has it mounted."""
@@ -88,7 +108,7 @@ class Orphans:
             or bool(mounted_on(membership, identity))
         )
 
-    async def _look_after(self, snapshot: SnapshotId) -> None:
+    async def _look_after(self, snapshot: SnapshotId, troubles: Troubles) -> None:
         manifest = await self._places.ram.manifest(snapshot)
         location = await self._places.membership.locate(snapshot.identity)
         holders = holders_of(location, snapshot.number)
@@ -99,18 +119,24 @@ class Orphans:
         own = self._places.membership.own().node
         if min([own, *holders]) != own or len(holders) + 1 >= self._replicas:
             return
-        troubles = self._troubles[snapshot.identity]
         members = {member.node: member for member in self._places.membership.members() if member.alive}
         chosen = await self._targets.of(snapshot.identity, self._owner(manifest), troubles.refusing())
         lacking = [node for node in chosen if node in members and node not in holders]
         for node in lacking[: self._replicas - len(holders) - 1]:
             log.info("orphan.kept", snapshot=str(snapshot), owner=manifest.node, copies=len(holders) + 1, to=node)
-            try:
-                tier = self._places.peer(members[node])
-                await self._copier.copy(manifest, tier, node, troubles, len(holders) + 1)
-            except SnapshotConflict as conflict:
-                # Another line of the same volume: whoever mounts it sorts that out; both stay.
-                log.warning("copy.number_taken", snapshot=str(snapshot), place=node, reason=str(conflict))
+            await self._copy(manifest, members[node], troubles, len(holders) + 1)
+
+    async def _copy(self, manifest: Manifest, member: Member, troubles: Troubles, copies: int) -> None:
+        identity = manifest.id.identity
+        copying = self._copying[identity] = _Copying(member.node, member.instance, trio.CancelScope())
+        try:
+            with copying.scope:
+                await self._copier.copy(manifest, self._places.peer(member), member.node, troubles, copies)
+        except SnapshotConflict as conflict:
+            # Another line of the same volume: whoever mounts it sorts that out; both stay.
+            log.warning("copy.number_taken", snapshot=str(manifest.id), place=member.node, reason=str(conflict))
+        finally:
+            del self._copying[identity]
 
     def _owner(self, manifest: Manifest) -> Member:
         known: Sequence[Member] = self._places.membership.members()

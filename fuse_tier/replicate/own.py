@@ -60,7 +60,17 @@ class OwnNode:
             leaving=leaving,
             control=self.control,
             bulk=self.bulk,
-            facts=replace(facts, mounted=mounted, epochs=known, resumed={**facts.resumed, **resumed}),
+            facts=replace(facts, mounted=mounted, epochs=known, resumed=_latest(facts.resumed, resumed)),
             clock=max(clock, *known.values()) if known else clock,
             domain=self.domain,
         )
+
+
+def _latest(told: Mapping[Identity, Resumption], joined: Mapping[Identity, Resumption]) -> dict[Identity, Resumption]:
+    """What volumes have gone on from; what one has joined a moment ago is not told by it yet."""
+    newer = {
+        identity: one
+        for identity, one in joined.items()
+        if (before := told.get(identity)) is None or before.restart < one.restart
+    }
+    return {**told, **newer}

@@ -24,7 +24,8 @@ from fuse_tier.errors import (
 )
 from fuse_tier.identity import Identity, SnapshotId, is_name
 from fuse_tier.manifest import Manifest, decode, encode
-from fuse_tier.members import Member
+from fuse_tier.members import Location, Member
+from fuse_tier.replicate.rights import Rights, nobody, nowhere
 from fuse_tier.replicate.sharing import Sharing
 from fuse_tier.tiers.ram import RamTier
 from fuse_tier.wire import control_pb2 as pb
@@ -43,11 +44,6 @@ _RESERVE_BYTES = 16 << 20  # of the RAM tier, for manifests and what a job's mar
 _RESERVE_PART = 50  # or this part of a small tier
 
 
-def _nowhere(identity: Identity) -> Collection[str]:
-    """For nodes that know of nobody else."""
-    return ()
-
-
 def _not_known(node: str) -> bool:
     """For nodes that know of nobody else."""
     return False
@@ -58,8 +54,8 @@ class PeerService:
 
     ``own`` gives what the node says of itself at the moment; ``secure`` says whether it has certificates, and then
     ``encrypt`` whether content has to be encrypted even when the peer would do without. ``make_room`` gives up what
-    may go for so many bytes of a peer's copy, and tells how many are free then. ``mounted_on`` are the live nodes
-    that have a volume mounted, ``is_alive`` tells whether a node is.
+    may go for so many bytes of a peer's copy, and tells how many are free then. ``mounted_on`` and ``locate`` are as
+    for ``Rights``, ``is_alive`` tells whether a node is.
     """
 
     def __init__(
@@ -71,7 +67,8 @@ class PeerService:
         *,
         secure: bool,
         encrypt: bool,
-        mounted_on: Callable[[Identity], Collection[str]] = _nowhere,
+        mounted_on: Callable[[Identity], Collection[str]] = nobody,
+        locate: Callable[[Identity], Awaitable[Location]] = nowhere,
         is_alive: Callable[[str], bool] = _not_known,
         make_room: Callable[[int], Awaitable[int]] | None = None,
         smallest_grace_seconds: float = SMALLEST_GRACE_SECONDS,
@@ -82,13 +79,13 @@ class PeerService:
         self._cluster = cluster
         self._secure = secure
         self._encrypt = encrypt
-        self._mounted_on = mounted_on
         self._is_alive = is_alive
         self._sharing = Sharing()
         self._make_room = make_room
         self._smallest_grace_seconds = smallest_grace_seconds
         self._parsing = trio.CapacityLimiter(2)
         self._rejections = Rejections("peer.refused")
+        self._rights = Rights(own, ram, self._rejections, mounted_on, locate)
 
     async def Hello(self, request: pb.HelloRequest, caller: Caller) -> pb.HelloReply:  # noqa: N802 - gRPC's name
         """Who we are. Refuses another protocol and another cluster; two of one name the caller has to notice."""
@@ -192,14 +189,9 @@ class PeerService:
         )
 
     async def Commit(self, request: pb.ManifestText, caller: Caller) -> pb.Empty:  # noqa: N802
-        """Lists a snapshot whose content is all here. Refuses one of a node that another has succeeded."""
+        """Lists a snapshot whose content is all here, for a node that may add it, of an epoch that still counts."""
         manifest = await _parse_manifest(request.text, self._parsing)
-        mounted_on = self._mounted_on(manifest.id.identity)
-        if caller.node is not None and mounted_on and caller.node not in mounted_on:
-            raise TierRefused(
-                f"{manifest.id} of {caller.node} is refused: {' and '.join(sorted(mounted_on))} has the volume "
-                "mounted by now, and what it saves counts"
-            )
+        await self._rights.check_commit(manifest.id, caller)
         listed = await self._ram.snapshots(manifest.id.identity)
         if listed and listed[-1].epoch > manifest.id.epoch:
             raise SnapshotConflict(
@@ -223,25 +215,9 @@ class PeerService:
     async def Drop(self, request: pb.SnapshotRequest, caller: Caller) -> pb.Empty:  # noqa: N802
         """Takes a snapshot from the list: for the node that has its volume mounted, and for no other."""
         snapshot = _parse_snapshot(request.id)
-        self._check_owner(snapshot, caller)
+        self._rights.check_drop(snapshot, caller)
         await self._ram.drop(snapshot)
         return pb.Empty()
-
-    def _check_owner(self, snapshot: SnapshotId, caller: Caller) -> None:
-        """Raises NotAuthorized. Without certificates nobody can tell who calls, and all are trusted."""
-        if caller.node is None:
-            return
-        own = self._own()
-        owners = {*self._mounted_on(snapshot.identity), *([own.node] if snapshot.identity in own.mounted else [])}
-        if owners == {caller.node}:
-            return
-        known = f"{' and '.join(sorted(owners)) or 'nobody'} has its volume mounted"
-        error = NotAuthorized(
-            f"{snapshot} is not given up for node {caller.node}: {known}, as far as node {own.node} was told, "
-            "and only who has it mounted gives its snapshots up"
-        )
-        self._rejections.note("owner", caller.address, str(error))
-        raise error
 
     async def Verify(self, request: pb.VerifyRequest, caller: Caller) -> pb.VerifyReply:  # noqa: N802
         """Reads and hashes what is listed here, of one volume or of all."""

@@ -8,12 +8,14 @@ here again elsewhere. If the notice goes away, all is as before.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 
 import structlog
 import trio
 
 from fuse_tier import metrics
+from fuse_tier.replicate.copying import Copier
 from fuse_tier.replicate.mounting import Mounting
 from fuse_tier.replicate.volumes import Volumes
 
@@ -25,9 +27,17 @@ _LOOK_EVERY_SECONDS = 0.5
 class Preemption:
     """Drains one node. ``tell_others`` is called when ``is_leaving`` has changed."""
 
-    def __init__(self, volumes: Volumes, mounting: Mounting, tell_others: Callable[[], None], seconds: float) -> None:
+    def __init__(
+        self,
+        volumes: Volumes,
+        mounting: Mounting,
+        copier: Copier,
+        tell_others: Callable[[], None],
+        seconds: float,
+    ) -> None:
         self._volumes = volumes
         self._mounting = mounting
+        self._copier = copier
         self._tell_others = tell_others
         self._seconds = seconds
         self.is_leaving = False
@@ -48,8 +58,8 @@ class Preemption:
     async def drain(self) -> None:
         """Gives the newest state of every volume the configured time to get where it shall be.
 
-        All at once: those with fewest copies get their turns first, and the newest complete snapshot of each goes
-        before the one that is taken now. Mounts may go on meanwhile.
+        All at once. Those with fewest copies get their turns first, and of these the newest; the newest complete
+        snapshot of each goes before the one that is taken now. Mounts may go on meanwhile.
         """
         self._leave(True)
         started = trio.current_time()
@@ -61,4 +71,5 @@ class Preemption:
 
     def _leave(self, is_leaving: bool) -> None:
         self.is_leaving = is_leaving
+        self._copier.drains_since_ns = time.time_ns() if is_leaving else None
         self._tell_others()

@@ -161,6 +161,7 @@ class Preparing:
                 followed = await follow(agreed)
                 if agreed.verdict.restart:
                     await self._join(volume, order, agreed.verdict)
+                volume.tenure.is_at_work = True
                 return followed
             except Damaged as error:
                 if wanted is None:
@@ -222,8 +223,11 @@ class Preparing:
             is_current = self._restorer.is_current(volume, order.lineage, chosen)
             if verdict.restart:
                 is_current = is_current and volume.newest is None
-            return await self._make(volume, order, chosen, report, epoch, claim, is_current=is_current)
-        chosen = await self._chooser.choose(identity, order.lineage, verdict.number, known=volume.newest)
+            joins = bool(verdict.restart)
+            return await self._make(volume, order, chosen, report, epoch, claim, is_current=is_current, joins=joins)
+        chosen = await self._chooser.choose(
+            identity, order.lineage, verdict.number, known=volume.newest, step=verdict.step
+        )
         newest = volume.newest
         is_current = (
             volume.has_tree
@@ -231,8 +235,11 @@ class Preparing:
             and not volume.is_dirty
             and newest is not None
             and newest.id.number == verdict.number
+            and not chosen.is_part
         )
-        return await self._make(volume, order, chosen, report, epoch, claim, is_current=is_current, whole_only=True)
+        return await self._make(
+            volume, order, chosen, report, epoch, claim, is_current=is_current, whole_only=True, joins=True
+        )
 
     async def _join(self, volume: Volume, order: MountOrder, verdict: Verdict) -> None:
         failpoints.reached("restart.joining")
@@ -264,6 +271,7 @@ class Preparing:
         *,
         is_current: bool,
         whole_only: bool = False,
+        joins: bool = False,
     ) -> Restored | None:
         highest = epoch_of(max(chosen.highest, volume.tenure.numbering.highest))
         if highest >= epoch:  # of a bucket that another cluster uses, whose clock is ahead
@@ -285,10 +293,18 @@ class Preparing:
         if chosen.manifest is not None:
             report.begin(f"restoring {chosen.manifest.id} from {chosen.places[0].place}", chosen.manifest.size)
         newest, number = volume.newest, chosen.manifest.id.number if chosen.manifest is not None else 0
-        if order.goes_with_others and newest is not None and newest.id.number > number:
+        goes_back = newest is not None and (newest.id.number > number or chosen.is_part)
+        if order.goes_with_others and newest is not None and goes_back:
             log.warning("restart.set_aside", snapshot=str(newest.id), restored=number)
         restored = await self._restorer.into_volume(
-            volume, chosen, order.lineage, report.moved, epoch=epoch, anew=left, whole_only=whole_only
+            volume,
+            chosen,
+            order.lineage,
+            report.moved,
+            epoch=epoch,
+            anew=left,
+            whole_only=whole_only,
+            is_tentative=joins,
         )
         _note_bucket(volume, chosen)
         return restored

@@ -26,7 +26,7 @@ class TreeRecord:
 
     ``superseded`` names who went on with the volume meanwhile; empty: nobody. ``epoch`` is that under which this node
     last owned the volume. ``resumption`` is from what it went on with the other ranks of its job, if it did.
-    ``user`` is who has it mounted, or had it last, for people.
+    ``user`` is who has it mounted, or had it last, for people. A tree that is tentative counts for nothing.
     """
 
     lineage: Lineage
@@ -35,6 +35,7 @@ class TreeRecord:
     epoch: int = 0
     resumption: Resumption | None = None
     user: str = ""
+    is_tentative: bool = False
 
 
 def read_record(volume: VolumeLayout) -> TreeRecord | None:
@@ -49,6 +50,7 @@ def read_record(volume: VolumeLayout) -> TreeRecord | None:
             fields["topology"],
             int(fields.get("groups", 0)),
             int(fields.get("part", 0)),
+            step_pattern=fields.get("step_pattern", ""),
         )
         return TreeRecord(
             lineage,
@@ -57,6 +59,7 @@ def read_record(volume: VolumeLayout) -> TreeRecord | None:
             int(fields.get("epoch", 0)),
             _resumption(fields.get("resumption")),
             str(fields.get("user", "")),
+            bool(fields.get("is_tentative", False)),
         )
     except FileNotFoundError:
         return None
@@ -88,10 +91,12 @@ def write_record(volume: VolumeLayout, record: TreeRecord) -> None:
         "topology": lineage.topology,
         "groups": lineage.groups,
         "part": lineage.part,
+        "step_pattern": lineage.step_pattern,
         "number": record.number,
         "superseded": record.superseded,
         "epoch": record.epoch,
         "resumption": asdict(record.resumption) if record.resumption else None,
         "user": record.user,
+        "is_tentative": record.is_tentative,
     }
     replace(volume.tier, volume.record, json.dumps(fields))

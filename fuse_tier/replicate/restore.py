@@ -126,7 +126,7 @@ class Restorer:
     def is_current(self, volume: Volume, lineage: Lineage, chosen: Chosen) -> bool:
         """Whether the live tree that is here is at least as new as anything else of its run."""
         record = read_record(volume.layout) if volume.has_tree else None
-        if record is None or record.superseded or record.lineage.run != lineage.run:
+        if record is None or record.superseded or record.is_tentative or record.lineage.run != lineage.run:
             return False
         newest = chosen.manifest
         return newest is None or newest.id.number <= record.number
@@ -141,10 +141,12 @@ class Restorer:
         epoch: int = 0,
         anew: bool = False,
         whole_only: bool = False,
+        is_tentative: bool = False,
     ) -> Restored | None:
         """Makes the live tree of a volume anew: from the chosen snapshot, or empty when there is none.
 
-        What stood there gives way: it is in its snapshots. ``epoch`` and ``anew`` as in ``Volume.began``.
+        What stood there gives way: it is in its snapshots. ``epoch``, ``anew`` and ``is_tentative`` as in
+        ``Volume.began``.
         Raises TierUnavailable when content could not be had now that may be had later; nothing has changed
         then. Content that is damaged or gone everywhere leaves a placeholder, which gives EIO when it is
         opened; or (``whole_only``) Damaged is raised, and nothing has changed either.
@@ -161,13 +163,15 @@ class Restorer:
                     f"{manifest.id}: the content of {len(hopeful)} files could not be had ({hopeful[0]}): "
                     "try again later"
                 )
-            if not failed and not coming:
-                await self._places.ram.commit(manifest)
             if failed and whole_only:
                 raise Damaged(
                     f"{manifest.id}: {len(failed)} files are damaged or gone wherever they were "
                     f"({next(iter(failed.values()))})"
                 )
+            if chosen.is_part:
+                manifest = self._under_own_number(volume, manifest, chosen.highest, epoch)
+            elif not failed and not coming:
+                await self._places.ram.commit(manifest)
         failpoints.reached("restore.fetched")
         await trio.to_thread.run_sync(self._trees.replace, volume, manifest, frozenset(failed), coming)
         failpoints.reached("restore.placed")
@@ -179,6 +183,8 @@ class Restorer:
             coming=chosen if coming else None,
             epoch=epoch,
             anew=anew,
+            is_part=chosen.is_part,
+            is_tentative=is_tentative,
         )
         if manifest is None:
             return None
@@ -197,6 +203,12 @@ class Restorer:
             sources=sources,
         )
         return restored
+
+    def _under_own_number(self, volume: Volume, part: Manifest, highest: int, epoch: int) -> Manifest:
+        """A part of a snapshot is another tree, which stands under no number that anybody knows."""
+        volume.tenure.numbering.heard_of(highest, part.id.number)
+        volume.tenure.numbering.own(epoch)
+        return replace(part, id=SnapshotId(volume.identity, volume.tenure.numbering.next()), node=self._node)
 
     async def into_stage(
         self,

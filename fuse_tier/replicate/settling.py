@@ -29,7 +29,8 @@ async def keep_snapshots(volume: Volume) -> None:
         # Nobody tells when a mapping goes.
         with trio.move_on_after(inf if volume.is_settled else _UNSETTLED_SECONDS):
             await volume.changes.wait_beyond(volume.seen)
-        if not volume.has_tree or volume.gate is None or volume.tenure.superseded:
+        tenure = volume.tenure
+        if not volume.has_tree or volume.gate is None or tenure.superseded or tenure.is_tentative:
             await volume.news.wait_beyond(volume.news.version)
             continue
         began = trio.current_time()

@@ -32,6 +32,7 @@ from fuse_tier.ram.pins import Pins
 from fuse_tier.ram.remote import remote_files, unmark
 from fuse_tier.replicate.holding import Holding
 from fuse_tier.replicate.walk import Found, TreeChanged, Walk, Writers, walk_tree
+from fuse_tier.several import older_steps
 
 log = structlog.get_logger(__name__)
 
@@ -128,8 +129,9 @@ class Snapshotter:
         else:
             blobs = []
         await self._in_thread(lambda: self._forget_vanished(walk.inodes))
-        entries = _fill(walk, blobs, before)
-        return Manifest(identity, lineage, self._node, time.time_ns(), entries)
+        manifest = Manifest(identity, lineage, self._node, time.time_ns(), _fill(walk, blobs, before))
+        older = await self._in_thread(lambda: older_steps(manifest, previous))
+        return replace(manifest, older_steps=older) if older else manifest
 
     async def _walk_consistently(self, gate: Gate, previous: dict[bytes, Entry]) -> Walk:
         self.held_seconds = reading = 0.0

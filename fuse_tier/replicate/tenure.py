@@ -27,6 +27,10 @@ class Tenure:
         Until then nobody takes a copy of it who has one that was newer.
         """
         self.resumption: Resumption | None = None  # from what the tree has gone on, with the other ranks of its job
+        self.is_at_work = False
+        """Whether its job goes on with it: since it joined a restart, until it ends or begins again."""
+        self.is_tentative = False
+        """Whether the tree is of a step that was chosen for all ranks, and has not been joined."""
         self.user = ""  # who has it mounted, or had it last, for people
         self.superseded = ""  # who else goes on with this volume, so that this tree must not; empty: nobody
         self._identity = identity
@@ -46,16 +50,19 @@ class Tenure:
         return self._lineage is not None
 
     def load(self, record: TreeRecord | None) -> None:
-        """What an earlier worker recorded, if there is a tree."""
+        """What an earlier worker recorded, if there is a tree that counts."""
         self._lineage = record.lineage if record else None
         if record is not None:
             self.numbering.heard_of(record.number)
             self.numbering.own(record.epoch)
             self.superseded, self.resumption, self.user = record.superseded, record.resumption, record.user
 
-    def begin(self, lineage: Lineage, number: int, highest: int, epoch: int, *, anew: bool) -> None:
+    def begin(
+        self, lineage: Lineage, number: int, highest: int, epoch: int, *, anew: bool, is_tentative: bool = False
+    ) -> None:
         """The tree has been made anew, from a snapshot or empty. ``anew``: it has to count as newer than it was."""
         self.superseded, self.resumption, self._lineage = "", None, lineage
+        self.is_tentative = is_tentative
         self.numbering.heard_of(highest, number)
         # Going back to an older state is a new state: it has to be the newest wherever it is looked for.
         self.is_to_be_renumbered = bool(number) and (anew or number < self.numbering.highest)
@@ -88,7 +95,7 @@ class Tenure:
 
     async def went_on_from(self, resumption: Resumption, number: int) -> None:
         """The tree goes on from a step, as those of all ranks of its job do."""
-        self.resumption = resumption
+        self.resumption, self.is_tentative, self.is_at_work = resumption, False, True
         await trio.to_thread.run_sync(self.record, number)
 
     async def succeeded(self, by: str) -> None:
@@ -98,11 +105,19 @@ class Tenure:
 
     def forget(self) -> None:
         """There is no tree any more."""
-        self._lineage, self.superseded, self.resumption = None, "", None
+        self._lineage, self.superseded, self.resumption, self.is_tentative = None, "", None, False
 
     def record(self, number: int) -> None:
         """Replaces the record at once. Raises OSError."""
-        record = TreeRecord(self.lineage, number, self.superseded, self.numbering.epoch, self.resumption, self.user)
+        record = TreeRecord(
+            self.lineage,
+            number,
+            self.superseded,
+            self.numbering.epoch,
+            self.resumption,
+            self.user,
+            self.is_tentative,
+        )
         write_record(self._layout, record)
 
     def _own(self, epoch: int, number: int) -> None:

@@ -21,6 +21,7 @@ from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import FuseTierError
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Lineage, Manifest
+from fuse_tier.ram import lives
 from fuse_tier.ram.arrival import coming_files
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.pins import Pins
@@ -129,7 +130,8 @@ class Volume:
     @property
     def is_dirty(self) -> bool:
         """Whether the tree has changed since the newest snapshot."""
-        return self.has_tree and (self.changes.version > self._seen or not self._snapshotter.is_settled)
+        has_changed = self.changes.version > self._seen or not self._snapshotter.is_settled
+        return self.has_tree and not self.tenure.is_tentative and has_changed
 
     @property
     def seen(self) -> int:
@@ -149,7 +151,8 @@ class Volume:
         self.make_directories()
         self.is_arranged = os.path.isdir(self.layout.staged)
         self.pins.recover()
-        return read_record(self.layout) if os.path.isdir(self.layout.tree) else None
+        record = read_record(self.layout) if os.path.isdir(self.layout.tree) else None
+        return None if record is not None and record.is_tentative else record
 
     async def load(self) -> None:
         """Reads what the RAM tier has of this volume."""
@@ -183,19 +186,23 @@ class Volume:
         coming: Chosen | None = None,
         epoch: int = 0,
         anew: bool = False,
+        is_part: bool = False,
+        is_tentative: bool = False,
     ) -> None:
         """The live tree has been made anew: from a snapshot, or empty; it is owned under ``epoch`` from now on.
 
-        ``anew``: what was restored has to count as newer than what others may have, at once.
+        ``anew``: what was restored has to count as newer than what others may have, at once. So has a part of a
+        snapshot, which nobody lists. What is tentative is no state of the job before ``went_on_from``: no snapshot
+        is taken of it, which would say that the job has gone back.
         One that could not be restored whole is not given up: its lost files stand in no later one.
         """
         self.in_use.clear()
         self.coming = coming
-        self.copies.begin_again(restored, is_listed=coming is None)
+        self.copies.begin_again(restored, is_listed=coming is None and not is_part)
         if restored is not None and not is_whole:
             self.in_use[restored.id.number] += 1
         lineage = lineage.as_declared(restored.lineage if restored is not None else None)
-        self.tenure.begin(lineage, self._number, highest, epoch, anew=anew)
+        self.tenure.begin(lineage, self._number, highest, epoch, anew=anew or is_part, is_tentative=is_tentative)
         self.changes.announce()
         self.news.announce()
 
@@ -223,6 +230,9 @@ class Volume:
     async def went_on_from(self, resumption: Resumption) -> None:
         """The tree goes on from a step, as those of all ranks of its job do."""
         await self.tenure.went_on_from(resumption, self._number)
+        if self.mountpoint is None:
+            await trio.to_thread.run_sync(lives.begin, self.layout)
+        self.news.announce()
 
     def exists_elsewhere(self, number: int) -> None:
         """Somebody has a snapshot of this number: ours must have another."""
@@ -263,6 +273,8 @@ class Volume:
 
     async def take_snapshot_in_hand(self) -> Manifest | None:
         """As ``take_snapshot``, for who holds ``still``."""
+        if self.tenure.is_tentative:
+            return self.newest
         if self.tenure.superseded:
             raise FuseTierError(
                 f"{self.identity} was taken over by {self.tenure.superseded}, and no more snapshots are taken here: "
@@ -285,7 +297,7 @@ class Volume:
 
     async def list_newest(self) -> None:
         """What a restore was bringing is all here: the newest snapshot is as good as any in RAM."""
-        if self.newest is not None and not self.copies.is_listed:
+        if self.newest is not None and not self.copies.is_listed and not self.tenure.is_to_be_renumbered:
             self.copies.is_listed = await list_in_ram(self._ram, self.layout, self.newest)
 
     def demand(self, number: int) -> None:

@@ -47,6 +47,7 @@ from fuse_tier.replicate.preemption import Preemption
 from fuse_tier.replicate.preparing import Preparing
 from fuse_tier.replicate.protocol.adapter import Adapter
 from fuse_tier.replicate.protocol.cycle import Means
+from fuse_tier.replicate.protocol.in_place import InPlace
 from fuse_tier.replicate.protocol.order import Order
 from fuse_tier.replicate.protocol.service import ReplicationService
 from fuse_tier.replicate.replacing import Trees
@@ -138,10 +139,16 @@ class Worker:
         )
         expecting = Expecting(self._ram, lambda identity: bool(mounted_on(self._membership, identity)))
         self._sparing = self._inventory.sparing = Sparing(
-            layout, self._volumes, self._resting.is_at_rest, expected=expecting.sizes
+            layout,
+            self._volumes,
+            self._resting.is_at_rest,
+            expected=expecting.sizes,
+            keeps_pieces=config.ram.warm,
         )
         self._inventory.backups = self._duties.backups if self._duties else None
-        self._preemption = Preemption(self._volumes, self._mounting, self._membership.report_soon, config.drain)
+        self._preemption = Preemption(
+            self._volumes, self._mounting, copier, self._membership.report_soon, config.drain
+        )
         self._facts = Facts(
             self._ram,
             self._volumes,
@@ -180,6 +187,7 @@ class Worker:
             secure=self._tls is not None,
             encrypt=config.encrypt_peer_traffic,
             mounted_on=partial(mounted_on, self._membership),
+            locate=self._membership.locate,
             is_alive=partial(is_alive, self._membership),
             make_room=partial(self._room.make, for_replica=True),
         )
@@ -220,6 +228,7 @@ class Worker:
         means = Means(
             preparing, self._chooser, self._restorer, self._membership, self._mounting.claim, duties is not None
         )
+        self._in_place = InPlace(means)
         return Adapter(means, followed)
 
     async def _supersede(self, volume: Volume, by: str) -> None:
@@ -271,6 +280,7 @@ class Worker:
             self._volumes.find,
             self._filling.materialize,
             self._mounting.ended,
+            self._in_place.begin_again,
             max(1, self._config.replicas),
             self._room,
         )

@@ -38,6 +38,7 @@ class Snapshot(_message.Message):
     SET_ASIDE_FIELD_NUMBER: _builtins.int
     GROUPS_FIELD_NUMBER: _builtins.int
     PART_FIELD_NUMBER: _builtins.int
+    OLDER_STEPS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """NAMESPACE/WORKLOAD/REPLICA@NUMBER"""
     run: _builtins.str
@@ -57,6 +58,10 @@ class Snapshot(_message.Message):
     def tiers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """where it is, as far as the answerer knows: ram, peer, bucket"""
 
+    @_builtins.property
+    def older_steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """below that, which can be had from it as well"""
+
     def __init__(
         self,
         *,
@@ -71,10 +76,11 @@ class Snapshot(_message.Message):
         set_aside: _builtins.bool = ...,
         groups: _builtins.int = ...,
         part: _builtins.int = ...,
+        older_steps: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "bytes", b"bytes", "created_ns", b"created_ns", "files", b"files", "groups", b"groups", "id", b"id", "node", b"node", "part", b"part", "run", b"run", "set_aside", b"set_aside", "step", b"step", "tiers", b"tiers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "bytes", b"bytes", "created_ns", b"created_ns", "files", b"files", "groups", b"groups", "id", b"id", "node", b"node", "older_steps", b"older_steps", "part", b"part", "run", b"run", "set_aside", b"set_aside", "step", b"step", "tiers", b"tiers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
     _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015
@@ -1277,6 +1283,7 @@ class Saves(_message.Message):
     BYTES_FIELD_NUMBER: _builtins.int
     GROUPS_FIELD_NUMBER: _builtins.int
     PART_FIELD_NUMBER: _builtins.int
+    OLDER_FIELD_NUMBER: _builtins.int
     identity: _builtins.str
     run: _builtins.str
     world_size: _builtins.int
@@ -1297,6 +1304,10 @@ class Saves(_message.Message):
     def bytes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """none: not said (minor 6)"""
 
+    @_builtins.property
+    def older(self) -> _containers.RepeatedCompositeFieldContainer[Global___OlderSteps]:
+        """of those that have any (minor 8)"""
+
     def __init__(
         self,
         *,
@@ -1310,14 +1321,38 @@ class Saves(_message.Message):
         bytes: _abc.Iterable[_builtins.int] | None = ...,
         groups: _builtins.int = ...,
         part: _builtins.int = ...,
+        older: _abc.Iterable[Global___OlderSteps] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "created_ms", b"created_ms", "groups", b"groups", "identity", b"identity", "numbers", b"numbers", "part", b"part", "run", b"run", "steps", b"steps", "topology", b"topology", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "created_ms", b"created_ms", "groups", b"groups", "identity", b"identity", "numbers", b"numbers", "older", b"older", "part", b"part", "run", b"run", "steps", b"steps", "topology", b"topology", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Saves: _TypeAlias = Saves  # noqa: Y015
+
+@_typing.final
+class OlderSteps(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        steps: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OlderSteps: _TypeAlias = OlderSteps  # noqa: Y015
 
 @_typing.final
 class Standing(_message.Message):
@@ -1380,12 +1415,14 @@ class Resumption(_message.Message):
     STEP_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     WISH_FIELD_NUMBER: _builtins.int
+    OVER_FIELD_NUMBER: _builtins.int
     identity: _builtins.str
     run: _builtins.str
     restart: _builtins.int
     step: _builtins.int
     epoch: _builtins.int
     wish: _builtins.str
+    over: _builtins.bool
     def __init__(
         self,
         *,
@@ -1395,10 +1432,11 @@ class Resumption(_message.Message):
         step: _builtins.int | None = ...,
         epoch: _builtins.int = ...,
         wish: _builtins.str = ...,
+        over: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "epoch", b"epoch", "identity", b"identity", "restart", b"restart", "run", b"run", "step", b"step", "wish", b"wish"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "epoch", b"epoch", "identity", b"identity", "over", b"over", "restart", b"restart", "run", b"run", "step", b"step", "wish", b"wish"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
     _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015
@@ -1754,6 +1792,7 @@ Global___LocateRequest: _TypeAlias = LocateRequest  # noqa: Y015
 class LocateReply(_message.Message):
     """Unsettled: the coordinator has just started, and may not have heard of all that nodes hold.
     Copied: the newest that a node was heard to have that had not mounted the volume (minor 3).
+    Owners: those that had it last, as the coordinator remembers, and under which epochs (minor 8).
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1763,6 +1802,7 @@ class LocateReply(_message.Message):
     UNSETTLED_FIELD_NUMBER: _builtins.int
     COPIED_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
+    OWNERS_FIELD_NUMBER: _builtins.int
     unsettled: _builtins.bool
     copied: _builtins.int
     term: _builtins.int
@@ -1770,6 +1810,8 @@ class LocateReply(_message.Message):
     def holders(self) -> _containers.RepeatedCompositeFieldContainer[Global___Holder]: ...
     @_builtins.property
     def bucket(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def owners(self) -> _containers.RepeatedCompositeFieldContainer[Global___Owner]: ...
     def __init__(
         self,
         *,
@@ -1778,14 +1820,37 @@ class LocateReply(_message.Message):
         unsettled: _builtins.bool = ...,
         copied: _builtins.int = ...,
         term: _builtins.int = ...,
+        owners: _abc.Iterable[Global___Owner] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "copied", b"copied", "holders", b"holders", "term", b"term", "unsettled", b"unsettled"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "copied", b"copied", "holders", b"holders", "owners", b"owners", "term", b"term", "unsettled", b"unsettled"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LocateReply: _TypeAlias = LocateReply  # noqa: Y015
+
+@_typing.final
+class Owner(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    epoch: _builtins.int
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Owner: _TypeAlias = Owner  # noqa: Y015
 
 @_typing.final
 class Holder(_message.Message):
@@ -2150,6 +2215,7 @@ class MountRequest(_message.Message):
     RESTORE_FIELD_NUMBER: _builtins.int
     STEP_FIELD_NUMBER: _builtins.int
     USER_FIELD_NUMBER: _builtins.int
+    STEP_PATTERN_FIELD_NUMBER: _builtins.int
     identity: _builtins.str
     mountpoint: _builtins.str
     """absolute"""
@@ -2169,6 +2235,8 @@ class MountRequest(_message.Message):
     """the complete checkpoint that all ranks go back to"""
     user: _builtins.str
     """who gets it, for people, such as a pod"""
+    step_pattern: _builtins.str
+    """how the job names its steps; empty: as frameworks do"""
     def __init__(
         self,
         *,
@@ -2184,10 +2252,11 @@ class MountRequest(_message.Message):
         restore: _builtins.str = ...,
         step: _builtins.int | None = ...,
         user: _builtins.str = ...,
+        step_pattern: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "identity", b"identity", "mountpoint", b"mountpoint", "owner_uid", b"owner_uid", "read_only", b"read_only", "restore", b"restore", "run", b"run", "snapshot", b"snapshot", "step", b"step", "topology", b"topology", "user", b"user", "version", b"version", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "identity", b"identity", "mountpoint", b"mountpoint", "owner_uid", b"owner_uid", "read_only", b"read_only", "restore", b"restore", "run", b"run", "snapshot", b"snapshot", "step", b"step", "step_pattern", b"step_pattern", "topology", b"topology", "user", b"user", "version", b"version", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
     _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015

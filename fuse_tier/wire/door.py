@@ -154,42 +154,43 @@ class Door:
                 inner = trio.SocketStream(connecting)
                 await inner.send_all(_PREFACE)
                 async with trio.open_nursery() as nursery:
-                    for source, sink in (stream, inner), (inner, stream):
-                        if isinstance(source, trio.SocketStream) and isinstance(sink, trio.SocketStream):
-                            nursery.start_soon(_pass, source.socket, sink.socket, nursery.cancel_scope)
-                        else:
-                            nursery.start_soon(_pump, source, sink, nursery.cancel_scope)
+                    nursery.start_soon(_pump, stream, inner, nursery.cancel_scope)
+                    nursery.start_soon(_pump, inner, stream, nursery.cancel_scope)
             finally:
                 del self._callers[known_as]
 
 
-async def _pump(source: trio.abc.ReceiveStream, sink: trio.abc.SendStream, ends: trio.CancelScope) -> None:
-    try:
-        while chunk := await source.receive_some(_PUMPED):
-            await sink.send_all(chunk)
-    except (trio.BrokenResourceError, trio.ClosedResourceError):
-        pass  # the other side is gone, which is how connections end
+async def _pump(source: trio.abc.Stream, sink: trio.abc.Stream, ends: trio.CancelScope) -> None:
+    # That the other side is gone is how connections end.
+    with suppress(trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+        while chunk := await _receive(source):
+            await _send(sink, chunk)
     ends.cancel()
 
 
-async def _pass(source: trio.socket.SocketType, sink: trio.socket.SocketType, ends: trio.CancelScope) -> None:
-    """As ``_pump``, for bytes that only go by: streams give others their turn at each call, here at each wait."""
-    with suppress(OSError):  # the other side is gone, which is how connections end
-        while True:
-            await trio.lowlevel.wait_readable(source)
-            with suppress(BlockingIOError):
-                if not (chunk := os.read(source.fileno(), _PUMPED)):
-                    break
-                await _write(sink, memoryview(chunk))
-    ends.cancel()
+async def _receive(source: trio.abc.Stream) -> bytes | bytearray:
+    """A stream gives others their turn at each call, ready or not; of a bare socket it is enough to wait where it has
+    nothing.
+    """
+    if not isinstance(source, trio.SocketStream):
+        return await source.receive_some(_PUMPED)
+    while True:
+        await trio.lowlevel.wait_readable(source.socket)
+        with suppress(BlockingIOError):
+            return os.read(source.socket.fileno(), _PUMPED)
 
 
-async def _write(sink: trio.socket.SocketType, chunk: memoryview) -> None:
-    while chunk:
+async def _send(sink: trio.abc.Stream, chunk: bytes | bytearray) -> None:
+    """See ``_receive``."""
+    if not isinstance(sink, trio.SocketStream):
+        await sink.send_all(chunk)
+        return
+    left = memoryview(chunk)
+    while left:
         try:
-            chunk = chunk[os.write(sink.fileno(), chunk) :]
+            left = left[os.write(sink.socket.fileno(), left) :]
         except BlockingIOError:
-            await trio.lowlevel.wait_writable(sink)
+            await trio.lowlevel.wait_writable(sink.socket)
 
 
 def _context(files: TlsFiles) -> ssl.SSLContext:

@@ -116,13 +116,19 @@ def location_to_wire(location: Location, term: int) -> pb.LocateReply:
         bucket=location.bucket,
         unsettled=not location.is_settled,
         copied=location.copied,
+        owners=[pb.Owner(node=node, epoch=epoch) for epoch, node in location.owners.items()],
     )
 
 
 def location_from_wire(message: pb.LocateReply) -> Location:
     """Raises InvalidRequest."""
     location = _location(message.holders, message.bucket)
-    return replace(location, is_settled=not message.unsettled, copied=message.copied)
+    return replace(
+        location,
+        is_settled=not message.unsettled,
+        copied=message.copied,
+        owners={parse_epoch(owner.epoch): parse_name(owner.node, "node") for owner in message.owners},
+    )
 
 
 def picture_to_wire(picture: Picture) -> pb.PictureReply:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 
 from fuse_tier import epochs
 from fuse_tier.checkpoints import Job, Saved, is_checkpoint_name
@@ -39,6 +40,8 @@ def saves_to_wire(saved: Mapping[Identity, Iterable[Saved]]) -> list[pb.Saves]:
             message.steps.append(0 if one.step is None else one.step + 1)
             message.created_ms.append(one.created_ns // _MILLISECOND)
             message.bytes.append(one.size)
+            if one.older:
+                message.older.append(pb.OlderSteps(number=one.id.number, steps=one.older))
     return list(messages.values())
 
 
@@ -55,6 +58,7 @@ def saves_from_wire(messages: Iterable[pb.Saves]) -> dict[Identity, tuple[Saved,
         times, sizes = message.created_ms or unsaid, message.bytes or unsaid
         if not len(times) == len(sizes) == len(message.numbers):
             raise InvalidRequest(f"{message.identity}: not each of its snapshots has time and size")
+        older = {one.number: _older(one) for one in message.older}
         try:
             identity = Identity.parse(message.identity)
             saved = [
@@ -64,6 +68,7 @@ def saves_from_wire(messages: Iterable[pb.Saves]) -> dict[Identity, tuple[Saved,
                     parse_step(step - 1) if step else None,
                     parse_time(created_ms * _MILLISECOND),
                     size,
+                    _below(step - 1, older.get(number, ())),
                 )
                 for number, step, created_ms, size in zip(message.numbers, message.steps, times, sizes, strict=True)
             ]
@@ -73,10 +78,29 @@ def saves_from_wire(messages: Iterable[pb.Saves]) -> dict[Identity, tuple[Saved,
     return found
 
 
+def _older(message: pb.OlderSteps) -> tuple[int, ...]:
+    steps = tuple(map(parse_step, message.steps))
+    if any(one >= following for one, following in pairwise(steps)):
+        raise InvalidRequest(f"the older steps of snapshot {message.number} are not in ascending order")
+    return steps
+
+
+def _below(newest: int, older: tuple[int, ...]) -> tuple[int, ...]:
+    if older and older[-1] >= newest:
+        raise InvalidRequest(f"step {older[-1]} is not older than step {newest} of the same snapshot")
+    return older
+
+
 def resumption_to_wire(identity: Identity, one: Resumption) -> pb.Resumption:
     """From what a volume went on."""
     return pb.Resumption(
-        identity=str(identity), run=one.run, restart=one.restart, step=one.step, epoch=one.epoch, wish=one.wish
+        identity=str(identity),
+        run=one.run,
+        restart=one.restart,
+        step=one.step,
+        epoch=one.epoch,
+        wish=one.wish,
+        over=one.is_over,
     )
 
 
@@ -87,7 +111,8 @@ def resumption_from_wire(message: pb.Resumption) -> tuple[Identity, Resumption]:
         raise InvalidRequest(f"{message.run!r} is no run")
     if message.epoch > epochs.HIGHEST or message.restart > epochs.HIGHEST:
         raise InvalidRequest(f"restart {message.restart} in epoch {message.epoch} is out of range")
-    resumption = Resumption(message.run, message.restart, step, message.epoch, message.wish[:_LONGEST_WISH])
+    wish = message.wish[:_LONGEST_WISH]
+    resumption = Resumption(message.run, message.restart, step, message.epoch, wish, is_over=message.over)
     return _identity(message.identity), resumption
 
 

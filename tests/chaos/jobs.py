@@ -6,6 +6,7 @@ restore, wherever, has to bring it back byte by byte; and of no step there may e
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -60,7 +61,8 @@ class Job:
             try:
                 if self.mount is None:
                     await self._begin_somewhere(world)
-                await self._save(world)
+                if self.mount is not None:  # it may have been given up since
+                    await self._save(world)
             except Lost:
                 raise
             except (FuseTierError, OSError, trio.TooSlowError) as error:
@@ -96,7 +98,16 @@ class Job:
             raise
         self.node, self.mount = node, mount
         self.restores += 1
-        self._step = max(await touching(partial(self.check, mount)), *self.acknowledged, 0)
+        self._step = max(await touching(partial(self._check_mounted, mount)), *self.acknowledged, 0)
+
+    def _check_mounted(self, mount: Path) -> int:
+        """As ``check``. The directory of a mount that was ended meanwhile, as by its node's stop, says nothing."""
+        try:
+            return self.check(mount)
+        except Lost:
+            if not mounts_below(mount):
+                raise OSError(errno.ENOTCONN, "it was unmounted while it was compared", str(mount)) from None
+            raise
 
     def check(self, tree: Path) -> int:
         """Compares all that is there with what was saved; gives the newest step. Raises Lost. Blocks."""

@@ -46,7 +46,7 @@ _SAID = r"(?!volume\.task_failed)[a-z_]+\.[a-z_.]+"
 
 
 def test_every_marked_place_of_a_copy_is_tried() -> None:
-    others = ("restore", "bucket", "replicator", "restart", "coordinator")
+    others = ("restore", "bucket", "replicator", "restart", "in_place", "coordinator")
     of_a_copy = {name for name in failpoints.NAMES if name.split(".")[0] not in others}
     assert {*_OF_THE_SENDER, *_OF_THE_RECEIVER} == of_a_copy
 

@@ -33,6 +33,17 @@ def test_they_are_the_last_snapshots_of_the_newest_step_that_can_be_restored() -
     assert choose_parts(JOB, 10, standings, snapshots) == Parts(10, {"0": 1, "1": 5})
 
 
+def test_a_step_that_a_rank_has_beside_newer_ones_alone_is_taken_from_there() -> None:
+    beside = pb.Snapshot(id=f"{JOB}/0@4", run="llama", step=30, older_steps=[10, 20], set_aside=True, tiers=["ram"])
+    later = pb.Snapshot(id=f"{JOB}/0@6", run="llama", step=40, older_steps=[20, 30], tiers=["ram"])
+    assert choose_parts(JOB, None, [whole(20, "ram")], [beside, later, listed(1, 7, 20)]) == Parts(
+        20, {"0": 4, "1": 7}
+    )
+    assert choose_parts(JOB, None, [whole(20, "ram")], [beside, listed(0, 3, 20), listed(1, 7, 20)]) == Parts(
+        20, {"0": 3, "1": 7}
+    )
+
+
 def test_a_step_that_is_not_complete_is_told_with_those_that_are() -> None:
     with pytest.raises(NotFound, match="of default/llama is of step 15: those that can be had are of 20, 10 "):
         choose_parts(JOB, 15, [whole(20, "ram"), whole(10, "ram"), whole(5)], [])

@@ -67,6 +67,13 @@ async def test_bad_usage_ends_the_process_with_2() -> None:
     assert "Traceback" not in done.stderr
 
 
+async def test_a_pattern_for_steps_that_is_none_is_refused_with_how_one_looks() -> None:
+    done = await run("mount", "--identity", "default/llama/0", "--step-pattern", "model.pt", "/x")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "step pattern 'model.pt' has {step} 0 times, and not once" in done.stderr
+    assert "such as model-{step}.pt" in " ".join(done.stderr.split())
+
+
 @pytest.mark.parametrize("program", ["node", "coordinator"])
 async def test_a_bad_configuration_is_explained_line_by_line_and_ends_with_2(program: str, tmp_path: Path) -> None:
     config = tmp_path / "bad.yaml"

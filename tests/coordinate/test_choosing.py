@@ -9,13 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fuse_tier.checkpoints import Saved
+from fuse_tier.checkpoints import Job, Saved
 from fuse_tier.coordinate.choosing import Current, Known, Parts, choose
+from fuse_tier.coordinate.jobs import KnownJob
+from fuse_tier.coordinate.lives import bad_parts
+from fuse_tier.coordinate.lives import parts as parts_of
 from fuse_tier.epochs import number_before
 from fuse_tier.errors import FuseTierError, NotFound, RunMismatch, TierRefused, TierUnavailable
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Lineage
-from fuse_tier.restarts import Backup, Question, Resumption, Verdict
+from fuse_tier.restarts import Backup, Mark, Question, Resumption, Verdict
 
 RUN = Lineage("llama", world_size=2)
 NEW = 50
@@ -50,6 +53,60 @@ def at_work(**steps: int | None) -> Mapping[str, Resumption]:
 def test_the_newest_step_is_taken_that_all_ranks_have() -> None:
     known = knows(parts(r0=[100, 200, 300], r1=[100, 200]))
     assert choose(ask(), known, None, NEW) == Verdict(NEW, 200, 2)
+
+
+def tree(replica: str, number: int, *steps: int) -> Saved:
+    """A snapshot of a job that keeps several steps."""
+    return Saved(SnapshotId(identity(replica), number), RUN, steps[-1], 0, older=steps[:-1])
+
+
+def test_a_step_is_taken_that_a_rank_has_beside_newer_ones_alone() -> None:
+    known = knows({"0": [tree("0", 3, 100, 200, 300)], "1": [tree("1", 2, 100, 200)]})
+    assert choose(ask("0"), known, None, NEW) == Verdict(NEW, 200, 3)
+    assert choose(ask("1"), known, None, NEW) == Verdict(NEW, 200, 2)
+    assert choose(ask("0", forced=100), known, None, NEW) == Verdict(NEW, 100, 3)
+    with pytest.raises(NotFound, match=r"those that are: 100, 200$"):
+        choose(ask("0", forced=300), known, None, NEW)
+
+
+def test_the_snapshot_whose_newest_the_step_is_goes_before_those_that_have_it_beside_newer_ones() -> None:
+    several = [tree("0", 2, 100, 200), tree("0", 3, 100, 200, 300), tree("0", 4, 200, 300, 400)]
+    known = knows({"0": several, "1": [tree("1", 2, 100, 200)]})
+    assert choose(ask("0"), known, None, NEW) == Verdict(NEW, 200, 2)
+    # The newest complete step, though of an older one a later snapshot is all that there is.
+    known = knows({"0": [tree("0", 4, 100, 200, 300)], "1": [tree("1", 2, 100, 200), tree("1", 9, 200)]})
+    assert choose(ask("1"), known, None, NEW) == Verdict(NEW, 200, 9)
+
+
+def test_of_a_tree_with_several_steps_a_bad_or_given_up_one_counts_for_nothing_and_the_others_stay() -> None:
+    whole = tree("0", 3, 100, 200, 300)
+    job = KnownJob(saved={"a": {identity("0"): (whole,)}})
+    assert parts_of(job, RUN, ["a"]) == {"0": [whole]}
+    job.marks.add(Mark(Job("default", "llama"), "llama", 300, 0))
+    job.marks.add(Mark(Job("default", "llama"), "llama", 100, 0))
+    assert parts_of(job, RUN, ["a"]) == {"0": [replace(whole, step=200, older=())]}
+    assert bad_parts(job) == {(whole.id, 300), (whole.id, 100)}
+    job.marks.clear()
+    job.resumed[identity("0")] = ("a", Resumption("llama", 7, 200, 1))
+    assert parts_of(job, RUN, ["a"]) == {"0": [replace(whole, step=200, older=(100,))]}
+    job.damaged.add(whole.id)
+    assert parts_of(job, RUN, ["a"]) == {}
+    assert bad_parts(job) == {(whole.id, step) for step in (100, 200, 300)}
+
+
+def test_what_a_rank_went_back_from_is_given_up_beside_other_steps_too() -> None:
+    several = [tree("0", 3, 100, 200, 300), tree("0", 4, 100)]
+    known = knows({"0": several, "1": [tree("1", 3, 100, 200, 300)]})
+    assert choose(ask("0"), known, None, NEW) == Verdict(NEW, 100, 4)
+
+
+def test_a_bucket_that_is_silent_may_have_the_newer_step_of_a_part_that_is_here_beside_others() -> None:
+    parts_here = {"0": [tree("0", 3, 100, 200)], "1": [tree("1", 2, 100)]}
+    known = knows(parts_here, brought={"0": 3, "1": 3})
+    with pytest.raises(TierUnavailable, match="it may have a newer complete checkpoint"):
+        choose(ask(bucket_silent="gs://x is away"), known, None, NEW)
+    known = knows(parts_here, brought={"0": 3, "1": 2})
+    assert choose(ask(bucket_silent="gs://x is away"), known, None, NEW).step == 100
 
 
 def test_a_step_beyond_one_that_a_rank_went_back_to_is_given_up() -> None:

@@ -314,6 +314,38 @@ def test_what_was_copied_is_remembered_when_the_nodes_with_the_copies_have_lost_
     assert directory.locate(LLAMA, 11.0).copied == 2
 
 
+def test_who_had_a_volume_under_which_epoch_is_known_until_the_node_is_forgotten() -> None:
+    directory = settled("a", "b")
+    assert directory.locate(LLAMA, 10.0).owners == {}
+    claim(directory, LLAMA, "a", 10.0)
+    first = directory.granted("a", 10.0)[LLAMA]
+    directory.report(report("a", holdings={LLAMA: (1,)}), 10.1)
+    claim(directory, LLAMA, "b", 10.2)
+    second = directory.granted("b", 10.2)[LLAMA]
+    directory.report(report("b", holdings={LLAMA: (1,)}), 10.3)
+    assert directory.locate(LLAMA, 10.3).owners == {first: "a", second: "b"}
+    now, seen = 10.3, []
+    while now < 15.0 + FORGET_SECONDS:  # in which nothing is heard of the first
+        now += 1.5
+        directory.report(report("b", holdings={LLAMA: (1,)}), now)
+        directory.expire(now)
+        seen.append(directory.locate(LLAMA, now).owners)
+    assert seen[:2000] == [{first: "a", second: "b"}] * 2000
+    assert seen[-1] == {second: "b"}
+
+
+def test_only_the_last_epochs_of_a_volume_are_remembered() -> None:
+    directory, granted = settled("a", "b"), []
+    for turn in range(20):
+        now, node = 10.0 + turn, "ab"[turn % 2]
+        directory.report(report("a"), now)
+        directory.report(report("b"), now)
+        claim(directory, LLAMA, node, now)
+        granted.append((directory.granted(node, now)[LLAMA], node))
+        directory.report(report(node), now + 0.1)
+    assert directory.locate(LLAMA, 30.0).owners == dict(granted[-8:])
+
+
 def test_a_coordinator_that_has_just_started_says_that_it_may_not_know_all_holders() -> None:
     directory = Directory(LEASE, now=0.0)
     directory.report(report("a", holdings={LLAMA: (1,)}), 1.0)

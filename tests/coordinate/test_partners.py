@@ -112,7 +112,7 @@ def test_a_step_that_partners_have_is_shown_as_one_that_can_be_restored() -> Non
     held = [Held(one, True, is_copy) for rank in (0, 1) for one in saved(rank, 20) for is_copy in (False, True)]
     (found,) = standings(JOB, held)
     assert (found.step, found.ranks, found.tiers, found.restorable) == (20, RANKS, ("ram", "peer"), True)
-    bad = SnapshotId(JOB.identity("1"), 20)
+    bad = (SnapshotId(JOB.identity("1"), 20), 20)
     (found,) = standings(JOB, held, [bad])
     assert found.is_bad
     more = [*held, *(Held(one, True, False) for one in saved(3, 20))]

@@ -6,7 +6,7 @@ restarts.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -33,6 +33,7 @@ class Node:
     listed: set[tuple[int, int]] = field(default_factory=set)  # rank and step; the snapshot has the step's number
     mounted: dict[int, int] = field(default_factory=dict)  # rank and epoch
     resumed: dict[int, Resumption] = field(default_factory=dict)
+    at_work: set[int] = field(default_factory=set)
     saved_since: list[tuple[int, int, int]] = field(default_factory=list)  # rank, step and epoch
     sequence: int = 0
     is_up: bool = True
@@ -72,7 +73,10 @@ class Cluster:
             {JOB.identity(str(rank)): tuple(one.id.number for one in several) for rank, several in saved.items()},
             epochs={JOB.identity(str(rank)): epoch for rank, epoch in node.mounted.items()},
             saved={JOB.identity(str(rank)): tuple(several) for rank, several in saved.items()},
-            resumed={JOB.identity(str(rank)): one for rank, one in node.resumed.items()},
+            resumed={
+                JOB.identity(str(rank)): replace(one, is_over=rank not in node.at_work)
+                for rank, one in node.resumed.items()
+            },
         )
         report = Report(node.name, f"{node.name}1", node.next(), f"{node.name}:1", f"{node.name}:2", facts)
         self.directory.report(report, self.now)
@@ -99,9 +103,10 @@ class Cluster:
         self.say(node)
 
     def end(self, rank: int) -> None:
+        """Its mount ends; what its files went on from stands beside them, and is told on."""
         node = self.nodes[str(rank)]
         node.mounted.pop(rank, None)
-        node.resumed.pop(rank, None)
+        node.at_work.discard(rank)
         self.say(node)
 
     def ask(
@@ -121,6 +126,7 @@ class Cluster:
         one = Resumption(RUN.run, verdict.restart, verdict.step, node.mounted[rank], verdict.wish)
         self.restarts.join(JOB.identity(str(rank)), node.name, one, self.now)
         node.resumed[rank] = one
+        node.at_work.add(rank)
         self.say(node)
 
     def goes_on(self, rank: int, step: int) -> None:
@@ -303,6 +309,20 @@ def test_a_wish_that_cannot_be_followed_is_refused_with_what_can(cluster: Cluste
         cluster.ask(0, backups=there)
     cluster.wish = Wish("backup 2026-01-30_08-30", backup="2026-01-30_08-30")
     assert cluster.ask(0, backups=there).step == 50
+
+
+def test_ranks_that_are_all_claimed_again_are_not_taken_for_at_work_with_what_they_went_on_from_before(
+    cluster: Cluster,
+) -> None:
+    assert go_on(cluster, *RANKS) == [200] * 3
+    for rank in RANKS:
+        cluster.end(rank)
+    cluster.all_start()
+    # Each has to be answered before the next has asked: pods are made all at once.
+    for rank in RANKS:
+        verdict = cluster.ask(rank, forced=100)
+        assert verdict.step == 100
+        cluster.join(rank, verdict)
 
 
 def test_a_wish_waits_until_ranks_that_are_ahead_of_it_have_stopped(cluster: Cluster) -> None:

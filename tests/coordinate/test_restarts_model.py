@@ -2,8 +2,9 @@
 checkpoint is lost while somebody has every part of it.
 
 The model plays nodes as their workers behave: what is claimed, asked, restored and joined in that order, what is
-listed, what retention leaves. Its ranks save one step after another, some of them ahead of others. The coordinator,
-retention and what is set aside are the real ones.
+listed, what retention leaves. Its ranks save one step after another, some of them ahead of others, and keep the last
+three in their trees; containers are started again in place. The coordinator, retention and what is set aside are the
+real ones.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import count
 
 import pytest
 from hypothesis import Phase, event, settings
@@ -31,6 +33,7 @@ from fuse_tier.replicate.retention import Keep, plan_retention
 from fuse_tier.restarts import Backup, Question, Resumption, Verdict
 
 LEASE = 5.0
+_KEPT_BESIDE = 2  # steps that jobs leave in their trees beside the newest
 RANKS = (0, 1, 2)
 NODES = ("a", "b", "c", "d")
 RUN = Lineage("llama", world_size=len(RANKS))
@@ -93,6 +96,8 @@ class Jobs(RuleBasedStateMachine):
         self.records: list[dict[str, Saved]] = []
         self.steps_of_restarts: dict[int, int | None] = {}
         self.lost_at = 0.0  # when content was lost
+        self.contents: dict[tuple[SnapshotId, int], int] = {}  # of a snapshot's step: one number, one content
+        self.new_contents = count()
         self._begin_coordinator()
         self.time_passes(seconds=7)
         self.pods_are_begun_and_start(first=0, last=0)
@@ -123,7 +128,10 @@ class Jobs(RuleBasedStateMachine):
             {identity: tuple(sorted(numbers)) for identity, numbers in node.listed.items() if numbers},
             epochs=claimed,
             saved={identity: tuple(numbers.values()) for identity, numbers in node.listed.items() if numbers},
-            resumed=dict(node.resumed),
+            resumed={
+                identity: replace(one, is_over=not self._is_at_work(identity, node))
+                for identity, one in node.resumed.items()
+            },
         )
         report = Report(node.name, f"{node.name}{node.life}", node.next(), f"{node.name}:1", f"{node.name}:2", facts)
         self.directory.report(report, self.now)
@@ -134,6 +142,11 @@ class Jobs(RuleBasedStateMachine):
         for rank in self.ranks.values():
             if rank.node == node.name and granted.get(rank.identity, 0) > rank.epoch:
                 rank.epoch = granted[rank.identity]
+
+    def _is_at_work(self, identity: Identity, node: Node) -> bool:
+        return any(
+            rank.identity == identity and rank.node == node.name and rank.is_running for rank in self.ranks.values()
+        )
 
     @rule(saves=st.integers(1, 2))
     def all_ranks_save(self, saves: int) -> None:
@@ -161,7 +174,13 @@ class Jobs(RuleBasedStateMachine):
     def _save(self, rank: Rank, step: int, *, is_unheard: bool = False) -> None:
         rank.highest = max(rank.highest, number_before(rank.epoch)) + 1
         assert epoch_of(rank.highest) == rank.epoch, "an epoch below that of a snapshot"
-        saved = Saved(SnapshotId(rank.identity, rank.highest), RUN, step, 0)
+        before = rank.line[-1].steps if rank.line else ()
+        older = tuple(one for one in before if one < step)[-_KEPT_BESIDE:]
+        saved = Saved(SnapshotId(rank.identity, rank.highest), RUN, step, 0, older=older)
+        for one in saved.steps:
+            # What was lost, and is saved again, is another step of that number.
+            known = self.contents.get((rank.line[-1].id, one)) if rank.line else None
+            self.contents[saved.id, one] = next(self.new_contents) if known is None else known
         rank.line.append(saved)
         self.nodes[rank.node].listed.setdefault(rank.identity, {})[saved.id.number] = saved
         if not is_unheard:
@@ -281,6 +300,36 @@ class Jobs(RuleBasedStateMachine):
                 self.a_rank_is_told_and_restored(rank=rank, is_lost=False)
             else:
                 self.a_rank_joins(rank=rank, is_lost=False)
+
+    @rule(first=ranks, at_once=st.booleans(), only=st.booleans(), last=st.integers(0, 2))
+    def containers_are_started_again_in_place(self, first: int, at_once: bool, only: bool, last: int) -> None:
+        """Their mounts and what is in them stay, and each claims and asks once more; of one, or of all in some order.
+
+        Some do not come so far at once.
+        """
+        order = [first] if only else [(first + index) % len(RANKS) for index in range(len(RANKS))]
+        for rank in order:
+            self._begin_again(self.ranks[rank])
+            if not at_once:
+                self.a_rank_is_told_and_restored(rank=rank, is_lost=False)
+                self.a_rank_joins(rank=rank, is_lost=False)
+        if at_once:
+            for rank in order[: len(order) - last]:
+                self.a_rank_is_told_and_restored(rank=rank, is_lost=False)
+            for rank in order:
+                self.a_rank_joins(rank=rank, is_lost=False)
+
+    def _begin_again(self, rank: Rank) -> None:
+        node = self.nodes.get(rank.node)
+        if node is None or not node.is_up or not rank.is_running:
+            return
+        with suppress(IdentityBusy, TierUnavailable):
+            rank.epoch = self.directory.claim(
+                rank.identity, node.name, f"{node.name}{node.life}", node.next(), self.now
+            )
+            event("a container is started again in place")
+            rank.is_running, rank.verdict = False, None
+            self._report(node)
 
     @rule(rank=ranks, name=names)
     def a_pod_is_begun(self, rank: int, name: str) -> None:
@@ -420,14 +469,21 @@ class Jobs(RuleBasedStateMachine):
 
     def _restore(self, rank: Rank, verdict: Verdict, *, is_new: bool) -> None:
         rank.is_running, rank.verdict, rank.began = True, None, verdict.step
-        at = next((at for at, saved in enumerate(rank.line) if saved.id.number == verdict.number), None)
         if verdict.step is None:
             rank.line = []
             return
-        assert at is not None, f"{verdict.number} was given up"
-        newest = rank.line[-1].id.number == verdict.number
-        del rank.line[at + 1 :]
-        if not newest and is_new:  # else its pod ends before that
+        chosen = SnapshotId(rank.identity, verdict.number)
+        own = [saved for saved in rank.line if verdict.step in saved.steps]
+        wanted = {self.contents[saved.id, verdict.step] for saved in own}
+        assert self.contents[chosen, verdict.step] in wanted, f"{chosen} has what was given up"
+        is_as_it_was = rank.line[-1].id == chosen and rank.line[-1].step == verdict.step
+        found = next((saved for saved in own if saved.id == chosen), own[-1])
+        del rank.line[rank.line.index(found) + 1 :]
+        if found.step != verdict.step:
+            event("a rank goes on from a step beside which a newer one stood")
+            steps = tuple(step for step in found.steps if step <= verdict.step)
+            rank.line[-1] = replace(found, step=verdict.step, older=steps[:-1])
+        if not is_as_it_was and is_new:  # else its pod ends before that
             self._save(rank, verdict.step)  # going back is a new state
 
     # ---- what has to be ----
@@ -436,8 +492,10 @@ class Jobs(RuleBasedStateMachine):
         """The newest step that every rank has come through, of which every part is somewhere."""
         steps: list[set[int]] = []
         for rank in self.ranks.values():
-            held = {number for listed in self._in_ram(rank.identity) for number in listed}
-            steps.append({saved.step for saved in rank.line if saved.id.number in held and saved.step is not None})
+            own = {self.contents[saved.id, step]: step for saved in rank.line for step in saved.steps}
+            held = [saved for listed in self._in_ram(rank.identity) for saved in listed.values()]
+            there = {self.contents[saved.id, step] for saved in held for step in saved.steps}
+            steps.append({step for content, step in own.items() if content in there})
         backed_up = {
             part.step
             for record in self.records

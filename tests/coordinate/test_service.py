@@ -205,7 +205,9 @@ async def test_snapshots_are_located_and_pictured() -> None:
     assert [(member.node, numbers) for member, numbers in location.holders] == [("a", (1, 2))]
     assert location.bucket == (1,)
     assert [(str(volume.identity), volume.mounted_on) for volume in picture.volumes] == [(IDENTITY, "a")]
-    assert replace(picture.volumes[0].location, is_settled=location.is_settled) == location
+    assert set(location.owners.values()) == {"a"}
+    pictured = picture.volumes[0].location
+    assert replace(pictured, is_settled=location.is_settled, owners=location.owners) == location
 
 
 async def test_a_node_of_another_cluster_is_refused_and_told_which(expected_logs: ExpectedLogs) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from fuse_tier.checkpoints import Job, Saved
 from fuse_tier.coordinate.standing import Held, standings
@@ -43,8 +44,14 @@ def test_what_only_nodes_have_that_are_away_is_told_and_cannot_be_restored() -> 
     assert (found.tiers, found.restorable) == ((), False)
 
 
+def test_a_step_that_a_rank_has_beside_newer_ones_is_complete_and_bad_by_itself_alone() -> None:
+    several = replace(part(0, 30), older=(10, 20))
+    found = standings(JOB, on("a", several, part(1, 10), part(1, 30), owns=0), [(several.id, 30)])
+    assert [(one.step, one.is_bad, one.restorable) for one in found] == [(10, False, True), (30, True, False)]
+
+
 def test_a_step_of_which_a_part_is_bad_is_not_restored() -> None:
-    (found,) = standings(JOB, on("a", part(0, 10), part(1, 10), owns=0), [part(1, 10).id])
+    (found,) = standings(JOB, on("a", part(0, 10), part(1, 10), owns=0), [(part(1, 10).id, 10)])
     assert (found.tiers, found.is_bad, found.restorable) == (("ram",), True, False)
 
 

@@ -95,6 +95,31 @@ async def test_attributes_name_the_volume_and_a_group_and_a_read_only_pod_get_wh
     await kubelet.end(empty)
 
 
+async def test_a_pattern_in_the_pods_attributes_says_which_names_are_its_steps(
+    kubelet: Kubelet, plugin: Plugin
+) -> None:
+    attributes = {"workload": "llama", "replica": "3", "ranks": "2", "restore": "latest"}
+
+    async def steps_of(attributes: dict[str, str], wanted: int) -> list[int]:
+        """What its snapshot has, once that is listed."""
+        pod = await kubelet.start("llama", attributes=attributes)
+        (pod.target / "100").mkdir(exist_ok=True)
+        (pod.target / "model-7.pt").write_text("seven")
+        (pod.target / f"model-{wanted}.pt").write_text("another")
+        await kubelet.end(pod)
+
+        async def listed() -> list[int]:
+            found = json.loads((await plugin.node.cli("ls", "--json")).stdout)
+            newest = max(found, key=lambda one: int(one["number"]))
+            return [newest["step"], *newest["older_steps"]]
+
+        return await listed()
+
+    assert await steps_of(attributes, 8) == [100]
+    assert await steps_of({**attributes, "stepPattern": "model-{step}.pt"}, 9) == [9]
+    assert await steps_of({**attributes, "stepPattern": "model-{step}.pt"}, 10) == [10, 9]
+
+
 async def test_what_makes_no_sense_is_refused_and_nothing_is_mounted(kubelet: Kubelet) -> None:
     pod = kubelet.stage("llama-0")
     context = dict(pod.request().volume_context)
@@ -128,6 +153,15 @@ async def test_what_makes_no_sense_is_refused_and_nothing_is_mounted(kubelet: Ku
         ("has 'workloda', which is none", {"volume_context": {**context, "workloda": "x"}}),
         ("replica says nothing without", {"volume_context": {**context, "replica": "3"}}),
         ("restore must be one of", {"volume_context": {**context, "restore": "newest"}}),
+        (
+            "volumeAttributes.stepPattern: step pattern '(a+)+' has {step} 0 times, and not once: write the name of "
+            "a step at the root of the volume",
+            {"volume_context": {**context, "stepPattern": "(a+)+"}},
+        ),
+        (
+            "stepPattern: step pattern 'a/{step}' has a '/'",
+            {"volume_context": {**context, "stepPattern": "a/{step}"}},
+        ),
         ("volumeAttributes.run '../x'", {"volume_context": {**context, "run": "../x"}}),
         ("is no volume of a pod", {"target_path": "/etc"}),
         ("is no volume of a pod", {"target_path": elsewhere}),

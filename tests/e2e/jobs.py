@@ -22,6 +22,7 @@ A_NODE_DIED = (
     r"membership\..*",
     "coordinator.node_gone",
     "bulk.stream_failed",
+    "peer.refused",  # of who had a volume before, and was still copying
     "list.place_silent",
     "list.manifest_unreadable",
     "restore.manifest_unreadable",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from fuse_tier.errors import NotFound, RunMismatch
 from fuse_tier.localcluster import LocalCluster, LocalNode
@@ -21,12 +22,12 @@ JOB = "default/llama"
 RANKS = 3
 
 
-def save(mount: Path, rank: int, step: int) -> None:
-    """As jobs save: under another name, and renamed when it is whole. Steps before the last one go."""
+def save(mount: Path, rank: int, step: int, name: str = "{}") -> None:
+    """As jobs save: under another name, and renamed when it is whole."""
     temporary = mount / f"{step}.tmp"
     temporary.mkdir()
     (temporary / "weights").write_bytes(f"rank {rank}, step {step}\n".encode() * 1000)
-    temporary.rename(mount / str(step))
+    temporary.rename(mount / name.format(step))
 
 
 def steps_in(mount: Path) -> list[int]:
@@ -87,7 +88,7 @@ async def test_a_survivor_that_is_ahead_goes_back_to_the_step_that_all_ranks_hav
 
     await until(is_listed)
     shown = (await nodes[0].cli("ls")).stdout
-    assert "300 (set aside)" in shown
+    assert "300, also 200, 100 (set aside)" in shown
 
     # A person says that the step is bad; what is set aside can still be had by name.
     nodes = [nodes[0], nodes[1], cluster["d"]]
@@ -135,3 +136,66 @@ async def test_a_survivor_that_is_ahead_goes_back_to_the_step_that_all_ranks_hav
 async def all_unmounted(nodes: list[LocalNode], mounts: list[Path]) -> None:
     for node, mount in zip(nodes, mounts, strict=True):
         await node.unmount(mount)
+
+
+async def test_a_step_that_a_rank_has_beside_newer_ones_alone_is_gone_on_from_by_the_jobs_own_names_for_steps(
+    make_cluster: Clusters, expected_logs: ExpectedLogs, tmp_path: Path
+) -> None:
+    expected_logs.allow(r"restart\.set_aside")
+    cluster = await make_cluster("a", "b", bucket=False, settle="50ms", keep={"ram": 1})
+    nodes = [cluster["a"], cluster["b"]]
+    job: dict[str, Any] = {"world_size": 2, "step_pattern": "model-*-{step}"}
+
+    async def mount_all(**more: Any) -> list[Path]:
+        """All at once, as pods are made."""
+        mounts = [cluster.mountpoint(f"rank{rank}") for rank in (0, 1)]
+
+        async def mount(rank: int) -> None:
+            await mount_when_free(nodes[rank], mounts[rank], f"{JOB}/{rank}", **job, **more)
+
+        async with trio.open_nursery() as nursery:
+            for rank in (0, 1):
+                nursery.start_soon(mount, rank)
+        return mounts
+
+    async def steps_of_rank_0() -> list[tuple[int, list[int]]]:
+        found = json.loads((await nodes[0].cli("ls", "--json")).stdout)
+        return [(one["step"], one["older_steps"]) for one in found if one["identity"] == f"{JOB}/0" and one["tiers"]]
+
+    mounts = await mount_all()
+    # One rank is far ahead, and of what it has saved only the newest stays; the other saves more seldom.
+    for step in (100, 200, 300, 400, 500):
+        save(mounts[0], 0, step, "model-x-{}")
+        await wait_until_copied(nodes[0], 0)
+    save(mounts[1], 1, 400, "model-y-{}")
+    await wait_until_copied(nodes[1], 1)
+
+    async def is_beside_alone() -> bool:
+        found = await steps_of_rank_0()
+        return (500, [100, 200, 300, 400]) in found and 400 not in [step for step, _ in found]
+
+    await until(is_beside_alone)
+    (mounts[0] / "600").mkdir()  # no step by these names
+    await all_unmounted(nodes, mounts)
+    mounts = await mount_all()
+    assert sorted(path.name for path in mounts[0].iterdir()) == [f"model-x-{step}" for step in (100, 200, 300, 400)]
+    assert (mounts[0] / "model-x-400/weights").read_text().startswith("rank 0, step 400\n")
+    assert [path.name for path in mounts[1].iterdir()] == ["model-y-400"]
+
+    async def is_aside() -> bool:
+        return "500, also 400, 300, 200, 100 (set aside)" in (await nodes[0].cli("ls")).stdout
+
+    await until(is_aside)
+    # It goes on from there; and a person may have all go back once more, though all are made again at once.
+    for rank, name in enumerate(("model-x-{}", "model-y-{}")):
+        save(mounts[rank], rank, 700, name)
+        await wait_until_copied(nodes[rank], rank)
+    await all_unmounted(nodes, mounts)
+    mounts = await mount_all()
+    assert (mounts[1] / "model-y-700").exists()
+    await all_unmounted(nodes, mounts)
+    mounts = await mount_all(step=400)
+    assert [sorted(path.name for path in mount.iterdir())[-1] for mount in mounts] == ["model-x-400", "model-y-400"]
+    done = await nodes[1].cli("export", "--job", JOB, "--step", "400", "--to", str(tmp_path / "all"), "--json")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "all/1").iterdir()) == ["model-y-400"]

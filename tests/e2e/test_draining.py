@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from fuse_tier.localcluster import LocalCluster, LocalNode
+from fuse_tier.logs import LEVEL_VARIABLE
 from tests.e2e.jobs import A_NODE_DIED, JOB, layout_of
 from tests.harness.checker import listed
 from tests.harness.clusters import Clusters
@@ -55,6 +58,57 @@ async def test_a_stop_does_not_wait_for_peers_that_are_gone_longer_than_it_was_t
     assert await cluster["a"].stop() == 0
     assert _newest(cluster["a"]) > 0
     cluster["b"].family.thaw()
+
+
+async def test_what_is_complete_goes_first_and_of_that_the_newest(
+    make_cluster: Clusters, expected_logs: ExpectedLogs, tmp_path: Path
+) -> None:
+    """All turns are taken by copies that do not get on; meanwhile three jobs save, and one begins again."""
+    expected_logs.allow("node.preempted")
+    notice = tmp_path / "preempted"
+    cluster = await make_cluster("a", "b", bucket=False, start=False, settle=_NEVER)
+    assert cluster.coordinator
+    cluster.coordinator.config["lease"] = 10.0  # of a node that only stands still for some seconds
+    a, b = cluster["a"], cluster["b"]
+    a.config |= {"preemption": str(notice), "limits": {"bulk": "10Mbps"}}
+    a.family.environment[LEVEL_VARIABLE] = "debug"
+    await cluster.start()
+    mounts = {name: cluster.mountpoint(name) for name in ("ahead", "beside", "first", "second", "third")}
+    for name, mount in mounts.items():
+        await a.mount(_volume(name), mount)
+    for name in ("ahead", "beside"):
+        (mounts[name] / "weights").write_bytes(os.urandom(3 << 20))
+        await a.wait(_volume(name), "ram", 10)
+    await until(partial(_is_receiving, b, 2))
+    b.family.freeze()
+    for name in ("first", "second", "third"):
+        (mounts[name] / "whole").write_bytes(os.urandom(100))
+        await a.wait(_volume(name), "ram", 10)
+    (mounts["first"] / "half").write_bytes(os.urandom(100))
+    notice.touch()
+    await until(partial(_has_said, a, "node.preempted"))
+    b.family.thaw()
+    await until(partial(_has_said, a, "node.drained"), 60)
+    begun = [Path(line["snapshot"].partition("@")[0]).name for line in _said(a, "copy.begun")]
+    assert {*begun[:2]} == {"ahead", "beside"}
+    assert begun[2:] == ["third", "second", "first", "first"]
+
+
+def _volume(name: str) -> str:
+    return f"default/job/{name}"
+
+
+def _said(node: LocalNode, event: str) -> list[dict[str, str]]:
+    lines = [json.loads(line) for line in node.log_path.read_text().splitlines() if line.startswith("{")]
+    return [line for line in lines if line["event"] == event]
+
+
+async def _has_said(node: LocalNode, event: str) -> bool:
+    return bool(_said(node, event))
+
+
+async def _is_receiving(node: LocalNode, files: int) -> bool:
+    return len(os.listdir(layout_of(node).incoming)) >= files
 
 
 async def _has_copies(cluster: LocalCluster, number: int) -> bool:

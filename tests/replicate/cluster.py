@@ -50,7 +50,10 @@ class MemoryPeer(MemoryTier):
 class HangingPeer(MemoryPeer):
     """A peer that takes for ever to say what it lacks."""
 
+    asked = 0
+
     async def missing(self, blobs: Collection[Blob]) -> set[Blob]:
+        self.asked += 1
         return await trio.sleep_forever()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import trio
@@ -38,18 +39,40 @@ class HeldUp(MemoryTier):
 
 
 async def test_when_turns_are_short_the_volumes_with_the_fewest_copies_come_first(bench: Bench) -> None:
-    copier, peer = Copier(bench.ram), HeldUp()
-    copies = {"first": 2, "second": 2, "two copies": 2, "one copy": 1, "none": 0}
+    copier = Copier(bench.ram)
+    copies = {"first": (2, 1), "second": (2, 1), "two copies": (2, 1), "one copy": (1, 1), "none": (0, 1)}
+    assert await _order(copier, copies) == ["first", "second", "none", "one copy", "two copies"]
+
+
+async def test_of_a_node_that_drains_what_was_complete_before_goes_first_and_of_that_the_newest(bench: Bench) -> None:
+    copier = Copier(bench.ram)
+    copier.drains_since_ns = 100
+    copies = {
+        "first": (2, 1),
+        "second": (2, 1),
+        "saved meanwhile": (0, 102),
+        "saved meanwhile, later": (0, 103),
+        "old": (0, 10),
+        "new": (0, 99),
+        "newer, with a copy": (1, 100),
+    }
+    expected = ["new", "old", "saved meanwhile, later", "saved meanwhile", "newer, with a copy"]
+    assert await _order(copier, copies) == ["first", "second", *expected]
+
+
+async def _order(copier: Copier, copies: dict[str, tuple[int, int]]) -> list[str]:
+    """In which order snapshots are sent that are all due: each has so many copies, and was taken at that moment."""
+    peer = HeldUp()
     async with trio.open_nursery() as nursery:
-        for name, count in copies.items():
-            manifest = manifest_of({"weights": name.encode()})
+        for name, (count, created_ns) in copies.items():
+            manifest = replace(manifest_of({"weights": name.encode()}), created_ns=created_ns)
             nursery.start_soon(copier.copy, manifest, peer, "b", Troubles(), count)
             await wait_all_tasks_blocked()
         for _ in copies:
             peer.done.release()
             await wait_all_tasks_blocked()
-    expected = ["first", "second", "none", "one copy", "two copies"]
-    assert peer.offered == [hash_bytes(name.encode()) for name in expected]
+    names = {hash_bytes(name.encode()): name for name in copies}
+    return [names[blob] for blob in peer.offered]
 
 
 async def test_a_peer_that_comes_back_or_is_another_is_tried_at_once_and_one_that_stayed_after_a_pause(

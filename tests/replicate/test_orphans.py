@@ -40,6 +40,12 @@ async def _hold(bench: Bench, identity: Identity = ORPHAN) -> Manifest:
     return manifest
 
 
+async def _look(orphans: Orphans) -> None:
+    """One round, and all that comes of it."""
+    async with trio.open_nursery() as nursery:
+        await orphans.look(nursery)
+
+
 async def _target(around: Neighbourhood, identity: Identity) -> str:
     """Where a copy belongs that is missing here."""
     chosen = await around.targets.of(identity, around.members["x"])
@@ -54,8 +60,8 @@ async def test_what_a_node_that_is_gone_has_left_is_copied_until_there_is_enough
     around: Neighbourhood, bench: Bench, orphans: Orphans
 ) -> None:
     held = await _hold(bench)
-    await orphans.look()
-    await orphans.look()
+    await _look(orphans)
+    await _look(orphans)
     assert await _lists(around, "b", held) != await _lists(around, "c", held)
 
 
@@ -64,7 +70,7 @@ async def test_what_somebody_has_mounted_is_that_nodes_to_keep(
 ) -> None:
     held = await _hold(bench)
     around.change("c", mounted=frozenset({ORPHAN}))
-    await orphans.look()
+    await _look(orphans)
     assert not await _lists(around, "b", held)
     assert not await _lists(around, "c", held)
 
@@ -74,20 +80,51 @@ async def test_what_is_older_than_what_another_holds_is_left_alone(
 ) -> None:
     held = await _hold(bench)
     await keep(around.peers["b"], {"weights": b"4567"}, 2, ORPHAN)
-    await orphans.look()
+    await _look(orphans)
     assert not await _lists(around, "c", held)
 
 
-async def test_a_peer_that_takes_for_ever_holds_up_no_other_volume(
+async def test_a_peer_that_takes_for_ever_holds_up_no_other_volume_and_no_later_round(
     around: Neighbourhood, bench: Bench, orphans: Orphans, nursery: trio.Nursery
 ) -> None:
     hangs = await _target(around, ORPHAN)
-    other = ORPHAN
-    while await _target(around, other) == hangs:
-        other = Identity("default", "job", f"{other.replica}1")
-    around.peers[hangs] = HangingPeer()
-    await _hold(bench)
-    held = await _hold(bench, other)
-    nursery.start_soon(orphans.look)
     (lives,) = {"b", "c"} - {hangs}
+    others: list[Identity] = []
+    for number in range(1, 100):
+        other = Identity("default", "job", str(number))
+        if await _target(around, other) == lives:
+            others.append(other)
+    hanging = around.peers[hangs] = HangingPeer()
+    await _hold(bench)
+    held = await _hold(bench, others[0])
+    await orphans.look(nursery)
     await until(partial(_lists, around, lives, held))
+    later = await _hold(bench, others[1])
+    await orphans.look(nursery)
+    await until(partial(_lists, around, lives, later))
+    assert hanging.asked == 1, "what is under way is not begun again"
+
+
+async def test_a_copy_to_a_peer_that_is_gone_is_given_up_at_once_and_begun_elsewhere(
+    around: Neighbourhood, bench: Bench, orphans: Orphans, nursery: trio.Nursery
+) -> None:
+    hangs = await _target(around, ORPHAN)
+    (lives,) = {"b", "c"} - {hangs}
+    hanging = around.peers[hangs] = HangingPeer()
+    held = await _hold(bench)
+    await orphans.look(nursery)
+    await until(partial(_is_asked, hanging))
+    around.change(hangs, alive=False)
+    await orphans.look(nursery)  # gives it up
+    await until(partial(_is_kept_after_a_look, around, orphans, nursery, lives, held))
+
+
+async def _is_asked(peer: HangingPeer) -> bool:
+    return peer.asked > 0
+
+
+async def _is_kept_after_a_look(
+    around: Neighbourhood, orphans: Orphans, nursery: trio.Nursery, name: str, held: Manifest
+) -> bool:
+    await orphans.look(nursery)
+    return await _lists(around, name, held)

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 
 import pytest
 import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
+from fuse_tier.checkpoints import Saved
 from fuse_tier.epochs import number_before
 from fuse_tier.errors import FuseTierError, SnapshotConflict
 from fuse_tier.hashing import hash_bytes
@@ -16,6 +18,8 @@ from fuse_tier.replicate.record import read_record
 from fuse_tier.replicate.settling import final_snapshot, keep_snapshots
 from fuse_tier.replicate.snapshot import Quiescent, TreeVersion
 from fuse_tier.replicate.volume import Volume
+from fuse_tier.restarts import Resumption
+from fuse_tier.several import as_of_step
 from fuse_tier.tiers.base import TierName
 from fuse_tier.wire.channel import ChannelClosed
 from tests.harness.mapping import mapped
@@ -217,6 +221,42 @@ async def test_a_tree_that_is_not_mounted_gives_way_to_who_took_its_number(bench
         await again.take_snapshot()
     with pytest.raises(FuseTierError, match="taken over"):
         await again.take_snapshot()
+
+
+async def test_a_tree_that_was_made_for_a_restart_is_no_state_of_the_job_before_that_is_joined(bench: Bench) -> None:
+    (bench.tree / "a").write_bytes(b"a")
+    whole = await bench.volume.take_snapshot()
+    assert whole is not None
+    bench.volume.began(LINEAGE, whole, whole.id.number, anew=True, is_tentative=True)
+    assert await bench.volume.take_snapshot() is whole
+    assert not bench.volume.is_dirty
+    # Nor is it one for a worker that starts again in between.
+    again = Volume(IDENTITY, bench.ram, bench.layout, bench.volume.options, trio.CapacityLimiter(1))
+    await again.load()
+    assert not again.has_tree
+
+    await bench.volume.went_on_from(Resumption(LINEAGE.run, 7, 100, 0))
+    taken = await bench.volume.take_snapshot()
+    assert taken is not None and taken.id.number == whole.id.number + 1
+    once_more = Volume(IDENTITY, bench.ram, bench.layout, bench.volume.options, trio.CapacityLimiter(1))
+    await once_more.load()
+    assert once_more.newest == taken
+
+
+async def test_a_part_of_a_snapshot_stands_under_no_number_that_is_listed_until_it_is_taken_again(
+    bench: Bench,
+) -> None:
+    for step in (100, 200):
+        (bench.tree / str(step)).mkdir()
+        whole = await bench.volume.take_snapshot()
+    assert whole is not None and Saved.of(whole).steps == (100, 200)
+    (bench.tree / "200").rmdir()
+    part = replace(as_of_step(whole, 100), id=SnapshotId(IDENTITY, 9))
+    bench.volume.began(LINEAGE, part, whole.id.number, is_part=True)
+    await bench.volume.list_newest()
+    assert [one.number for one in await bench.ram.snapshots(IDENTITY)] == [1, 2]
+    taken = await bench.volume.take_snapshot()
+    assert taken is not None and (taken.id.number, Saved.of(taken).steps) == (10, (100,))
 
 
 async def test_the_last_snapshot_waits_a_moment_for_who_still_writes_through_memory(bench: Bench) -> None:

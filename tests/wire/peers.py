@@ -11,7 +11,7 @@ from pathlib import Path
 import trio
 
 from fuse_tier.identity import Identity
-from fuse_tier.members import Member
+from fuse_tier.members import Location, Member
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.tmpfs import create_directories
 from fuse_tier.replicate.peer_service import PeerService
@@ -39,6 +39,7 @@ class Peer:
     bulk: str
     addresses: dict[str, str]  # what it says of itself: to be changed by tests
     owners: dict[Identity, set[str]]  # who has volumes mounted, as it was told: ``a``, where nothing is said
+    locations: dict[Identity, Location]  # who has copies, and had them mounted last, as it was told: nobody
 
     def tier(self, tls: TlsFiles | None = None, *, own: Introduction = OWN, encrypt: bool = True) -> PeerTier:
         """It, as another node sees it; to be closed."""
@@ -54,10 +55,15 @@ async def running_peer(
     create_directories(layout)
     ram, sessions = RamTier(layout, node), Sessions()
     owners: dict[Identity, set[str]] = {}
+    locations: dict[Identity, Location] = {}
     addresses = {"control": "", "bulk": ""}
 
     def own() -> Member:
         return Member(node, f"{node}-1", addresses["control"], addresses["bulk"], True, 1 << 40, 1 << 39)
+
+    async def locate(identity: Identity) -> Location:
+        await trio.lowlevel.checkpoint()
+        return locations.get(identity, Location())
 
     service = PeerService(
         ram,
@@ -67,6 +73,7 @@ async def running_peer(
         secure=tls is not None,
         encrypt=encrypt,
         mounted_on=lambda identity: owners.get(identity, {OWN.node}),
+        locate=locate,
         smallest_grace_seconds=0.0,
     )
     async with trio.open_nursery() as nursery:
@@ -75,5 +82,6 @@ async def running_peer(
             partial(grpc.serve, [(add_PeerServicer_to_server, service)], "127.0.0.1:0", tls)
         )
         addresses.update(control=f"127.0.0.1:{control}", bulk=f"127.0.0.1:{bulk}")
-        yield Peer(node, layout, ram, sessions, addresses["control"], addresses["bulk"], addresses, owners)
+        control_at, bulk_at = addresses["control"], addresses["bulk"]
+        yield Peer(node, layout, ram, sessions, control_at, bulk_at, addresses, owners, locations)
         nursery.cancel_scope.cancel()

@@ -12,6 +12,7 @@ import trio
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import DeadlineExceeded, TierRefused, TierUnavailable, UnknownCall
 from fuse_tier.wire import control_pb2 as pb
+from fuse_tier.wire import handlers
 from fuse_tier.wire.calls import Conversation
 from fuse_tier.wire.control_pb2_grpc import CoordinatorStub, add_CoordinatorServicer_to_server
 from fuse_tier.wire.grpc import Caller, Client, serve
@@ -60,6 +61,26 @@ async def test_each_message_is_answered_over_one_call() -> None:
         conversation.close()
     assert counting.heard == list(range(1, 50))
     assert len({caller.address for caller in counting.of}) == 1
+
+
+async def test_of_many_each_is_given_its_own_answer_and_a_refusal_concerns_one_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(handlers, "_FEW", 5)
+    answered: dict[int, list[int]] = {}
+    async with serving(Counting()) as client:
+
+        async def talk(who: int) -> None:
+            conversation = client.converse("Reports")
+            answered[who] = [await say(conversation, 100 * who + number) for number in range(5)]
+            with pytest.raises(TierRefused, match="not you"):
+                await say(conversation, 1, node="unloved")
+            conversation.close()
+
+        async with trio.open_nursery() as nursery:
+            for who in range(10):
+                nursery.start_soon(talk, who)
+    assert answered == {who: [100 * who + number for number in range(5)] for who in range(10)}
 
 
 async def test_what_the_handler_raises_ends_it_and_another_can_be_begun() -> None:

@@ -32,7 +32,8 @@ numbers = st.lists(st.integers(1, 5), min_size=1, max_size=3, unique=True).map(l
 
 
 def saved(identity: Identity, number: int) -> tuple[Saved, ...]:
-    return (Saved(SnapshotId(identity, number), LINEAGE, number, 10**9 * number, number),)
+    older = tuple(range(number - 2, number)) if number > 2 else ()
+    return (Saved(SnapshotId(identity, number), LINEAGE, number, 10**9 * number, number, older),)
 
 
 @st.composite
@@ -48,7 +49,11 @@ def facts(draw: st.DrawFn) -> LocalFacts:
         epochs={one: draw(st.integers(1, 3)) for one in mounted},
         users={one: "a pod" for one in mounted if draw(st.booleans())},
         saved={one: saved(one, several[-1]) for one, several in held.items()},
-        resumed={one: Resumption("llama", 1, draw(st.integers(0, 3)), 1) for one in mounted if draw(st.booleans())},
+        resumed={
+            one: Resumption("llama", 1, draw(st.integers(0, 3)), 1, is_over=draw(st.booleans()))
+            for one in mounted
+            if draw(st.booleans())
+        },
         standings=tuple(draw(st.lists(standings, unique_by=lambda one: one.key, max_size=4))),
     )
 
@@ -105,6 +110,14 @@ def test_when_the_coordinator_of_a_job_was_registered_is_told_with_where_it_is()
     registered = {"llama": JobAddress("10.0.0.1", 7), "bert": JobAddress("10.0.0.2")}
     sent = report(1, LocalFacts(1, 1, job_addresses=registered))
     assert report_from_wire(report_to_wire(sent, "default")).facts.job_addresses == registered
+
+
+@pytest.mark.parametrize("older", [[2, 1], [3], [10**18]])
+def test_older_steps_that_are_none_are_refused(older: list[int]) -> None:
+    message = report_to_wire(report(1, LocalFacts(1, 1, saved={VOLUMES[0]: saved(VOLUMES[0], 3)})), "default")
+    message.saves[0].older[0].steps[:] = older
+    with pytest.raises(InvalidRequest, match="step"):
+        report_from_wire(message)
 
 
 @pytest.mark.parametrize("wrong", [{"gone": ["../../x"]}, {"lease_seconds": float("nan")}, {"lease_seconds": -1.0}])

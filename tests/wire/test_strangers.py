@@ -20,6 +20,7 @@ from fuse_tier.blobs import Blob
 from fuse_tier.errors import FuseTierError, InvalidRequest, TierRefused, TierUnavailable
 from fuse_tier.hashing import hash_bytes
 from fuse_tier.manifest import encode
+from fuse_tier.members import Location, Member
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.bulk import format
 from fuse_tier.wire.bulk.format import Outcome, encode_blob
@@ -220,6 +221,34 @@ async def test_a_node_gives_up_no_snapshot_of_a_volume_that_another_has_or_nobod
         peer.owners[GEMMA] = {"a"}
         await hostile.drop(theirs.id)
     assert theirs.id not in await peer.ram.snapshots()
+
+
+@pytest.mark.parametrize(
+    ("owners", "words"),
+    [({"c"}, "c has the volume mounted by now"), (set(), "nobody has the volume mounted, c had it when")],
+)
+async def test_a_node_brings_in_no_newer_snapshot_of_a_volume_that_is_not_its_own(
+    peer: Peer, certificates: Certificates, told: Told, owners: set[str], words: str
+) -> None:
+    """It would be restored next, and would have what is older given up."""
+    theirs = await keep(peer.ram, {"weights": b"theirs"}, identity=GEMMA)
+    peer.owners[GEMMA] = owners
+    peer.locations[GEMMA] = Location(((_member("a"), (1, 2)), (_member("c"), (1,))), owners={0: "c"})
+    forged = manifest_of({"weights": b"theirs"}, 2, GEMMA, node="c")
+    async with aclosing(peer.tier(certificates.a)) as hostile:
+
+        async def commit() -> None:
+            with pytest.raises(TierRefused, match=words):
+                await hostile.commit(forged)
+
+        await told.once("peer.refused", "owner", commit)
+        assert [one for one in await peer.ram.snapshots() if one.identity == GEMMA] == [theirs.id]
+        peer.owners[GEMMA] = {"a"}
+        await hostile.commit(forged)
+
+
+def _member(name: str) -> Member:
+    return Member(name, f"{name}-1", "127.0.0.1:1", "127.0.0.1:2", alive=True)
 
 
 # ---- tokens ----

@@ -37,6 +37,7 @@ from fuse_tier.replicate.restore import Restorer
 from fuse_tier.replicate.steps import Report
 from fuse_tier.replicate.volume import Volume
 from fuse_tier.tiers.base import TierName
+from fuse_tier.wire.channel import ChannelClosed
 
 log = structlog.get_logger(__name__)
 
@@ -81,11 +82,11 @@ class Cycle:
         is_first = before is None or (before.is_first and not before.is_answered)
         noted = OrderRecord(order, is_first)
         self._check_shape(order)
-        await self._wait_until_all_is_here()
+        await wait_until_all_is_here(self._volume)
         async with volume.still:
             if volume.is_arranged:  # an answer was cut off: first as it was before
                 await self._stage.put_back({})
-            await self._save()
+            await saved_in_hand(self._volume)
             await self._stage.begin()
             await trio.to_thread.run_sync(record.write, volume.layout, noted)
             failpoints.reached("replicator.noted")
@@ -119,20 +120,6 @@ class Cycle:
                 "number of ranks, so that nobody can tell what the others have: mount it with --world-size, or give "
                 "volumeAttributes.ranks"
             )
-
-    async def _wait_until_all_is_here(self) -> None:
-        """A mount may be answered before the content of its files is here; a marker may not."""
-        version = self._volume.news.version
-        while self._volume.coming is not None:
-            version = await self._volume.news.wait_beyond(version)
-
-    async def _save(self) -> None:
-        """What is about to be swept is in a snapshot. Raises FuseTierError, OSError."""
-        for _ in range(_TRIES):
-            await self._volume.take_snapshot_in_hand()
-            if not self._volume.is_dirty:
-                return
-            await trio.sleep(_AGAIN_SECONDS)
 
     def _remarks(self, order: Order) -> str:
         if self._means.has_bucket:
@@ -191,6 +178,7 @@ class Cycle:
         """The step that all ranks that start again now agree on; or what belongs to one that ``fills`` a restart."""
         volume, means = self._volume, self._means
         if not fills:
+            volume.tenure.is_at_work = False
             await volume.renew(await means.claim(volume.identity, epoch_of(volume.tenure.numbering.highest)))
         asked = MountOrder(volume.identity, volume.lineage, volume.mountpoint or "", is_consistent=True, fills=fills)
 
@@ -237,6 +225,7 @@ class Cycle:
             volume.lineage,
             verdict.number,
             known=volume.newest,
+            step=verdict.step,
         )
         return _step(chosen, agreed.backup)
 
@@ -294,6 +283,27 @@ class Cycle:
             os.rmdir(built)
 
         await trio.to_thread.run_sync(unpack)
+
+
+async def wait_until_all_is_here(volume: Volume) -> None:
+    """A mount may be answered before the content of its files is here; what says that it is here may not."""
+    version = volume.news.version
+    while volume.coming is not None:
+        version = await volume.news.wait_beyond(version)
+
+
+async def saved_in_hand(volume: Volume) -> None:
+    """What is about to be swept is in a snapshot; for who holds ``still``. Raises FuseTierError, OSError."""
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            await volume.take_snapshot_in_hand()
+        except ChannelClosed:  # its daemon has died, and the next one is asked
+            if not tries_left:
+                raise
+        else:
+            if not volume.is_dirty:
+                return
+        await trio.sleep(_AGAIN_SECONDS)
 
 
 def _markers(order: Order, step: int) -> list[str]:

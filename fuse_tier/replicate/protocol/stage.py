@@ -61,7 +61,8 @@ class Stage:
         names = []
         for name in sorted(os.listdir(self._layout.swept)):
             path = os.path.join(self._layout.swept, name)
-            if holds_a_step(path) and not os.path.lexists(os.path.join(self._layout.tree, name)):
+            is_content = holds_a_step(path) or not is_stale(os.fsencode(name))
+            if is_content and not os.path.lexists(os.path.join(self._layout.tree, name)):
                 target = os.path.join(self._layout.staged, name)
                 remove_tree(target)
                 os.rename(path, target)

@@ -1,0 +1,102 @@
+"""A container that is started again in its place is noticed when it first looks at the root of its volume.
+
+Nobody tells the driver of it: the mount stays, and kubelet calls nobody. But a request names the process that waits
+for it, and so the container. When all of a pod's containers are gone that have made names at the root, and another
+one asks for the root or a name in it, the job begins again: that request is held, and all like it, until the worker
+has agreed with the other ranks of the job on a step, and the tree is that of the step. So no process of the
+new container sees anything else. A container that comes while one of those is at work is one beside it, and not held;
+nor does one count that only reads or removes what others have made.
+
+Files that are open stay what they are; of names at the root the kernel keeps none (arranging.py).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import structlog
+import trio
+
+from fuse_tier.errors import FuseTierError
+from fuse_tier.fs.containers import Containers
+from fuse_tier.fs.nodes import ROOT
+from fuse_tier.fs.requests import Request
+from fuse_tier.mount.messages import Opcode
+from fuse_tier.ram import lives
+from fuse_tier.ram.layout import VolumeLayout
+
+log = structlog.get_logger(__name__)
+
+LOOKS: Final = frozenset({Opcode.LOOKUP, Opcode.OPENDIR})
+_RENAMES: Final = frozenset({Opcode.RENAME, Opcode.RENAME2})
+MAKES: Final = _RENAMES | {
+    Opcode.MKNOD,
+    Opcode.MKDIR,
+    Opcode.SYMLINK,
+    Opcode.LINK,
+    Opcode.CREATE,
+}
+
+
+class Lives:
+    """The containers of one mount's pod."""
+
+    def __init__(
+        self,
+        volume: VolumeLayout,
+        containers: Containers,
+        savers: frozenset[str],
+        begin_again: Callable[[], Awaitable[object]],
+    ) -> None:
+        """``savers`` have made names; ``begin_again`` has the worker give the tree its step. Raises FuseTierError."""
+        self._volume = volume
+        self._containers = containers
+        self._savers = set(savers)
+        self._known: set[str] = set()
+        self._begin_again = begin_again
+        self._turn = trio.Lock()
+
+    def admits(self, request: Request) -> bool:
+        """Whether a request may go on at once; if not, it may after ``admit``."""
+        if request.node != ROOT and request.opcode not in _RENAMES:
+            return True
+        container = self._containers.container_of(request.pid)
+        if container is None:
+            return True
+        if container not in self._known:
+            return False
+        self._note(request, container)
+        return True
+
+    async def admit(self, request: Request) -> None:
+        """Returns when the container's processes may see the root. Raises OSError when no step was given to it."""
+        container = self._containers.container_of(request.pid)
+        if container is None:  # it has ended since
+            return
+        async with self._turn:
+            if container not in self._known:
+                await self._meet(container)
+                self._known.add(container)
+        self._note(request, container)
+
+    async def _meet(self, container: str) -> None:
+        if not self._savers or container in self._savers:
+            return
+        if await trio.to_thread.run_sync(self._containers.any_lives, frozenset(self._savers)):
+            return
+        log.info("container.begins_again", container=container, before=sorted(self._savers))
+        try:
+            await self._begin_again()
+        except (FuseTierError, OSError) as error:
+            log.error("container.not_admitted", container=container, reason=str(error))
+            raise OSError(errno.EIO, os.strerror(errno.EIO)) from error
+        self._savers.clear()
+        lives.write(self._volume, self._savers)
+
+    def _note(self, request: Request, container: str) -> None:
+        if request.opcode in MAKES and container not in self._savers:
+            self._savers.add(container)
+            lives.write(self._volume, self._savers)
