@@ -18,8 +18,8 @@ from fuse_tier.blobs import Blob
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import DeadlineExceeded, InvalidRequest
 from fuse_tier.identity import Identity
+from fuse_tier.replicate.instant import Quiescent, TreeVersion
 from fuse_tier.replicate.room import RoomKeeper
-from fuse_tier.replicate.snapshot import Quiescent, TreeVersion
 from fuse_tier.replicate.volume import Volume
 from fuse_tier.replicate.walk import Writers
 from fuse_tier.tiers.base import TierName

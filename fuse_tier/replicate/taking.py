@@ -15,8 +15,9 @@ from fuse_tier.manifest import Manifest
 from fuse_tier.ram.layout import VolumeLayout
 from fuse_tier.replicate.broadcast import Broadcast
 from fuse_tier.replicate.copies import Copies
+from fuse_tier.replicate.instant import Gate
 from fuse_tier.replicate.listing import is_worth_a_number, list_in_ram
-from fuse_tier.replicate.snapshot import Gate, Snapshotter
+from fuse_tier.replicate.snapshot import Snapshotter
 from fuse_tier.replicate.tenure import Tenure
 from fuse_tier.tiers.base import TierName
 from fuse_tier.tiers.ram import RamTier

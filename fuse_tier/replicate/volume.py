@@ -28,9 +28,10 @@ from fuse_tier.ram.pins import Pins
 from fuse_tier.replicate.broadcast import Broadcast
 from fuse_tier.replicate.choice import Chosen
 from fuse_tier.replicate.copies import Copies
+from fuse_tier.replicate.instant import Gate, Quiescent
 from fuse_tier.replicate.listing import list_in_ram
 from fuse_tier.replicate.record import TreeRecord, read_record
-from fuse_tier.replicate.snapshot import Gate, Quiescent, Snapshotter
+from fuse_tier.replicate.snapshot import Snapshotter
 from fuse_tier.replicate.taking import Taking
 from fuse_tier.replicate.tenure import Tenure
 from fuse_tier.restarts import Resumption

@@ -11,7 +11,7 @@ from fuse_tier.deadlines import Deadline
 from fuse_tier.hashing import hash_bytes
 from fuse_tier.identity import SnapshotId
 from fuse_tier.manifest import Kind, Manifest
-from fuse_tier.replicate.snapshot import Quiescent, TreeVersion
+from fuse_tier.replicate.instant import Quiescent, TreeVersion
 from fuse_tier.replicate.walk import TreeChanged, Writers
 from tests.harness.mapping import mapped
 from tests.replicate.conftest import IDENTITY, LINEAGE, Bench
