@@ -4,10 +4,13 @@ The tree is walked in a thread. The mount daemon counts changes; if the count is
 what was read stood there at one instant. If the job never pauses that long, the daemon is asked to hold changes back
 for the time of one walk, which is bounded (holding.py). So a tree that can be read in that time is read, however busy
 its job is.
+
+A walk waits for nobody's hashing: each volume has a thread for its own. What a job is held for is the walk alone.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -74,10 +77,10 @@ class TreeReader:
     then the file empty, would believe that this is its content.
     """
 
-    def __init__(self, volume: VolumeLayout, pins: Pins, limiter: trio.CapacityLimiter, evicting: trio.Lock) -> None:
+    def __init__(self, volume: VolumeLayout, pins: Pins, evicting: trio.Lock) -> None:
         self._volume = volume
         self._pins = pins
-        self._limiter = limiter
+        self._thread = trio.CapacityLimiter(1)
         self._evicting = evicting
         self._holding = Holding()
         self.held_seconds = 0.0
@@ -87,17 +90,20 @@ class TreeReader:
         """The tree as it stands now. Raises TreeChanged when it changed under every attempt."""
         self.held_seconds = reading = 0.0
         for _ in range(_OPTIMISTIC_ATTEMPTS):
-            before, began = await gate.version(), trio.current_time()
-            walk = await self._try_walk(before.writers, previous)
-            reading = max(reading, trio.current_time() - began)
+            before = await gate.version()
+            async with self._evicting:
+                walk, seconds = await self._walk(before.writers, previous)
+            reading = max(reading, seconds)
             if walk is not None:
                 after = await gate.version()
                 if after.counter == before.counter:
                     return walk
                 await self._take_back(walk, after.writers)
-        return await self._walk_held(gate, previous, reading)
+        if True:
+            held = await self._read_held(gate, previous, reading)
+        return held
 
-    async def _walk_held(self, gate: Gate, previous: Mapping[bytes, Entry], reading: float) -> Walk:
+    async def _read_held(self, gate: Gate, previous: Mapping[bytes, Entry], reading: float) -> Walk:
         holding, now = self._holding, trio.current_time()
         patience = holding.next(now, reading)
         if not patience:
@@ -107,7 +113,7 @@ class TreeReader:
             )
         before, began = await gate.hold(patience), trio.current_time()
         try:
-            walk = await self._try_walk(before.writers, previous)
+            walk, _ = await self._walk(before.writers, previous)
             after = await gate.version()
         finally:
             with trio.move_on_after(Deadline.HOLD) as scope:
@@ -125,12 +131,18 @@ class TreeReader:
             f"held back, and is not held back again for {holding.not_for(trio.current_time()):.0f} s"
         )
 
-    async def _try_walk(self, writers: Writers, previous: Mapping[bytes, Entry]) -> Walk | None:
-        try:
-            async with self._evicting:
-                return await self._in_thread(lambda: walk_tree(self._volume, self._pins, writers, previous))
-        except TreeChanged:
-            return None
+    async def _walk(self, writers: Writers, previous: Mapping[bytes, Entry]) -> tuple[Walk | None, float]:
+        """What stands there, None if it changed meanwhile; and how many seconds the reading itself took."""
+
+        def walk() -> tuple[Walk | None, float]:
+            began = time.monotonic()
+            try:
+                found = walk_tree(self._volume, self._pins, writers, previous)
+            except TreeChanged:
+                return None, time.monotonic() - began
+            return found, time.monotonic() - began
+
+        return await self._in_thread(walk)
 
     async def _take_back(self, walk: Walk, writers: Writers) -> None:
         """Removes pins that a writer may have overtaken."""
@@ -143,4 +155,4 @@ class TreeReader:
             self._pins.unpin(inode)
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await trio.to_thread.run_sync(work, limiter=self._limiter)
+        return await trio.to_thread.run_sync(work, limiter=self._thread)

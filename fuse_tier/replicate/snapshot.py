@@ -55,7 +55,7 @@ class Snapshotter:
         self._pins = Pins(layout, volume)
         self._node = node
         self._limiter = limiter  # threads that hash: what trainers feel
-        self._reader = TreeReader(volume, self._pins, limiter, evicting)
+        self._reader = TreeReader(volume, self._pins, evicting)
         self.is_settled = True
         """Whether the last snapshot had every closed file: none was still written through a mapping."""
 

@@ -5,16 +5,19 @@ from pathlib import Path
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from fuse_tier.deadlines import Deadline
 from fuse_tier.hashing import hash_bytes
 from fuse_tier.identity import SnapshotId
 from fuse_tier.manifest import Kind, Manifest
 from fuse_tier.replicate.instant import Quiescent, TreeVersion
+from fuse_tier.replicate.snapshot import Snapshotter
 from fuse_tier.replicate.walk import TreeChanged, Writers
 from tests.harness.mapping import mapped
 from tests.replicate.conftest import IDENTITY, LINEAGE, Bench
+
+PATIENCE_SECONDS = 20.0
 
 
 def content(bench: Bench, manifest: Manifest, path: str) -> bytes:
@@ -169,6 +172,70 @@ async def test_a_tree_that_never_rests_is_held_for_one_walk(bench: Bench) -> Non
     assert content(bench, taken, "a") == b"a"
     assert len(held) == 1
     assert gate.held == 0
+
+
+class Telling(Scripted):
+    """A tree that never rests, and tells of being let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.changes_left = 10**6
+        self.let_go = trio.Event()
+
+    async def release(self) -> None:
+        await super().release()
+        self.let_go.set()
+
+
+async def test_nobody_is_held_while_others_hash(bench: Bench, nursery: trio.Nursery) -> None:
+    (bench.tree / "a").write_bytes(b"a")
+    gate, hashing, taken = Telling(), trio.CapacityLimiter(1), trio.Event()
+    snapshotter = Snapshotter(bench.layout, bench.volume.layout, "a", hashing, bench.volume.evicting)
+
+    async def take() -> None:
+        await snapshotter.take(SnapshotId(IDENTITY, 1), LINEAGE, gate, None)
+        taken.set()
+
+    async with hashing:  # another volume's files
+        nursery.start_soon(take)
+        with trio.fail_after(PATIENCE_SECONDS):
+            await gate.let_go.wait()
+        assert not taken.is_set()
+    with trio.fail_after(PATIENCE_SECONDS):
+        await taken.wait()
+
+
+async def test_a_job_is_held_only_when_nothing_is_being_evicted(bench: Bench, nursery: trio.Nursery) -> None:
+    class Evicted(Telling):
+        """Content is taken out when the tree has been read three times."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.asked = 0
+            self.evicting, self.evicted = trio.Event(), trio.Event()
+
+        async def version(self) -> TreeVersion:
+            self.asked += 1
+            if self.asked == 6:
+                await nursery.start(self.evict)
+            return await super().version()
+
+        async def evict(self, task_status: trio.TaskStatus[None]) -> None:
+            async with bench.volume.evicting:
+                task_status.started()
+                self.evicting.set()
+                await self.evicted.wait()
+
+    (bench.tree / "a").write_bytes(b"a")
+    gate = Evicted()
+    nursery.start_soon(bench.snapshot, 1, None, gate)
+    with trio.fail_after(PATIENCE_SECONDS):
+        await gate.evicting.wait()
+    await wait_all_tasks_blocked()
+    assert gate.held == 0
+    gate.evicted.set()
+    with trio.fail_after(PATIENCE_SECONDS):
+        await gate.let_go.wait()
 
 
 class Large(Scripted):
