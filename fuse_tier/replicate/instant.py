@@ -86,7 +86,7 @@ class TreeReader:
         self.held_seconds = 0.0
         """For how long changes were kept back for the last reading, or the last attempt at one."""
 
-    async def read(self, gate: Gate, previous: Mapping[bytes, Entry]) -> Walk:
+    async def read(self, gate: Gate, previous: Mapping[bytes, Entry], *, is_awaited: bool = False) -> Walk:
         """The tree as it stands now. Raises TreeChanged when it changed under every attempt."""
         self.held_seconds = reading = 0.0
         for _ in range(_OPTIMISTIC_ATTEMPTS):
@@ -100,12 +100,14 @@ class TreeReader:
                     return walk
                 await self._take_back(walk, after.writers)
         if True:
-            held = await self._read_held(gate, previous, reading)
+            held = await self._read_held(gate, previous, reading, is_awaited=is_awaited)
         return held
 
-    async def _read_held(self, gate: Gate, previous: Mapping[bytes, Entry], reading: float) -> Walk:
+    async def _read_held(
+        self, gate: Gate, previous: Mapping[bytes, Entry], reading: float, *, is_awaited: bool
+    ) -> Walk:
         holding, now = self._holding, trio.current_time()
-        patience = holding.next(now, reading)
+        patience = holding.next(now, reading, is_awaited=is_awaited)
         if not patience:
             raise TreeChanged(
                 f"the tree of {self._volume.root}, which takes {reading:.1f} s to read, changed meanwhile; its job "

@@ -64,15 +64,24 @@ class Snapshotter:
         """For how long changes were kept back for the last snapshot, or the last attempt at one."""
         return self._reader.held_seconds
 
-    async def take(self, identity: SnapshotId, lineage: Lineage, gate: Gate, previous: Manifest | None) -> Manifest:
+    async def take(
+        self,
+        identity: SnapshotId,
+        lineage: Lineage,
+        gate: Gate,
+        previous: Manifest | None,
+        *,
+        is_awaited: bool = False,
+    ) -> Manifest:
         """The tree as it is now, as a manifest with the id ``identity``; all its blobs are in the RAM tier.
 
+        ``is_awaited``: somebody waits for it, and for that the job may be held sooner.
         Raises TreeChanged when it changed under every attempt, OSError (ENOSPC) when there is no room for a
         copy that is needed.
         """
         before = {entry.path: entry for entry in previous.entries} if previous else {}
         try:
-            walk = await self._reader.read(gate, before)
+            walk = await self._reader.read(gate, before, is_awaited=is_awaited)
         finally:
             metrics.goodput_lost(str(identity.identity), "held", self.held_seconds)
         self.is_settled = walk.is_settled

@@ -48,14 +48,14 @@ class Taking:
         self._news = news
         self._is_mounted = is_mounted
 
-    async def take(self, gate: Gate) -> Manifest | None:
+    async def take(self, gate: Gate, *, is_awaited: bool = False) -> Manifest | None:
         """The newest snapshot, after one was committed of the tree as it is now, if it differs.
 
         Raises what ``Volume.take_snapshot`` says.
         """
         previous, started = self._copies.newest, trio.current_time()
         snapshot = self._next_id()
-        manifest = await self._snapshotter.take(snapshot, self._tenure.lineage, gate, previous)
+        manifest = await self._snapshotter.take(snapshot, self._tenure.lineage, gate, previous, is_awaited=is_awaited)
         is_other = previous is not None and self._tenure.is_to_be_renumbered
         if is_other or await trio.to_thread.run_sync(is_worth_a_number, self._layout, previous, manifest):
             return await self._commit(manifest, trio.current_time() - started)

@@ -12,6 +12,7 @@ from fuse_tier.hashing import hash_bytes
 from fuse_tier.identity import SnapshotId
 from fuse_tier.manifest import Kind, Manifest
 from fuse_tier.replicate.instant import Quiescent, TreeVersion
+from fuse_tier.replicate.settling import awaited_snapshot
 from fuse_tier.replicate.snapshot import Snapshotter
 from fuse_tier.replicate.walk import TreeChanged, Writers
 from tests.harness.mapping import mapped
@@ -282,6 +283,20 @@ async def test_a_job_is_held_back_for_longer_until_its_tree_is_read_but_never_fo
     assert gate.asked == [2, 4, 8, 16]
     assert gate.held == 0
     assert trio.current_time() - began == pytest.approx(10 * (2 + 4 + 8), rel=0.01)
+
+
+async def test_who_waits_for_a_snapshot_gets_it_after_as_many_holds_as_it_takes(
+    bench: Bench, autojump_clock: MockClock
+) -> None:
+    (bench.tree / "a").write_bytes(b"a")
+    gate = bench.volume.gate = Large(10)
+    with pytest.raises(TreeChanged):
+        await bench.volume.take_snapshot()
+    began = trio.current_time()
+    taken = await awaited_snapshot(bench.volume)
+    assert taken is not None and content(bench, taken, "a") == b"a"
+    assert gate.asked == [2, 4, 8, 16]
+    assert trio.current_time() - began < 9 * 2, "nobody has waited until the job would have been held by itself"
 
 
 async def test_a_tree_that_is_too_large_to_be_read_while_its_job_is_held_is_read_when_it_rests(
