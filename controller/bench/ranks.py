@@ -21,6 +21,7 @@ from urllib.parse import parse_qs, urlsplit
 import trio
 import yaml
 
+from controller.ranks.checkpoints import COLLECTION
 from controller.ranks.shape import Shape
 from csi import ranks_pb2 as pb
 from csi.services import DRIVER_NAME
@@ -58,6 +59,7 @@ class _Api:
             "/apis/batch/v1/jobs": [_owner(shape, number) for number in range(shape.slices)],
             "/apis/apps/v1/statefulsets": [],
             "/apis/jobset.x-k8s.io/v1alpha2/jobsets": [],
+            COLLECTION: [],
         }
         self.watched = threading.Event()
 

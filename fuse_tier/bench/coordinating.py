@@ -36,7 +36,7 @@ _REPORTS: Final = "/fuse_tier.v1.Coordinator/Reports"
 _SAVE_SECONDS: Final = 60.0
 _SPREAD_SECONDS: Final = 5.0  # until what came at once is spread
 _MEASURED_SECONDS: Final = 24.0  # more than a pause between reports; each node's minute has another beginning
-_AT_ONCE: Final = 64  # nodes that come up at one moment
+_AT_ONCE: Final = 256  # nodes that come up at one moment
 _RETRY_SECONDS: Final = 1.0  # as a worker does, and as long as it waits for more news
 _MERGED_PART: Final = 20
 _PATIENCE_SECONDS: Final = 200.0
@@ -163,6 +163,13 @@ class _Fleet:
         with trio.fail_after(_PATIENCE_SECONDS):
             await self._all_report.wait()
 
+    async def until_another_has_heard_all(self, life: str) -> None:
+        """Returns when no node has its last answer from that life of the coordinator."""
+        with trio.fail_after(_PATIENCE_SECONDS):
+            for node in self.nodes:
+                while node.letters.life == life:
+                    await node.heard.wait()
+
     async def share_the_roster(self) -> None:
         """One node is told of all others, and the rest knows what it was told: one after another takes a minute."""
         first, *others = self.nodes
@@ -187,6 +194,7 @@ class _Fleet:
                         wire = await connect(self._host, self._port, nursery)
                         streams = [wire.converse(_REPORTS, pb.ReportReply) for _ in nodes]
                         for node, stream in zip(nodes, streams, strict=True):
+                            node.letters.repeat()
                             await node.say(stream)
                             self._count(is_first)
                     is_first = False
@@ -256,9 +264,11 @@ async def _recovery_seconds(directory: Path) -> Figure:
             raise FuseTierError(f"the coordinator knows of {len(expected)} nodes")
         seconds = []
         for _ in range(3):
+            life = fleet.nodes[0].letters.life
             await coordinator.kill()
             begun = time.perf_counter()
             await coordinator.start()
+            await fleet.until_another_has_heard_all(life)  # before that a look at the picture is in the way of others
 
             async def is_complete() -> bool:
                 return _known(await coordinator.picture()) == expected

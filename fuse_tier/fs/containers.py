@@ -64,9 +64,10 @@ class Containers:
 
 
 def _is_dead(pid: int) -> bool:
-    """Whether there is nothing left of a process but its number."""
+    """Whether there is nothing left of a process but its number: neither its first thread nor another."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b") ")[2][:1] in (b"Z", b"X")
+            is_over = file.read().rpartition(b") ")[2][:1] in (b"Z", b"X")
+        return is_over and len(os.listdir(f"/proc/{pid}/task")) <= 1
     except OSError:
         return True

@@ -4,7 +4,8 @@ Nobody tells the driver of it: the mount stays, and kubelet calls nobody. But a 
 for it, and so the container. When all of a pod's containers are gone that have made names at the root, and another
 one asks for the root or a name in it, the job begins again: that request is held, and all like it, until the worker
 has agreed with the other ranks of the job on a step, and the tree is that of the step. So no process of the
-new container sees anything else. A container that comes while one of those is at work is one beside it, and not held.
+new container sees anything else. A container that comes while one of those is at work is one beside it, and not held;
+nor does one count that only reads or removes what others have made.
 
 Files that are open stay what they are; of names at the root the kernel keeps none (arranging.py).
 """
@@ -37,8 +38,6 @@ MAKES: Final = _RENAMES | {
     Opcode.SYMLINK,
     Opcode.LINK,
     Opcode.CREATE,
-    Opcode.UNLINK,
-    Opcode.RMDIR,
 }
 
 

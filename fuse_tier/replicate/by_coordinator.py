@@ -138,6 +138,11 @@ class CoordinatorMembership(RosterMembership):
     async def restart(self, question: Question) -> Verdict:
         """See Membership. What this node has is told first."""
         await self._report()
+        if unheard := self._unheard.names(trio.current_time()):
+            raise TierUnavailable(
+                f"the coordinator has just started, and node {' and node '.join(unheard)} has not told it yet what "
+                "it holds: a step that is there alone would be passed over; try again in some seconds"
+            )
         request = question_to_wire(question)
         async with self._turn:
             request.node, request.instance, request.sequence = *self._caller, next(self._sequence)
@@ -274,6 +279,8 @@ class CoordinatorMembership(RosterMembership):
         self._roster.update(member for member in members if member.node != self._own.node)
 
     async def _send(self, *, leaving: bool) -> tuple[pb.ReportReply, Report]:
+        if not self._reporting.goes_on:
+            self._letters.repeat()
         report = self._own.report(
             self._claimed, self._epochs, self._resumed, self._clock, next(self._sequence), leaving=leaving
         )

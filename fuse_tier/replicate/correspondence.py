@@ -1,8 +1,8 @@
 """Reports to a coordinator and its answers: what each side has heard already is not said again.
 
-A report says what has changed since the last one that was answered; whole is the first, the one after any other call
-that changes something, and the one to a coordinator that does not know what this one changes. Of its members it tells
-who has changed since the version that is known here.
+A report says what has changed since the last one that was answered; whole is the first over a connection, the one
+after any other call that changes something, and the one to a coordinator that does not know what this one changes. Of
+its members it tells who has changed since the version that is known here.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Correspondence:
         return request
 
     def repeat(self) -> None:
-        """The next report is whole: what was sent since the last one has changed what the coordinator has of it."""
+        """The next report is whole: it may go to another coordinator, or what that one has was changed by a call."""
         self._told = None
 
     def take(self, report: Report, reply: pb.ReportReply) -> tuple[Member, ...]:

@@ -23,6 +23,11 @@ class Reporting:
         self._stream: Conversation | None = None
         self._without_stream = ""  # the life of a coordinator of an earlier minor version
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether the next report goes where the last one went, as far as is known: else it had better be whole."""
+        return bool(self._without_stream) or (self._stream is not None and self._stream.is_usable)
+
     async def send(self, request: pb.ReportRequest, deadline_seconds: float) -> pb.ReportReply:
         """Raises what the coordinator refuses it with, TierUnavailable and DeadlineExceeded."""
         reply: pb.ReportReply

@@ -9,8 +9,10 @@ import trio
 
 from fuse_tier.epochs import number_before
 from fuse_tier.errors import IdentityBusy, TierRefused, TierUnavailable
+from fuse_tier.manifest import Lineage
 from fuse_tier.members import LocalFacts
 from fuse_tier.replicate.membership import build_membership
+from fuse_tier.restarts import Question
 from tests.harness.logs import ExpectedLogs
 from tests.replicate.members import GEMMA, LLAMA, NOTHING, Cluster, raising, until
 
@@ -227,9 +229,12 @@ async def test_who_was_known_and_has_not_told_a_new_coordinator_what_it_holds_is
     location = await a.membership.locate(LLAMA)
     assert [(member.node, numbers) for member, numbers in location.holders] == [("b", (3,))]
     assert [name.partition(" (")[0] for name in location.silent] == ["node c"]
+    with pytest.raises(TierUnavailable, match="node c has not told it yet what it holds"):
+        await a.membership.restart(Question(LLAMA, Lineage("llama", world_size=1)))
     await cluster.start("c")
     await until(a.membership, lambda members: {member.node for member in members} == {"b", "c"})
     assert (await a.membership.locate(LLAMA)).silent == ()
+    assert (await a.membership.restart(Question(LLAMA, Lineage("llama", world_size=1)))).step is None
 
 
 async def test_what_a_node_saved_last_is_known_when_it_has_given_the_volume_back(cluster: Cluster) -> None:

@@ -54,10 +54,13 @@ async def test_reports_go_over_one_stream_and_over_another_after_one_was_refused
     address, coordinator = f"127.0.0.1:{free_ports(1)[0]}", Present("1")
     calling = Client(address, CoordinatorStub, None)
     async with serving(address, coordinator), calling as client, Reporting(client) as reporting:
+        assert not reporting.goes_on
         for _ in range(3):
             assert (await reporting.send(pb.ReportRequest(node="a"), 5)).epoch == "1"
+            assert reporting.goes_on
         with pytest.raises(TierRefused, match="not you"):
             await reporting.send(pb.ReportRequest(node="unloved"), 5)
+        assert not reporting.goes_on
         assert (await reporting.send(pb.ReportRequest(node="a"), 5)).epoch == "1"
     assert (coordinator.messages, coordinator.calls) == (5, 0)
 
