@@ -36,7 +36,10 @@ class RamConfig(Section):
     share: Size | None = Field(
         default=None, description="How much of it one volume may have; without it, as much as there is."
     )
-    warm: bool = Field(default=False, description="Whether its memory is made ready when the tmpfs is made.")
+    warm: bool = Field(
+        default=False,
+        description="Whether its memory is made ready, and kept so at rest; see [memory](memory.md).",
+    )
     expected_sizes: dict[str, Size] = Field(
         default={},
         alias="expectedSizes",

@@ -72,6 +72,7 @@ async def _write(directory: Path, writers: int, passthrough: str) -> Figure:
 
         async def write(place: Path) -> float:
             paths = [place / next(names) for _ in range(writers)]
+            await until_room(node, 2 * writers * GIB)  # with little of it the daemon has to see what is written
             await at_rest(node)
             await in_thread(warm, plain, writers * GIB)
             seconds = await in_thread(_write_at_once, paths, GIB, block)

@@ -22,14 +22,13 @@ class _Receiver(grpc.GenericRpcHandler):
         return grpc.stream_unary_rpc_method_handler(self._write)
 
     def _write(self, parts: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-        fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             offset = 0
             for part in parts:
                 offset += os.pwrite(fd, part, offset)
         finally:
             os.close(fd)
-            os.unlink(self._path)
         return b""
 
 

@@ -71,6 +71,16 @@ async def at_rest(node: LocalNode) -> None:
             await trio.sleep(_POLL_SECONDS)
 
 
+async def warmed(node: LocalNode) -> None:
+    """Waits until a node with ``ram.warm`` has touched its memory once."""
+    with trio.fail_after(_WAIT_SECONDS):
+        while True:
+            (ram,) = (tier for tier in (await node.status())["tiers"] if tier["tier"] == "ram")
+            if ram["warmed"] is not None:
+                return
+            await trio.sleep(_POLL_SECONDS)
+
+
 async def in_thread(work: Callable[..., T], *arguments: Any) -> T:
     """Does what blocks."""
     return await trio.to_thread.run_sync(work, *arguments)

@@ -26,6 +26,7 @@ from fuse_tier.errors import FuseTierError
 from fuse_tier.hashing import hash_bytes, hash_descriptor
 from fuse_tier.ram.content import RamContent
 from fuse_tier.ram.layout import Layout
+from fuse_tier.ram.spares import Spares
 from fuse_tier.ram.tmpfs import create_directories
 from fuse_tier.tiers.base import no_progress
 from fuse_tier.wire.bulk.client import Grant, push
@@ -45,6 +46,7 @@ class Ends:
 
     place: Path
     layout: Layout  # of the source
+    target_layout: Layout
     source: RamContent
     target: RamContent
     sessions: Sessions
@@ -64,6 +66,12 @@ class Ends:
         if len(receipt.arrived) != len(blobs):
             raise FuseTierError(f"only {len(receipt.arrived)} of {len(blobs)} blobs arrived")
         return seconds
+
+    async def copy_into_spare(self, blob: Blob) -> float:
+        """The same for one blob that lands in a spare, as it does on a node that was at rest before."""
+        self.target.remove(blob)
+        await trio.to_thread.run_sync(make_spare, self.target_layout, blob.size)
+        return await self.copy([blob])
 
     async def bare(self, blob: Blob, copy: Callable[[Path, Path], float]) -> float:
         """Seconds that a reference takes for the same file into a new one, which is gone afterwards."""
@@ -91,8 +99,15 @@ async def _ends(directory: Path, *, encrypted: bool = False) -> AsyncIterator[En
         async with trio.open_nursery() as nursery:
             serve = partial(serve_bulk, "127.0.0.1:0", sessions, target, target, tls.get("b"))
             port = await nursery.start(serve)
-            yield Ends(place, layouts[0], source, target, sessions, f"127.0.0.1:{port}", tls.get("a"))
+            yield Ends(place, layouts[0], layouts[1], source, target, sessions, f"127.0.0.1:{port}", tls.get("a"))
             nursery.cancel_scope.cancel()
+
+
+def make_spare(layout: Layout, size: int) -> None:
+    """Makes pages ready for content of so many bytes."""
+    with Spares(layout).begin(size) as spare:
+        spare.fill(0, size)
+        spare.finish()
 
 
 def _large(layout: Layout) -> Blob:
@@ -146,8 +161,15 @@ async def _beside_grpc(directory: Path) -> Figure:
     async with _ends(directory) as ends, bare.grpc_receiver(ends.place) as send:
         blob = await trio.to_thread.run_sync(_large, ends.layout)
         fd = ends.source.open(blob)
+
+        async def ours() -> float:
+            return blob.size / await ends.copy_into_spare(blob) / 1e9
+
+        async def theirs() -> float:
+            return blob.size / await trio.to_thread.run_sync(send, fd, blob.size) / 1e9
+
         try:
-            return await _rates(ends, blob, partial(trio.to_thread.run_sync, send, fd, blob.size))
+            return await alternating(ours, theirs)
         finally:
             os.close(fd)
 

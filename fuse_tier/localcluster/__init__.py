@@ -98,6 +98,7 @@ async def local_cluster(
     nodes: Collection[str] = ("a", "b", "c"),
     *,
     ram_size: str = "1GiB",
+    ram_warm: bool = False,
     bucket: bool = True,
     tls: bool = True,
     coordinator: bool = True,
@@ -123,7 +124,15 @@ async def local_cluster(
         certificates = _certificates(directory, where) if tls else {}
         for attempt in range(1, _TRIES + 1):
             cluster = _arrange(
-                directory, ram, list(nodes), ram_size, emulated, certificates, coordinator, where, overrides
+                directory,
+                ram,
+                list(nodes),
+                {"size": ram_size, "warm": ram_warm},
+                emulated,
+                certificates,
+                coordinator,
+                where,
+                overrides,
             )
             failure = await _start(cluster) if start else None
             if failure is None:
@@ -157,7 +166,7 @@ def _arrange(
     directory: Path,
     ram: Path,
     names: list[str],
-    ram_size: str,
+    memory: Mapping[str, object],
     bucket: LocalBucket | None,
     certificates: dict[str, TlsFiles],
     with_coordinator: bool,
@@ -180,7 +189,7 @@ def _arrange(
         control, bulk, metrics = listen[name]
         config: dict[str, Any] = {
             "node": name,
-            "ram": {"path": str(ram / name / "ram"), "size": ram_size},
+            "ram": {"path": str(ram / name / "ram"), **memory},
             "socket": str(directory / name / "node.sock"),
             "listen": {"control": control, "bulk": bulk},
             "metrics": metrics,

@@ -19,6 +19,7 @@ from fuse_tier.ram.content import room_in
 from fuse_tier.ram.layout import Layout, VolumeLayout
 from fuse_tier.ram.pins import Pins, link_to_blob
 from fuse_tier.ram.remote import COMING, taken, unmark
+from fuse_tier.ram.spares import Spares
 
 _CHUNK = 64 << 20
 
@@ -75,6 +76,7 @@ class Arrivals:
         self._waiting = waiting
         self._place = place
         self._skipped = skipped
+        self._spares = Spares(layout)
 
     def create(self, blob: Blob) -> ResumableIncoming:
         """Makes room. Raises TierFull, NotFound (it is here, or not wanted any more)."""
@@ -114,6 +116,7 @@ class Arrivals:
         """Allocates. Raises TierFull."""
         with room_in(self._place):
             if blob.size:
+                self._spares.release(blob.size)
                 os.posix_fallocate(fd, 0, blob.size)
 
     def held(self, inode: int) -> tuple[int, ExitStack]:

@@ -185,6 +185,7 @@ def _allocated(spares: Spares, path: str, size: int) -> int:
     fd = os.open(path, _OF_CONTENT | os.O_CREAT | os.O_EXCL, 0o600) if spare is None else spare
     try:
         if size and spare is None:
+            spares.release(size)
             os.posix_fallocate(fd, 0, size)
         failpoints.reached("content.allocated")
     except BaseException:

@@ -9,6 +9,9 @@ A spare is named by its size, ``<bytes>.<random>``, and holds so many bytes of p
 While one is made or taken, a dot stands before its name. Spares are room that
 can be had at any moment (``give_up``), and count as such wherever somebody is told of it.
 
+Some are *pieces*: memory that is kept for content of any size, because the host of a virtual machine takes back what
+nobody uses. Whoever is about to allocate gives up as much first (``release``), and gets those very pages.
+
 Everything here blocks; any thread and any process may call it, at any time.
 """
 
@@ -16,6 +19,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
@@ -25,6 +29,8 @@ from fuse_tier.ram.renaming import RENAME_NOREPLACE, rename_with_flags
 from fuse_tier.ram.room import allocate
 
 LEAST_BYTES: Final = 32 << 20  # smaller files are written before it would matter
+PIECE_BYTES: Final = 64 << 20
+_PIECE: Final = f"{PIECE_BYTES}.piece-"
 _UNUSED: Final = -1  # a directory's descriptor, where a path is absolute
 _OF_A_FILE: Final = os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -60,12 +66,24 @@ class Spares:
 
     def __init__(self, layout: Layout) -> None:
         self._path = layout.spares
+        self._lock = threading.Lock()
+        self._released = 0  # bytes beyond what was asked for so far
 
     @contextmanager
     def begin(self, size: int) -> Iterator[Unfinished]:
         """A spare of so many bytes, which is gone at the end unless it was finished. Raises OSError."""
+        with self._begin(f"{size}.{secrets.token_hex(8)}") as spare:
+            yield spare
+
+    @contextmanager
+    def begin_piece(self) -> Iterator[Unfinished]:
+        """The same for a piece, of PIECE_BYTES."""
+        with self._begin(f"{_PIECE}{secrets.token_hex(8)}") as piece:
+            yield piece
+
+    @contextmanager
+    def _begin(self, name: str) -> Iterator[Unfinished]:
         os.makedirs(self._path, mode=0o700, exist_ok=True)
-        name = f"{size}.{secrets.token_hex(8)}"
         hidden = os.path.join(self._path, f".{name}")
         fd = os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _OF_A_FILE, 0o600)
         try:
@@ -76,8 +94,31 @@ class Spares:
                 os.unlink(hidden)
 
     def sizes(self) -> list[int]:
-        """Of all that can be taken, in bytes."""
-        return [int(name.partition(".")[0]) for name in self._names() if not name.startswith(".")]
+        """Of all that can be taken, pieces included, in bytes."""
+        return [_size(name) for name in self._names() if not name.startswith(".")]
+
+    def sizes_made_for(self) -> list[int]:
+        """Of those that were made for files of their size."""
+        return [_size(name) for name in self._names() if not name.startswith((".", _PIECE))]
+
+    def pieces(self) -> int:
+        """How many there are."""
+        return sum(name.startswith(_PIECE) for name in self._names())
+
+    def release(self, size: int) -> None:
+        """Frees so many bytes of pieces, in whole pieces, or all that there are: for who allocates them at once."""
+        with self._lock:
+            if self._released >= size:
+                self._released -= size
+                return
+            for name in self._names():
+                if name.startswith(_PIECE):
+                    self._remove(name)
+                    self._released += PIECE_BYTES
+                    if self._released >= size:
+                        self._released -= size
+                        return
+            self._released = 0
 
     def take(self, size: int, access: int, mode: int, directory: int, name: bytes) -> int | None:
         """Gives a spare of exactly this size a name in a directory, and permissions, as open(2) would make a file.
@@ -125,11 +166,16 @@ class Spares:
         return None
 
     def drop(self, size: int) -> None:
-        """Gives up one spare of this size, if there is one."""
+        """Gives up one spare that was made for this size, if there is one."""
         for name in self._names():
-            if name.startswith(f"{size}."):
+            if name.startswith(f"{size}.") and not name.startswith(_PIECE):
                 return self._remove(name)
         return None
+
+    def drop_pieces(self, count: int) -> None:
+        """Gives up so many pieces."""
+        for name in [name for name in self._names() if name.startswith(_PIECE)][:count]:
+            self._remove(name)
 
     def give_up(self) -> None:
         """All of them, those whose pages are being had included."""
@@ -145,3 +191,7 @@ class Spares:
             return os.listdir(self._path)
         except FileNotFoundError:
             return []
+
+
+def _size(name: str) -> int:
+    return int(name.partition(".")[0])

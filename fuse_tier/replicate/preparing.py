@@ -161,6 +161,7 @@ class Preparing:
                 followed = await follow(agreed)
                 if agreed.verdict.restart:
                     await self._join(volume, order, agreed.verdict)
+                volume.tenure.is_at_work = True
                 return followed
             except Damaged as error:
                 if wanted is None:

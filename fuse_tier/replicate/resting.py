@@ -79,8 +79,9 @@ class Resting:
         return sorted(large - self._done)
 
     def is_at_rest(self) -> bool:
-        """Whether nothing is to be sealed or being copied, and our own memory limit leaves some room."""
-        return not self._is_busy() and not any(volume.is_dirty for volume in self._volumes) and _may_take_memory()
+        """Whether nothing is to be sealed, copied or restored, and our own memory limit leaves some room."""
+        is_active = any(volume.is_dirty or volume.coming is not None for volume in self._volumes)
+        return not self._is_busy() and not is_active and _may_take_memory()
 
     async def _go_through(self) -> bool:
         """Says whether nothing came in between."""

@@ -5,6 +5,9 @@ What the next checkpoint needs is what the newest one has: of the large files wh
 numbers, those with the highest step, the number that stands farthest to the left. A spare is a convenience. So there
 are none in a small tier, and none that would leave less than half of one free; they go as soon as more is taken than
 that, before the worker gives up anything else, and with the node.
+
+What is left of that room is kept in pieces where the configuration has memory made ready (``ram.warm``), while no job
+has a volume here: nobody knows beforehand what a restore will bring.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Final
 
 import structlog
@@ -23,7 +27,7 @@ from fuse_tier.identity import SnapshotId
 from fuse_tier.ram.cgroups import memory_left
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.room import room_of
-from fuse_tier.ram.spares import LEAST_BYTES, Spares
+from fuse_tier.ram.spares import LEAST_BYTES, PIECE_BYTES, Spares, Unfinished
 from fuse_tier.replicate.volume import Volume
 
 log = structlog.get_logger(__name__)
@@ -33,6 +37,7 @@ _LOOK_EVERY_SECONDS: Final = 1.0
 _WATCH_EVERY_SECONDS: Final = 0.05
 _SMALLEST_TIER_BYTES: Final = 4 << 30
 _MOST: Final = 64
+_MOST_PIECES: Final = 512
 _AT_ONCE_BYTES: Final = 32 << 20
 _OWN_BYTES: Final = 256 << 20  # of our memory limit, left for all else that we do
 _NUMBER: Final = re.compile(rb"[0-9]+")
@@ -69,8 +74,11 @@ class Sparing:
         is_at_rest: Callable[[], bool],
         smallest_tier_bytes: int = _SMALLEST_TIER_BYTES,
         expected: Callable[[], Awaitable[list[int]]] = nothing,
+        *,
+        keeps_pieces: bool = False,
     ) -> None:
         self._layout = layout
+        self._keeps_pieces = keeps_pieces
         self._spares = Spares(layout)
         self._volumes = volumes
         self._is_at_rest = is_at_rest
@@ -98,7 +106,9 @@ class Sparing:
         capacity = room_of(self._layout.root).capacity
         if capacity < self._smallest:
             return 0
-        return sum((Counter(self._wanted()) - Counter(self._spares.sizes())).elements())
+        wanted, pieces = self._wanted()
+        missing = Counter(wanted) - Counter(self._spares.sizes_made_for())
+        return sum(missing.elements()) + PIECE_BYTES * max(0, pieces - self._spares.pieces())
 
     async def _watch(self, seconds: float) -> None:
         deadline = trio.current_time() + seconds
@@ -114,8 +124,8 @@ class Sparing:
         room = room_of(self._layout.root)
         return room.capacity // 2 - room.used
 
-    def _wanted(self) -> list[int]:
-        """Those for which there is room: first our jobs', who wait for them, of each the largest first."""
+    def _wanted(self) -> tuple[list[int], int]:
+        """What there is room for: first our jobs', who wait for them, of each the largest first; and pieces."""
         mounted = [volume for volume in self._volumes if volume.mountpoint is not None]
         newest = [volume.newest for volume in mounted if volume.newest is not None]
         self._known = {
@@ -130,24 +140,32 @@ class Sparing:
             if size <= left and len(wanted) < _MOST:
                 wanted.append(size)
                 left -= size
-        return wanted
+        if not self._keeps_pieces or mounted:
+            return wanted, 0
+        # One less than there is room for: a little that is written beside them would cost all.
+        return wanted, min(_MOST_PIECES, max(0, left // PIECE_BYTES - 1))
 
     async def _adapt(self) -> None:
         self._coming = await self._expected()
-        wanted, there = Counter(self._wanted()), Counter(self._spares.sizes())
+        sizes, pieces = self._wanted()
+        wanted, there = Counter(sizes), Counter(self._spares.sizes_made_for())
         for size in (there - wanted).elements():
             self._spares.drop(size)
-        for size in sorted((wanted - there).elements(), reverse=True):
-            try:
-                if not await self._make(size):
+        if (many := self._spares.pieces() - pieces) > 0:
+            self._spares.drop_pieces(many)
+        try:
+            for size in sorted((wanted - there).elements(), reverse=True):
+                if not await self._make(self._spares.begin(size), size):
                     return
-            except OSError as error:
-                log.info("spare.not_made", bytes=size, reason=str(error))
-                return
+            for _ in range(pieces - self._spares.pieces()):
+                if not await self._make(self._spares.begin_piece(), PIECE_BYTES):
+                    return
+        except OSError as error:
+            log.info("spare.not_made", reason=str(error))
 
-    async def _make(self, size: int) -> bool:
+    async def _make(self, beginning: AbstractContextManager[Unfinished], size: int) -> bool:
         """At most for half of the time; says whether nothing came in between."""
-        with self._spares.begin(size) as spare:
+        with beginning as spare:
             for offset in range(0, size, _AT_ONCE_BYTES):
                 begun = time.monotonic()
                 part = min(_AT_ONCE_BYTES, size - offset)

@@ -139,7 +139,11 @@ class Worker:
         )
         expecting = Expecting(self._ram, lambda identity: bool(mounted_on(self._membership, identity)))
         self._sparing = self._inventory.sparing = Sparing(
-            layout, self._volumes, self._resting.is_at_rest, expected=expecting.sizes
+            layout,
+            self._volumes,
+            self._resting.is_at_rest,
+            expected=expecting.sizes,
+            keeps_pieces=config.ram.warm,
         )
         self._inventory.backups = self._duties.backups if self._duties else None
         self._preemption = Preemption(

@@ -144,6 +144,7 @@ async def test_snapshots_are_listed_with_their_tiers(node: AskedNode) -> None:
         "node": "a",
         "tiers": ["ram", "peer", "bucket"],
         "step": None,
+        "older_steps": [],
         "set_aside": False,
     }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fuse_tier.ram.layout import Layout
-from fuse_tier.ram.spares import Spares
+from fuse_tier.ram.spares import PIECE_BYTES, Spares
 
 MIB = 1 << 20
 PAGES = 4 * MIB
@@ -108,3 +108,43 @@ def test_some_can_be_dropped(layout: Layout) -> None:
     spares.drop(PAGES)
     spares.drop(PAGES)
     assert spares.sizes() == [2 * PAGES]
+
+
+def with_pieces(layout: Layout, count: int) -> Spares:
+    """Pieces without pages: what is counted is their names."""
+    spares = Spares(layout)
+    for _ in range(count):
+        with spares.begin_piece() as piece:
+            assert piece.finish()
+    return spares
+
+
+def test_pieces_are_released_whole_as_content_of_any_size_needs_them(layout: Layout) -> None:
+    spares = with_pieces(layout, 4)
+    left_after = []
+    for size in (MIB, PIECE_BYTES - MIB, MIB, PIECE_BYTES, 5 * PIECE_BYTES, MIB):
+        spares.release(size)
+        left_after.append(spares.pieces())
+    assert left_after == [3, 3, 2, 1, 0, 0]
+
+
+def test_what_a_file_was_promised_is_not_released(layout: Layout) -> None:
+    spares = with_pieces(layout, 1)
+    kept(layout, PAGES)
+    kept(layout, PIECE_BYTES)
+    spares.release(8 * PIECE_BYTES)
+    assert sorted(spares.sizes()) == [PAGES, PIECE_BYTES]
+    assert spares.pieces() == 0
+
+
+def test_pieces_are_room_like_all_spares_and_go_with_them(layout: Layout) -> None:
+    spares = with_pieces(layout, 3)
+    kept(layout)
+    assert sum(spares.sizes()) == 3 * PIECE_BYTES + PAGES
+    assert spares.sizes_made_for() == [PAGES]
+    spares.drop(PIECE_BYTES)
+    assert spares.pieces() == 3, "none was made for a file of this size"
+    spares.drop_pieces(2)
+    assert spares.pieces() == 1
+    spares.give_up()
+    assert left(layout) == []

@@ -5,6 +5,7 @@ import trio
 
 from fuse_tier.blobs import Blob
 from fuse_tier.replicate import resting
+from fuse_tier.replicate.choice import Chosen
 from fuse_tier.replicate.resting import Resting
 from tests.harness.waiting import until
 from tests.replicate.conftest import Bench
@@ -79,7 +80,7 @@ async def test_large_content_is_brought_together_once(bench: Bench, nursery: tri
     assert kernel.asked[2:] == [(bench.layout.blob(more), 0)]
 
 
-@pytest.mark.parametrize("what", ["copies", "changes"])
+@pytest.mark.parametrize("what", ["copies", "changes", "a restore"])
 async def test_nothing_is_done_while_there_is_something_else_to_do(
     bench: Bench, nursery: trio.Nursery, what: str
 ) -> None:
@@ -87,13 +88,16 @@ async def test_nothing_is_done_while_there_is_something_else_to_do(
     await saved(bench, "l", 4 * MIB)
     if what == "copies":
         kernel.busy = True
-    else:
+    elif what == "changes":
         bench.volume.changes.announce()
+    else:
+        bench.volume.coming = Chosen(None)
     resting = kernel.resting(bench)
     nursery.start_soon(resting.run)
     await kernel.was_looked_at()
     assert kernel.asked == []
     kernel.busy = False
+    bench.volume.coming = None
     await bench.volume.take_snapshot()
     await until_nothing_waits(resting)
     assert len(kernel.asked) == 1

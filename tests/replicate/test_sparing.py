@@ -10,7 +10,7 @@ from fuse_tier.blobs import Blob
 from fuse_tier.entries import Entry, Kind
 from fuse_tier.hashing import hash_bytes
 from fuse_tier.ram.room import Room, room_of
-from fuse_tier.ram.spares import Spares
+from fuse_tier.ram.spares import PIECE_BYTES, Spares
 from fuse_tier.replicate import sparing
 from fuse_tier.replicate.broadcast import Broadcast
 from fuse_tier.replicate.expecting import Expecting
@@ -68,8 +68,15 @@ class Node:
         self.looks += 1
         return self.rests
 
-    def sparing(self, smallest: int = 0, expected: Callable[[], Awaitable[list[int]]] = nothing) -> Sparing:
-        return Sparing(self._bench.layout, [self._bench.volume], self.is_at_rest, smallest, expected)
+    def sparing(
+        self,
+        smallest: int = 0,
+        expected: Callable[[], Awaitable[list[int]]] = nothing,
+        *,
+        keeps_pieces: bool = False,
+    ) -> Sparing:
+        volumes = [self._bench.volume]
+        return Sparing(self._bench.layout, volumes, self.is_at_rest, smallest, expected, keeps_pieces=keeps_pieces)
 
     async def saves(self, name: str) -> None:
         os.truncate(_made(self._bench, name), SIZE)
@@ -177,6 +184,31 @@ async def test_a_small_tier_has_none(node: Node) -> None:
     spares = node.sparing(smallest=41 * SIZE)
     await spares.run()
     assert spares.waiting_bytes == 0
+
+
+async def test_what_is_left_of_the_room_is_kept_in_pieces_where_memory_shall_be_ready_and_no_job_is(
+    node: Node, bench: Bench, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def room(root: str) -> Room:
+        return Room(40 * SIZE, 40 * SIZE - node.used - sum(node.spares.sizes()))
+
+    async def a_copy() -> list[int]:
+        await trio.lowlevel.checkpoint()
+        return [SIZE]
+
+    monkeypatch.setattr(sparing, "room_of", room)
+    bench.volume.mountpoint = None
+    node.used = 20 * SIZE - 3 * PIECE_BYTES - SIZE
+    spares = node.sparing(expected=a_copy, keeps_pieces=True)
+    nursery.start_soon(spares.run)
+    await node.until_there_are(SIZE, PIECE_BYTES, PIECE_BYTES)
+    assert spares.waiting_bytes == 0
+    node.used += PIECE_BYTES // 2
+    await node.until_looked()
+    assert node.spares.sizes_made_for() == [SIZE], "a little that is written costs no more than it takes"
+    await node.until_there_are(SIZE, PIECE_BYTES)
+    bench.volume.mountpoint = "/mnt"
+    await node.until_there_are(SIZE)
 
 
 async def test_room_is_made_of_spares_before_anything_else_is_given_up(

@@ -105,6 +105,18 @@ async def test_a_large_blob_lands_in_pages_that_were_made_ready(layout: Layout, 
     assert (names_below(layout.spares), names_below(layout.incoming)) == ([], [])
 
 
+async def test_content_for_which_nothing_was_made_lands_in_memory_that_was_kept(
+    layout: Layout, tier: RamTier
+) -> None:
+    spares = Spares(layout)
+    for _ in range(2):
+        with spares.begin_piece() as piece:
+            assert piece.finish()
+    incoming = tier.create(Blob(bytes(16), 1 << 20))
+    assert spares.pieces() == 1
+    incoming.discard()
+
+
 async def test_a_blob_without_room_is_refused_and_leaves_nothing(layout: Layout, tier: RamTier) -> None:
     with pytest.raises(TierFull, match="ram of a is full"):
         tier.create(Blob(bytes(16), 1 << 62))

@@ -70,10 +70,10 @@ class _Beginning:
             await saved_in_hand(volume)
             await self._stage.begin()
         volume.tenure.is_at_work = False
-        epoch = await means.claim(volume.identity, epoch_of(volume.tenure.numbering.highest))
-        await volume.renew(epoch)
         asked = MountOrder(volume.identity, volume.lineage, volume.mountpoint or "", is_consistent=True)
         try:
+            epoch = await means.claim(volume.identity, epoch_of(volume.tenure.numbering.highest))
+            await volume.renew(epoch)
             await means.preparing.together(volume, asked, Report(), _nothing_to_save, self._follow)
         except Exception:
             if self._is_as_saved:
