@@ -43,7 +43,7 @@ async def test_where_peers_have_no_room_everything_goes_to_the_bucket_though_it_
 
     async def is_not_due() -> bool:
         await trio.lowlevel.checkpoint()
-        return backups.status(bench.volume)["state"] == "waiting"
+        return bool(backups.status(bench.volume)["state"] == "waiting")
 
     await until(is_not_due)
     (bench.tree / "half").write_bytes(b"of a checkpoint")
