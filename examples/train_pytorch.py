@@ -9,7 +9,6 @@ the environment, as torchrun writes it.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import shutil
 import time
@@ -19,6 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.nn.parallel import DistributedDataParallel
+from torch_mlp import digest, layers
 
 State = dict[str, torch.Tensor]
 
@@ -127,7 +127,7 @@ def main() -> None:
     torch.set_num_threads(1)  # sums are added up in one order only
     torch.manual_seed(0)
     width = options.width
-    model = torch.nn.Sequential(torch.nn.Linear(width, width), torch.nn.Tanh(), torch.nn.Linear(width, width))
+    model = layers(width)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     for parameter in model.parameters():  # so that there is a state to load into
         optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -159,15 +159,6 @@ def main() -> None:
     print(f"end at step {options.steps}: sha256 {digest(model)}", flush=True)
     if RANKS > 1:
         dist.destroy_process_group()
-
-
-def digest(model: torch.nn.Module) -> str:
-    """SHA-256 of all parameters: equal only if every one is, bit by bit."""
-    sha = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        sha.update(name.encode())
-        sha.update(value.numpy().tobytes())
-    return sha.hexdigest()
 
 
 def _remove(path: Path) -> None:

@@ -34,7 +34,7 @@ log = structlog.get_logger(__name__)
 
 FINAL_STATUS: Final = 3
 """A daemon that ends with this (or with 0) wants no successor: the mount has ended, in disorder."""
-_READ_EVERY_SECONDS: Final = 0.05
+_READ_EVERY_SECONDS: Final = 0.02  # in which a daemon leaves a few hundred: so many fit into a socket anywhere
 _MINUTE_SECONDS: Final = 60.0
 TOLD: Final = (signal.SIGTERM, signal.SIGINT)
 

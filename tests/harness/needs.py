@@ -20,7 +20,8 @@ from csi.local.pod import control_groups
 
 REQUIRE = "FUSE_TIER_REQUIRE"
 NEEDS = (
-    "root", "fuse", "namespaces", "csi_sanity", "kube", "jobset", "promtool", "images", "cgroups", "sidecars", "torch"
+    "root", "fuse", "namespaces", "csi_sanity", "kube", "jobset", "promtool", "images", "cgroups", "sidecars",
+    "torch", "trainers",
 )  # fmt: skip
 SIDECARS = ("csi-node-driver-registrar", "livenessprobe")
 JOBSET_CRD = TOOLS / "jobset/crd.yaml"
@@ -42,6 +43,7 @@ def missing(need: str) -> str | None:
         "cgroups": _missing_cgroups,
         "sidecars": _missing_sidecars,
         "torch": _missing_torch,
+        "trainers": _missing_trainers,
     }
     return looks[need]()
 
@@ -111,6 +113,11 @@ def _missing_csi_sanity() -> str | None:
 
 def _missing_torch() -> str | None:
     return None if find_spec("torch") else "needs PyTorch, which make test does not install: pip install torch"
+
+
+def _missing_trainers() -> str | None:
+    absent = [name for name in ("torch", "lightning", "transformers", "accelerate") if not find_spec(name)]
+    return f"needs what make test does not install: pip install {' '.join(absent)}" if absent else None
 
 
 def _missing_sidecars() -> str | None:

@@ -42,6 +42,7 @@ class Command:
     script: str
     options: tuple[str, ...]
     environment: Callable[[int, int], Mapping[str, str]]
+    alike: bool = False  # all find their mounts at one path, as pods do
 
 
 class Process:
@@ -52,7 +53,7 @@ class Process:
         self._output = output
         with output.open("wb") as words:
             self._process = subprocess.Popen(
-                [sys.executable, str(_EXAMPLES / command.script), str(mount), *command.options],
+                [*_program(command, mount), *command.options],
                 env=os.environ | command.environment(rank, port),
                 stdin=subprocess.DEVNULL,
                 stdout=words,
@@ -94,6 +95,14 @@ class Process:
 
     def _words(self) -> str:
         return self._output.read_text(errors="replace")
+
+
+def _program(command: Command, mount: Path) -> list[str]:
+    script = str(_EXAMPLES / command.script)
+    if not command.alike:
+        return [sys.executable, script, str(mount)]
+    as_a_pod = 'mount --bind "$0" /mnt && exec "$@"'
+    return ["unshare", "--mount", "sh", "-c", as_a_pod, str(mount), sys.executable, script, "/mnt"]
 
 
 @asynccontextmanager
