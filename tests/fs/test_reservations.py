@@ -50,6 +50,7 @@ class Serving:
 
     operations: Operations
     reservations: Reservations
+    nodes: Nodes
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ def serving(place: Place) -> Iterator[Serving]:
         fsync="ram",
     )
     try:
-        yield Serving(Operations(parts), reservations)
+        yield Serving(Operations(parts), reservations, nodes)
     finally:
         handles.close()
         nodes.close()
@@ -118,15 +119,21 @@ def test_files_of_unknown_size_pass_while_there_is_room_for_all_of_them_to_becom
     assert serving.reservations.may_pass(last, 0)
 
 
-async def test_a_file_that_could_not_be_opened_does_not_count(serving: Serving, place: Place) -> None:
+async def test_a_file_that_could_not_be_opened_does_not_count_and_one_that_was_made_for_it_is_gone(
+    serving: Serving, place: Place
+) -> None:
     path = place.tree / "file"
     path.write_bytes(b"content")
     request = Request(Opcode.LOOKUP, 2, ROOT, 0, 0, 1)
     serving.operations.lookup(ROOT, b"file", request)
+    known = len(serving.nodes)
     for _ in range(2 * ROOM // MIB):
         with pytest.raises(OSError):
             await serving.operations.open(path.stat().st_ino, os.O_WRONLY, request)
         with pytest.raises(OSError):
             await serving.operations.create(ROOT, b"new", 0o644, os.O_WRONLY | os.O_EXCL, request)
-        (place.tree / "new").rename(place.tree / f"tried-{os.urandom(8).hex()}")  # an inode of its own each time
+        assert os.listdir(place.tree) == ["file"]
+        with pytest.raises(OSError):
+            await serving.operations.tmpfile(ROOT, 0o644, os.O_RDWR, request)
+        assert len(serving.nodes) == known
     assert serving.reservations.may_pass(path.stat(), 0)
