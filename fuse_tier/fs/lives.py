@@ -4,7 +4,8 @@ Nobody tells the driver of it: the mount stays, and kubelet calls nobody. But a 
 for it, and so the container. When all of a pod's containers are gone that have made names at the root, and another
 one asks for the root or a name in it, the job begins again: that request is held, and all like it, until the worker
 has agreed with the other ranks of the job on a step, and the tree is that of the step. So no process of the
-new container sees anything else. A container that comes while one of those is at work is one beside it, and not held;
+new container sees anything else; who does not want to wait for it can be interrupted and killed, and the job begins
+again all the same. A container that comes while one of those is at work is one beside it, and not held;
 nor does one count that only reads or removes what others have made.
 
 Files that are open stay what they are; of names at the root the kernel keeps none (arranging.py).
@@ -13,6 +14,7 @@ Files that are open stay what they are; of names at the root the kernel keeps no
 from __future__ import annotations
 
 import errno
+import math
 import os
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -41,8 +43,16 @@ MAKES: Final = _RENAMES | {
 }
 
 
+class _Meeting:
+    """What those wait for who are in a container that is met for the first time."""
+
+    def __init__(self) -> None:
+        self.over = trio.Event()
+        self.failure: OSError | None = None
+
+
 class Lives:
-    """The containers of one mount's pod."""
+    """The containers of one mount's pod. ``run`` belongs in a nursery."""
 
     def __init__(
         self,
@@ -57,7 +67,8 @@ class Lives:
         self._savers = set(savers)
         self._known: set[str] = set()
         self._begin_again = begin_again
-        self._turn = trio.Lock()
+        self._meetings: dict[str, _Meeting] = {}
+        self._comes, self._coming = trio.open_memory_channel[str](math.inf)
 
     def admits(self, request: Request) -> bool:
         """Whether a request may go on at once; if not, it may after ``admit``."""
@@ -76,11 +87,27 @@ class Lives:
         container = self._containers.container_of(request.pid)
         if container is None:  # it has ended since
             return
-        async with self._turn:
-            if container not in self._known:
+        if container not in self._known:
+            meeting = self._meetings.get(container)
+            if meeting is None:
+                meeting = self._meetings[container] = _Meeting()
+                self._comes.send_nowait(container)
+            await meeting.over.wait()
+            if meeting.failure is not None:
+                raise OSError(errno.EIO, os.strerror(errno.EIO)) from meeting.failure
+        self._note(request, container)
+
+    async def run(self) -> None:
+        """Meets containers, one after another, whether or not somebody still waits. Goes on until cancelled."""
+        async for container in self._coming:
+            meeting = self._meetings[container]
+            try:
                 await self._meet(container)
                 self._known.add(container)
-        self._note(request, container)
+            except OSError as error:
+                meeting.failure = error
+            del self._meetings[container]
+            meeting.over.set()
 
     async def _meet(self, container: str) -> None:
         if not self._savers or container in self._savers:

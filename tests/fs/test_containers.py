@@ -78,13 +78,16 @@ class Known(Containers):
 @dataclass
 class World:
     volume: VolumeLayout
+    nursery: trio.Nursery
     containers: Known = field(default_factory=Known)
     asked: int = 0
     refuses: bool = False
 
     def lives(self) -> Lives:
         """As a daemon makes it at its start."""
-        return Lives(self.volume, self.containers, lives.read(self.volume) or frozenset(), self.begin_again)
+        made = Lives(self.volume, self.containers, lives.read(self.volume) or frozenset(), self.begin_again)
+        self.nursery.start_soon(made.run)
+        return made
 
     async def begin_again(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -94,11 +97,11 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
+def world(tmp_path: Path, nursery: trio.Nursery) -> World:
     volume = Layout(str(tmp_path)).volume(Identity("default", "llama", "0"))
     os.makedirs(volume.root)
     lives.begin(volume)
-    return World(volume, Known({1: FIRST}))
+    return World(volume, nursery, Known({1: FIRST}))
 
 
 def request(pid: int, opcode: Opcode = Opcode.LOOKUP, node: int = ROOT) -> Request:
