@@ -73,7 +73,7 @@ class FileOperations(Shared):
                     await self._reservations.reserve(fd, room)
                 found = os.fstat(fd)
                 writing.allocated = found.st_blocks * 512
-        seen = writing is not None and self._is_seen(found, room)
+        seen = writing is not None and self._is_seen(found, room, flags)
         try:
             opened = self._opened(OpenFile(found.st_ino, fd, writing), found.st_mode, flags, request, seen=seen)
         except BaseException:
@@ -96,7 +96,7 @@ class FileOperations(Shared):
             os.close(fd)
             raise
         writing = self._begin_writing(found.st_ino, synced=False)
-        file, seen = OpenFile(found.st_ino, fd, writing), self._is_seen(found, 0)
+        file, seen = OpenFile(found.st_ino, fd, writing), self._is_seen(found, 0, flags)
         try:
             return self._opened(file, found.st_mode, flags, request, seen=seen), self._entry(found)
         except BaseException:
@@ -155,7 +155,7 @@ class FileOperations(Shared):
             self._end_writing(inode)
             raise
         file = OpenFile(inode, fd, writing)
-        return self._opened(file, found.st_mode, flags, request, seen=self._is_seen(found, room))
+        return self._opened(file, found.st_mode, flags, request, seen=self._is_seen(found, room, flags))
 
     async def _reserve_again(self, fd: int, size: int, writing: Writing) -> int:
         """For a file that was emptied to be written anew; gives what is expected of it."""
@@ -166,11 +166,12 @@ class FileOperations(Shared):
             await self._reservations.reserve(fd, room)
         return room
 
-    def _is_seen(self, found: os.stat_result, expected: int) -> bool:
+    def _is_seen(self, found: os.stat_result, expected: int, flags: int) -> bool:
         """Whether what is written to a file has to come through us, as far as room is concerned."""
         if self._share.is_used_up:
             return True
-        return self._backings.enabled and not self._reservations.may_pass(found, expected)
+        appends = bool(flags & os.O_APPEND)
+        return self._backings.enabled and not self._reservations.may_pass(found, expected, appends=appends)
 
     def _opened(self, file: OpenFile, mode: int, flags: int, request: Request, *, seen: bool = False) -> Opened:
         """Answers with an open file, written through us if it is to be ``seen``; closes it if that fails."""
