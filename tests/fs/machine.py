@@ -370,6 +370,7 @@ class Machine(RuleBasedStateMachine):
         # How many pages a mapping of a hole has made is not ours to say.
         if not all(stat.S_ISREG(found.st_mode) and found.st_ino not in self.mapped for found in files):
             return
+        self.before_the_tier_is_full()
         with self.tiers[0].filled_up(0):
             self._have_all_closed()
         self.happened("the tier is full", f"but for {pages} pages")
@@ -379,6 +380,9 @@ class Machine(RuleBasedStateMachine):
                     continue
                 self.history.append(f"-- {what} {number} {offset} {length}")
                 self.both(_try_in_little_room, what, number, offset, b"f" * length)
+
+    def before_the_tier_is_full(self) -> None:
+        """For a subclass that has something to wait for."""
 
     def _have_all_closed(self) -> None:
         """Pages of what is closed and has no name are free a moment later; a create in a full tier waits for that."""

@@ -126,6 +126,11 @@ class SupervisedMachine(EvictingMachine):
         self.give_up(b"a/c")
         self.both(Side.read, b"a/c")
 
+    def before_the_tier_is_full(self) -> None:
+        """A node does not start in a full tier, and who finds no room waits for the worker that starts with it."""
+        if self._blow is not None:
+            self._blow.join()
+
     @rule()
     def kill_the_supervisor(self) -> None:
         now = time.monotonic()
