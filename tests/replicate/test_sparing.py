@@ -63,6 +63,10 @@ class Node:
         self._bench = bench
         monkeypatch.setattr(sparing, "room_of", lambda root: Room(40 * SIZE, 40 * SIZE - self.used))
         monkeypatch.setattr(sparing, "memory_left", lambda: None)
+        self.others = 0
+        monkeypatch.setattr(
+            sparing, "spare_memory", lambda: 40 * SIZE - self.others - self.spares.pieces() * PIECE_BYTES
+        )
 
     def is_at_rest(self) -> bool:
         self.looks += 1
@@ -209,6 +213,20 @@ async def test_what_is_left_of_the_room_is_kept_in_pieces_where_memory_shall_be_
     await node.until_there_are(SIZE, PIECE_BYTES)
     bench.volume.mountpoint = "/mnt"
     await node.until_there_are(SIZE)
+
+
+async def test_pieces_are_kept_of_memory_that_nobody_else_uses(
+    node: Node, bench: Bench, nursery: trio.Nursery
+) -> None:
+    bench.volume.mountpoint = None
+    node.others = 40 * SIZE - 4 * PIECE_BYTES
+    nursery.start_soon(node.sparing(keeps_pieces=True).run)
+    await node.until_there_are(PIECE_BYTES, PIECE_BYTES, PIECE_BYTES)
+    node.rests = False
+    node.others += 2 * PIECE_BYTES + 1
+    await node.until_there_are(PIECE_BYTES)
+    node.others = 40 * SIZE
+    await node.until_there_are()
 
 
 async def test_room_is_made_of_spares_before_anything_else_is_given_up(
