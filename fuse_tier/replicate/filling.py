@@ -68,7 +68,7 @@ class Filling:
     def __init__(
         self, layout: Layout, ram: RamTier, restorer: Restorer, make_room: MakeRoom, make_room_for_all: MakeRoom
     ) -> None:
-        """``make_room_for_all`` is for content that gives up spares' pieces by itself as it lands (ram/arrival.py)."""
+        """``make_room_for_all`` is for content that gives up pieces by itself as it lands (ram/arrival.py)."""
         self._layout = layout
         self._ram = ram
         self._restorer = restorer

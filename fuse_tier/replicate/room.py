@@ -162,7 +162,8 @@ class RoomKeeper:
         free = room_of(self._layout.root).free
         if kept is KeptSpares.NONE:
             return free
-        return free + (self._spares.pieces() * PIECE_BYTES if kept is KeptSpares.PIECES else sum(self._spares.sizes()))
+        spares = self._spares
+        return free + (spares.pieces() * PIECE_BYTES if kept is KeptSpares.PIECES else sum(spares.sizes()))
 
     def _tell_of_shortage(self, wanted: int, free: int) -> None:
         metrics.error("no_room")

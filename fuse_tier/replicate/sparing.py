@@ -7,8 +7,8 @@ are none in a small tier, and none that would leave less than half of one free; 
 that, before the worker gives up anything else, and with the node.
 
 What is left of that room is kept in pieces where the configuration has memory made ready (``ram.warm``), while no job
-has a volume here: nobody knows beforehand what a restore will bring. Only of memory that nobody else uses, not even as
-a cache, and they are given back when that runs short: what is used the host has backed, and takes back from nobody.
+has a volume here: nobody knows beforehand what a restore will bring. Only of memory that nobody else uses, not even
+as a cache, and they are given back when that runs short: what is used the host has backed, and leaves where it is.
 """
 
 from __future__ import annotations
