@@ -162,8 +162,17 @@ class Directory:
             left = [(member, tuple(number for number in numbers if number <= copied)) for member, numbers in left]
         holders += [(member, numbers) for member, numbers in left if numbers]
         holders.sort(key=lambda holder: (not holder[0].alive, -holder[1][-1], holder[0].node))
-        owners = {epoch: node for epoch, node in self._owned.past(identity).items() if node in self.nodes.names()}
+        owners = self._remembered(identity)
         return Location(tuple(holders), tuple(sorted(bucket)), copied, self.is_settled(now), owners=owners)
+
+    def _remembered(self, identity: Identity) -> dict[int, str]:
+        """Who had a volume under its last epochs: those since the last one whose node is forgotten.
+
+        Else that one would lie between others that are known, and pass for one that was nobody's.
+        """
+        past = self._owned.past(identity)
+        forgotten = max((epoch for epoch, node in past.items() if node not in self.nodes.names()), default=-1)
+        return {epoch: node for epoch, node in past.items() if epoch > forgotten}
 
     def picture(self, now: float) -> Picture:
         """Everything, for people."""

@@ -18,8 +18,9 @@ from fuse_tier.blobs import Blob
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import DeadlineExceeded, InvalidRequest
 from fuse_tier.identity import Identity
+from fuse_tier.replicate.instant import Quiescent, TreeVersion
 from fuse_tier.replicate.room import RoomKeeper
-from fuse_tier.replicate.snapshot import Quiescent, TreeVersion
+from fuse_tier.replicate.settling import awaited_snapshot
 from fuse_tier.replicate.volume import Volume
 from fuse_tier.replicate.walk import Writers
 from fuse_tier.tiers.base import TierName
@@ -131,7 +132,7 @@ class DaemonSession:
         number = 0
         with trio.move_on_after(seconds):
             volume.changes.announce()
-            snapshot = await volume.take_snapshot()
+            snapshot = await awaited_snapshot(volume)
             number = snapshot.id.number if snapshot else 0
             await volume.wait_until_on(tier, number, self._replicas)
             return {"snapshot": number}

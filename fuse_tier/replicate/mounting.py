@@ -235,14 +235,15 @@ class Mounting:
         """Waits until the newest snapshot is on every tier that is configured, for so many seconds at most.
 
         The newest that there is already goes before one is taken of the tree as it is now: a checkpoint that is half
-        written must not take the time that is needed for the one that is whole.
+        written must not take the time that is needed for the one that is whole. One tier is enough for that, for
+        peers that are alive may have no room. What the bucket lacks is brought there from the start, due or not.
         """
         until = trio.current_time() + seconds
         with trio.move_on_at(until):
-            await self._wait_until_on(volume, self._tiers_to_reach()[:1])
+            await self._wait_until_on_one(volume, self._tiers_to_reach())
         await final_snapshot(volume)
         with trio.move_on_at(until) as scope:
-            await self._wait_until_on(volume, self._tiers_to_reach())
+            await self._wait_until_on_all(volume, self._tiers_to_reach())
         if scope.cancelled_caught and volume.newest is not None:
             log.warning(
                 "drain.ran_out",
@@ -252,11 +253,23 @@ class Mounting:
                 bucket=volume.copies.durable(TierName.BUCKET),
             )
 
-    async def _wait_until_on(self, volume: Volume, tiers: Sequence[tuple[TierName, int]]) -> None:
-        if volume.newest is not None:
-            number = volume.newest.id.number
-            for tier, copies in tiers:
-                await volume.wait_until_on(tier, number, copies)
+    async def _wait_until_on_one(self, volume: Volume, tiers: Sequence[tuple[TierName, int]]) -> None:
+        number, version = self._demand(volume, tiers), volume.news.version
+        while tiers and not any(volume.copies.durable(tier, copies) >= number for tier, copies in tiers):
+            version = await volume.news.wait_beyond(version)
+
+    async def _wait_until_on_all(self, volume: Volume, tiers: Sequence[tuple[TierName, int]]) -> None:
+        number = self._demand(volume, tiers)
+        for tier, copies in tiers:
+            await volume.wait_until_on(tier, number, copies)
+
+    @staticmethod
+    def _demand(volume: Volume, tiers: Sequence[tuple[TierName, int]]) -> int:
+        """The newest snapshot's number, 0 for none. It goes to the bucket beside all else."""
+        number = volume.newest.id.number if volume.newest is not None else 0
+        if any(tier is TierName.BUCKET for tier, _ in tiers):
+            volume.demand(number)
+        return number
 
     def _tiers_to_reach(self) -> list[tuple[TierName, int]]:
         """Those that can be reached now, the nearest first, each with as many copies as there are peers for."""

@@ -25,6 +25,7 @@ from fuse_tier.replicate.plan import Leg
 from fuse_tier.replicate.planning import Part, Planner
 from fuse_tier.replicate.preparing import MountOrder
 from fuse_tier.replicate.restore import Restorer
+from fuse_tier.replicate.settling import awaited_snapshot
 from fuse_tier.replicate.steps import Report, steps
 from fuse_tier.replicate.stewardship import Stewardship
 from fuse_tier.replicate.volumes import Volumes
@@ -151,7 +152,7 @@ class NodeService:
         started, number = trio.current_time(), 0
         with trio.move_on_after(seconds):
             report.begin("taking a snapshot")
-            snapshot = await volume.take_snapshot()
+            snapshot = await awaited_snapshot(volume)
             if snapshot is not None:
                 number = snapshot.id.number
                 report.begin(f"waiting for {snapshot.id} on {tier}", snapshot.size)

@@ -1,4 +1,6 @@
-"""When snapshots of a local volume are taken: whenever its tree has changed and settled, and once at its end."""
+"""When snapshots of a local volume are taken: whenever its tree has changed and settled, when somebody waits for one,
+and once at its end.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,10 @@ import trio
 from fuse_tier import metrics
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import FuseTierError
+from fuse_tier.manifest import Manifest
 from fuse_tier.replicate.holding import LEFT_ALONE
 from fuse_tier.replicate.volume import Volume
+from fuse_tier.replicate.walk import TreeChanged
 from fuse_tier.wire.channel import ChannelClosed
 
 log = structlog.get_logger(__name__)
@@ -66,18 +70,35 @@ async def _wait_until_settled(volume: Volume, at_most: float) -> bool:
     return False
 
 
+async def awaited_snapshot(volume: Volume) -> Manifest | None:
+    """The newest snapshot, after one was taken for somebody who waits for it.
+
+    A tree that changes for too long is read again and again: whoever waits says when it is enough. Raises what else
+    ``Volume.take_snapshot`` raises.
+    """
+    while True:
+        try:
+            return await volume.take_snapshot(is_awaited=True)
+        except TreeChanged as error:
+            log.info("snapshot.awaited", identity=str(volume.identity), reason=str(error))
+        await trio.sleep(_RETRY_SECONDS)
+
+
 async def final_snapshot(volume: Volume) -> None:
     """Catches up with the tree after its last writer has gone; what fails is tried again by the volume itself.
 
     Files that somebody still has open or mapped, of which nobody tells when that ends, are waited for a moment.
     """
     if volume.has_tree and volume.is_dirty:
-        with trio.move_on_after(Deadline.UNMOUNT):
+        with trio.move_on_after(Deadline.UNMOUNT) as scope:
             patient_until = trio.current_time() + Deadline.HOLD
             try:
-                await volume.take_snapshot()
+                await awaited_snapshot(volume)
                 while not volume.is_settled and trio.current_time() < patient_until:
                     await trio.sleep(_LOOK_SECONDS)
-                    await volume.take_snapshot()
+                    await awaited_snapshot(volume)
             except (FuseTierError, OSError) as error:
                 log.warning("snapshot.postponed", identity=str(volume.identity), reason=str(error))
+        if scope.cancelled_caught:
+            reason = f"its tree could not be read and hashed within {Deadline.UNMOUNT:g} s"
+            log.warning("snapshot.postponed", identity=str(volume.identity), reason=reason)

@@ -1,10 +1,7 @@
 """Taking a snapshot: the state of a volume's whole tree at one instant, with no copy of what is sealed.
 
-The tree is walked while the job goes on. The mount daemon counts changes; if the count is the same before
-and after the walk, what was read stood there at one instant. If the job never pauses that long, the daemon
-is asked to hold changes back for the time of one walk, which is bounded (holding.py). So a tree that can be read in
-that time has a snapshot, however busy its job is. Hashing comes after: pinned content cannot change unseen any more
-(ram/pins.py), whatever the job does meanwhile.
+The tree is read first (instant.py). Hashing comes after: pinned content cannot change unseen any more (ram/pins.py),
+whatever the job does meanwhile.
 """
 
 from __future__ import annotations
@@ -14,15 +11,14 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar
+from dataclasses import replace
+from typing import TypeVar
 
 import structlog
 import trio
 
 from fuse_tier import metrics
 from fuse_tier.blobs import Blob
-from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import FuseTierError
 from fuse_tier.hashing import hash_descriptor
 from fuse_tier.identity import SnapshotId
@@ -30,66 +26,21 @@ from fuse_tier.manifest import Entry, Kind, Lineage, Manifest
 from fuse_tier.ram.layout import Layout, VolumeLayout
 from fuse_tier.ram.pins import Pins
 from fuse_tier.ram.remote import remote_files, unmark
-from fuse_tier.replicate.holding import Holding
-from fuse_tier.replicate.walk import Found, TreeChanged, Walk, Writers, walk_tree
+from fuse_tier.replicate.instant import Gate, TreeReader
+from fuse_tier.replicate.walk import Found, TreeChanged, Walk
 from fuse_tier.several import older_steps
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-_OPTIMISTIC_ATTEMPTS = 3
+_ATTEMPTS = 3
 _BATCH_FILES = 512
 _BATCH_BYTES = 256 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class TreeVersion:
-    """What the mount daemon says of its tree at one instant."""
-
-    counter: int
-    writers: Writers
-
-
-class Gate(Protocol):
-    """The one who can say whether the tree has changed, and can keep it from changing."""
-
-    async def version(self) -> TreeVersion:
-        """The state of now."""
-        ...
-
-    async def hold(self, seconds: float) -> TreeVersion:
-        """Keeps the tree as it is until ``release``, or until the seconds have passed."""
-        ...
-
-    async def release(self) -> None:
-        """Lets changes go on."""
-        ...
-
-
-class Quiescent:
-    """The gate of a tree that is not mounted."""
-
-    async def version(self) -> TreeVersion:
-        """Nobody writes."""
-        await trio.lowlevel.checkpoint()
-        return TreeVersion(0, Writers())
-
-    async def hold(self, seconds: float) -> TreeVersion:
-        """Nothing to hold."""
-        return await self.version()
-
-    async def release(self) -> None:
-        """Nothing was held."""
-        await trio.lowlevel.checkpoint()
-
-
 class Snapshotter:
-    """Takes the snapshots of one volume, one at a time (the caller sees to that).
-
-    ``evicting`` is held by who takes content out of files of the tree. A walk that saw a file's marker missing, and
-    then the file empty, would believe that this is its content.
-    """
+    """Takes the snapshots of one volume, one at a time (the caller sees to that)."""
 
     def __init__(
         self,
@@ -104,22 +55,33 @@ class Snapshotter:
         self._pins = Pins(layout, volume)
         self._node = node
         self._limiter = limiter  # threads that hash: what trainers feel
-        self._evicting = evicting
-        self._holding = Holding()
-        self.held_seconds = 0.0
-        """For how long changes were kept back for the last snapshot, or the last attempt at one."""
+        self._reader = TreeReader(volume, self._pins, evicting)
         self.is_settled = True
         """Whether the last snapshot had every closed file: none was still written through a mapping."""
 
-    async def take(self, identity: SnapshotId, lineage: Lineage, gate: Gate, previous: Manifest | None) -> Manifest:
+    @property
+    def held_seconds(self) -> float:
+        """For how long changes were kept back for the last snapshot, or the last attempt at one."""
+        return self._reader.held_seconds
+
+    async def take(
+        self,
+        identity: SnapshotId,
+        lineage: Lineage,
+        gate: Gate,
+        previous: Manifest | None,
+        *,
+        is_awaited: bool = False,
+    ) -> Manifest:
         """The tree as it is now, as a manifest with the id ``identity``; all its blobs are in the RAM tier.
 
+        ``is_awaited``: somebody waits for it, and for that the job may be held sooner.
         Raises TreeChanged when it changed under every attempt, OSError (ENOSPC) when there is no room for a
         copy that is needed.
         """
         before = {entry.path: entry for entry in previous.entries} if previous else {}
         try:
-            walk = await self._walk_consistently(gate, before)
+            walk = await self._reader.read(gate, before, is_awaited=is_awaited)
         finally:
             metrics.goodput_lost(str(identity.identity), "held", self.held_seconds)
         self.is_settled = walk.is_settled
@@ -132,64 +94,6 @@ class Snapshotter:
         manifest = Manifest(identity, lineage, self._node, time.time_ns(), _fill(walk, blobs, before))
         older = await self._in_thread(lambda: older_steps(manifest, previous))
         return replace(manifest, older_steps=older) if older else manifest
-
-    async def _walk_consistently(self, gate: Gate, previous: dict[bytes, Entry]) -> Walk:
-        self.held_seconds = reading = 0.0
-        for _ in range(_OPTIMISTIC_ATTEMPTS):
-            before, began = await gate.version(), trio.current_time()
-            walk = await self._try_walk(before.writers, previous)
-            reading = max(reading, trio.current_time() - began)
-            if walk is not None:
-                after = await gate.version()
-                if after.counter == before.counter:
-                    return walk
-                await self._take_back(walk, after.writers)
-        return await self._walk_held(gate, previous, reading)
-
-    async def _walk_held(self, gate: Gate, previous: dict[bytes, Entry], reading: float) -> Walk:
-        holding, now = self._holding, trio.current_time()
-        patience = holding.next(now, reading)
-        if not patience:
-            raise TreeChanged(
-                f"the tree of {self._volume.root}, which takes {reading:.1f} s to read, changed meanwhile; its job "
-                f"was held back in vain, and is not held back again for another {holding.not_for(now):.0f} s"
-            )
-        before, began = await gate.hold(patience), trio.current_time()
-        try:
-            walk = await self._try_walk(before.writers, previous)
-            after = await gate.version()
-        finally:
-            with trio.move_on_after(Deadline.HOLD) as scope:
-                scope.shield = True
-                await gate.release()
-            self.held_seconds = min(patience, trio.current_time() - began)
-        if walk is not None and after.counter == before.counter:
-            holding.was_of_use(self.held_seconds)
-            return walk
-        if walk is not None:
-            await self._take_back(walk, after.writers)
-        holding.was_in_vain(trio.current_time(), self.held_seconds)
-        raise TreeChanged(
-            f"the tree of {self._volume.root} could not be read within the {patience:.1f} s for which its job was "
-            f"held back, and is not held back again for {holding.not_for(trio.current_time()):.0f} s"
-        )
-
-    async def _try_walk(self, writers: Writers, previous: dict[bytes, Entry]) -> Walk | None:
-        try:
-            async with self._evicting:
-                return await self._in_thread(lambda: walk_tree(self._volume, self._pins, writers, previous))
-        except TreeChanged:
-            return None
-
-    async def _take_back(self, walk: Walk, writers: Writers) -> None:
-        """Removes pins that a writer may have overtaken."""
-        late = [found.inode for found in walk.unhashed if found.inode in writers.inodes]
-        if late:
-            await self._in_thread(lambda: self._unpin(late))
-
-    def _unpin(self, inodes: Sequence[int]) -> None:
-        for inode in inodes:
-            self._pins.unpin(inode)
 
     async def _seal(self, snapshot: SnapshotId, unhashed: Sequence[Found]) -> list[Blob | None]:
         started = trio.current_time()
@@ -232,7 +136,7 @@ class Snapshotter:
 
     def _hash_pin(self, found: Found) -> Blob:
         """Hashes what the walk pinned. A detach meanwhile replaces the pin by a copy of the same content."""
-        for _ in range(_OPTIMISTIC_ATTEMPTS):
+        for _ in range(_ATTEMPTS):
             known = self._pins.known_blob(found.inode)
             if known is not None:  # two names of one tree, or an attempt before this one
                 return known

@@ -15,8 +15,9 @@ from fuse_tier.manifest import Manifest
 from fuse_tier.ram.layout import VolumeLayout
 from fuse_tier.replicate.broadcast import Broadcast
 from fuse_tier.replicate.copies import Copies
+from fuse_tier.replicate.instant import Gate
 from fuse_tier.replicate.listing import is_worth_a_number, list_in_ram
-from fuse_tier.replicate.snapshot import Gate, Snapshotter
+from fuse_tier.replicate.snapshot import Snapshotter
 from fuse_tier.replicate.tenure import Tenure
 from fuse_tier.tiers.base import TierName
 from fuse_tier.tiers.ram import RamTier
@@ -47,14 +48,14 @@ class Taking:
         self._news = news
         self._is_mounted = is_mounted
 
-    async def take(self, gate: Gate) -> Manifest | None:
+    async def take(self, gate: Gate, *, is_awaited: bool = False) -> Manifest | None:
         """The newest snapshot, after one was committed of the tree as it is now, if it differs.
 
         Raises what ``Volume.take_snapshot`` says.
         """
         previous, started = self._copies.newest, trio.current_time()
         snapshot = self._next_id()
-        manifest = await self._snapshotter.take(snapshot, self._tenure.lineage, gate, previous)
+        manifest = await self._snapshotter.take(snapshot, self._tenure.lineage, gate, previous, is_awaited=is_awaited)
         is_other = previous is not None and self._tenure.is_to_be_renumbered
         if is_other or await trio.to_thread.run_sync(is_worth_a_number, self._layout, previous, manifest):
             return await self._commit(manifest, trio.current_time() - started)

@@ -27,9 +27,10 @@ from fuse_tier.ram.pins import Pins
 from fuse_tier.replicate.broadcast import Broadcast
 from fuse_tier.replicate.choice import Chosen
 from fuse_tier.replicate.copies import Copies
+from fuse_tier.replicate.instant import Gate, Quiescent
 from fuse_tier.replicate.listing import list_in_ram
 from fuse_tier.replicate.record import TreeRecord, read_record
-from fuse_tier.replicate.snapshot import Gate, Quiescent, Snapshotter
+from fuse_tier.replicate.snapshot import Snapshotter
 from fuse_tier.replicate.taking import Taking
 from fuse_tier.replicate.tenure import Tenure
 from fuse_tier.restarts import Resumption
@@ -255,20 +256,20 @@ class Volume:
 
     # ---- snapshots ----
 
-    async def take_snapshot(self) -> Manifest | None:
+    async def take_snapshot(self, *, is_awaited: bool = False) -> Manifest | None:
         """The newest snapshot, after one was taken of the tree as it is now, if it differs.
 
         None when there never was anything in the tree: emptiness is not worth a number, and must not push
-        out what an earlier run left. Raises FuseTierError (no tree, or it changes for too long, or the daemon is
-        away), OSError (no room).
+        out what an earlier run left. ``is_awaited``: somebody waits for it, and for that the job may be held sooner.
+        Raises FuseTierError (no tree, or it changes for too long, or the daemon is away), OSError (no room).
         """
         while True:
             async with self.still:
                 if not self.is_arranged:
-                    return await self.take_snapshot_in_hand()
+                    return await self.take_snapshot_in_hand(is_awaited=is_awaited)
             await self.news.wait_beyond(self.news.version)
 
-    async def take_snapshot_in_hand(self) -> Manifest | None:
+    async def take_snapshot_in_hand(self, *, is_awaited: bool = False) -> Manifest | None:
         """As ``take_snapshot``, for who holds ``still``."""
         if self.tenure.is_tentative:
             return self.newest
@@ -280,7 +281,7 @@ class Volume:
         gate = await self._wait_for_gate()
         with self._ram.unfinished():
             version = self.changes.version
-            newest = await self._taking.take(gate)
+            newest = await self._taking.take(gate, is_awaited=is_awaited)
             self._seen = version
             return newest
 

@@ -1,7 +1,7 @@
 """Reading a volume's live tree: what is there at one time, and which content has still to be hashed.
 
 The walk pins every sealed file that it finds, so that its content cannot change unseen from then on; whether
-the tree stood still while it was walked is for the caller to find out (snapshot.py). It runs in a thread,
+the tree stood still while it was walked is for the caller to find out (instant.py). It runs in a thread,
 never through the mount.
 """
 

@@ -334,6 +334,21 @@ def test_who_had_a_volume_under_which_epoch_is_known_until_the_node_is_forgotten
     assert seen[-1] == {second: "b"}
 
 
+def test_once_an_owner_is_forgotten_nobody_is_remembered_from_before_it_either() -> None:
+    """Of a snapshot of its epoch it must not look as if another than the owner of that time had brought it."""
+    directory = settled("a", "b")
+    claim(directory, LLAMA, "a", 10.0)
+    directory.report(report("a", holdings={LLAMA: (1,)}), 10.1)
+    claim(directory, LLAMA, "b", 10.2)
+    assert list(directory.locate(LLAMA, 10.2).owners.values()) == ["a", "b"]
+    now = 10.2
+    while now < 20.0 + FORGET_SECONDS:
+        now += 1.5
+        directory.report(report("a", holdings={LLAMA: (1,)}), now)
+        directory.expire(now)
+    assert directory.locate(LLAMA, now).owners == {}
+
+
 def test_only_the_last_epochs_of_a_volume_are_remembered() -> None:
     directory, granted = settled("a", "b"), []
     for turn in range(20):

@@ -15,7 +15,8 @@ from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Lineage, Manifest
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.tmpfs import create_directories
-from fuse_tier.replicate.snapshot import Gate, Quiescent, Snapshotter
+from fuse_tier.replicate.instant import Gate, Quiescent
+from fuse_tier.replicate.snapshot import Snapshotter
 from fuse_tier.replicate.volume import Volume, VolumeOptions
 from fuse_tier.tiers.ram import RamTier
 from tests.replicate.members import cluster as cluster

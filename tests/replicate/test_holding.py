@@ -22,6 +22,16 @@ def test_a_hold_that_was_of_use_says_how_long_the_next_one_is() -> None:
     assert holding.next(0, 0) == Deadline.HOLD
 
 
+def test_who_waits_has_a_tree_held_at_once_as_long_as_that_may_help() -> None:
+    holding = Holding()
+    for seconds in (2, 4, 8, 16, Deadline.HOLD_LONGER):
+        assert holding.next(1, 0, is_awaited=True) == seconds
+        holding.was_in_vain(1, seconds)
+        assert holding.next(1, 0) == 0
+    assert holding.next(1, 0, is_awaited=True) == 0
+    assert holding.next(1 + 9 * Deadline.HOLD_LONGER, 0, is_awaited=True) == Deadline.HOLD_LONGER
+
+
 @given(
     st.lists(st.tuples(st.floats(0, 100), st.floats(0, 100), st.sampled_from([0.1, 1.0])), min_size=1, max_size=50)
 )

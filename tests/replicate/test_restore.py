@@ -342,7 +342,7 @@ async def test_another_shape_of_the_job_is_refused(
     (bench.tree / "a").write_bytes(b"a")
     snapshotter = bench.snapshotter()
     saved = Lineage("llama", world_size=4, topology="1x4")
-    from fuse_tier.replicate.snapshot import Quiescent
+    from fuse_tier.replicate.instant import Quiescent
 
     taken = await snapshotter.take(SnapshotId(IDENTITY, 1), saved, Quiescent(), None)
     await bucket.store(taken.blobs, bench.ram)

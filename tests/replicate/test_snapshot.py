@@ -5,16 +5,20 @@ from pathlib import Path
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from fuse_tier.deadlines import Deadline
 from fuse_tier.hashing import hash_bytes
 from fuse_tier.identity import SnapshotId
 from fuse_tier.manifest import Kind, Manifest
-from fuse_tier.replicate.snapshot import Quiescent, TreeVersion
+from fuse_tier.replicate.instant import Quiescent, TreeVersion
+from fuse_tier.replicate.settling import awaited_snapshot
+from fuse_tier.replicate.snapshot import Snapshotter
 from fuse_tier.replicate.walk import TreeChanged, Writers
 from tests.harness.mapping import mapped
 from tests.replicate.conftest import IDENTITY, LINEAGE, Bench
+
+PATIENCE_SECONDS = 20.0
 
 
 def content(bench: Bench, manifest: Manifest, path: str) -> bytes:
@@ -171,6 +175,70 @@ async def test_a_tree_that_never_rests_is_held_for_one_walk(bench: Bench) -> Non
     assert gate.held == 0
 
 
+class Telling(Scripted):
+    """A tree that never rests, and tells of being let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.changes_left = 10**6
+        self.let_go = trio.Event()
+
+    async def release(self) -> None:
+        await super().release()
+        self.let_go.set()
+
+
+async def test_nobody_is_held_while_others_hash(bench: Bench, nursery: trio.Nursery) -> None:
+    (bench.tree / "a").write_bytes(b"a")
+    gate, hashing, taken = Telling(), trio.CapacityLimiter(1), trio.Event()
+    snapshotter = Snapshotter(bench.layout, bench.volume.layout, "a", hashing, bench.volume.evicting)
+
+    async def take() -> None:
+        await snapshotter.take(SnapshotId(IDENTITY, 1), LINEAGE, gate, None)
+        taken.set()
+
+    async with hashing:  # another volume's files
+        nursery.start_soon(take)
+        with trio.fail_after(PATIENCE_SECONDS):
+            await gate.let_go.wait()
+        assert not taken.is_set()
+    with trio.fail_after(PATIENCE_SECONDS):
+        await taken.wait()
+
+
+async def test_a_job_is_held_only_when_nothing_is_being_evicted(bench: Bench, nursery: trio.Nursery) -> None:
+    class Evicted(Telling):
+        """Content is taken out when the tree has been read three times."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.asked = 0
+            self.evicting, self.evicted = trio.Event(), trio.Event()
+
+        async def version(self) -> TreeVersion:
+            self.asked += 1
+            if self.asked == 6:
+                await nursery.start(self.evict)
+            return await super().version()
+
+        async def evict(self, task_status: trio.TaskStatus[None]) -> None:
+            async with bench.volume.evicting:
+                task_status.started()
+                self.evicting.set()
+                await self.evicted.wait()
+
+    (bench.tree / "a").write_bytes(b"a")
+    gate = Evicted()
+    nursery.start_soon(bench.snapshot, 1, None, gate)
+    with trio.fail_after(PATIENCE_SECONDS):
+        await gate.evicting.wait()
+    await wait_all_tasks_blocked()
+    assert gate.held == 0
+    gate.evicted.set()
+    with trio.fail_after(PATIENCE_SECONDS):
+        await gate.let_go.wait()
+
+
 class Large(Scripted):
     """A tree that never rests, and takes so many seconds to read."""
 
@@ -215,6 +283,20 @@ async def test_a_job_is_held_back_for_longer_until_its_tree_is_read_but_never_fo
     assert gate.asked == [2, 4, 8, 16]
     assert gate.held == 0
     assert trio.current_time() - began == pytest.approx(10 * (2 + 4 + 8), rel=0.01)
+
+
+async def test_who_waits_for_a_snapshot_gets_it_after_as_many_holds_as_it_takes(
+    bench: Bench, autojump_clock: MockClock
+) -> None:
+    (bench.tree / "a").write_bytes(b"a")
+    gate = bench.volume.gate = Large(10)
+    with pytest.raises(TreeChanged):
+        await bench.volume.take_snapshot()
+    began = trio.current_time()
+    taken = await awaited_snapshot(bench.volume)
+    assert taken is not None and content(bench, taken, "a") == b"a"
+    assert gate.asked == [2, 4, 8, 16]
+    assert trio.current_time() - began < 9 * 2, "nobody has waited until the job would have been held by itself"
 
 
 async def test_a_tree_that_is_too_large_to_be_read_while_its_job_is_held_is_read_when_it_rests(

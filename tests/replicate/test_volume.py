@@ -14,9 +14,9 @@ from fuse_tier.errors import FuseTierError, SnapshotConflict
 from fuse_tier.hashing import hash_bytes
 from fuse_tier.identity import SnapshotId
 from fuse_tier.ram.pins import Pins
+from fuse_tier.replicate.instant import Quiescent, TreeVersion
 from fuse_tier.replicate.record import read_record
 from fuse_tier.replicate.settling import final_snapshot, keep_snapshots
-from fuse_tier.replicate.snapshot import Quiescent, TreeVersion
 from fuse_tier.replicate.volume import Volume
 from fuse_tier.restarts import Resumption
 from fuse_tier.several import as_of_step

@@ -1,0 +1,57 @@
+"""What a drain waits for, and that it does not wait for what will not come."""
+
+from __future__ import annotations
+
+import trio
+
+from fuse_tier.replicate.backup import BackupPolicy, Turn
+from fuse_tier.replicate.choice import Chooser
+from fuse_tier.replicate.mounting import Mounting
+from fuse_tier.replicate.preparing import Preparing
+from fuse_tier.replicate.restore import Restorer
+from fuse_tier.replicate.supervisor import Supervisor
+from fuse_tier.replicate.volumes import Volumes
+from fuse_tier.tiers.base import TierName
+from fuse_tier.tiers.memory import MemoryTier
+from tests.harness.waiting import until
+from tests.replicate.cluster import Neighbourhood
+from tests.replicate.conftest import Bench
+from tests.replicate.test_backups import Cluster, backups_of, save
+
+_AN_HOUR = 3600.0
+
+
+def mounting_of(around: Neighbourhood, nursery: trio.Nursery) -> Mounting:
+    bench, limiter = around.bench, trio.CapacityLimiter(2)
+    volumes = Volumes(bench.layout, bench.ram, bench.volume.options, limiter, nursery, has_bucket=True)
+    restorer = Restorer(bench.layout, around.places, "a", limiter)
+    preparing = Preparing(Chooser(around.places), restorer, around.membership)
+    return Mounting(volumes, preparing, around.membership, Supervisor("/nowhere"))
+
+
+async def test_where_peers_have_no_room_everything_goes_to_the_bucket_though_it_is_not_due(
+    bench: Bench, nursery: trio.Nursery
+) -> None:
+    around, bucket, cluster = Neighbourhood(bench, "b", 1), MemoryTier(TierName.BUCKET, "gs://bucket"), Cluster()
+    around.peers["b"].blobs.capacity = 0
+    around.places.bucket = bucket
+    cluster.turn = Turn(None, _AN_HOUR)
+    backups = backups_of(bench, cluster, BackupPolicy(every=_AN_HOUR))
+    whole = await save(bench, 100)
+    nursery.start_soon(around.fanout.keep_peers, bench.volume)
+    nursery.start_soon(around.fanout.keep_bucket, bench.volume, backups)
+
+    async def is_not_due() -> bool:
+        await trio.lowlevel.checkpoint()
+        return bool(backups.status(bench.volume)["state"] == "waiting")
+
+    await until(is_not_due)
+    (bench.tree / "half").write_bytes(b"of a checkpoint")
+    bench.volume.changes.announce()
+    nursery.start_soon(mounting_of(around, nursery).drain, bench.volume, _AN_HOUR)
+
+    async def has_both() -> bool:
+        listed = await bucket.snapshots()
+        return whole.id in listed and len(listed) == 2
+
+    await until(has_both)
