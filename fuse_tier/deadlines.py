@@ -33,7 +33,8 @@ class Deadline:
     ROOM_COMING: Final = 660.0  # a write that finds no room, while content is on its way to the bucket
     CONTROL_CONNECT: Final = 3.0  # TCP and TLS of a control connection
     CONTROL_CALL: Final = 5.0  # one unary control call, its connection included
-    SILENCE: Final = 300.0  # the next message of a stream on which each is answered; none has a longer lease
+    LEASE: Final = 120.0  # the longest that can be configured: a coordinator that starts waits for one of before
+    SILENCE: Final = 300.0  # the next message of a stream on which each is answered: reports come in a lease
     API_CALL: Final = 10.0  # one answer of Kubernetes' API server
     CHANNEL_CALL: Final = 5.0  # one call between processes of a node, a hold included
     SUPERVISOR_CONNECT: Final = 10.0  # from a process's start until it has its channel
@@ -86,6 +87,7 @@ def table() -> tuple[Wait, ...]:
     """The rows, each with what it covers."""
     covers: Mapping[str, tuple[str, ...]] = {
         "CONTROL_CALL": ("CONTROL_CONNECT",),
+        "SILENCE": ("LEASE",),
         "CHANNEL_CALL": ("HOLD",),
         "HOLD_LONGER": ("HOLD",),
         "ROOM_CALL": ("ROOM", "SUPERVISOR_CONNECT"),

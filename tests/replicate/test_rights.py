@@ -46,7 +46,9 @@ class Known:
 
     async def _locate(self, identity: Identity) -> Location:
         assert identity == LLAMA
-        await (trio.sleep_forever() if self.never_hears else trio.lowlevel.checkpoint())
+        if self.never_hears:
+            await trio.sleep_forever()
+        await trio.lowlevel.checkpoint()
         return self.location
 
     def held(self, owners: Mapping[int, str], bucket: tuple[int, ...] = (), **numbers: int) -> None:
