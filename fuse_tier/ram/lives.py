@@ -1,6 +1,6 @@
 """Whether a mount's containers are told apart, and which have made names at its root since its job last began.
 
-The worker leaves the note when the volume goes on from a step with the other ranks of its job; the mount's daemon
+The worker leaves the note before it mounts a volume that goes with the other ranks of its job; the mount's daemon
 adds to it, and reads it again when it is started anew. No note: nobody asks.
 """
 

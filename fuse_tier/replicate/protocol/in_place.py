@@ -43,8 +43,8 @@ class InPlace:
 
     async def begin_again(self, volume: Volume) -> None:
         """Returns when the tree is that of the step. Raises FuseTierError, OSError: the container may not go on."""
-        if volume.tenure.resumption is None or volume.framework or not self._means.membership.agrees_on_steps:
-            return  # it goes on from its own newest files, or asks by the file protocol
+        if volume.framework or not self._means.membership.agrees_on_steps:
+            return  # it asks by the file protocol, or nobody can be asked
         began = trio.current_time()
         with trio.move_on_after(Deadline.FRAMEWORK):
             await wait_until_all_is_here(volume)
