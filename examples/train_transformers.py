@@ -1,8 +1,8 @@
 """Trains with the Trainer of Hugging Face, which saves to a directory: ``train_transformers.py DIRECTORY``.
 
-The Trainer writes to ``checkpoint-N`` itself, file by file: whoever looks meanwhile, and a crash, find a part of it under
-its final name. So it saves into another directory here, and a checkpoint gets its name when it is whole. Of a job of
-several nodes each one saves (``save_on_each_node``), for each has a directory of its own.
+The Trainer writes to ``checkpoint-N`` itself, file by file: who looks meanwhile, or after a crash, finds a part of it
+under its final name. So it saves into another directory here, and a checkpoint gets its name when it is whole. Each
+node of a job saves (``save_on_each_node``), for each has a directory of its own.
 """
 
 from __future__ import annotations

@@ -189,8 +189,8 @@ def verdict_to_wire(verdict: Verdict) -> pb.RestartReply:
 def verdict_from_wire(message: pb.RestartReply) -> Verdict:
     """Raises InvalidRequest."""
     step = parse_step(message.step) if message.HasField("step") else None
-    if (message.number and step is None) or message.number >= 1 << 63:
-        raise InvalidRequest(f"step {step} is not snapshot {message.number}")
+    if (message.number and step is None) or message.number >= 1 << 63 or message.restart > epochs.HIGHEST:
+        raise InvalidRequest(f"restart {message.restart}: step {step} is not snapshot {message.number}")
     partner = _partner(message.partner)
     return Verdict(
         message.restart, step, message.number, tuple(message.others), message.wish[:_LONGEST_WISH], partner
