@@ -167,8 +167,8 @@ def question_from_wire(message: pb.RestartRequest) -> Question:
         raise InvalidRequest(f"{identity}: it lacks what can be no snapshot")
     if message.minor < _READS_ALL and (message.lacking or message.lacking_partners):
         raise TierRefused(
-            f"{identity}: node {message.node} is of an earlier version, which cannot read what later ones save: update "
-            "it, or mount on a node that is updated"
+            f"{identity}: node {message.node} is of an earlier version, which cannot read what later ones save: "
+            "update it, or mount on a node that is updated"
         )
     return Question(
         identity,

@@ -23,8 +23,8 @@ def sources(manifest: Manifest, order: Order, step: int, *, is_own: bool = True)
     One that is not the node's own is that of a node which holds the same state: what is below the name stays as
     that node has called it.
 
-    Raises RunMismatch when the snapshot has the step's name, and not what the order wants of it: that is no damage, for
-    which the step would be taken from all ranks, be the order mended or not.
+    Raises RunMismatch when the snapshot has the step's name, and not what the order wants of it: that is no damage,
+    for which the step would be taken from all ranks, be the order mended or not.
     """
     tops = {entry.path: entry for entry in manifest.entries if entry.path and b"/" not in entry.path}
     if order.framework == _OF_FILES:
@@ -33,7 +33,7 @@ def sources(manifest: Manifest, order: Order, step: int, *, is_own: bool = True)
     # The shortest is the step's final name; a marker that nobody renamed is as good.
     found = sorted((len(name), name) for name, top in tops.items() if _is_tree(name, top, step))
     if not found:
-        raise RunMismatch(f"{manifest.id} is of step {step}, but has no directory of it: was it saved with 'pytorch'?")
+        raise RunMismatch(f"{manifest.id} of step {step} has no directory of it: was it saved with 'pytorch'?")
     return {marker(order.job, step, order.node_rank, worker): found[0][1] for worker in range(order.workers)}
 
 
