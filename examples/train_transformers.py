@@ -1,8 +1,8 @@
 """Trains with the Trainer of Hugging Face, which saves to a directory: ``train_transformers.py DIRECTORY``.
 
-The Trainer writes to ``checkpoint-N`` itself, file by file, the last one ``trainer_state.json``: a start takes the
-newest checkpoint that has it, and removes what a crash has cut. Of a job of several nodes each one saves
-(``save_on_each_node``), for each has a directory of its own.
+The Trainer writes to ``checkpoint-N`` itself, file by file: who looks meanwhile, or after a crash, finds a part of it
+under its final name. So it saves into another directory here, and a checkpoint gets its name when it is whole. Each
+node of a job saves (``save_on_each_node``), for each has a directory of its own.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch_mlp import digest, layers
 from transformers import Trainer, TrainerCallback, TrainingArguments
+
+UNFINISHED = "unfinished"
 
 
 class Network(torch.nn.Module):
@@ -48,13 +50,25 @@ class Telling(TrainerCallback):
         print(f"step {state.global_step}: loss {model.loss:.6f}, sha256 {digest(model)}", flush=True)
 
 
-def newest_whole(directory: Path) -> Path | None:
-    """The newest checkpoint that has its last file; those that have not are removed."""
-    found = {int(path.name.removeprefix("checkpoint-")): path for path in directory.glob("checkpoint-*")}
-    for path in found.values():
-        if not (path / "trainer_state.json").exists():
-            shutil.rmtree(path)
-    return max(((step, path) for step, path in found.items() if path.exists()), default=(0, None))[1]
+class NamingLast(Trainer):
+    """Gives a checkpoint its name when all of its files are there."""
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return os.path.join(super()._get_output_dir(trial), UNFINISHED)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()  # each process of a node has written its part
+        if self.args.should_save:  # one of each node
+            name = f"checkpoint-{self.state.global_step}"
+            os.rename(os.path.join(self._get_output_dir(trial), name), os.path.join(self.args.output_dir, name))
+            for path in checkpoints(Path(self.args.output_dir))[: -self.args.save_total_limit]:
+                shutil.rmtree(path)
+
+
+def checkpoints(directory: Path) -> list[Path]:
+    """All that there are, the newest last."""
+    return sorted(directory.glob("checkpoint-*"), key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
 def main() -> None:
@@ -66,7 +80,8 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=1536, help="24 times its square is the bytes of a save")
     options = parser.parse_args()
 
-    newest = newest_whole(options.directory)
+    shutil.rmtree(options.directory / UNFINISHED, ignore_errors=True)  # what a crash has cut
+    newest = checkpoints(options.directory)[-1:]
     torch.set_num_threads(1)  # sums are added up in one order only
     torch.manual_seed(0)
     arguments = TrainingArguments(
@@ -87,8 +102,8 @@ def main() -> None:
         disable_tqdm=True,
     )
     numbers = [{"seed": number} for number in range(100_000)]
-    trainer = Trainer(Network(options.width), arguments, train_dataset=numbers, callbacks=[Telling()])
-    trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    trainer = NamingLast(Network(options.width), arguments, train_dataset=numbers, callbacks=[Telling()])
+    trainer.train(resume_from_checkpoint=str(newest[0]) if newest else None)
     print(f"end at step {options.steps}", flush=True)
 
 

@@ -41,6 +41,7 @@ from fuse_tier.config_sections import (
     Section,
     TlsConfig,
 )
+from fuse_tier.deadlines import Deadline
 from fuse_tier.yamlfile import Document, read
 
 __all__ = [
@@ -164,8 +165,17 @@ class CoordinatorConfig(Section):
 
     @model_validator(mode="after")
     def _check_rules(self) -> CoordinatorConfig:
-        _refuse(list(_exposed({"listen": self.listen}, self.tls)))
+        _refuse([*_exposed({"listen": self.listen}, self.tls), *_too_long(self.lease)])
         return self
+
+
+def _too_long(lease: float) -> Iterator[tuple[str, str]]:
+    if lease > Deadline.LEASE:
+        yield (
+            "lease",
+            f"{lease:g} s is too long: {Deadline.LEASE:g} s at most, for a coordinator that starts waits no longer "
+            "for nodes that hold one",
+        )
 
 
 def _exposed(addresses: Mapping[str, Address], tls: TlsConfig | None) -> Iterator[tuple[str, str]]:

@@ -33,13 +33,15 @@ class Deadline:
     ROOM_COMING: Final = 660.0  # a write that finds no room, while content is on its way to the bucket
     CONTROL_CONNECT: Final = 3.0  # TCP and TLS of a control connection
     CONTROL_CALL: Final = 5.0  # one unary control call, its connection included
-    SILENCE: Final = 300.0  # the next message of a stream on which each is answered; none has a longer lease
+    LEASE: Final = 120.0  # the longest that can be configured: a coordinator that starts waits for one of before
+    SILENCE: Final = 300.0  # the next message of a stream on which each is answered: reports come in a lease
     API_CALL: Final = 10.0  # one answer of Kubernetes' API server
     CHANNEL_CALL: Final = 5.0  # one call between processes of a node, a hold included
     SUPERVISOR_CONNECT: Final = 10.0  # from a process's start until it has its channel
     BULK_CONNECT: Final = 3.0  # TCP, TLS and token of a bulk stream
     BULK_STALL: Final = 20.0  # no byte moved on a bulk stream
-    MANIFEST_TRANSFER: Final = 30.0  # one manifest there or back, its verification included
+    RIGHTS: Final = 11.0  # whether a node may add a snapshot: others are asked who had its volume
+    MANIFEST_TRANSFER: Final = 40.0  # one manifest there or back, its verification included
     BUCKET_STALL: Final = 10.0  # no byte moved on a request to the bucket
     BUCKET_CALL: Final = 30.0  # a request to the bucket, or what is asked of it at once
     BUCKET_TOTAL: Final = 600.0  # one object there or back, tries included
@@ -75,7 +77,7 @@ class Deadline:
     RANKS_CALL: Final = 16.0  # the answer to that
     STATUS: Final = 10.0  # what a person waits for an answer about a node
     DOCTOR: Final = 120.0  # all that the doctor looks at in one place
-    LISTING: Final = 90.0  # a listing or a manifest, of all tiers
+    LISTING: Final = 100.0  # a listing or a manifest, of all tiers
     HURRIED_STOP: Final = 3.0  # a process that was told a second time to end
     WORKER_STOP: Final = 60.0  # a worker's orderly end, beyond the configured drain
     NODE_STOP: Final = 120.0  # a node's orderly end, beyond the configured drain
@@ -85,12 +87,14 @@ def table() -> tuple[Wait, ...]:
     """The rows, each with what it covers."""
     covers: Mapping[str, tuple[str, ...]] = {
         "CONTROL_CALL": ("CONTROL_CONNECT",),
+        "SILENCE": ("LEASE",),
         "CHANNEL_CALL": ("HOLD",),
         "HOLD_LONGER": ("HOLD",),
         "ROOM_CALL": ("ROOM", "SUPERVISOR_CONNECT"),
         "ROOM_COMING": ("BUCKET_TOTAL", "ROOM_CALL"),
         "BULK_STALL": ("BULK_CONNECT", "CONTROL_CALL"),
-        "MANIFEST_TRANSFER": ("CONTROL_CALL", "BULK_STALL"),
+        "RIGHTS": ("CONTROL_CALL", "CONTROL_CALL"),
+        "MANIFEST_TRANSFER": ("CONTROL_CALL", "BULK_STALL", "RIGHTS"),
         "BUCKET_TOTAL": ("BUCKET_CALL", "BUCKET_STALL"),
         "STATUS": ("CONTROL_CALL",),
         "DOCTOR": (

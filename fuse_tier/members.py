@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from fuse_tier.checkpoints import Saved
 from fuse_tier.identity import Identity
@@ -53,8 +54,16 @@ class JobAddress:
     ``registered`` is when, in nanoseconds since 1970, or one above what was known then: clocks differ. 0: not said.
     """
 
+    LATEST: ClassVar[int] = (1 << 63) - 1
+
     address: str
     registered: int = 0
+
+    def after(self, known: JobAddress | None) -> JobAddress:
+        """The same, so that it counts where another is known. At the end of time the last counts that is heard."""
+        if known is None or known.registered < self.registered:
+            return self
+        return JobAddress(self.address, min(known.registered + 1, self.LATEST))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,18 +3,20 @@
 The newest step of a tree is whole because a job gives a step its name last. Of an older one nobody can tell by its
 name: the job may be removing it. So it counts where it is still, entry for entry, what it was when it was the newest
 of a snapshot, and was so in each one since; and where no other file or link at the root has changed since: that may
-say which step is the newest, or be a copy of it, and would be wrong beside another one. Pure.
+say which step is the newest, or be a copy of it, and would be wrong beside another one. Of a hard link it is the file
+that counts, wherever that has its first name. Pure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import Final
 
 from fuse_tier.checkpoints import step_of, top
 from fuse_tier.entries import Entry, Kind
 from fuse_tier.manifest import Manifest
+from fuse_tier.protocolfiles import INIT_INFO
 from fuse_tier.stepnames import step_in
 
 _MOST: Final = 32  # older steps of one snapshot, of which every report tells
@@ -52,17 +54,41 @@ def part_of(manifest: Manifest, names: Collection[bytes]) -> Manifest:
     return replace(manifest, entries=tuple(_with_own_files(kept, manifest.entries)), older_steps=())
 
 
+def with_linked(names: Iterable[bytes], manifest: Manifest | None) -> set[bytes]:
+    """Names at the root of a tree, and those that have files in common with them, be it through others."""
+    found, links = set(names), set[tuple[bytes, bytes]]()
+    for entry in manifest.entries if manifest is not None else ():
+        if entry.kind is Kind.HARDLINK and entry.target is not None:
+            links.add((top(entry.path), top(entry.target)))
+    while more := {name for link in links if not found.isdisjoint(link) for name in link} - found:
+        found |= more
+    return found
+
+
+def files_of_links(manifest: Manifest) -> Iterator[tuple[Entry, Entry]]:
+    """Each entry, and what it is: of a hard link the file, under the path of the link."""
+    files = {entry.path: entry for entry in manifest.entries if entry.kind is Kind.FILE}
+    for entry in manifest.entries:
+        if entry.kind is Kind.HARDLINK and entry.target is not None:
+            yield entry, replace(files[entry.target], path=entry.path)
+        else:
+            yield entry, entry
+
+
 def _is_same_life(one: Manifest, other: Manifest) -> bool:
     return (one.lineage.run, one.lineage.step_pattern) == (other.lineage.run, other.lineage.step_pattern)
 
 
 def _of_no_step(manifest: Manifest) -> dict[bytes, object]:
-    """The files and links at the root that are no step."""
+    """The files and links at the root that are no step, nor written for each pod anew."""
     pattern = manifest.lineage.step_pattern
     return {
-        entry.path: (entry.kind, entry.blob, entry.target)
-        for entry in manifest.entries
-        if entry.kind is not Kind.DIRECTORY and b"/" not in entry.path and step_in(entry.path, pattern) is None
+        entry.path: (file.kind, file.blob, file.target)
+        for entry, file in files_of_links(manifest)
+        if entry.kind is not Kind.DIRECTORY
+        and b"/" not in entry.path
+        and step_in(entry.path, pattern) is None
+        and entry.path != INIT_INFO
     }
 
 
@@ -71,10 +97,10 @@ def _by_step(manifest: Manifest, wanted: Collection[int]) -> dict[int, list[Entr
     tops = (entry.path for entry in manifest.entries if entry.path and b"/" not in entry.path)
     steps = {name: step for name in tops if (step := step_in(name, pattern)) is not None and step in wanted}
     found: dict[int, list[Entry]] = {}
-    for entry in manifest.entries:
+    for entry, file in files_of_links(manifest):
         step = steps.get(top(entry.path))
         if step is not None:
-            found.setdefault(step, []).append(entry)
+            found.setdefault(step, []).append(file)
     return found
 
 

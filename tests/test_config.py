@@ -267,6 +267,9 @@ def test_a_coordinator_is_read_and_checked_likewise(tmp_path: Path) -> None:
         load_coordinator_config(path)
     with pytest.raises(ConfigError, match="coordinator configuration: lease: 0 is too short"):
         coordinator_config({"listen": "127.0.0.1:1", "lease": 0})
+    assert coordinator_config({"listen": "127.0.0.1:1", "lease": "2m"}).lease == 120.0
+    with pytest.raises(ConfigError, match="coordinator configuration: lease: 600 s is too long: 120 s at most"):
+        coordinator_config({"listen": "127.0.0.1:1", "lease": "10m"})
 
 
 def test_only_what_the_file_calls_them_is_a_key(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from fuse_tier.errors import MalformedManifest
 from fuse_tier.hashing import hash_bytes
 from fuse_tier.identity import SnapshotId
 from fuse_tier.manifest import Lineage, Manifest, decode, encode
-from fuse_tier.several import as_of_step, older_steps
+from fuse_tier.several import as_of_step, older_steps, with_linked
 from tests.harness.snapshots import LLAMA
 
 RUN = Lineage("llama", world_size=2)
@@ -98,6 +98,11 @@ def test_where_another_file_or_link_at_the_root_has_changed_older_steps_do_not_c
     assert taken(tree(1, step(100) | before), tree(2, step(100) | step(200) | after)).older_steps == ()
 
 
+def test_what_is_written_for_each_pod_anew_says_nothing_of_steps() -> None:
+    before, after = {"jax-init-info.txt": "0 of 2"}, {"jax-init-info.txt": "1 of 2"}
+    assert taken(tree(1, step(100) | before), tree(2, step(100) | step(200) | after)).older_steps == (100,)
+
+
 def test_what_else_is_at_the_root_stays_in_the_tree_of_an_older_step() -> None:
     more = {"config.json": "{}", "logs/": "", "latest": "->config.json"}
     last = taken(tree(1, step(100) | more), tree(2, step(100) | step(200) | more | {"logs/events": "x"}))
@@ -125,6 +130,33 @@ def test_a_file_whose_first_name_is_left_out_goes_on_under_its_next() -> None:
     assert kinds == [(b"900/a", Kind.FILE, None), (b"900/b", Kind.HARDLINK, b"900/a")]
     assert part.entries[2].blob == hash_bytes(b"shared")
     assert decode(encode(part)) == part
+
+
+@pytest.mark.parametrize("link", ["100/weights", "copy"])
+def test_what_a_file_has_that_a_step_or_the_root_has_another_name_of_is_compared_and_not_its_name(link: str) -> None:
+    """The file is written in place, under a name that is none of the step's."""
+
+    def of(number: int, content: str, *steps: int) -> Manifest:
+        shown = {path: what for one in steps for path, what in step(one).items()}
+        return tree(number, shown | {"#/": "", "#/w": content, link: "=#/w"})
+
+    assert taken(of(1, "as it was", 100), of(2, "as it was", 100, 200)).older_steps == (100,)
+    assert taken(of(1, "as it was", 100), of(2, "changed", 100, 200)).older_steps == ()
+
+
+def test_an_older_step_counts_whose_file_had_its_first_name_in_one_that_was_removed() -> None:
+    linked = step(100) | {"200/": "", "200/a": "=100/a"}
+    alone = {"200/": "", "200/a": "a of 100"}
+    last = taken(tree(1, step(100)), tree(2, linked), tree(3, alone | step(300)))
+    assert last.older_steps == (200,)
+
+
+def test_names_at_the_root_belong_together_that_have_files_in_common() -> None:
+    one = tree(1, {"a": "1", "b/": "", "b/x": "=a", "b/y": "2", "c": "=b/y", "d/": "", "d/z": "3", "e": "=d/z"})
+    assert with_linked([b"c"], one) == {b"a", b"b", b"c"}
+    assert with_linked([b"d"], one) == {b"d", b"e"}
+    assert with_linked([], one) == set()
+    assert with_linked([b"a"], None) == {b"a"}
 
 
 def test_without_newer_steps_it_is_the_very_tree() -> None:

@@ -33,6 +33,8 @@ def node_yaml(configuration: Configuration, coordinator: str, *, backs_up_odd_st
             "key": f"{names.TLS_DIRECTORY}/${{NODE_NAME}}.key",
         },
     }
+    if spec.get("inMemoryVolumeWarm"):
+        values["ram"]["warm"] = True
     if "reserve" in spec:
         values["reserve"] = spec["reserve"]
     values |= {key: spec[key] for key in _SAME if key in spec}

@@ -1,21 +1,23 @@
 """From which step all ranks of a job go on: a pure decision from what is known of the job at one moment.
 
 The newest step that every rank has, in RAM anywhere or in the bucket. Never one that is older than where a rank has
-begun that is at work now: its files cannot be taken back under it. And nothing is begun anew, or from an older step,
-while it only seems that something is lost: what a node has that went away a moment ago is waited for, and where steps
-were saved of which no complete one is left, a person has to say what is to become of them.
+begun that is at work now, nor one that it has not come to since: its files cannot be changed under it. And nothing is
+begun anew, or from an older step, while it only seems that something is lost: what a node has that went away a moment
+ago is waited for, and where steps were saved of which no complete one is left, a person has to say what is to become
+of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from fuse_tier.checkpoints import Job, Saved
 from fuse_tier.completeness import has_every_part, partner_of, producible_steps, representatives
+from fuse_tier.coordinate.passed import AtWork, not_come_to
 from fuse_tier.errors import NotFound, RunMismatch, TierRefused, TierUnavailable
 from fuse_tier.manifest import Lineage
-from fuse_tier.restarts import Question, Resumption, Verdict
+from fuse_tier.restarts import Backup, Question, Resumption, Verdict
 
 Parts = Mapping[str, Collection[Saved]]
 """Snapshots by replica."""
@@ -33,6 +35,7 @@ class Known:
     ever: Parts  # whatever nodes have, or had that have not been heard of for longer, be it good or bad
     wherever: Parts = field(default_factory=dict)  # as ``here``, of all nodes, be they gone for long
     going_on: Mapping[str, Resumption] = field(default_factory=dict)  # of replicas that are mounted on live nodes
+    restarts: Mapping[str, int] = field(default_factory=dict)  # the last that each replica has joined, mounted or not
     brought: Mapping[str, int] = field(default_factory=dict)  # the newest of each that a node brought to the bucket
     other_shapes: Collection[Lineage] = ()  # in which snapshots of the run were taken, too
 
@@ -65,11 +68,12 @@ def choose(question: Question, known: Known, current: Current | None, restart: i
         return Verdict(current.restart, current.step, part.number, others, partner=part.partner)
     step = question.forced
     if step is None:
+        complete = _reached(question, known, known.here)
         step = _newest(complete)
         _check_nothing_newer(question, known, complete)
+    _check_others(question, known, step)
     if step is None:
         _check_beginning(question, known)
-    _check_others(question, known, step)
     part = _NO_PART if step is None else complete[step]
     return Verdict(restart, step, part.number, _others(question, known, restart), partner=part.partner)
 
@@ -125,10 +129,40 @@ def _complete(question: Question, saved: Parts) -> dict[int, _Part]:
     return found
 
 
+def _reached(question: Question, known: Known, saved: Parts) -> dict[int, _Part]:
+    """As ``_complete``, without what ranks that are at work have not come to."""
+    complete = _complete(question, saved)
+    behind = _behind(question, known, saved, complete)
+    return {step: part for step, part in complete.items() if not behind[step]}
+
+
+def _behind(question: Question, known: Known, saved: Parts, steps: Iterable[int]) -> dict[int, tuple[str, ...]]:
+    """Of each step the replicas at work beside the asker that have not come to it."""
+    parts, at_work = producible_steps(saved, question.lineage.world_size), _at_work(question, known)
+    return {step: not_come_to(step, parts.get(step, {}), _backups_of(question, step), at_work) for step in steps}
+
+
+def _backups_of(question: Question, step: int) -> tuple[Backup, ...]:
+    return tuple(backup for backup in question.backups if backup.step == step)
+
+
+def _at_work(question: Question, known: Known) -> AtWork:
+    others = _others(question, known, 0)
+    saved = {one: [*known.here.get(one, ()), *known.wherever.get(one, ())] for one in others}
+    return AtWork(
+        {one: known.going_on[one] for one in others},
+        {
+            one: max((step for part in several for step in part.steps), default=_NOTHING)
+            for one, several in saved.items()
+        },
+        known.restarts,
+    )
+
+
 def _part_of(question: Question, step: int, parts: Mapping[str, Saved]) -> _Part:
     """The asker's own, in RAM or in the bucket; else a partner's, from the same places."""
     own = parts.get(question.identity.replica)
-    backups = [one for one in question.backups if one.step == step]
+    backups = _backups_of(question, step)
     numbers = [one.number for one in backups if not one.partner] + ([own.id.number] if own is not None else [])
     if any(numbers):
         return _Part(max(numbers))
@@ -184,7 +218,7 @@ def _goes_on(current: Current, question: Question, known: Known) -> bool:
     if question.forced is not None:
         return True
     since = tuple(backup for backup in question.backups if backup.epoch >= current.restart)
-    completed = [*producible_steps(known.here, question.lineage.world_size), *(backup.step for backup in since)]
+    completed = _reached(replace(question, backups=since), known, known.here)
     # What a person has gone back from is given up as soon as somebody has joined.
     is_over = (current.joined or not current.is_forced) and any(step > _rank(current.step) for step in completed)
     return not is_over
@@ -208,7 +242,7 @@ def _check_nothing_newer(question: Question, known: Known, complete: Mapping[int
     """Raises TierUnavailable when there is, or may be, a newer complete checkpoint, of which somebody is away."""
     newest = _newest(complete)
     job = Job.of(question.identity)
-    expected = _newest(_complete(question, known.awaited))
+    expected = _newest(_reached(question, known, known.awaited))
     if expected is not None and _rank(expected) > _rank(newest):
         raise TierUnavailable(f"step {expected} of {job} is waited for: a node that has a part of it is away")
     if question.bucket_silent:
@@ -239,7 +273,7 @@ def _check_beginning(question: Question, known: Known) -> None:
 
 
 def _check_others(question: Question, known: Known, step: int | None) -> None:
-    """Raises TierUnavailable when a rank is at work that has begun from a newer step than this one."""
+    """Raises TierUnavailable when a rank is at work that has begun from a newer step, or has not come to this one."""
     beyond = [replica for replica in _others(question, known, 0) if _rank(known.going_on[replica].step) > _rank(step)]
     if beyond:
         begun = max(_rank(known.going_on[replica].step) for replica in beyond)
@@ -247,6 +281,13 @@ def _check_others(question: Question, known: Known, step: int | None) -> None:
             f"{question.identity} can only go back to {_named(step)}, but {_several(beyond)} of its job went on from "
             f"step {begun} and {'is' if len(beyond) == 1 else 'are'} mounted: stop all ranks of the job, then all go "
             "back together"
+        )
+    behind = () if step is None else _behind(question, known, known.here, [step])[step]
+    if behind:  # of its own accord nobody is given such a step
+        raise TierUnavailable(
+            f"{question.identity} is to go on from {_named(step)}, but {_several(behind)} of its job "
+            f"{'is' if len(behind) == 1 else 'are'} mounted and went on from an earlier one: stop all ranks of the "
+            "job, then all go on together"
         )
 
 

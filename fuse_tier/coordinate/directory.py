@@ -17,12 +17,11 @@ from dataclasses import dataclass, replace
 from fuse_tier.coordinate.listings import Listings
 from fuse_tier.coordinate.nodes import Change, Nodes
 from fuse_tier.coordinate.ownership import Conflict, Ownership, Ownerships
+from fuse_tier.deadlines import Deadline
 from fuse_tier.epochs import EpochClock
 from fuse_tier.errors import IdentityBusy
 from fuse_tier.identity import Identity
 from fuse_tier.members import Domain, Holdings, Location, Member, Picture, Report, VolumePicture
-
-_LONGEST_HEARD_SECONDS = 120.0  # a lease of an earlier coordinator that is waited for
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,7 @@ class Directory:
         """
         change = self.nodes.hear(report, now)
         if not self.is_settled(now):  # the lease that it had from the coordinator before may be a longer one
-            self._owned.settle_at(self._began + min(report.lease_seconds, _LONGEST_HEARD_SECONDS))
+            self._owned.settle_at(self._began + min(report.lease_seconds, Deadline.LEASE))
         listed: tuple[Holdings, ...] = ()
         if self._listings.hear(report.node, report.facts):
             listed = (report.facts.holdings, report.facts.bucket)

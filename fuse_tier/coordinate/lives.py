@@ -85,6 +85,16 @@ def _is_given_up(job: KnownJob, identity: Identity, run: str, step: int | None, 
     return last.step is None or step > last.step
 
 
+def last_restarts(known: KnownJob, job: Job, run: str) -> dict[str, int]:
+    """The last restart of a run that each volume is known to have joined, be it mounted or not."""
+    begun = known.begun.get(run)
+    replicas = {identity.replica for identity in known.resumed} | (
+        begun.joined.keys() if begun is not None else set()
+    )
+    found = {replica: _last_restart(known, job.identity(replica), run) for replica in replicas}
+    return {replica: last.restart for replica, last in found.items() if last is not None}
+
+
 def _last_restart(job: KnownJob, identity: Identity, run: str) -> Resumption | None:
     """The last one of a run that a volume is known to have joined, though the node that would tell is gone."""
     told = job.resumed.get(identity)

@@ -16,7 +16,7 @@ from fuse_tier.completeness import producible_steps
 from fuse_tier.coordinate.choosing import Current, Known, choose
 from fuse_tier.coordinate.directory import Directory
 from fuse_tier.coordinate.jobs import Begun, Jobs, KnownJob
-from fuse_tier.coordinate.lives import bad_parts, other_shapes, parts, shape, usable
+from fuse_tier.coordinate.lives import bad_parts, last_restarts, other_shapes, parts, shape, usable
 from fuse_tier.coordinate.needed import Listed, needed_parts, on_several
 from fuse_tier.coordinate.nodes import Presence
 from fuse_tier.coordinate.standing import Held, standings
@@ -187,6 +187,7 @@ class Restarts:
             ever,
             parts(job, question.lineage, job.saved, lost),
             self._going_on(job, question.lineage.run, now),
+            last_restarts(job, Job.of(question.identity), question.lineage.run),
             _brought(presence, Job.of(question.identity)),
             other_shapes(job, question.lineage),
         )

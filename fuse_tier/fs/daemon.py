@@ -104,10 +104,10 @@ class Daemon:
 
     def _find_lives(self, volume: VolumeLayout) -> Lives | None:
         """Of a pod's volume that goes on with others; None for one whose containers need not be told apart."""
-        savers, pod = lives.read(volume), pod_of(self._spec.mountpoint)
-        if savers is None or pod is None:
+        writers, pod = lives.read(volume), pod_of(self._spec.mountpoint)
+        if writers is None or pod is None:
             return None
-        return Lives(volume, Containers(pod), savers, partial(self._link.call, "begin_again", Deadline.BEGIN_AGAIN))
+        return Lives(volume, Containers(pod), writers, partial(self._link.call, "begin_again", Deadline.BEGIN_AGAIN))
 
     async def run(self) -> bool:
         """Serves until the end of the mount; says whether that was an orderly one."""

@@ -177,10 +177,11 @@ class Spares:
         for name in [name for name in self._names() if name.startswith(_PIECE)][:count]:
             self._remove(name)
 
-    def give_up(self) -> None:
-        """All of them, those whose pages are being had included."""
+    def give_up(self, *, pieces: bool = True) -> None:
+        """All of them, those whose pages are being had included; or all but the pieces."""
         for name in self._names():
-            self._remove(name)
+            if pieces or not name.removeprefix(".").startswith(_PIECE):
+                self._remove(name)
 
     def _remove(self, name: str) -> None:
         with suppress(FileNotFoundError):  # somebody took it

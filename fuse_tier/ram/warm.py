@@ -37,14 +37,19 @@ def free_memory() -> tuple[int, int]:
     return found["MemTotal"], found["MemFree"]
 
 
+def spare_memory() -> int:
+    """How many bytes may be taken ahead of need; negative where so many should be given back."""
+    total, free = free_memory()
+    return free - max(_SPARED_BYTES, total // _SPARED_PART)
+
+
 def warm(wanted: int) -> int:
     """Touches so many bytes, or what is free; gives how many. They are free again when this returns."""
     pieces: list[mmap.mmap] = []
     zeros = bytes(_STEP_BYTES)
     try:
         while len(pieces) * _PIECE_BYTES < wanted:
-            total, free = free_memory()
-            if free < max(_SPARED_BYTES, total // _SPARED_PART) + _PIECE_BYTES:
+            if spare_memory() < _PIECE_BYTES:
                 break
             piece = mmap.mmap(-1, _PIECE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             piece.madvise(mmap.MADV_HUGEPAGE)

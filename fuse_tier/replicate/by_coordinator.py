@@ -42,7 +42,13 @@ from fuse_tier.wire.members import (
     ownerships_from_wire,
     parse_epoch,
 )
-from fuse_tier.wire.restarts import mark_from_wire, question_to_wire, resumption_to_wire, verdict_from_wire
+from fuse_tier.wire.restarts import (
+    mark_from_wire,
+    parse_time,
+    question_to_wire,
+    resumption_to_wire,
+    verdict_from_wire,
+)
 from fuse_tier.wire.standing import standings_from_wire
 
 log = structlog.get_logger(__name__)
@@ -158,7 +164,7 @@ class CoordinatorMembership(RosterMembership):
     async def job_address(self, job: str) -> JobAddress | None:
         """See Membership."""
         reply = await self._client.call("JobAddress", pb.JobAddressRequest(job=job), Deadline.CONTROL_CALL)
-        return JobAddress(reply.ip, reply.registered) if reply.ip else None
+        return JobAddress(reply.ip, parse_time(reply.registered)) if reply.ip else None
 
     async def join(self, identity: Identity, resumption: Resumption) -> None:
         """See Membership."""

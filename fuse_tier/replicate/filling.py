@@ -65,11 +65,15 @@ def as_wanted(waiting: Mapping[Blob, Sequence[int]], blobs: Iterable[Blob], open
 class Filling:
     """Brings the content of restored volumes of one node."""
 
-    def __init__(self, layout: Layout, ram: RamTier, restorer: Restorer, make_room: MakeRoom) -> None:
+    def __init__(
+        self, layout: Layout, ram: RamTier, restorer: Restorer, make_room: MakeRoom, make_room_for_all: MakeRoom
+    ) -> None:
+        """``make_room_for_all`` is for content that gives up pieces by itself as it lands (ram/arrival.py)."""
         self._layout = layout
         self._ram = ram
         self._restorer = restorer
         self._make_room = make_room
+        self._make_room_for_all = make_room_for_all
         self._under_way: dict[Identity, _UnderWay] = {}
 
     async def keep_filled(self, volume: Volume) -> None:
@@ -143,7 +147,7 @@ class Filling:
         self, volume: Volume, waiting: dict[Blob, list[int]], chosen: Chosen
     ) -> tuple[dict[str, int], dict[Blob, TierError]]:
         under_way = self._of(volume)
-        await self._make_room(sum(blob.size * len(inodes) for blob, inodes in waiting.items()))
+        await self._make_room_for_all(sum(blob.size * len(inodes) for blob, inodes in waiting.items()))
         sink = Arrivals(self._layout, volume.layout, volume.pins, waiting, self._ram.place, skipped=under_way.urgent)
         # As they were made, which is how they are read more often than not.
         ordered = sorted(waiting, key=lambda blob: min(waiting[blob]))

@@ -71,10 +71,10 @@ class Mounting:
                 volume.tenure.user = order.user
                 epoch = await self.claim(order.identity, epoch_of(volume.tenure.numbering.highest))
                 try:
-                    await trio.to_thread.run_sync(lives.forget, volume.layout)
                     if self.before_mount is not None:
                         await self.before_mount(volume)
                     restored = await self._preparing.prepare(volume, order, report, epoch, self.claim)
+                    await trio.to_thread.run_sync(self._note_lives, volume, order)
                     report.begin("mounting")
                     volume.gate = None
                     await self._supervisor.mount(order.identity, order.mountpoint, read_only=order.read_only)
@@ -89,6 +89,13 @@ class Mounting:
             "mountpoint": order.mountpoint,
             "restored": _facts(restored) if restored else None,
         }
+
+    def _note_lives(self, volume: Volume, order: MountOrder) -> None:
+        """A job that has nothing to agree on yet, since it never saved a step, may when it begins again."""
+        if order.goes_with_others and self._membership.agrees_on_steps:
+            lives.begin(volume.layout)
+        else:
+            lives.forget(volume.layout)
 
     @staticmethod
     async def _wait_until_ended(volume: Volume) -> None:

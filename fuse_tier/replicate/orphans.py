@@ -79,9 +79,10 @@ class Orphans:
         for snapshot in await self._places.ram.snapshots():
             newest[snapshot.identity] = snapshot
         alive = {member.node: member.instance for member in self._places.membership.members() if member.alive}
-        for copying in self._copying.values():
-            if alive.get(copying.node) != copying.instance:
-                copying.scope.cancel()  # else it would hold its turn until a deadline says what is known already
+        for identity, copying in self._copying.items():
+            # Else it would hold its turn until a deadline says what is known already, or bring what nobody wants.
+            if alive.get(copying.node) != copying.instance or self._is_kept(identity):
+                copying.scope.cancel()
         self._troubles = {identity: self._troubles.get(identity, Troubles()) for identity in newest}
         for snapshot in newest.values():
             self._troubles[snapshot.identity].look_at(alive)
@@ -123,6 +124,8 @@ class Orphans:
         chosen = await self._targets.of(snapshot.identity, self._owner(manifest), troubles.refusing())
         lacking = [node for node in chosen if node in members and node not in holders]
         for node in lacking[: self._replicas - len(holders) - 1]:
+            if self._is_kept(snapshot.identity):
+                return  # by now
             log.info("orphan.kept", snapshot=str(snapshot), owner=manifest.node, copies=len(holders) + 1, to=node)
             await self._copy(manifest, members[node], troubles, len(holders) + 1)
 

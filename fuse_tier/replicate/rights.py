@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection
 
-from fuse_tier.errors import NotAuthorized
+import trio
+
+from fuse_tier.deadlines import Deadline
+from fuse_tier.errors import NotAuthorized, TierUnavailable
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.members import Location, Member
 from fuse_tier.tiers.ram import RamTier
@@ -62,7 +65,8 @@ class Rights:
         what is known.
 
         What outranks all that others have would be restored next, and would have what is older given up: that a node
-        cannot bring about behind the backs of the rest. Raises NotAuthorized.
+        cannot bring about behind the backs of the rest. Raises NotAuthorized, and TierUnavailable when nobody can
+        tell now.
         """
         if caller.node is None:
             return
@@ -77,7 +81,7 @@ class Rights:
             )
         if not await self._is_news(snapshot):
             return
-        location = await self._locate(snapshot.identity)
+        location = await self._located(snapshot)
         owner = location.owners.get(snapshot.epoch, "another node")
         if owner == caller.node or snapshot.epoch < min(location.owners, default=snapshot.epoch + 1):
             return  # what was before the coordinator's memory nobody can tell
@@ -89,6 +93,14 @@ class Rights:
                 "said to have been taken, and no other node was heard to have this or a newer one: mount the volume "
                 f"on {caller.node} to go on with it there",
             )
+
+    async def _located(self, snapshot: SnapshotId) -> Location:
+        with trio.move_on_after(Deadline.RIGHTS):
+            return await self._locate(snapshot.identity)
+        raise TierUnavailable(
+            f"{snapshot} is not taken in now: nobody could tell within {Deadline.RIGHTS:g} s who had its volume, as "
+            "while a coordinator starts; the copy is tried again by itself"
+        )
 
     async def _is_news(self, snapshot: SnapshotId) -> bool:
         """Whether it is newer than all that this node holds itself."""

@@ -11,6 +11,7 @@ somebody waits; content of live files also for the part of the room that is rese
 
 from __future__ import annotations
 
+import enum
 import os
 from collections.abc import Callable, Collection
 from contextlib import suppress
@@ -27,7 +28,7 @@ from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.remote import mark
 from fuse_tier.ram.room import Reserve, room_of
-from fuse_tier.ram.spares import Spares
+from fuse_tier.ram.spares import PIECE_BYTES, Spares
 from fuse_tier.replicate.broadcast import Broadcast
 from fuse_tier.replicate.eviction import Eviction, Listed, LiveFile, plan_eviction
 from fuse_tier.replicate.settling import latest_snapshot
@@ -48,6 +49,14 @@ _SMALLEST_FILE_BYTES = 64 << 10  # content of smaller files is not worth fetchin
 def nothing_comes(volume: Volume) -> bool:
     """For a node without a bucket."""
     return False
+
+
+class KeptSpares(enum.Enum):
+    """Which spares stay while room is made, and count as free."""
+
+    NONE = enum.auto()
+    PIECES = enum.auto()  # for who gives up as much of them as it allocates (Spares.release)
+    ALL = enum.auto()  # where nobody allocates yet: they would only be made again
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,19 +108,19 @@ class RoomKeeper:
                     # The kernel writes for a job without asking: with hardly any room left, the next write may fail.
                     await self._free(wanted if not scarce else wanted // 2, live=scarce, at_any_price=scarce)
                 if self._reserved:
-                    await self._free(await self._still_reserved(), live=True, at_any_price=False)
+                    await self._free(await self._still_reserved(), live=True, at_any_price=False, kept=KeptSpares.ALL)
                 await trio.to_thread.run_sync(self._reserve.refill)
             except (FuseTierError, OSError) as error:
                 metrics.error("room")
                 log.warning("room.not_kept", reason=str(error))
             await trio.sleep(_LOOK_EVERY_SECONDS / 5)  # commits come in bursts
 
-    async def make(self, wanted: int, *, for_replica: bool = False) -> int:
+    async def make(self, wanted: int, *, for_replica: bool = False, kept: KeptSpares = KeptSpares.NONE) -> int:
         """Gives up things until so many bytes are free, or all is done; gives the bytes that are."""
         with trio.move_on_after(Deadline.ROOM * 0.75):
             live = not for_replica or wanted <= await self._still_reserved()
-            await self._free(wanted, live=live, at_any_price=not for_replica)
-        free = self._free_bytes()
+            await self._free(wanted, live=live, at_any_price=not for_replica, kept=kept)
+        free = self._free_bytes(kept)
         if free < wanted and not for_replica:
             self._tell_of_shortage(wanted, free)
         return free
@@ -149,8 +158,12 @@ class RoomKeeper:
             if volume.newest is not None and volume.copies.newest_beyond_bucket():
                 volume.demand(volume.newest.id.number)
 
-    def _free_bytes(self) -> int:
-        return room_of(self._layout.root).free
+    def _free_bytes(self, kept: KeptSpares = KeptSpares.NONE) -> int:
+        free = room_of(self._layout.root).free
+        if kept is KeptSpares.NONE:
+            return free
+        spares = self._spares
+        return free + (spares.pieces() * PIECE_BYTES if kept is KeptSpares.PIECES else sum(spares.sizes()))
 
     def _tell_of_shortage(self, wanted: int, free: int) -> None:
         metrics.error("no_room")
@@ -174,12 +187,13 @@ class RoomKeeper:
                 await self._drop([one.snapshot for one in holders])
                 await self._ram.release({blob}, shared=True)
 
-    async def _free(self, wanted: int, *, live: bool, at_any_price: bool) -> None:
+    async def _free(self, wanted: int, *, live: bool, at_any_price: bool, kept: KeptSpares = KeptSpares.NONE) -> None:
         async with self._turn:
-            if self._free_bytes() >= wanted:
+            if self._free_bytes(kept) >= wanted:
                 return
-            self._spares.give_up()
-            free = self._free_bytes()
+            if kept is not KeptSpares.ALL:
+                self._spares.give_up(pieces=kept is KeptSpares.NONE)
+            free = self._free_bytes(kept)
             if free >= wanted:
                 return
             listed = await self._listed()

@@ -7,7 +7,8 @@ are none in a small tier, and none that would leave less than half of one free; 
 that, before the worker gives up anything else, and with the node.
 
 What is left of that room is kept in pieces where the configuration has memory made ready (``ram.warm``), while no job
-has a volume here: nobody knows beforehand what a restore will bring.
+has a volume here: nobody knows beforehand what a restore will bring. Only of memory that nobody else uses, not even
+as a cache, and they are given back when that runs short: what is used the host has backed, and leaves where it is.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from fuse_tier.ram.cgroups import memory_left
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.room import room_of
 from fuse_tier.ram.spares import LEAST_BYTES, PIECE_BYTES, Spares, Unfinished
+from fuse_tier.ram.warm import spare_memory
 from fuse_tier.replicate.volume import Volume
 
 log = structlog.get_logger(__name__)
@@ -117,6 +119,8 @@ class Sparing:
                 return await trio.sleep_until(deadline)
             if self._room_for_spares() < 0:
                 self._spares.give_up()
+            elif self._spares.pieces() and (lacking := -spare_memory()) > 0:
+                self._spares.drop_pieces(-(-lacking // PIECE_BYTES))
             await trio.sleep(_WATCH_EVERY_SECONDS)
         return None
 
@@ -142,6 +146,7 @@ class Sparing:
                 left -= size
         if not self._keeps_pieces or mounted:
             return wanted, 0
+        left = min(left, spare_memory() + self._spares.pieces() * PIECE_BYTES)
         # One less than there is room for: a little that is written beside them would cost all.
         return wanted, min(_MOST_PIECES, max(0, left // PIECE_BYTES - 1))
 
@@ -158,7 +163,7 @@ class Sparing:
                 if not await self._make(self._spares.begin(size), size):
                     return
             for _ in range(pieces - self._spares.pieces()):
-                if not await self._make(self._spares.begin_piece(), PIECE_BYTES):
+                if spare_memory() < PIECE_BYTES or not await self._make(self._spares.begin_piece(), PIECE_BYTES):
                     return
         except OSError as error:
             log.info("spare.not_made", reason=str(error))

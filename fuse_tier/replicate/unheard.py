@@ -19,8 +19,11 @@ class Unheard:
         self._until = float("-inf")
 
     def begin(self, known: Iterable[str], now: float) -> None:
-        """The coordinator has begun a new life; these were known, alive or gone."""
-        self._names = frozenset(known)
+        """The coordinator has begun a new life; these were known, alive or gone.
+
+        Whom the life before had not heard of either is in nothing that it told.
+        """
+        self._names = frozenset(known) | frozenset(self.names(now))
         self._until = now + Deadline.RETURN
 
     def see(self, heard: Collection[str]) -> None:

@@ -21,7 +21,6 @@ from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import FuseTierError
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Lineage, Manifest
-from fuse_tier.ram import lives
 from fuse_tier.ram.arrival import coming_files
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.pins import Pins
@@ -231,8 +230,6 @@ class Volume:
     async def went_on_from(self, resumption: Resumption) -> None:
         """The tree goes on from a step, as those of all ranks of its job do."""
         await self.tenure.went_on_from(resumption, self._number)
-        if self.mountpoint is None:
-            await trio.to_thread.run_sync(lives.begin, self.layout)
         self.news.announce()
 
     def exists_elsewhere(self, number: int) -> None:

@@ -53,7 +53,7 @@ from fuse_tier.replicate.protocol.service import ReplicationService
 from fuse_tier.replicate.replacing import Trees
 from fuse_tier.replicate.resting import Resting, huge_bytes_of
 from fuse_tier.replicate.restore import Restorer
-from fuse_tier.replicate.room import RoomKeeper, nothing_comes
+from fuse_tier.replicate.room import KeptSpares, RoomKeeper, nothing_comes
 from fuse_tier.replicate.scrub import Scrubber
 from fuse_tier.replicate.sparing import Sparing
 from fuse_tier.replicate.succession import supersede
@@ -119,7 +119,8 @@ class Worker:
         )
         self._chooser = Chooser(self._places, self._marks.own)
         self._restorer = Restorer(layout, self._places, config.node, hashing, config.restore_at_once)
-        self._filling = Filling(layout, self._ram, self._restorer, self._room.make)
+        make_beside_pieces = partial(self._room.make, kept=KeptSpares.PIECES)
+        self._filling = Filling(layout, self._ram, self._restorer, self._room.make, make_beside_pieces)
         self._scrubber = Scrubber(self._ram, self._fetch_again, config.scrub.every, config.scrub.limit)
         self._supervisor = Supervisor(f"{config.socket}.supervisor")
         preparing = Preparing(self._chooser, self._restorer, self._membership)
@@ -189,7 +190,7 @@ class Worker:
             mounted_on=partial(mounted_on, self._membership),
             locate=self._membership.locate,
             is_alive=partial(is_alive, self._membership),
-            make_room=partial(self._room.make, for_replica=True),
+            make_room=partial(self._room.make, for_replica=True, kept=KeptSpares.PIECES),
         )
         operator = NodeService(
             self._volumes,

@@ -1618,6 +1618,7 @@ class RestartRequest(_message.Message):
     PART_FIELD_NUMBER: _builtins.int
     FILLS_FIELD_NUMBER: _builtins.int
     LACKING_PARTNERS_FIELD_NUMBER: _builtins.int
+    MINOR_FIELD_NUMBER: _builtins.int
     identity: _builtins.str
     """the caller has claimed it"""
     node: _builtins.str
@@ -1635,6 +1636,8 @@ class RestartRequest(_message.Message):
     part: _builtins.int
     fills: _builtins.int
     """the restart that it has joined, whose files it has not got (minor 8)"""
+    minor: _builtins.int
+    """of the caller; 0: below 8 (minor 8)"""
     @_builtins.property
     def backups(self) -> _containers.RepeatedCompositeFieldContainer[Global___Backup]: ...
     @_builtins.property
@@ -1663,10 +1666,11 @@ class RestartRequest(_message.Message):
         part: _builtins.int = ...,
         fills: _builtins.int = ...,
         lacking_partners: _abc.Iterable[_builtins.str] | None = ...,
+        minor: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_forced", b"_forced", "forced", b"forced"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_forced", b"_forced", "backups", b"backups", "bucket_silent", b"bucket_silent", "fills", b"fills", "forced", b"forced", "groups", b"groups", "identity", b"identity", "instance", b"instance", "lacking", b"lacking", "lacking_partners", b"lacking_partners", "node", b"node", "part", b"part", "run", b"run", "sequence", b"sequence", "topology", b"topology", "world_size", b"world_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_forced", b"_forced", "backups", b"backups", "bucket_silent", b"bucket_silent", "fills", b"fills", "forced", b"forced", "groups", b"groups", "identity", b"identity", "instance", b"instance", "lacking", b"lacking", "lacking_partners", b"lacking_partners", "minor", b"minor", "node", b"node", "part", b"part", "run", b"run", "sequence", b"sequence", "topology", b"topology", "world_size", b"world_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__forced: _TypeAlias = _typing.Literal["forced"]  # noqa: Y015
     _WhichOneofArgType__forced: _TypeAlias = _typing.Literal["_forced", b"_forced"]  # noqa: Y015

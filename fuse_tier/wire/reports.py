@@ -35,6 +35,7 @@ from fuse_tier.wire.members import (
 from fuse_tier.wire.restarts import (
     mark_from_wire,
     mark_to_wire,
+    parse_time,
     resumption_from_wire,
     resumption_to_wire,
     saves_from_wire,
@@ -118,7 +119,7 @@ def report_from_wire(message: pb.ReportRequest, before: Report | None = None) ->
         standings=standings_from_wire(message.standings),
         failing={parse_identity(one.identity): one.reason[:_LONGEST_REASON] for one in message.failing},
         job_addresses={
-            job: JobAddress(address, message.job_registered.get(job, 0))
+            job: JobAddress(address, parse_time(message.job_registered.get(job, 0)))
             for job, address in message.job_addresses.items()
         },
     )

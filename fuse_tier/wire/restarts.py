@@ -7,16 +7,18 @@ from itertools import pairwise
 
 from fuse_tier import epochs
 from fuse_tier.checkpoints import Job, Saved, is_checkpoint_name
-from fuse_tier.errors import ConfigError, InvalidRequest
+from fuse_tier.errors import ConfigError, InvalidRequest, TierRefused
 from fuse_tier.identity import Identity, SnapshotId, is_name
 from fuse_tier.manifest import Lineage
 from fuse_tier.restarts import Backup, Mark, Question, Resumption, Verdict
 from fuse_tier.wire import control_pb2 as pb
+from fuse_tier.wire.members import MINOR
 
 _STEPS = 10**18  # the highest is below
 _LONGEST_REASON = 1000
 _LONGEST_WISH = 100
 _MILLISECOND = 10**6  # nanoseconds
+_READS_ALL = 8  # the minor version that knows all that manifests have
 
 
 def saves_to_wire(saved: Mapping[Identity, Iterable[Saved]]) -> list[pb.Saves]:
@@ -152,16 +154,22 @@ def question_to_wire(question: Question) -> pb.RestartRequest:
         part=lineage.part,
         fills=question.fills,
         lacking_partners=map(str, question.lacking_partners),
+        minor=MINOR,
     )
 
 
 def question_from_wire(message: pb.RestartRequest) -> Question:
-    """Raises InvalidRequest."""
+    """Raises InvalidRequest; TierRefused to a node that takes for damaged what it may only be too old to read."""
     identity = _identity(message.identity)
     if message.world_size < 1:
         raise InvalidRequest(f"{identity}: the size of its job is not said")
     if any(not 1 <= number < 1 << 63 for number in message.lacking):
         raise InvalidRequest(f"{identity}: it lacks what can be no snapshot")
+    if message.minor < _READS_ALL and (message.lacking or message.lacking_partners):
+        raise TierRefused(
+            f"{identity}: node {message.node} is of an earlier version, which cannot read what later ones save: "
+            "update it, or mount on a node that is updated"
+        )
     return Question(
         identity,
         parse_lineage(message),
@@ -189,8 +197,8 @@ def verdict_to_wire(verdict: Verdict) -> pb.RestartReply:
 def verdict_from_wire(message: pb.RestartReply) -> Verdict:
     """Raises InvalidRequest."""
     step = parse_step(message.step) if message.HasField("step") else None
-    if (message.number and step is None) or message.number >= 1 << 63:
-        raise InvalidRequest(f"step {step} is not snapshot {message.number}")
+    if (message.number and step is None) or message.number >= 1 << 63 or message.restart > epochs.HIGHEST:
+        raise InvalidRequest(f"restart {message.restart}: step {step} is not snapshot {message.number}")
     partner = _partner(message.partner)
     return Verdict(
         message.restart, step, message.number, tuple(message.others), message.wish[:_LONGEST_WISH], partner

@@ -10,6 +10,8 @@ from fuse_tier.standing import TIERS, Standing
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.restarts import parse_job, parse_step, parse_time
 
+_MOST_BYTES = (1 << 64) - 1  # of what nodes say of their parts the sum may be more
+
 
 def standing_to_wire(standing: Standing) -> pb.Standing:
     """One complete checkpoint."""
@@ -19,7 +21,7 @@ def standing_to_wire(standing: Standing) -> pb.Standing:
         ranks=standing.ranks,
         step=standing.step,
         created_ns=standing.created_ns,
-        bytes=standing.size,
+        bytes=min(standing.size, _MOST_BYTES),
         tiers=standing.tiers,
         bad=standing.is_bad,
     )

@@ -68,6 +68,41 @@ def test_what_comes_to_be_complete_meanwhile_does_not_change_the_step_of_who_is_
     assert choose(orders(3, fills=NEW), known, Current(NEW, 20, frozenset(at_work)), NEW + 1).step == 20
 
 
+def test_what_partners_have_of_an_earlier_life_is_not_given_beside_a_rank_that_went_on_without_it() -> None:
+    # Rank 0 went on from 20 while a node was away; it is back, and of 30 there is every part without rank 0's.
+    known = knows(saved(0, 10, 20), saved(1, 10, 20), saved(2, 10, 20, 30), saved(3, 10, 20, 30),
+                  going_on={"0": Resumption("llama", NEW, 20, 1)})  # fmt: skip
+    joined = Current(NEW, 20, frozenset({"0"}))
+    for asks in (orders(1), mounts(1)):
+        assert choose(asks, known, joined, NEW + 1) == Verdict(NEW, 20, 20)
+        assert choose(asks, known, None, NEW + 1) == Verdict(NEW + 1, 20, 20, others=("0",))
+    with pytest.raises(
+        TierUnavailable, match=r"to go on from step 30, but replica 0 .* from an earlier one: stop all"
+    ):
+        choose(orders(1, forced=30), known, None, NEW + 1)
+    # Once it is not at work any more, nothing speaks against it.
+    assert choose(orders(1), replace(known, going_on={}), joined, NEW + 1).step == 30
+
+
+def test_what_partners_have_saved_since_they_joined_is_given_beside_a_rank_that_is_still_saving_it() -> None:
+    at_work = {str(rank): Resumption("llama", NEW, 20, 1) for rank in range(RANKS)}
+    known = knows(saved(0, 10, 20), saved(1, 10, 20), saved(2, 10, 20, 30), saved(3, 10, 20, 30), going_on=at_work)
+    known = replace(known, restarts=dict.fromkeys(at_work, NEW))
+    assert choose(orders(1), known, Current(NEW, 20, frozenset(at_work)), NEW + 1).step == 30
+
+
+def test_a_backup_that_is_finished_late_is_not_given_beside_ranks_that_went_back_from_it() -> None:
+    at_work = {str(rank): Resumption("llama", NEW, 20, 1) for rank in range(3)}
+    others = [saved(rank, 10, 20, groups=1) for rank in range(3)]
+    joined = Current(NEW, 20, frozenset(at_work))
+    asks = mounts(3, backups=(Backup(30, 30, NEW - 1),))
+    assert choose(asks, knows(*others, saved(3, 10, 20, groups=1), going_on=at_work), joined, NEW + 1).step == 20
+    with pytest.raises(TierUnavailable, match="stop all ranks of the job"):
+        choose(asks, knows(*others, going_on=at_work), joined, NEW + 1)
+    since = mounts(3, backups=(Backup(30, 30, NEW),))
+    assert choose(since, knows(*others, going_on=at_work), joined, NEW + 1).step == 30
+
+
 def test_when_the_last_partner_is_lost_too_the_step_is_older_or_the_rank_is_refused() -> None:
     assert choose(orders(3), knows(saved(0, 10, 20), saved(1, 10), saved(2, 20)), None, NEW).step == 10
     at_work = {str(rank): Resumption("llama", NEW, 20, 1) for rank in range(RANKS)}

@@ -46,7 +46,9 @@ class Node:
 class Cluster:
     """Rank N is mounted on node N; ``x`` and ``y`` are others."""
 
-    def __init__(self) -> None:
+    def __init__(self, groups: int = 1) -> None:
+        """Ranks are declared to hold the same state in so many groups."""
+        self.groups = groups
         self.now = 0.0
         self.directory = Directory(LEASE, self.now, epoch=1000)
         self.wish: Wish | None = None
@@ -62,10 +64,10 @@ class Cluster:
         saved: dict[int, list[Saved]] = {}
         for rank, step in sorted(node.listed):
             one = SnapshotId(JOB.identity(str(rank)), number_before(900) + step)
-            saved.setdefault(rank, []).append(Saved(one, RUN, step, 0))
+            saved.setdefault(rank, []).append(Saved(one, RUN.sharing(self.groups, rank), step, 0))
         for rank, step, epoch in node.saved_since:
             one = SnapshotId(JOB.identity(str(rank)), number_before(epoch) + step)
-            saved.setdefault(rank, []).append(Saved(one, RUN, step, 0))
+            saved.setdefault(rank, []).append(Saved(one, RUN.sharing(self.groups, rank), step, 0))
         facts = LocalFacts(
             1,
             1,
@@ -333,3 +335,29 @@ def test_a_wish_waits_until_ranks_that_are_ahead_of_it_have_stopped(cluster: Clu
     with pytest.raises(TierUnavailable, match="stop all ranks of the job"):
         cluster.ask(1)
     assert go_on(cluster, *RANKS) == [100] * 3
+
+
+def test_a_step_that_one_partner_brings_back_is_not_given_beside_a_rank_that_went_on_without_it() -> None:
+    cluster = Cluster(groups=3)
+    cluster.has("0", (0, 100))
+    cluster.has("1", (1, 100))
+    cluster.has("y", (2, 100), (2, 200))
+    cluster.dies("y")
+    cluster.start(2)  # under a lower epoch than the number of the restart
+    for rank in (0, 1):
+        cluster.start(rank)
+    first = cluster.ask(0)
+    cluster.join(0, first)
+    cluster.nodes["y"].is_up = True
+    cluster.wait(2)
+    for rank in (1, 2):
+        verdict = cluster.ask(rank)
+        assert (verdict.restart, verdict.step) == (first.restart, 100), "200 is of the life before"
+        cluster.join(rank, verdict)
+
+    # What a partner saves in the life of all of them serves one that is started again, the others still saving.
+    cluster.goes_on(2, 300)
+    cluster.wait(1)
+    cluster.end(1)
+    cluster.start(1)
+    assert cluster.ask(1).step == 300

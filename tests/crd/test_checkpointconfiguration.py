@@ -14,7 +14,7 @@ import yaml
 from kubernetes.client.exceptions import ApiException
 
 from controller.local.kube import ApiServer, running_api_server
-from fuse_tier.config import BackupConfig, KeepBucketConfig, KeepConfig, LimitsConfig, NodeConfig
+from fuse_tier.config import BackupConfig, KeepBucketConfig, KeepConfig, LimitsConfig, NodeConfig, RamConfig
 from fuse_tier.quantities import parse_size
 from tests.harness.waiting import until
 
@@ -196,6 +196,7 @@ def test_what_a_node_can_be_told_has_the_same_names_and_defaults_here() -> None:
     defaults(KeepBucketConfig, SPEC["keep"]["properties"]["bucket"]["properties"], *KeepBucketConfig.model_fields)
     defaults(BackupConfig, SPEC["backup"]["properties"], *BackupConfig.model_fields)
     defaults(LimitsConfig, SPEC["limits"]["properties"], "bulk", "bucket", "bucketCpu")
+    assert SPEC["inMemoryVolumeWarm"]["default"] is RamConfig.model_fields["warm"].default
     assert SPEC["drain"]["default"] == f"{NodeConfig.model_fields['drain'].default:g}s"
 
 

@@ -38,10 +38,36 @@ with open(f"{mount}/{step}.tmp/weights", "w") as file:
     file.write(content * 1000)
 os.rename(f"{mount}/{step}.tmp", f"{mount}/step_{step}")
 """
+# As it, with files at the root that say which it was, one of which has a second name.
+SAVE_AND_NAME = (
+    SAVE
+    + """
+with open(f"{mount}/latest.tmp", "w") as file:
+    file.write(step)
+os.rename(f"{mount}/latest.tmp", f"{mount}/latest")
+with open(f"{mount}/ckpt.pt", "w") as file:
+    file.write(content)
+if not os.path.exists(f"{mount}/resume.pt"):
+    os.link(f"{mount}/ckpt.pt", f"{mount}/resume.pt")
+"""
+)
+LOOK_AT_ROOT = """
+import json, os, sys
+(mount,) = sys.argv[1:]
+seen = {name: open(f"{mount}/{name}").read() for name in ("latest", "ckpt.pt", "resume.pt")}
+seen |= {"names": " ".join(sorted(os.listdir(mount))), "links": str(os.stat(f"{mount}/resume.pt").st_nlink)}
+print(json.dumps(seen))
+"""
 LOOK = """
 import json, os, sys
 (mount,) = sys.argv[1:]
-print(json.dumps({name: open(f"{mount}/{name}/weights").read(20) for name in sorted(os.listdir(mount))}))
+steps = sorted(name for name in os.listdir(mount) if name.startswith("step_"))
+print(json.dumps({name: open(f"{mount}/{name}/weights").read(20) for name in steps}))
+"""
+CONFIGURE = """
+import sys
+with open(f"{sys.argv[1]}/config.json", "w") as file:
+    file.write("{}")
 """
 
 
@@ -139,6 +165,50 @@ async def test_all_ranks_see_the_step_that_all_have_from_their_first_look_on(
     await two_pods[1].end(containers[1])
     containers[1] = two_pods[1].container()
     assert await look(two_pods[1], containers[1]) == has(1, 100, 200) | has(1, 300, life="b")
+
+
+async def test_what_stands_beside_the_steps_and_changes_with_each_goes_back_with_them(
+    make_cluster: Clusters, expected_logs: ExpectedLogs, two_pods: list[Pod]
+) -> None:
+    expected_logs.allow(r"restart\.set_aside")
+    cluster = await make_cluster("a", "b", bucket=False, settle="50ms")
+    nodes = await mount_all(cluster, two_pods)
+    containers = [pod.container() for pod in two_pods]
+    for step in (100, 200):
+        for rank, (pod, container) in enumerate(zip(two_pods, containers, strict=True)):
+            await container.run(SAVE_AND_NAME, str(pod.mountpoint), str(step), f"{rank}:{step}")
+        await until_complete(nodes[0], step)
+    await containers[0].run(SAVE_AND_NAME, str(two_pods[0].mountpoint), "300", "0:300")
+    await two_pods[0].end(containers[0])
+    seen = json.loads(await two_pods[0].container().run(LOOK_AT_ROOT, str(two_pods[0].mountpoint)))
+    assert seen == {
+        "latest": "200", "ckpt.pt": "0:200", "resume.pt": "0:200", "links": "2",
+        "names": "ckpt.pt latest resume.pt step_100 step_200",
+    }  # fmt: skip
+
+
+async def test_pods_that_had_nothing_to_agree_on_when_they_were_mounted_agree_when_they_begin_again(
+    make_cluster: Clusters, expected_logs: ExpectedLogs, two_pods: list[Pod]
+) -> None:
+    expected_logs.allow(r"restart\.set_aside")
+    cluster = await make_cluster("a", "b", bucket=False, settle="50ms")
+    nodes = await mount_all(cluster, two_pods)
+    for rank, (node, pod) in enumerate(zip(nodes, two_pods, strict=True)):
+        container = pod.container()
+        await container.run(CONFIGURE, str(pod.mountpoint))  # and dies before its first step
+        await node.wait(f"{JOB}/{rank}", "ram", 60)
+        await pod.end(container)
+        await node.unmount(pod.mountpoint)
+    await mount_all(cluster, two_pods)
+    containers = [pod.container() for pod in two_pods]
+    await save(two_pods[0], containers[0], 0, 100)
+    await save(two_pods[1], containers[1], 1, 100)
+    await until_complete(nodes[0], 100)
+    await save(two_pods[0], containers[0], 0, 200)
+
+    containers = await started_again(two_pods, containers)
+    assert await seen_by_all(two_pods, containers) == [has(rank, 100) for rank in (0, 1)]
+    assert "config.json" in os.listdir(two_pods[0].mountpoint)
 
 
 async def test_wherever_a_process_of_ours_dies_meanwhile_the_first_look_shows_the_step(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 
 import pytest
@@ -117,6 +118,28 @@ async def test_a_copy_to_a_peer_that_is_gone_is_given_up_at_once_and_begun_elsew
     around.change(hangs, alive=False)
     await orphans.look(nursery)  # gives it up
     await until(partial(_is_kept_after_a_look, around, orphans, nursery, lives, held))
+
+
+async def test_a_copy_of_what_somebody_has_mounted_meanwhile_is_given_up_at_once(
+    around: Neighbourhood, bench: Bench
+) -> None:
+    orphans = Orphans(around.places, around.copier, around.targets, lambda identity: None, replicas=3)
+    hanging = {name: HangingPeer() for name in "bc"}
+    around.peers.update(hanging)
+    await _hold(bench)
+    async with trio.open_nursery() as nursery:
+        await orphans.look(nursery)
+        await until(partial(_is_any_asked, hanging.values()))
+        around.change("c", mounted=frozenset({ORPHAN}))
+        with trio.fail_after(30):
+            await orphans.look(nursery)
+            while nursery.child_tasks:  # noqa: ASYNC110 - nobody announces it
+                await trio.sleep(0.01)
+    assert sum(peer.asked for peer in hanging.values()) == 1, "no other copy is begun"
+
+
+async def _is_any_asked(peers: Iterable[HangingPeer]) -> bool:
+    return any([await _is_asked(peer) for peer in peers])
 
 
 async def _is_asked(peer: HangingPeer) -> bool:

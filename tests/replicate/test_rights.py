@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import trio
+from trio.testing import MockClock
 
+from fuse_tier.deadlines import Deadline
 from fuse_tier.epochs import number_before
-from fuse_tier.errors import NotAuthorized
+from fuse_tier.errors import NotAuthorized, TierUnavailable
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.members import Location, Member
 from fuse_tier.ram.layout import Layout
@@ -37,12 +39,15 @@ class Known:
         self.own = OWN
         self.mounted_on: set[str] = set()
         self.location = Location()
+        self.never_hears = False
         self.rights = Rights(
             lambda: self.own, self.ram, Rejections("peer.refused"), lambda identity: self.mounted_on, self._locate
         )
 
     async def _locate(self, identity: Identity) -> Location:
         assert identity == LLAMA
+        if self.never_hears:
+            await trio.sleep_forever()
         await trio.lowlevel.checkpoint()
         return self.location
 
@@ -118,6 +123,16 @@ async def test_where_nobody_remembers_whose_it_was_copies_are_not_held_up(known:
     await known.commit(8, "a")
     known.held({6: "c"}, a=number_before(5) + 1)
     await known.commit(number_before(5) + 1, "a")
+
+
+async def test_who_had_a_volume_is_not_waited_for_longer_than_the_sender_waits(
+    known: Known, autojump_clock: MockClock
+) -> None:
+    known.never_hears = True
+    with pytest.raises(TierUnavailable, match="nobody could tell within 11 s who had its volume"):
+        await known.commit(9, "a")
+    assert trio.current_time() == pytest.approx(Deadline.RIGHTS, abs=1)
+    await known.commit(9, None)
 
 
 async def test_without_certificates_all_are_trusted(known: Known) -> None:

@@ -14,9 +14,10 @@ from fuse_tier.ram.spares import PIECE_BYTES, Spares
 from fuse_tier.replicate import sparing
 from fuse_tier.replicate.broadcast import Broadcast
 from fuse_tier.replicate.expecting import Expecting
-from fuse_tier.replicate.room import RoomKeeper
+from fuse_tier.replicate.room import KeptSpares, RoomKeeper
 from fuse_tier.replicate.sparing import Sparing, next_sizes, nothing
 from fuse_tier.replicate.volumes import Volumes
+from fuse_tier.tiers.base import TierName
 from tests.harness.waiting import until
 from tests.replicate.conftest import IDENTITY, Bench
 
@@ -63,6 +64,10 @@ class Node:
         self._bench = bench
         monkeypatch.setattr(sparing, "room_of", lambda root: Room(40 * SIZE, 40 * SIZE - self.used))
         monkeypatch.setattr(sparing, "memory_left", lambda: None)
+        self.others = 0
+        monkeypatch.setattr(
+            sparing, "spare_memory", lambda: 40 * SIZE - self.others - self.spares.pieces() * PIECE_BYTES
+        )
 
     def is_at_rest(self) -> bool:
         self.looks += 1
@@ -211,6 +216,20 @@ async def test_what_is_left_of_the_room_is_kept_in_pieces_where_memory_shall_be_
     await node.until_there_are(SIZE)
 
 
+async def test_pieces_are_kept_of_memory_that_nobody_else_uses(
+    node: Node, bench: Bench, nursery: trio.Nursery
+) -> None:
+    bench.volume.mountpoint = None
+    node.others = 40 * SIZE - 4 * PIECE_BYTES
+    nursery.start_soon(node.sparing(keeps_pieces=True).run)
+    await node.until_there_are(PIECE_BYTES, PIECE_BYTES, PIECE_BYTES)
+    node.rests = False
+    node.others += 2 * PIECE_BYTES + 1
+    await node.until_there_are(PIECE_BYTES)
+    node.others = 40 * SIZE
+    await node.until_there_are()
+
+
 async def test_room_is_made_of_spares_before_anything_else_is_given_up(
     node: Node, bench: Bench, nursery: trio.Nursery
 ) -> None:
@@ -226,3 +245,46 @@ async def test_room_is_made_of_spares_before_anything_else_is_given_up(
     await room.make(room_of(bench.layout.root).free + 4 * MIB)
     assert node.spares.sizes() == []
     assert first.id in await bench.ram.snapshots()
+
+
+async def test_pieces_are_room_for_who_gives_them_up_as_he_allocates(
+    node: Node, bench: Bench, nursery: trio.Nursery
+) -> None:
+    volumes = Volumes(
+        bench.layout, bench.ram, bench.volume.options, trio.CapacityLimiter(2), nursery, has_bucket=False
+    )
+    with node.spares.begin(SIZE) as spare, node.spares.begin_piece() as piece:
+        assert spare.finish()
+        assert piece.finish()
+    room = RoomKeeper(bench.layout, bench.ram, volumes, Broadcast())
+    free = room_of(bench.layout.root).free
+    await room.make(free + PIECE_BYTES // 2, kept=KeptSpares.PIECES)
+    assert sorted(node.spares.sizes()) == [SIZE, PIECE_BYTES]
+    await room.make(free + 2 * PIECE_BYTES, kept=KeptSpares.PIECES)
+    assert node.spares.sizes() == [PIECE_BYTES], "what was made for other content goes first"
+    await room.make(free + 2 * PIECE_BYTES)
+    assert node.spares.sizes() == []
+
+
+async def test_spares_count_as_the_room_that_is_reserved_for_peers_and_are_not_made_again_and_again(
+    node: Node, bench: Bench, nursery: trio.Nursery
+) -> None:
+    volumes = Volumes(
+        bench.layout, bench.ram, bench.volume.options, trio.CapacityLimiter(2), nursery, has_bucket=False
+    )
+    volume = await volumes.open(bench.volume.identity)
+    for content in ("older", "newer"):
+        (bench.tree / content).touch()
+        volume.changes.announce()
+        assert await volume.take_snapshot() is not None
+    volume.copies.stored(TierName.PEER, "b", 2)
+    with node.spares.begin_piece() as piece:
+        assert piece.finish()
+    more_than_there_is = 2 * room_of(bench.layout.root).capacity
+    nursery.start_soon(RoomKeeper(bench.layout, bench.ram, volumes, Broadcast(), more_than_there_is).run)
+
+    async def has_made_room() -> bool:
+        return len(await bench.ram.snapshots()) == 1
+
+    await until(has_made_room)
+    assert node.spares.sizes() == [PIECE_BYTES]

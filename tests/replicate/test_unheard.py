@@ -32,3 +32,14 @@ def test_each_life_of_the_coordinator_begins_anew() -> None:
     unheard.see(["b"])
     unheard.begin(["b", "c"], 20.0)
     assert unheard.names(21.0) == ("b", "c")
+
+
+def test_whom_a_short_life_of_the_coordinator_has_not_heard_of_is_still_unheard_in_the_next_one() -> None:
+    unheard = Unheard()
+    unheard.begin(["a", "b", "c"], 10.0)
+    unheard.see(["a"])
+    unheard.begin(["a"], 13.0)
+    unheard.see(["a", "b"])
+    assert unheard.names(14.0) == ("c",)
+    unheard.begin(["a", "b"], 14.0 + Deadline.RETURN)
+    assert unheard.names(14.0 + Deadline.RETURN) == ("a", "b"), "nobody has waited for c in vain twice"

@@ -112,6 +112,31 @@ def test_when_the_coordinator_of_a_job_was_registered_is_told_with_where_it_is()
     assert report_from_wire(report_to_wire(sent, "default")).facts.job_addresses == registered
 
 
+@pytest.mark.parametrize("registered", [(1 << 63), (1 << 64) - 1])
+def test_a_time_of_registration_that_is_none_is_refused(registered: int) -> None:
+    message = report_to_wire(report(1, LocalFacts(1, 1)), "default")
+    message.job_addresses["llama"] = "10.0.0.1"
+    message.job_registered["llama"] = registered
+    with pytest.raises(InvalidRequest, match="is no time"):
+        report_from_wire(message)
+
+
+def test_whatever_others_have_registered_what_comes_after_it_can_be_reported() -> None:
+    registered = known = JobAddress("10.0.0.1", JobAddress.LATEST)
+    for _ in range(2):
+        registered = JobAddress("10.0.0.2", 7).after(registered)
+    sent = report(1, LocalFacts(1, 1, job_addresses={"llama": registered}))
+    assert report_from_wire(report_to_wire(sent, "default")).facts.job_addresses == {
+        "llama": JobAddress("10.0.0.2", known.registered)
+    }
+
+
+def test_checkpoints_whose_parts_are_said_to_be_larger_than_can_be_are_told_all_the_same() -> None:
+    said = Standing(JOB, "llama", 3, 1, 1, 3 * ((1 << 64) - 1), ("ram",))
+    sent = report(1, LocalFacts(1, 1, standings=(said,)))
+    assert report_from_wire(report_to_wire(sent, "default")).facts.standings == (replace(said, size=(1 << 64) - 1),)
+
+
 @pytest.mark.parametrize("older", [[2, 1], [3], [10**18]])
 def test_older_steps_that_are_none_are_refused(older: list[int]) -> None:
     message = report_to_wire(report(1, LocalFacts(1, 1, saved={VOLUMES[0]: saved(VOLUMES[0], 3)})), "default")

@@ -13,10 +13,13 @@ import pytest
 import trio
 
 from fuse_tier.errors import TierRefused
+from fuse_tier.identity import Identity, SnapshotId
+from fuse_tier.manifest import Lineage
 from fuse_tier.members import Member
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.tmpfs import create_directories
 from fuse_tier.replicate.peer_service import PeerService
+from fuse_tier.restarts import Question
 from fuse_tier.tiers.memory import MemoryBlobs
 from fuse_tier.tiers.peer import PeerTier
 from fuse_tier.tiers.ram import RamTier
@@ -28,6 +31,7 @@ from fuse_tier.wire.bulk.sessions import Sessions
 from fuse_tier.wire.control_pb2_grpc import PeerStub, add_PeerServicer_to_server
 from fuse_tier.wire.grpc import Caller, Client, serve
 from fuse_tier.wire.members import MINOR, PROTOCOL
+from fuse_tier.wire.restarts import question_from_wire, question_to_wire
 from tests.harness.snapshots import check_producible, holding, keep
 from tests.wire.peers import CLUSTER, OWN, running_peer
 from tests.wire.proxies import cutting
@@ -144,3 +148,17 @@ async def test_a_node_of_another_major_version_has_no_calls_in_common_and_is_ref
     async with running_peer(memory_path) as peer, Client(peer.control, Stub, None) as client:
         with pytest.raises(TierRefused, match="does not know the call Hello: it runs another version of fuse-tier"):
             await client.call("Hello", pb.HelloRequest(), 5)
+
+
+def test_what_a_node_of_an_earlier_version_takes_for_damaged_is_no_reason_to_give_up_a_step() -> None:
+    own, partner = (Identity("default", "llama", rank) for rank in "01")
+    for lacking in ({"lacking": (3,)}, {"lacking_partners": (SnapshotId(partner, 3),)}):
+        asked = Question(own, Lineage("llama", world_size=2), **lacking)
+        message = question_to_wire(asked)
+        assert question_from_wire(message) == asked
+        message.ClearField("minor")
+        with pytest.raises(TierRefused, match="is of an earlier version, which cannot read what later ones save"):
+            question_from_wire(message)
+        message.ClearField("lacking")
+        message.ClearField("lacking_partners")
+        assert question_from_wire(message).lacking == ()

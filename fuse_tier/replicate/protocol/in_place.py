@@ -28,7 +28,7 @@ from fuse_tier.replicate.protocol.cycle import Means, saved_in_hand, wait_until_
 from fuse_tier.replicate.protocol.stage import Stage
 from fuse_tier.replicate.steps import Report
 from fuse_tier.replicate.volume import Volume
-from fuse_tier.several import part_of
+from fuse_tier.several import files_of_links, part_of, with_linked
 
 log = structlog.get_logger(__name__)
 
@@ -43,8 +43,8 @@ class InPlace:
 
     async def begin_again(self, volume: Volume) -> None:
         """Returns when the tree is that of the step. Raises FuseTierError, OSError: the container may not go on."""
-        if volume.tenure.resumption is None or volume.framework or not self._means.membership.agrees_on_steps:
-            return  # it goes on from its own newest files, or asks by the file protocol
+        if volume.framework or not self._means.membership.agrees_on_steps:
+            return  # it asks by the file protocol, or nobody can be asked
         began = trio.current_time()
         with trio.move_on_after(Deadline.FRAMEWORK):
             await wait_until_all_is_here(volume)
@@ -105,7 +105,7 @@ class _Beginning:
             await self._stage.put_back({})
             await self._stage.begin()
         known: Mapping[bytes, object] = saved if self._is_as_saved else {}
-        brought = sorted(name for name, entries in wanted.items() if known.get(name) != entries)
+        brought = sorted(with_linked((name for name in wanted if known.get(name) != wanted[name]), chosen.manifest))
         there = await trio.to_thread.run_sync(os.listdir, os.fsencode(self._volume.layout.tree))
         away = [name for name in there if name in brought or (name in saved and name not in wanted)]
         self._is_as_saved = self._is_as_saved and not away and not brought
@@ -130,13 +130,13 @@ class _Beginning:
         await trio.to_thread.run_sync(unpack)
 
 
-def _by_top(manifest: Manifest | None) -> dict[bytes, list[Entry]]:
+def _by_top(manifest: Manifest | None) -> dict[bytes, list[tuple[Entry, Entry]]]:
     """What a tree has at its root, but what is written for the pod itself, with all that is below."""
-    found: dict[bytes, list[Entry]] = {}
-    for entry in manifest.entries if manifest is not None else ():
+    found: dict[bytes, list[tuple[Entry, Entry]]] = {}
+    for entry, file in files_of_links(manifest) if manifest is not None else ():
         name = top(entry.path)
         if name and name != INIT_INFO:
-            found.setdefault(name, []).append(entry)
+            found.setdefault(name, []).append((entry, file))
     return found
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from fuse_tier.errors import Damaged
+from fuse_tier.errors import RunMismatch
 from fuse_tier.manifest import Entry, Kind, Manifest
 from fuse_tier.protocolfiles import marker, step_in, worker_in
 from fuse_tier.replicate.protocol.order import Order
@@ -23,7 +23,8 @@ def sources(manifest: Manifest, order: Order, step: int, *, is_own: bool = True)
     One that is not the node's own is that of a node which holds the same state: what is below the name stays as
     that node has called it.
 
-    Raises Damaged when the snapshot has the step's name, and not what this node needs of it.
+    Raises RunMismatch when the snapshot has the step's name, and not what the order wants of it: that is no damage,
+    for which the step would be taken from all ranks, be the order mended or not.
     """
     tops = {entry.path: entry for entry in manifest.entries if entry.path and b"/" not in entry.path}
     if order.framework == _OF_FILES:
@@ -32,7 +33,7 @@ def sources(manifest: Manifest, order: Order, step: int, *, is_own: bool = True)
     # The shortest is the step's final name; a marker that nobody renamed is as good.
     found = sorted((len(name), name) for name, top in tops.items() if _is_tree(name, top, step))
     if not found:
-        raise Damaged(f"{manifest.id} is of step {step}, but has no directory of it: was it saved with 'pytorch'?")
+        raise RunMismatch(f"{manifest.id} of step {step} has no directory of it: was it saved with 'pytorch'?")
     return {marker(order.job, step, order.node_rank, worker): found[0][1] for worker in range(order.workers)}
 
 
@@ -54,9 +55,9 @@ def _file_of(
             return name
     has = sorted({found[1:] for name in tops if (found := worker_in(name)) is not None and found[0] == step})
     told = ", ".join(f"node {node} worker {one}" for node, one in has) or "nobody"
-    raise Damaged(
+    raise RunMismatch(
         f"{manifest.id} of step {step} has no file of node {order.node_rank} worker {worker}, but of {told}: start "
-        "the job with the ranks that it had"
+        "the job with the ranks and the workers-per-node that it had"
     )
 
 

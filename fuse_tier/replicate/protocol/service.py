@@ -50,7 +50,7 @@ class ReplicationService:
         known = None
         with trio.move_on_after(_KNOWN_SECONDS):
             known = await self._newest(job)
-        self.registered[job] = JobAddress(address, max(time.time_ns(), known.registered + 1 if known else 0))
+        self.registered[job] = JobAddress(address, time.time_ns()).after(known)
         log.info("replication.registered", job=job, address=address)
         self._membership.report_soon()
         return pb.RegisterCoordinatorResponse()

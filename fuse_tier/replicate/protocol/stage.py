@@ -61,20 +61,22 @@ class Stage:
         names = []
         for name in sorted(os.listdir(self._layout.swept)):
             path = os.path.join(self._layout.swept, name)
-            is_content = holds_a_step(path) or not is_stale(os.fsencode(name))
-            if is_content and not os.path.lexists(os.path.join(self._layout.tree, name)):
-                target = os.path.join(self._layout.staged, name)
-                remove_tree(target)
-                os.rename(path, target)
+            if _is_content(path) and not os.path.lexists(os.path.join(self._layout.tree, name)):
+                _replace(path, os.path.join(self._layout.staged, name))
                 names.append(name)
         return names
 
     async def undo(self) -> None:
-        """As ``put_back``, of a tree that is not mounted any more."""
+        """A tree that is not mounted any more has what was swept, also where something was brought in its place.
+
+        So it is the job's own newest again, of which the last snapshot is about to be taken, and no mix of two.
+        """
 
         def work() -> None:
-            for name in self._stage_again():
-                os.rename(os.path.join(self._layout.staged, name), os.path.join(self._layout.tree, name))
+            for name in sorted(os.listdir(self._layout.swept)):
+                path = os.path.join(self._layout.swept, name)
+                if _is_content(path):
+                    _replace(path, os.path.join(self._layout.tree, name))
 
         await trio.to_thread.run_sync(work)
         await self.end()
@@ -113,6 +115,20 @@ class Stage:
                         return await volume.arrange(away, bring)
                 await volume.news.wait_beyond(version)
         raise MountError(f"the mount daemon of {volume.identity} did not answer in {Deadline.SUPERVISOR_CONNECT:g} s")
+
+
+def _is_content(path: str) -> bool:
+    """Whether what was swept is more than a message to a life of the job that has ended."""
+    return not is_stale(os.fsencode(os.path.basename(path))) or holds_a_step(path)
+
+
+def _replace(source: str, target: str) -> None:
+    """Moves something to where something else may be, of another kind perhaps."""
+    if os.path.isdir(target) and not os.path.islink(target):
+        remove_tree(target)
+    elif os.path.lexists(target):
+        os.unlink(target)
+    os.rename(source, target)
 
 
 def holds_a_step(path: str) -> bool:

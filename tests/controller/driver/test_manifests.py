@@ -41,13 +41,14 @@ def test_a_node_reads_what_the_configuration_says_with_its_own_name_and_address(
         tmp_path, monkeypatch, cloudStoragePrefix="a/b", inMemoryVolumeSize="5000000001", replicas=2, reserve="1Gi",
         fsync="peer", passthrough="off", drain="2m", encryptPeerTraffic=False, limits={"bulk": "10Gbps"},
         keep={"ram": 3, "bucket": {"last": 4, "daily": 7}}, cloudStorageEndpoint="http://storage.test:4443",
-        backup={"steps": 100},
+        backup={"steps": 100}, inMemoryVolumeWarm=True,
     )  # fmt: skip
     assert (found.node, str(found.listen.control), str(found.metrics)) == (
         "gke-pool-1", "10.1.2.3:7460", "10.1.2.3:7462"
     )  # fmt: skip
     assert str(found.coordinator) == "high-scale-checkpointing-controller.gke-managed-checkpointing.svc:19346"
     assert found.ram.size == 4769 << 20, "rounded up to MiB"
+    assert found.ram.warm
     assert found.bucket
     assert (found.bucket.url, found.bucket.endpoint) == ("gs://my-checkpoints/a/b", "http://storage.test:4443")
     assert (found.replicas, found.reserve, found.fsync, found.passthrough) == (2, 1 << 30, "peer", "off")
@@ -63,6 +64,7 @@ def test_an_object_from_before_a_field_came_makes_a_node_of_defaults(
 ) -> None:
     found = node_config_of(tmp_path, monkeypatch, backup=None, nodeSelector=None, tolerations=None)
     assert (found.replicas, found.fsync, found.drain, found.keep.ram) == (1, "ram", 30.0, 2)
+    assert not found.ram.warm
 
 
 def test_the_pod_has_the_five_containers_that_the_manual_shows_and_no_port_that_keeps_another_pod_off() -> None:

@@ -30,7 +30,7 @@ RANKS = (0, 1)
 # Seconds pass between saves, as in a real job: a step that is saved while another is copied may be passed over.
 EVERY = 50
 
-_EXAMPLES = Path(__file__).parents[3] / "examples"
+EXAMPLES = Path(__file__).parents[3] / "examples"
 _RUN_SECONDS = 240.0
 _STEP = re.compile(r"^step (\d+): loss \S+, sha256 ([0-9a-f]{64})$", re.MULTILINE)
 
@@ -98,7 +98,7 @@ class Process:
 
 
 def _program(command: Command, mount: Path) -> list[str]:
-    script = str(_EXAMPLES / command.script)
+    script = str(EXAMPLES / command.script)
     if not command.alike:
         return [sys.executable, script, str(mount)]
     as_a_pod = 'mount --bind "$0" /mnt && exec "$@"'
