@@ -99,7 +99,7 @@ class TreeReader:
                 if after.counter == before.counter:
                     return walk
                 await self._take_back(walk, after.writers)
-        if True:
+        async with self._evicting:  # before the job is held: an eviction may take long
             held = await self._read_held(gate, previous, reading, is_awaited=is_awaited)
         return held
 
