@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Coroutine
 from functools import partial
 from typing import Any, Final
+
+import trio
 
 from fuse_tier.fs.attribute_requests import ATTRIBUTE_REQUESTS
 from fuse_tier.fs.bodies import Handler, opened_reply
@@ -36,7 +40,12 @@ def _admitted(lives: Lives, operation: Operation, request: Request, body: memory
 
 
 async def _once_admitted(lives: Lives, operation: Operation, request: Request, body: memoryview) -> Answer:
-    await lives.admit(request)
+    with trio.CancelScope() as scope:
+        afterwards, request.ends = request.ends, scope  # most is done once it has begun
+        await lives.admit(request)
+    request.ends = afterwards
+    if scope.cancelled_caught:
+        raise OSError(errno.EINTR, os.strerror(errno.EINTR))
     answer = operation(request, body)
     return await answer if isinstance(answer, Coroutine) else answer
 

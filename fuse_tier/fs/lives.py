@@ -4,9 +4,10 @@ Nobody tells the driver of it: the mount stays, and kubelet calls nobody. But a 
 for it, and so the container. When all of a pod's containers are gone that have made names at the root, and another
 one asks for the root or a name in it, the job begins again: that request is held, and all like it, until the worker
 has agreed with the other ranks of the job on a step, and the tree is that of the step. So no process of the
-new container sees anything else. A container that comes while one of those is at work is one beside it, and not held;
-nor does one count that only reads or removes what others have made. One that writes below the root alone, a log
-perhaps, begins nothing by its end; but while it is at work nothing is moved under it.
+new container sees anything else; who does not want to wait for it can be interrupted and killed, and the job begins
+again all the same. A container that comes while one of those is at work is one beside it, and not held; nor does one
+count that only reads or removes what others have made. One that writes below the root alone, a log perhaps, begins
+nothing by its end; but while it is at work nothing is moved under it.
 
 Files that are open stay what they are; of names at the root the kernel keeps none (arranging.py).
 """
@@ -14,6 +15,7 @@ Files that are open stay what they are; of names at the root the kernel keeps no
 from __future__ import annotations
 
 import errno
+import math
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from struct import Struct
@@ -46,8 +48,16 @@ ASKS: Final = LOOKS | MAKES | {Opcode.OPEN}
 _FLAGS: Final = Struct("=I")  # of open(2), the first of what a request to open has
 
 
+class _Meeting:
+    """What those wait for who are in a container that is met for the first time."""
+
+    def __init__(self) -> None:
+        self.over = trio.Event()
+        self.failure: OSError | None = None
+
+
 class Lives:
-    """The containers of one mount's pod."""
+    """The containers of one mount's pod. ``run`` belongs in a nursery."""
 
     def __init__(
         self,
@@ -65,7 +75,8 @@ class Lives:
         self._writers = dict(writers)  # and whether they have made names at the root
         self._known: set[str] = set()
         self._begin_again = begin_again
-        self._turn = trio.Lock()
+        self._meetings: dict[str, _Meeting] = {}
+        self._comes, self._coming = trio.open_memory_channel[str](math.inf)
 
     def admits(self, request: Request, body: memoryview) -> bool:
         """Whether a request may go on at once; if not, it may after ``admit``."""
@@ -87,12 +98,28 @@ class Lives:
         container = self._containers.container_of(request.pid)
         if container is None:  # it has ended since
             return
-        async with self._turn:
-            if container not in self._known:
-                await self._meet(container)
-                self._known.add(container)
+        if container not in self._known:
+            meeting = self._meetings.get(container)
+            if meeting is None:
+                meeting = self._meetings[container] = _Meeting()
+                self._comes.send_nowait(container)
+            await meeting.over.wait()
+            if meeting.failure is not None:
+                raise OSError(errno.EIO, os.strerror(errno.EIO)) from meeting.failure
         if request.opcode in MAKES:
             self._note(container, is_at_root=True)
+
+    async def run(self) -> None:
+        """Meets containers, one after another, whether or not somebody still waits. Goes on until cancelled."""
+        async for container in self._coming:
+            meeting = self._meetings[container]
+            try:
+                await self._meet(container)
+                self._known.add(container)
+            except OSError as error:
+                meeting.failure = error
+            del self._meetings[container]
+            meeting.over.set()
 
     async def _meet(self, container: str) -> None:
         before = self._writers.keys() - {container}

@@ -80,13 +80,16 @@ class Known(Containers):
 @dataclass
 class World:
     volume: VolumeLayout
+    nursery: trio.Nursery
     containers: Known = field(default_factory=Known)
     asked: int = 0
     refuses: bool = False
 
     def lives(self) -> Lives:
         """As a daemon makes it at its start."""
-        return Lives(self.volume, self.containers, lives.read(self.volume) or {}, self.begin_again)
+        made = Lives(self.volume, self.containers, lives.read(self.volume) or {}, self.begin_again)
+        self.nursery.start_soon(made.run)
+        return made
 
     async def begin_again(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -96,11 +99,11 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
+def world(tmp_path: Path, nursery: trio.Nursery) -> World:
     volume = Layout(str(tmp_path)).volume(Identity("default", "llama", "0"))
     os.makedirs(volume.root)
     lives.begin(volume)
-    return World(volume, Known({1: FIRST}))
+    return World(volume, nursery, Known({1: FIRST}))
 
 
 def request(pid: int, opcode: Opcode = Opcode.LOOKUP, node: int = ROOT) -> Request:
@@ -207,6 +210,6 @@ async def test_the_end_of_an_init_container_that_wrote_below_the_root_begins_not
     assert world.asked == 0
 
 
-def test_what_a_version_noted_that_told_of_the_root_alone_is_understood(world: World) -> None:
+async def test_what_a_version_noted_that_told_of_the_root_alone_is_understood(world: World) -> None:
     Path(world.volume.lives).write_text(json.dumps([FIRST, SECOND]))
     assert lives.read(world.volume) == {FIRST: True, SECOND: True}
