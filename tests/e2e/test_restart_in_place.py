@@ -47,6 +47,8 @@ with open(f"{mount}/latest.tmp", "w") as file:
 os.rename(f"{mount}/latest.tmp", f"{mount}/latest")
 with open(f"{mount}/ckpt.pt", "w") as file:
     file.write(content)
+with open(f"{mount}/built0", "w") as file:  # as what is brought is called for a moment
+    file.write(step)
 if not os.path.exists(f"{mount}/resume.pt"):
     os.link(f"{mount}/ckpt.pt", f"{mount}/resume.pt")
 """
@@ -54,7 +56,7 @@ if not os.path.exists(f"{mount}/resume.pt"):
 LOOK_AT_ROOT = """
 import json, os, sys
 (mount,) = sys.argv[1:]
-seen = {name: open(f"{mount}/{name}").read() for name in ("latest", "ckpt.pt", "resume.pt")}
+seen = {name: open(f"{mount}/{name}").read() for name in ("latest", "ckpt.pt", "resume.pt", "built0")}
 seen |= {"names": " ".join(sorted(os.listdir(mount))), "links": str(os.stat(f"{mount}/resume.pt").st_nlink)}
 print(json.dumps(seen))
 """
@@ -182,8 +184,8 @@ async def test_what_stands_beside_the_steps_and_changes_with_each_goes_back_with
     await two_pods[0].end(containers[0])
     seen = json.loads(await two_pods[0].container().run(LOOK_AT_ROOT, str(two_pods[0].mountpoint)))
     assert seen == {
-        "latest": "200", "ckpt.pt": "0:200", "resume.pt": "0:200", "links": "2",
-        "names": "ckpt.pt latest resume.pt step_100 step_200",
+        "latest": "200", "ckpt.pt": "0:200", "resume.pt": "0:200", "built0": "200", "links": "2",
+        "names": "built0 ckpt.pt latest resume.pt step_100 step_200",
     }  # fmt: skip
 
 

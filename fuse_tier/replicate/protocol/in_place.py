@@ -32,8 +32,6 @@ from fuse_tier.several import files_of_links, part_of, with_linked
 
 log = structlog.get_logger(__name__)
 
-_BUILT = "built"
-
 
 class InPlace:
     """Of one node's volumes."""
@@ -118,7 +116,7 @@ class _Beginning:
     async def _build(self, chosen: Chosen, names: Collection[bytes]) -> None:
         assert chosen.manifest is not None  # noqa: S101 - there are names in it
         staged = os.fsencode(self._volume.layout.staged)
-        built = os.path.join(self._volume.layout.staged, _BUILT)
+        built = os.path.join(self._volume.layout.staged, _none_of(names))
         part = part_of(chosen.manifest, names)
         await self._means.restorer.into_stage(self._volume, chosen, part.entries, built)
 
@@ -128,6 +126,11 @@ class _Beginning:
             os.rmdir(built)
 
         await trio.to_thread.run_sync(unpack)
+
+
+def _none_of(names: Collection[bytes]) -> str:
+    """A name beside those that are brought, which the job has chosen."""
+    return next(name for at in range(len(names) + 1) if (name := f"built{at}").encode() not in names)
 
 
 async def all_saved(volume: Volume) -> None:
