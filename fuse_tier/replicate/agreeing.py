@@ -1,8 +1,8 @@
 """All ranks of a job agree on a step to go on from, as one node's volume sees it.
 
-It asks for the step that was chosen for all (``coordinate/choosing.py``), has it brought, and says that it has. Whoever
-is told then that the step was chosen again begins once more. How it is brought is the caller's: into a tree that is
-not mounted yet, or under the eyes of a job.
+It asks for the step that was chosen for all (``coordinate/choosing.py``), has it brought, and says that it has.
+Whoever is told then that it was chosen again begins once more. How it is brought is the caller's: into a tree that
+is not mounted yet, or under the eyes of a job.
 """
 
 from __future__ import annotations
