@@ -32,6 +32,17 @@ def representatives(saved: Iterable[Saved]) -> dict[int | None, Saved]:
     return beside | last
 
 
+def last_with(step: int | None, saved: Collection[Saved]) -> Saved | None:
+    """Of one run of a volume: the snapshot to take a step from where nobody tells which lives were given up.
+
+    It is of the last ownership that has the step, and of those ``representatives`` of it: a life that went back
+    from the step was owned before.
+    """
+    having = [one for one in saved if one.step == step or step in one.older]
+    last = max((one.id.epoch for one in having), default=0)
+    return representatives(one for one in having if one.id.epoch == last).get(step)
+
+
 def whole_steps(saved: Mapping[str, Iterable[Saved]], size: int) -> dict[int, dict[str, Saved]]:
     """The steps that all ``size`` ranks of a job have, with the snapshot of each replica, by step.
 

@@ -16,6 +16,7 @@ from typing import Final
 from fuse_tier.checkpoints import step_of, top
 from fuse_tier.entries import Entry, Kind
 from fuse_tier.manifest import Manifest
+from fuse_tier.protocolfiles import INIT_INFO
 from fuse_tier.stepnames import step_in
 
 _MOST: Final = 32  # older steps of one snapshot, of which every report tells
@@ -79,12 +80,15 @@ def _is_same_life(one: Manifest, other: Manifest) -> bool:
 
 
 def _of_no_step(manifest: Manifest) -> dict[bytes, object]:
-    """The files and links at the root that are no step."""
+    """The files and links at the root that are no step, nor written for each pod anew."""
     pattern = manifest.lineage.step_pattern
     return {
         entry.path: (file.kind, file.blob, file.target)
         for entry, file in files_of_links(manifest)
-        if entry.kind is not Kind.DIRECTORY and b"/" not in entry.path and step_in(entry.path, pattern) is None
+        if entry.kind is not Kind.DIRECTORY
+        and b"/" not in entry.path
+        and step_in(entry.path, pattern) is None
+        and entry.path != INIT_INFO
     }
 
 

@@ -98,6 +98,11 @@ def test_where_another_file_or_link_at_the_root_has_changed_older_steps_do_not_c
     assert taken(tree(1, step(100) | before), tree(2, step(100) | step(200) | after)).older_steps == ()
 
 
+def test_what_is_written_for_each_pod_anew_says_nothing_of_steps() -> None:
+    before, after = {"jax-init-info.txt": "0 of 2"}, {"jax-init-info.txt": "1 of 2"}
+    assert taken(tree(1, step(100) | before), tree(2, step(100) | step(200) | after)).older_steps == (100,)
+
+
 def test_what_else_is_at_the_root_stays_in_the_tree_of_an_older_step() -> None:
     more = {"config.json": "{}", "logs/": "", "latest": "->config.json"}
     last = taken(tree(1, step(100) | more), tree(2, step(100) | step(200) | more | {"logs/events": "x"}))

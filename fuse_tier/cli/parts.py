@@ -6,8 +6,11 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from fuse_tier.checkpoints import Saved
+from fuse_tier.completeness import last_with
 from fuse_tier.errors import NotFound, TierUnavailable
 from fuse_tier.identity import SnapshotId
+from fuse_tier.manifest import Lineage
 
 if TYPE_CHECKING:
     from fuse_tier.standing import Standing
@@ -41,8 +44,7 @@ def choose_parts(job: str, step: int | None, standings: Iterable[Standing], list
             else f"no complete checkpoint of {job} is of step {step}"
         )
         raise NotFound(f"{what}: those that can be had are of {there} (`fuse-tier status --job {job}`)")
-    numbers: dict[str, int] = {}
-    beside: dict[str, int] = {}
+    found: dict[str, list[Saved]] = {}
     shared: dict[str, tuple[int, int]] = {}  # the part of each replica of the state of so many groups
     for one in listed:
         snapshot = SnapshotId.parse(one.id)
@@ -50,14 +52,15 @@ def choose_parts(job: str, step: int | None, standings: Iterable[Standing], list
         if not is_of_job or one.run != wanted.run or not one.tiers:
             continue
         replica = snapshot.identity.replica
-        has_step = (one.step if one.HasField("step") else None) == wanted.step
-        if has_step and not one.set_aside:
-            numbers[replica] = max(snapshot.number, numbers.get(replica, 0))
-        elif wanted.step in one.older_steps:  # what was set aside for a newer step is as good
-            beside[replica] = min(snapshot.number, beside.get(replica, snapshot.number))
-        if one.groups and (replica not in numbers or has_step):
+        own = one.step if one.HasField("step") else None
+        if own != wanted.step or not one.set_aside:  # what was set aside for a newer step is as good
+            found.setdefault(replica, []).append(
+                Saved(snapshot, Lineage(one.run), own, one.created_ns, older=tuple(one.older_steps))
+            )
+        if one.groups and (replica not in shared or own == wanted.step):
             shared[replica] = (one.groups, one.part)
-    numbers = beside | numbers
+    chosen = {replica: last_with(wanted.step, several) for replica, several in found.items()}
+    numbers = {replica: one.id.number for replica, one in chosen.items() if one is not None}
     parts = {shared[replica] for replica in numbers if replica in shared}
     is_shared = any(
         wanted.ranks == groups * sum(other == groups for other, _ in parts) for groups in {one for one, _ in parts}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -109,6 +110,17 @@ class Shared:
             _BLOCK_BYTES,
             0,
         )
+
+    def _unmake(self, inode: int, parent: int, name: bytes) -> None:
+        """Takes back a file that was just made, unless its name is gone by now, and that the kernel knows of it."""
+        there = 0
+        with suppress(FileNotFoundError):
+            there = os.stat(name, dir_fd=self._nodes.directory(parent), follow_symlinks=False).st_ino
+        if there == inode:
+            with self._nodes.removing(parent, name) as directory:
+                os.unlink(name, dir_fd=directory)
+            self._changes.record()
+        self._nodes.forget([(inode, 1)])
 
     def _give_away(self, directory: int, name: bytes, mode: int, request: Request) -> os.stat_result:
         """Makes what was just created the caller's own, and gives its status."""

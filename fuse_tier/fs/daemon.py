@@ -97,16 +97,17 @@ class Daemon:
                 fsync=spec.fsync,
             )
         )
-        self._session = Session(inheritance.device, dispatch(self._operations, self._lives(volume)), self._undo)
+        self._lives = self._find_lives(volume)
+        self._session = Session(inheritance.device, dispatch(self._operations, self._lives), self._undo)
         self._told = False
         self._aborted = False
 
-    def _lives(self, volume: VolumeLayout) -> Lives | None:
+    def _find_lives(self, volume: VolumeLayout) -> Lives | None:
         """Of a pod's volume that goes on with others; None for one whose containers need not be told apart."""
-        savers, pod = lives.read(volume), pod_of(self._spec.mountpoint)
-        if savers is None or pod is None:
+        writers, pod = lives.read(volume), pod_of(self._spec.mountpoint)
+        if writers is None or pod is None:
             return None
-        return Lives(volume, Containers(pod), savers, partial(self._link.call, "begin_again", Deadline.BEGIN_AGAIN))
+        return Lives(volume, Containers(pod), writers, partial(self._link.call, "begin_again", Deadline.BEGIN_AGAIN))
 
     async def run(self) -> bool:
         """Serves until the end of the mount; says whether that was an orderly one."""
@@ -161,6 +162,8 @@ class Daemon:
             nursery.start_soon(self._tell_when_serving)
             nursery.start_soon(self._end_when_told, signals, serving)
             nursery.start_soon(self._link.run)
+            if self._lives is not None:
+                nursery.start_soon(self._lives.run)
             with serving:
                 await self._answer_requests()
             # Whoever reads the tree then finds no file open that the job has closed.

@@ -19,7 +19,6 @@ from fuse_tier.fs.base import Shared
 from fuse_tier.fs.handles import OpenFile, Writing
 from fuse_tier.fs.requests import Entry, NewAttributes, Opened, Request
 from fuse_tier.fs.syscalls import drop_privileges
-from fuse_tier.mount.messages import OPEN_DIRECT, OPEN_KEEP_CACHE, OPEN_NO_FLUSH, OPEN_PASSTHROUGH
 
 _CREATE: Final = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _PRIVILEGES: Final = stat.S_ISUID | stat.S_ISGID
@@ -74,11 +73,11 @@ class FileOperations(Shared):
                     await self._reservations.reserve(fd, room)
                 found = os.fstat(fd)
                 writing.allocated = found.st_blocks * 512
-        seen = writing is not None and self._is_seen(found, room)
+        seen = writing is not None and self._is_seen(found, room, flags)
         try:
             opened = self._opened(OpenFile(found.st_ino, fd, writing), found.st_mode, flags, request, seen=seen)
         except BaseException:
-            self._nodes.forget([(found.st_ino, 1)])
+            self._unmake(found.st_ino, parent_inode, name)
             raise
         return opened, entry
 
@@ -97,8 +96,12 @@ class FileOperations(Shared):
             os.close(fd)
             raise
         writing = self._begin_writing(found.st_ino, synced=False)
-        file = OpenFile(found.st_ino, fd, writing)
-        return self._opened(file, found.st_mode, flags, request, seen=self._is_seen(found, 0)), self._entry(found)
+        file, seen = OpenFile(found.st_ino, fd, writing), self._is_seen(found, 0, flags)
+        try:
+            return self._opened(file, found.st_mode, flags, request, seen=seen), self._entry(found)
+        except BaseException:
+            self._nodes.forget([(found.st_ino, 1)])
+            raise
 
     async def _open_found(self, parent: int, name: bytes, flags: int, request: Request) -> tuple[Opened, Entry]:
         """A create whose name is there: somebody was faster."""
@@ -152,7 +155,7 @@ class FileOperations(Shared):
             self._end_writing(inode)
             raise
         file = OpenFile(inode, fd, writing)
-        return self._opened(file, found.st_mode, flags, request, seen=self._is_seen(found, room))
+        return self._opened(file, found.st_mode, flags, request, seen=self._is_seen(found, room, flags))
 
     async def _reserve_again(self, fd: int, size: int, writing: Writing) -> int:
         """For a file that was emptied to be written anew; gives what is expected of it."""
@@ -163,11 +166,12 @@ class FileOperations(Shared):
             await self._reservations.reserve(fd, room)
         return room
 
-    def _is_seen(self, found: os.stat_result, expected: int) -> bool:
+    def _is_seen(self, found: os.stat_result, expected: int, flags: int) -> bool:
         """Whether what is written to a file has to come through us, as far as room is concerned."""
         if self._share.is_used_up:
             return True
-        return self._backings.enabled and not self._reservations.may_pass(found, expected)
+        appends = bool(flags & os.O_APPEND)
+        return self._backings.enabled and not self._reservations.may_pass(found, expected, appends=appends)
 
     def _opened(self, file: OpenFile, mode: int, flags: int, request: Request, *, seen: bool = False) -> Opened:
         """Answers with an open file, written through us if it is to be ``seen``; closes it if that fails."""
@@ -178,7 +182,7 @@ class FileOperations(Shared):
             counted = True
             if seen and file.backing and file.writing is not None:
                 self._reservations.passes(file.inode)
-            return self._handles.add_file(file, _answer_flags(file, flags), request)
+            return self._handles.add_file(file, file.answer_flags(flags), request)
         except BaseException:
             if counted:
                 self._backings.close(file.inode)
@@ -287,13 +291,3 @@ class FileOperations(Shared):
                     drop_privileges(path)
         finally:
             self._end_writing(inode)
-
-
-def _answer_flags(file: OpenFile, flags: int) -> int:
-    if file.backing:
-        return OPEN_PASSTHROUGH | OPEN_NO_FLUSH
-    # Who only writes needs no pages in the kernel's cache: without them content is copied once less.
-    if flags & os.O_ACCMODE == os.O_WRONLY or flags & os.O_DIRECT:
-        return OPEN_DIRECT | OPEN_NO_FLUSH
-    # Cached pages stay right from one open to the next: nobody else writes.
-    return OPEN_KEEP_CACHE | OPEN_NO_FLUSH

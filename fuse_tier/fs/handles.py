@@ -17,7 +17,14 @@ from typing import Final
 
 from fuse_tier.fs.requests import Opened, Request
 from fuse_tier.mount.deposits import WORD_KEY, Deposit, Depositor, Kind
-from fuse_tier.mount.messages import RESENT, Opcode
+from fuse_tier.mount.messages import (
+    OPEN_DIRECT,
+    OPEN_KEEP_CACHE,
+    OPEN_NO_FLUSH,
+    OPEN_PASSTHROUGH,
+    RESENT,
+    Opcode,
+)
 
 _GENERATION_BITS: Final = 40  # of a handle are counted by one daemon
 _WITH_ENTRY: Final = 1 << 15  # in a deposit's answer: above what FOPEN flags there are
@@ -62,6 +69,16 @@ class OpenFile:
         self.writing = writing
         self.backing = 0
         """By what number the kernel reads and writes it by itself; 0 if it asks us."""
+
+    def answer_flags(self, flags: int) -> int:
+        """What the kernel is told of how the file is open, for the flags of open(2)."""
+        if self.backing:
+            return OPEN_PASSTHROUGH | OPEN_NO_FLUSH
+        # Who only writes needs no pages in the kernel's cache: without them content is copied once less.
+        if flags & os.O_ACCMODE == os.O_WRONLY or flags & os.O_DIRECT:
+            return OPEN_DIRECT | OPEN_NO_FLUSH
+        # Cached pages stay right from one open to the next: nobody else writes.
+        return OPEN_KEEP_CACHE | OPEN_NO_FLUSH
 
 
 class OpenDirectory:

@@ -4,8 +4,10 @@ Nobody tells the driver of it: the mount stays, and kubelet calls nobody. But a 
 for it, and so the container. When all of a pod's containers are gone that have made names at the root, and another
 one asks for the root or a name in it, the job begins again: that request is held, and all like it, until the worker
 has agreed with the other ranks of the job on a step, and the tree is that of the step. So no process of the
-new container sees anything else. A container that comes while one of those is at work is one beside it, and not held;
-nor does one count that only reads or removes what others have made.
+new container sees anything else; who does not want to wait for it can be interrupted and killed, and the job begins
+again all the same. A container that comes while one of those is at work is one beside it, and not held; nor does one
+count that only reads or removes what others have made. One that writes below the root alone, a log perhaps, begins
+nothing by its end; but while it is at work nothing is moved under it.
 
 Files that are open stay what they are; of names at the root the kernel keeps none (arranging.py).
 """
@@ -13,8 +15,10 @@ Files that are open stay what they are; of names at the root the kernel keeps no
 from __future__ import annotations
 
 import errno
+import math
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from struct import Struct
 from typing import Final
 
 import structlog
@@ -38,37 +42,55 @@ MAKES: Final = _RENAMES | {
     Opcode.SYMLINK,
     Opcode.LINK,
     Opcode.CREATE,
+    Opcode.TMPFILE,
 }
+ASKS: Final = LOOKS | MAKES | {Opcode.OPEN}
+_FLAGS: Final = Struct("=I")  # of open(2), the first of what a request to open has
+
+
+class _Meeting:
+    """What those wait for who are in a container that is met for the first time."""
+
+    def __init__(self) -> None:
+        self.over = trio.Event()
+        self.failure: OSError | None = None
 
 
 class Lives:
-    """The containers of one mount's pod."""
+    """The containers of one mount's pod. ``run`` belongs in a nursery."""
 
     def __init__(
         self,
         volume: VolumeLayout,
         containers: Containers,
-        savers: frozenset[str],
+        writers: Mapping[str, bool],
         begin_again: Callable[[], Awaitable[object]],
     ) -> None:
-        """``savers`` have made names; ``begin_again`` has the worker give the tree its step. Raises FuseTierError."""
+        """``writers`` are noted (``ram/lives.py``); ``begin_again`` has the worker give the tree its step.
+
+        That raises FuseTierError.
+        """
         self._volume = volume
         self._containers = containers
-        self._savers = set(savers)
+        self._writers = dict(writers)  # and whether they have made names at the root
         self._known: set[str] = set()
         self._begin_again = begin_again
-        self._turn = trio.Lock()
+        self._meetings: dict[str, _Meeting] = {}
+        self._comes, self._coming = trio.open_memory_channel[str](math.inf)
 
-    def admits(self, request: Request) -> bool:
+    def admits(self, request: Request, body: memoryview) -> bool:
         """Whether a request may go on at once; if not, it may after ``admit``."""
-        if request.node != ROOT and request.opcode not in _RENAMES:
+        is_at_root = request.node == ROOT or request.opcode in _RENAMES
+        writes = request.opcode in MAKES or (request.opcode == Opcode.OPEN and _opens_for_writing(body))
+        if not is_at_root and not writes:
             return True
         container = self._containers.container_of(request.pid)
         if container is None:
             return True
-        if container not in self._known:
+        if is_at_root and container not in self._known:
             return False
-        self._note(request, container)
+        if writes:
+            self._note(container, is_at_root=is_at_root)
         return True
 
     async def admit(self, request: Request) -> None:
@@ -76,27 +98,53 @@ class Lives:
         container = self._containers.container_of(request.pid)
         if container is None:  # it has ended since
             return
-        async with self._turn:
-            if container not in self._known:
+        if container not in self._known:
+            meeting = self._meetings.get(container)
+            if meeting is None:
+                meeting = self._meetings[container] = _Meeting()
+                self._comes.send_nowait(container)
+            await meeting.over.wait()
+            if meeting.failure is not None:
+                raise OSError(errno.EIO, os.strerror(errno.EIO)) from meeting.failure
+        if request.opcode in MAKES:
+            self._note(container, is_at_root=True)
+
+    async def run(self) -> None:
+        """Meets containers, one after another, whether or not somebody still waits. Goes on until cancelled."""
+        async for container in self._coming:
+            meeting = self._meetings[container]
+            try:
                 await self._meet(container)
                 self._known.add(container)
-        self._note(request, container)
+            except OSError as error:
+                meeting.failure = error
+            del self._meetings[container]
+            meeting.over.set()
 
     async def _meet(self, container: str) -> None:
-        if not self._savers or container in self._savers:
+        before = self._writers.keys() - {container}
+        savers = sorted(one for one, at_root in self._writers.items() if at_root)
+        if not savers or container in savers:
             return
-        if await trio.to_thread.run_sync(self._containers.any_lives, frozenset(self._savers)):
+        if await trio.to_thread.run_sync(self._containers.any_lives, before):
             return
-        log.info("container.begins_again", container=container, before=sorted(self._savers))
+        log.info("container.begins_again", container=container, before=savers)
         try:
             await self._begin_again()
         except (FuseTierError, OSError) as error:
             log.error("container.not_admitted", container=container, reason=str(error))
             raise OSError(errno.EIO, os.strerror(errno.EIO)) from error
-        self._savers.clear()
-        lives.write(self._volume, self._savers)
+        for one in before:
+            del self._writers[one]
+        lives.write(self._volume, self._writers)
 
-    def _note(self, request: Request, container: str) -> None:
-        if request.opcode in MAKES and container not in self._savers:
-            self._savers.add(container)
-            lives.write(self._volume, self._savers)
+    def _note(self, container: str, *, is_at_root: bool) -> None:
+        known = self._writers.get(container)
+        if known is None or (is_at_root and not known):
+            self._writers[container] = is_at_root
+            lives.write(self._volume, self._writers)
+
+
+def _opens_for_writing(body: memoryview) -> bool:
+    (flags,) = _FLAGS.unpack_from(body)
+    return bool(flags & os.O_ACCMODE != os.O_RDONLY)

@@ -6,6 +6,8 @@ import stat
 from dataclasses import dataclass
 from typing import Final
 
+import trio
+
 from fuse_tier.mount.messages import ATTRIBUTES_AT, ATTRIBUTES_VALID, DIRECTORY_ENTRY
 
 Entry = bytes
@@ -18,7 +20,7 @@ _BILLION: Final = 1_000_000_000
 class Request:
     """Who asks, and how."""
 
-    __slots__ = ("gid", "kills_privileges", "node", "opcode", "pid", "resent", "uid", "unique")
+    __slots__ = ("ends", "gid", "kills_privileges", "node", "opcode", "pid", "resent", "uid", "unique")
 
     def __init__(self, opcode: int, unique: int, node: int, uid: int, gid: int, pid: int) -> None:
         self.opcode = opcode
@@ -31,6 +33,8 @@ class Request:
         """A daemon that died has had it before, and may have done it."""
         self.kills_privileges = False
         """Setuid and setgid bits are to go (write(2), truncate(2))."""
+        self.ends: trio.CancelScope | None = None
+        """What a signal of the one who asks ends, while there is something."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,12 +107,17 @@ class Reservations:
         await self._room.make(wanted)
         return max(size, _SMALL_BYTES)
 
-    def may_pass(self, found: os.stat_result, expected: int) -> bool:
+    def may_pass(self, found: os.stat_result, expected: int, *, appends: bool = False) -> bool:
         """Whether a file that is opened for writing will find room, so that the kernel may write it by itself.
 
         ``expected`` is what was reserved for it; 0 for one whose end nobody knows, such as one that is opened as it
-        is, and may be appended to. Such a file is counted until its last writer has gone (``ended``).
+        is, and may be appended to. Such a file is counted until its last writer has gone (``ended``), as large as the
+        largest. So what is likely to stay small, and may be open for days, does not pass: it would cost all others
+        that room. That is what is only appended to, or is small as it is, if none like it was ever large.
         """
+        likely_small = appends or 0 < found.st_size < LARGE_BYTES
+        if not expected and likely_small and not self._predicted(found.st_ino):
+            return False
         room = self._look(expected)
         if expected and found.st_blocks * _BLOCK_BYTES >= expected:
             return room.free >= _margin(expected)
@@ -124,6 +129,12 @@ class Reservations:
             return False
         self._unbounded.add(found.st_ino)
         return True
+
+    def _predicted(self, inode: int) -> int:
+        place = self._nodes.name(inode)
+        if place is None or not self._sizes.may_know(place[1]):
+            return 0
+        return self._sizes.predict(self._path(*place))
 
     def passes(self, inode: int) -> None:
         """Counts a file that the kernel writes by itself, whatever ``may_pass`` said, or a daemon before this one."""

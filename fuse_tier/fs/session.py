@@ -34,7 +34,7 @@ Operation = Callable[[Request, memoryview], Answer | Coroutine[Any, Any, Answer]
 
 _LINGER_NS: Final = 200_000
 _TURN_NS: Final = 5_000_000  # after so long others in this process get a turn
-# Signals of the one who waits end these with EINTR; all others are soon done.
+# Signals of the one who waits end these with EINTR; all others are soon done, once they may begin (dispatch.py).
 _INTERRUPTIBLE: Final = frozenset(
     {
         Opcode.OPEN,
@@ -62,7 +62,7 @@ class Session:
         self._undone = undone
         self._buffer = bytearray(READ_BUFFER_BYTES)
         self._view = memoryview(self._buffer)
-        self._waiting: dict[int, trio.CancelScope] = {}
+        self._waiting: dict[int, Request] = {}
         self._pays = False
         self._turn = 0
 
@@ -138,7 +138,11 @@ class Session:
                     answer = done.value
                 else:
                     nursery.start_soon(self._read, nursery)
-                    await self._finish(request, _resumed(outcome, trap))
+                    self._waiting[request.unique] = request
+                    try:
+                        await self._finish(request, _resumed(outcome, trap))
+                    finally:
+                        del self._waiting[request.unique]
                     return True
         except OSError as error:
             self._refuse(request, error.errno or errno.EIO)
@@ -161,7 +165,8 @@ class Session:
             nursery.start_soon(self._read, nursery)
 
         with trio.CancelScope() as scope:
-            self._waiting[request.unique] = scope
+            request.ends = scope
+            self._waiting[request.unique] = request
             try:
                 await self._finish(request, _noticed(coroutine, hand_over))
             finally:
@@ -199,9 +204,9 @@ class Session:
             self._undone(answer, request)
 
     def _interrupt(self, body: memoryview) -> None:
-        scope = self._waiting.get(int.from_bytes(body[:8], "little"))
-        if scope is not None:
-            scope.cancel()
+        request = self._waiting.get(int.from_bytes(body[:8], "little"))
+        if request is not None and request.ends is not None:
+            request.ends.cancel()
 
 
 @types.coroutine

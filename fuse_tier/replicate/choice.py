@@ -60,9 +60,9 @@ class Chooser:
     ) -> Chosen:
         """The newest snapshot of a run (of any run without a lineage), or the one of a number or a version.
 
-        A version names a complete checkpoint in the bucket. A step names the last snapshot whose newest it is, else
-        the last that has it beside newer ones, which are left out; with a number, that step of that snapshot. Without
-        any of these the bucket may name one itself, which a job that asks for its newest is given then.
+        A version names a complete checkpoint in the bucket. A step names the snapshot that
+        ``completeness.last_with`` does, of which newer ones are left out; with a number, that step of that snapshot.
+        Without any of these the bucket may name one itself, which a job that asks for its newest is given then.
 
         ``known`` is one that need not be read: reading takes seconds where there are a hundred thousand files.
 
@@ -81,9 +81,11 @@ class Chooser:
         other_runs: set[str] = set()
         other_steps: set[int] = set()
         passed_over: list[int] = []
-        beside: Chosen | None = None
+        beside, beside_epoch = None, 0
         for candidate in [number] if number else numbers:
             snapshot = SnapshotId(identity, candidate)
+            if beside is not None and snapshot.epoch < beside_epoch:
+                break
             places = tuple(place for place, several in holdings.places if candidate in several)
             is_known = known is not None and known.id == snapshot
             manifest = known if is_known else await self._read_manifest(snapshot, places)
@@ -104,7 +106,8 @@ class Chooser:
                 if step is None or step_of(manifest) == step:
                     return Chosen(manifest, places, holdings.highest, tuple(passed_over), is_forced=is_forced)
                 part = as_of_step(manifest, step)
-                beside = beside or Chosen(part, places, holdings.highest, tuple(passed_over), is_part=True)
+                beside = Chosen(part, places, holdings.highest, tuple(passed_over), is_part=True)
+                beside_epoch = snapshot.epoch
                 continue
             other_runs.add(manifest.lineage.run)
         if beside is not None:

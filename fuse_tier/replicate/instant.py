@@ -99,9 +99,8 @@ class TreeReader:
                 if after.counter == before.counter:
                     return walk
                 await self._take_back(walk, after.writers)
-        if True:
-            held = await self._read_held(gate, previous, reading, is_awaited=is_awaited)
-        return held
+        async with self._evicting:  # before the job is held, which is not to wait for that
+            return await self._read_held(gate, previous, reading, is_awaited=is_awaited)
 
     async def _read_held(
         self, gate: Gate, previous: Mapping[bytes, Entry], reading: float, *, is_awaited: bool

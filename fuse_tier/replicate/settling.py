@@ -31,7 +31,7 @@ async def keep_snapshots(volume: Volume) -> None:
     at_most = latest_snapshot(volume)
     while True:
         # Nobody tells when a mapping goes.
-        with trio.move_on_after(inf if volume.is_settled else _UNSETTLED_SECONDS):
+        with trio.move_on_after(inf if volume.snapshotter.is_settled else _UNSETTLED_SECONDS):
             await volume.changes.wait_beyond(volume.seen)
         tenure = volume.tenure
         if not volume.has_tree or volume.gate is None or tenure.superseded or tenure.is_tentative:
@@ -50,7 +50,7 @@ async def keep_snapshots(volume: Volume) -> None:
             metrics.error("snapshot")
             log.warning("snapshot.postponed", identity=str(volume.identity), reason=str(error))
             await trio.sleep(_RETRY_SECONDS)
-        at_most = max(latest_snapshot(volume), LEFT_ALONE * volume.held_seconds)
+        at_most = max(latest_snapshot(volume), LEFT_ALONE * volume.snapshotter.held_seconds)
 
 
 def latest_snapshot(volume: Volume) -> float:
@@ -94,7 +94,7 @@ async def final_snapshot(volume: Volume) -> None:
             patient_until = trio.current_time() + Deadline.HOLD
             try:
                 await awaited_snapshot(volume)
-                while not volume.is_settled and trio.current_time() < patient_until:
+                while not volume.snapshotter.is_settled and trio.current_time() < patient_until:
                     await trio.sleep(_LOOK_SECONDS)
                     await awaited_snapshot(volume)
             except (FuseTierError, OSError) as error:

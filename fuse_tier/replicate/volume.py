@@ -62,11 +62,13 @@ class Volume:
         self, identity: Identity, ram: RamTier, layout: Layout, options: VolumeOptions, hashing: trio.CapacityLimiter
     ) -> None:
         self.identity = identity
+        self.options = options
         self.layout = layout.volume(identity)
         self.pins = Pins(layout, self.layout)
         self.mountpoint: str | None = None
         self.gate: Gate | None = Quiescent()  # None: mounted, but its daemon cannot be asked at present
         self.changes = Broadcast()  # of the live tree
+        self.seen = -1  # the version of the changes that the newest snapshot has
         self.news = Broadcast()  # of snapshots, of where they are, and of mounting
         self.copies = Copies(identity, options.replicas, self.news)
         self.retire: Retire | None = None  # asks the mount's daemon
@@ -77,23 +79,21 @@ class Volume:
         self.ending = trio.Lock()
         self.in_use: Counter[int] = Counter()
         self.demanded = 0  # the newest snapshot that somebody waits for in the bucket
-        self._ram = ram
-        self.options = options
         self.tenure = Tenure(identity, self.layout)
         self.still = trio.Lock()  # while it is held nobody takes a snapshot
         self.is_arranged = False  # steps are out of sight until a job is answered: that is no state to save
-        self._snapshotter = Snapshotter(layout, self.layout, options.node, hashing, self.evicting)
+        self._ram = ram
+        self.snapshotter = Snapshotter(layout, self.layout, options.node, hashing, self.evicting)
         self._taking = Taking(
             identity,
             ram,
             self.layout,
-            self._snapshotter,
+            self.snapshotter,
             self.tenure,
             self.copies,
             self.news,
             lambda: self.mountpoint is not None,
         )
-        self._seen = -1
         self.coming: Chosen | None = None  # what a restore is still bringing, and from whom
         self.framework = ""  # of the job's order (protocol/); empty: it gave none
         self.backup = ""  # the complete checkpoint in the bucket from which the tree was made, if it was
@@ -118,25 +118,10 @@ class Volume:
         return self.tenure.has_tree
 
     @property
-    def is_settled(self) -> bool:
-        """Whether the last snapshot had every file that was closed: none was still written through a mapping."""
-        return self._snapshotter.is_settled
-
-    @property
-    def held_seconds(self) -> float:
-        """For how long the job was held back for the last snapshot, or the last attempt at one."""
-        return self._snapshotter.held_seconds
-
-    @property
     def is_dirty(self) -> bool:
         """Whether the tree has changed since the newest snapshot."""
-        has_changed = self.changes.version > self._seen or not self._snapshotter.is_settled
+        has_changed = self.changes.version > self.seen or not self.snapshotter.is_settled
         return self.has_tree and not self.tenure.is_tentative and has_changed
-
-    @property
-    def seen(self) -> int:
-        """The version of the changes that the newest snapshot has."""
-        return self._seen
 
     def is_remote(self, inode: int) -> bool:
         """Whether a file's content is not here yet."""
@@ -254,8 +239,6 @@ class Volume:
             if self.in_use[number] <= 0:  # the tree was made anew meanwhile
                 del self.in_use[number]
 
-    # ---- snapshots ----
-
     async def take_snapshot(self, *, is_awaited: bool = False) -> Manifest | None:
         """The newest snapshot, after one was taken of the tree as it is now, if it differs.
 
@@ -282,7 +265,7 @@ class Volume:
         with self._ram.unfinished():
             version = self.changes.version
             newest = await self._taking.take(gate, is_awaited=is_awaited)
-            self._seen = version
+            self.seen = version
             return newest
 
     async def _wait_for_gate(self) -> Gate:

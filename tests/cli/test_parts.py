@@ -6,6 +6,7 @@ import pytest
 
 from fuse_tier.checkpoints import Job
 from fuse_tier.cli.parts import Parts, choose_parts
+from fuse_tier.epochs import number_before
 from fuse_tier.errors import NotFound, TierUnavailable
 from fuse_tier.standing import Standing
 from fuse_tier.wire import control_pb2 as pb
@@ -42,6 +43,16 @@ def test_a_step_that_a_rank_has_beside_newer_ones_alone_is_taken_from_there() ->
     assert choose_parts(JOB, None, [whole(20, "ram")], [beside, listed(0, 3, 20), listed(1, 7, 20)]) == Parts(
         20, {"0": 3, "1": 7}
     )
+
+
+def test_of_a_job_that_went_back_and_came_to_the_step_again_no_part_is_of_the_life_before() -> None:
+    before, since = number_before(1) + 1, number_before(2) + 1
+    given_up = pb.Snapshot(
+        id=f"{JOB}/0@{before}", run="llama", step=30, older_steps=[20], set_aside=True, tiers=["ram"]
+    )
+    again = pb.Snapshot(id=f"{JOB}/0@{since}", run="llama", step=30, older_steps=[20], tiers=["ram"])
+    found = choose_parts(JOB, 20, [whole(20, "ram")], [given_up, again, listed(1, since, 20)])
+    assert found.numbers == {"0": since, "1": since}
 
 
 def test_a_step_that_is_not_complete_is_told_with_those_that_are() -> None:

@@ -8,7 +8,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import trio
 
+from fuse_tier.deadlines import Deadline
 from fuse_tier.localcluster import LocalCluster, LocalNode
 from fuse_tier.logs import LEVEL_VARIABLE
 from tests.e2e.jobs import A_NODE_DIED, JOB, layout_of
@@ -66,9 +68,9 @@ async def test_what_is_complete_goes_first_and_of_that_the_newest(
     """All turns are taken by copies that do not get on; meanwhile three jobs save, and one begins again."""
     expected_logs.allow("node.preempted")
     notice = tmp_path / "preempted"
-    cluster = await make_cluster("a", "b", bucket=False, start=False, settle=_NEVER)
+    cluster = await make_cluster("a", "b", bucket=False, start=False, settle=_NEVER, drain=120.0)
     assert cluster.coordinator
-    cluster.coordinator.config["lease"] = 10.0  # of a node that only stands still for some seconds
+    cluster.coordinator.config["lease"] = Deadline.BULK_STALL  # so long a node may stand still; a mount waits as long
     a, b = cluster["a"], cluster["b"]
     a.config |= {"preemption": str(notice), "limits": {"bulk": "10Mbps"}}
     a.family.environment[LEVEL_VARIABLE] = "debug"
@@ -77,18 +79,21 @@ async def test_what_is_complete_goes_first_and_of_that_the_newest(
     for name, mount in mounts.items():
         await a.mount(_volume(name), mount)
     for name in ("ahead", "beside"):
-        (mounts[name] / "weights").write_bytes(os.urandom(3 << 20))
-        await a.wait(_volume(name), "ram", 10)
+        (mounts[name] / "weights").write_bytes(os.urandom(6 << 20))
+    for name in ("first", "second", "third"):
+        (mounts[name] / "whole").write_bytes(os.urandom(100))
+    async with trio.open_nursery() as nursery:  # both must be under way before one of them is there
+        for name in ("ahead", "beside"):
+            nursery.start_soon(a.wait, _volume(name), "ram", 30)
     await until(partial(_is_receiving, b, 2))
     b.family.freeze()
     for name in ("first", "second", "third"):
-        (mounts[name] / "whole").write_bytes(os.urandom(100))
-        await a.wait(_volume(name), "ram", 10)
+        await a.wait(_volume(name), "ram", 30)
     (mounts["first"] / "half").write_bytes(os.urandom(100))
     notice.touch()
     await until(partial(_has_said, a, "node.preempted"))
     b.family.thaw()
-    await until(partial(_has_said, a, "node.drained"), 60)
+    await until(partial(_has_said, a, "node.drained"), 150)
     begun = [Path(line["snapshot"].partition("@")[0]).name for line in _said(a, "copy.begun")]
     assert {*begun[:2]} == {"ahead", "beside"}
     assert begun[2:] == ["third", "second", "first", "first"]

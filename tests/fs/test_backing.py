@@ -51,6 +51,19 @@ def needs_the_daemon(mounted: Mounted, fd: int) -> bool:
     return waits
 
 
+def test_what_is_appended_to_is_written_through_the_daemon_unless_such_files_are_large(on: Mounted) -> None:
+    appends = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    (on.path / "step_1.bin").write_bytes(bytes(1 << 20))
+    waits = {}
+    for name in ("job.log", "step_1.bin"):
+        fd = os.open(on.path / name, appends)
+        try:
+            waits[name] = needs_the_daemon(on, fd)
+        finally:
+            os.close(fd)
+    assert waits == {"job.log": True, "step_1.bin": False}
+
+
 def test_all_that_have_a_file_open_have_it_in_the_same_way_until_the_last_has_closed_it(on: Mounted) -> None:
     path = on.path / "file"
     path.touch()
@@ -66,6 +79,7 @@ def test_all_that_have_a_file_open_have_it_in_the_same_way_until_the_last_has_cl
     os.close(as_well)
     # Closes are told to the daemon when they are over, in their order.
     eventually(lambda: os.getxattr(on.path, "user.fuse_tier.state") == b"sealed", "the last close")
+    os.truncate(path, 0)  # else it is likely to stay small
     by_itself = os.open(path, os.O_RDWR)
     path.chmod(0o4755)
     too = os.open(path, os.O_RDWR)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,13 +80,16 @@ class Known(Containers):
 @dataclass
 class World:
     volume: VolumeLayout
+    nursery: trio.Nursery
     containers: Known = field(default_factory=Known)
     asked: int = 0
     refuses: bool = False
 
     def lives(self) -> Lives:
         """As a daemon makes it at its start."""
-        return Lives(self.volume, self.containers, lives.read(self.volume) or frozenset(), self.begin_again)
+        made = Lives(self.volume, self.containers, lives.read(self.volume) or {}, self.begin_again)
+        self.nursery.start_soon(made.run)
+        return made
 
     async def begin_again(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -94,21 +99,26 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
+def world(tmp_path: Path, nursery: trio.Nursery) -> World:
     volume = Layout(str(tmp_path)).volume(Identity("default", "llama", "0"))
     os.makedirs(volume.root)
     lives.begin(volume)
-    return World(volume, Known({1: FIRST}))
+    return World(volume, nursery, Known({1: FIRST}))
 
 
 def request(pid: int, opcode: Opcode = Opcode.LOOKUP, node: int = ROOT) -> Request:
     return Request(opcode, 1, node, 0, 0, pid)
 
 
-async def goes_on(held: Lives, asked: Request) -> None:
-    if not held.admits(asked):
+def opening(flags: int = os.O_RDONLY) -> memoryview:
+    """What stands in a request to open something."""
+    return memoryview(struct.pack("=II", flags, 0))
+
+
+async def goes_on(held: Lives, asked: Request, flags: int = os.O_RDONLY) -> None:
+    if not held.admits(asked, opening(flags)):
         await held.admit(asked)
-    assert held.admits(asked)
+    assert held.admits(asked, opening(flags))
 
 
 async def test_the_first_look_after_the_savers_end_begins_again_once_whatever_daemon_hears_it(world: World) -> None:
@@ -116,10 +126,10 @@ async def test_the_first_look_after_the_savers_end_begins_again_once_whatever_da
     await goes_on(held, request(1))
     await goes_on(held, request(1, Opcode.MKDIR))
     world.containers.of = {2: SECOND}
-    assert held.admits(request(2, Opcode.LOOKUP, node=77)), "below the root nobody is held"
-    assert held.admits(request(99)), "nor who is in no container of the pod"
+    assert held.admits(request(2, Opcode.LOOKUP, node=77), opening()), "below the root nobody is held"
+    assert held.admits(request(99), opening()), "nor who is in no container of the pod"
     another = world.lives()
-    assert not another.admits(request(2))
+    assert not another.admits(request(2), opening())
     async with trio.open_nursery() as nursery:
         for _ in range(3):
             nursery.start_soon(another.admit, request(2))
@@ -154,3 +164,52 @@ async def test_who_cannot_be_given_a_step_is_refused_until_it_can(world: World, 
     world.refuses = False
     await goes_on(held, request(2))
     assert world.asked == 3
+
+
+@pytest.mark.parametrize(
+    ("opcode", "flags"),
+    [
+        (Opcode.OPEN, os.O_WRONLY | os.O_APPEND),
+        (Opcode.OPEN, os.O_RDWR),
+        (Opcode.CREATE, os.O_WRONLY),
+        (Opcode.MKDIR, 0),
+    ],
+)
+async def test_nothing_is_moved_under_a_sidecar_that_writes_below_the_root(
+    world: World, opcode: Opcode, flags: int
+) -> None:
+    held = world.lives()
+    await goes_on(held, request(1, Opcode.MKDIR))
+    world.containers.of[3] = BESIDE
+    await goes_on(held, request(3))
+    await goes_on(held, request(3, opcode, node=77), flags)
+    world.containers.of = {2: SECOND, 3: BESIDE}
+    await goes_on(world.lives(), request(2))
+    assert world.asked == 0
+    world.containers.of = {4: "4" * 64}  # all of the pod are started again
+    await goes_on(world.lives(), request(4))
+    assert world.asked == 1
+
+
+async def test_who_only_reads_below_the_root_keeps_nobody_from_beginning_again(world: World) -> None:
+    held = world.lives()
+    await goes_on(held, request(1, Opcode.MKDIR))
+    world.containers.of[3] = BESIDE
+    await goes_on(held, request(3))
+    await goes_on(held, request(3, Opcode.OPEN, node=77))
+    world.containers.of = {2: SECOND, 3: BESIDE}
+    await goes_on(held, request(2))
+    assert world.asked == 1
+
+
+async def test_the_end_of_an_init_container_that_wrote_below_the_root_begins_nothing(world: World) -> None:
+    await goes_on(world.lives(), request(1))
+    await goes_on(world.lives(), request(1, Opcode.OPEN, node=77), os.O_WRONLY)
+    world.containers.of = {2: SECOND}
+    await goes_on(world.lives(), request(2))
+    assert world.asked == 0
+
+
+async def test_what_a_version_noted_that_told_of_the_root_alone_is_understood(world: World) -> None:
+    Path(world.volume.lives).write_text(json.dumps([FIRST, SECOND]))
+    assert lives.read(world.volume) == {FIRST: True, SECOND: True}

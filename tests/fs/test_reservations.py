@@ -50,6 +50,7 @@ class Serving:
 
     operations: Operations
     reservations: Reservations
+    nodes: Nodes
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ def serving(place: Place) -> Iterator[Serving]:
         fsync="ram",
     )
     try:
-        yield Serving(Operations(parts), reservations)
+        yield Serving(Operations(parts), reservations, nodes)
     finally:
         handles.close()
         nodes.close()
@@ -101,32 +102,56 @@ def serving(place: Place) -> Iterator[Serving]:
             os.close(fd)
 
 
+def known_file(serving: Serving, path: Path, content: bytes) -> os.stat_result:
+    """Made in the root of the tree, and known to the kernel."""
+    path.write_bytes(content)
+    found = path.stat()
+    serving.nodes.seen(found, ROOT, os.fsencode(path.name))
+    return found
+
+
 def test_files_of_unknown_size_pass_while_there_is_room_for_all_of_them_to_become_as_large_as_the_largest(
     serving: Serving, place: Place
 ) -> None:
     passed = 0
     for number in range(ROOM // MIB):
-        path = place.tree / f"file-{number}"
-        path.write_bytes(b"its pages are there, and more may be appended")
-        passed += serving.reservations.may_pass(path.stat(), 0)
+        last = known_file(serving, place.tree / f"{number}.bin", b"its pages are there, and more may be appended")
+        passed += serving.reservations.may_pass(last, 0)
     assert ROOM // MIB // 2 < passed < ROOM // MIB
-    again = (place.tree / "file-0").stat()
+    again = (place.tree / "0.bin").stat()
     assert serving.reservations.may_pass(again, 0), "it is one of those already"
-    last = path.stat()
     assert not serving.reservations.may_pass(last, 0)
     serving.reservations.ended(again.st_ino)
     assert serving.reservations.may_pass(last, 0)
 
 
-async def test_a_file_that_could_not_be_opened_does_not_count(serving: Serving, place: Place) -> None:
+def test_files_that_are_likely_to_stay_small_take_no_room_from_others_however_long_they_are_open(
+    serving: Serving, place: Place
+) -> None:
+    may_pass = serving.reservations.may_pass
+    for number in range(ROOM // MIB):
+        assert not may_pass(known_file(serving, place.tree / f"{number}.log", b""), 0, appends=True)
+        assert not may_pass(known_file(serving, place.tree / f"{number}.db", b"is written in place"), 0)
+    assert may_pass(known_file(serving, place.tree / "new", b""), 0)
+    was_large = known_file(serving, place.tree / "large.bin", b"not yet, but others of its name were")
+    assert may_pass(was_large, 0, appends=True)
+
+
+async def test_a_file_that_could_not_be_opened_does_not_count_and_one_that_was_made_for_it_is_gone(
+    serving: Serving, place: Place
+) -> None:
     path = place.tree / "file"
-    path.write_bytes(b"content")
+    path.touch()
     request = Request(Opcode.LOOKUP, 2, ROOT, 0, 0, 1)
     serving.operations.lookup(ROOT, b"file", request)
+    known = len(serving.nodes)
     for _ in range(2 * ROOM // MIB):
         with pytest.raises(OSError):
             await serving.operations.open(path.stat().st_ino, os.O_WRONLY, request)
         with pytest.raises(OSError):
             await serving.operations.create(ROOT, b"new", 0o644, os.O_WRONLY | os.O_EXCL, request)
-        (place.tree / "new").rename(place.tree / f"tried-{os.urandom(8).hex()}")  # an inode of its own each time
+        assert os.listdir(place.tree) == ["file"]
+        with pytest.raises(OSError):
+            await serving.operations.tmpfile(ROOT, 0o644, os.O_RDWR, request)
+        assert len(serving.nodes) == known
     assert serving.reservations.may_pass(path.stat(), 0)

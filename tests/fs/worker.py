@@ -26,7 +26,7 @@ class SmallWorker:
     async def accept(self, stream: trio.SocketStream) -> None:
         handlers: Mapping[str, Handler] = {
             name: self._handler(name)
-            for name in ("hello", "changed", "sync", "state", "materialize", "make_room", "goodbye")
+            for name in ("hello", "changed", "sync", "state", "materialize", "make_room", "begin_again", "goodbye")
         }
         channel = Channel(stream, handlers)
         self.channel = channel

@@ -8,8 +8,13 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from fuse_tier.checkpoints import Saved, step_of
+from fuse_tier.completeness import last_with
 from fuse_tier.deadlines import Deadline
+from fuse_tier.entries import Entry, Kind
+from fuse_tier.epochs import number_before
 from fuse_tier.errors import NotFound, TierUnavailable
+from fuse_tier.manifest import Manifest
 from fuse_tier.members import Member
 from fuse_tier.replicate.choice import Chooser
 from fuse_tier.replicate.places import Places
@@ -169,3 +174,35 @@ async def test_a_mount_finds_nothing_older_when_the_coordinator_and_a_peer_fall_
     with pytest.raises(TierUnavailable, match=r"no snapshot was found, but node c .* could not be asked"):
         await Chooser(places).choose(IDENTITY, LINEAGE)
     await places.aclose()
+
+
+def with_steps(number: int, *steps: int) -> Manifest:
+    """Of a volume with several steps, as it was named last in each of them."""
+    root = taken_by("a", number)
+    directories = (Entry(str(step).encode(), Kind.DIRECTORY, 0o755) for step in steps)
+    return replace(root, entries=(*root.entries, *directories), older_steps=steps[:-1])
+
+
+@pytest.mark.parametrize(
+    ("epochs", "wanted"),
+    [
+        # A life that went back from the step, be it whole there, comes before the one that has it again.
+        ([(1, (100, 200)), (1, (100, 200, 300)), (2, (100, 200, 300))], 2),
+        ([(1, (100, 200, 300)), (2, (100, 200, 300)), (2, (100, 200, 300, 400))], 1),
+        ([(1, (100, 200, 300)), (1, (100, 200)), (1, (100, 200))], 2),
+        ([(1, (100, 200, 300)), (2, (100,))], 0),
+    ],
+)
+async def test_a_step_is_taken_from_the_last_life_that_has_it_as_it_is_counted(
+    bench: Bench, epochs: list[tuple[int, tuple[int, ...]]], wanted: int
+) -> None:
+    """``epochs`` are snapshots' owners and steps in the order in which they were taken."""
+    around = Neighbourhood(bench, "b", 1)
+    made = [with_steps(number_before(epoch) + at, *steps) for at, (epoch, steps) in enumerate(epochs, 1)]
+    for one in made:
+        await around.peers["b"].commit(one)
+    found = (await Chooser(around.places).choose(IDENTITY, LINEAGE, step=200)).manifest
+    assert found is not None
+    assert found.id == made[wanted].id
+    assert step_of(found) == 200
+    assert last_with(200, [Saved.of(one) for one in made]) == Saved.of(made[wanted])

@@ -14,7 +14,10 @@ from fuse_tier.members import LocalFacts
 from fuse_tier.replicate.membership import build_membership
 from fuse_tier.restarts import Question
 from tests.harness.logs import ExpectedLogs
+from tests.harness.waiting import until as soon
 from tests.replicate.members import GEMMA, LLAMA, NOTHING, Cluster, raising, until
+
+LONGER_LEASE = 6.0  # than nodes take to connect again, which begins after up to two seconds, on a busy machine too
 
 
 async def test_nodes_learn_of_each_other_and_not_of_themselves(cluster: Cluster) -> None:
@@ -218,14 +221,19 @@ async def test_who_was_known_and_has_not_told_a_new_coordinator_what_it_holds_is
     cluster: Cluster, expected_logs: ExpectedLogs
 ) -> None:
     expected_logs.allow(r"membership\..*", "coordinator.node_gone")
-    await cluster.start_coordinator()
+    await cluster.start_coordinator(lease=LONGER_LEASE)
     a, b, c = [await cluster.start(name) for name in "abc"]
     b.facts = replace(b.facts, holdings={LLAMA: (3,)})
     await until(a.membership, lambda members: sum(member.alive for member in members) == 2)
     await c.die()
     await cluster.stop_coordinator()
-    await cluster.start_coordinator()
+    await cluster.start_coordinator(lease=LONGER_LEASE)
     await a.membership.claim(LLAMA)  # which waits until the coordinator has heard of all that it should have
+
+    async def is_b_heard() -> bool:
+        return bool((await a.membership.locate(LLAMA)).holders)
+
+    await soon(is_b_heard)
     location = await a.membership.locate(LLAMA)
     assert [(member.node, numbers) for member, numbers in location.holders] == [("b", (3,))]
     assert [name.partition(" (")[0] for name in location.silent] == ["node c"]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import trio
 from trio.testing import MockClock
 
 from fuse_tier.replicate.instant import TreeVersion
-from fuse_tier.replicate.settling import keep_snapshots
-from fuse_tier.replicate.walk import Writers
+from fuse_tier.replicate.settling import final_snapshot, keep_snapshots
+from fuse_tier.replicate.walk import TreeChanged, Writers
 from tests.replicate.conftest import Bench
 
 SETTLE_SECONDS = 0.5
@@ -66,3 +67,32 @@ async def test_after_a_hold_a_job_that_never_rests_goes_on_for_nine_times_as_lon
     assert gate.ended[0] - gate.began[0] >= HELD_SECONDS * 0.999
     assert gate.began[1] - gate.ended[0] >= 9 * HELD_SECONDS * 0.999
     assert volume.newest is not None
+
+
+class Unready:
+    """The gate of a tree that changes, held or not, until it has been held so many times."""
+
+    def __init__(self, holds: int) -> None:
+        self.counter = 0
+        self.holds_left = holds
+
+    async def version(self) -> TreeVersion:
+        self.counter += self.holds_left >= 0
+        return TreeVersion(self.counter, Writers())
+
+    async def hold(self, seconds: float) -> TreeVersion:
+        self.holds_left -= 1
+        return TreeVersion(self.counter, Writers())
+
+    async def release(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+async def test_the_last_snapshot_is_tried_again_after_holds_in_vain(bench: Bench) -> None:
+    (bench.tree / "file").write_bytes(b"content")
+    bench.volume.gate = Unready(2)
+    with pytest.raises(TreeChanged):
+        await bench.volume.take_snapshot()
+    await final_snapshot(bench.volume)
+    assert bench.volume.newest is not None
+    assert not bench.volume.is_dirty

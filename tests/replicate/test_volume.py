@@ -266,7 +266,7 @@ async def test_the_last_snapshot_waits_a_moment_for_who_still_writes_through_mem
         with mapped(path, writable=True) as memory:
             nursery.start_soon(final_snapshot, bench.volume)
             with trio.fail_after(10):
-                while bench.volume.is_settled:  # noqa: ASYNC110 - nothing tells of it
+                while bench.volume.snapshotter.is_settled:  # noqa: ASYNC110 - nothing tells of it
                     await trio.sleep(0.005)
             memory[:] = b"CONTENT"
     newest = bench.volume.newest

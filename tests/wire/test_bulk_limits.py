@@ -159,7 +159,7 @@ class TestStream:
         self, ends: tuple[socket.socket, socket.socket], rng: random.Random
     ) -> None:
         ours, theirs = ends
-        stream = Stream(ours, 0.05)
+        stream = Stream(ours, 0.5)
         beginning, file = rng.randbytes(300 << 10), os.memfd_create("landing")
         told: list[int] = []
         theirs.sendall(beginning)

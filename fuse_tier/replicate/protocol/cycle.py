@@ -86,6 +86,8 @@ class Cycle:
         async with volume.still:
             if volume.is_arranged:  # an answer was cut off: first as it was before
                 await self._stage.put_back({})
+            # Who gives an order may write a log all the time: the snapshot has what is swept, steps that were named
+            # before the order and messages.
             await saved_in_hand(self._volume)
             await self._stage.begin()
             await trio.to_thread.run_sync(record.write, volume.layout, noted)
@@ -293,8 +295,11 @@ async def wait_until_all_is_here(volume: Volume) -> None:
         version = await volume.news.wait_beyond(version)
 
 
-async def saved_in_hand(volume: Volume) -> None:
-    """What is about to be swept is in a snapshot; for who holds ``still``. Raises FuseTierError, OSError."""
+async def saved_in_hand(volume: Volume) -> bool:
+    """A snapshot is taken of what is about to be swept; for who holds ``still``. Raises FuseTierError, OSError.
+
+    Says whether that is all that there is: somebody may change the tree all the time.
+    """
     for tries_left in reversed(range(_TRIES)):
         try:
             await volume.take_snapshot_in_hand()
@@ -303,8 +308,9 @@ async def saved_in_hand(volume: Volume) -> None:
                 raise
         else:
             if not volume.is_dirty:
-                return
+                return True
         await trio.sleep(_AGAIN_SECONDS)
+    return False
 
 
 def _markers(order: Order, step: int) -> list[str]:

@@ -19,7 +19,7 @@ from fuse_tier.checkpoints import top
 from fuse_tier.deadlines import Deadline
 from fuse_tier.entries import Entry
 from fuse_tier.epochs import epoch_of
-from fuse_tier.errors import DeadlineExceeded
+from fuse_tier.errors import DeadlineExceeded, TierUnavailable
 from fuse_tier.manifest import Manifest
 from fuse_tier.protocolfiles import INIT_INFO
 from fuse_tier.replicate.agreeing import Agreed, nothing_to_save
@@ -67,7 +67,7 @@ class _Beginning:
     async def run(self) -> None:
         volume, means = self._volume, self._means
         if self._is_as_saved:
-            await saved_in_hand(volume)
+            await all_saved(volume)
             await self._stage.begin()
         volume.tenure.is_at_work = False
         try:
@@ -127,6 +127,18 @@ class _Beginning:
             os.rmdir(built)
 
         await trio.to_thread.run_sync(unpack)
+
+
+async def all_saved(volume: Volume) -> None:
+    """All of the tree is in a snapshot; for who holds ``still``. Raises FuseTierError, OSError.
+
+    The pod's containers that wrote are gone, so what changes is another's, and would go on with what is moved.
+    """
+    if not await saved_in_hand(volume):
+        raise TierUnavailable(
+            f"{volume.identity}: its files are changed all the time, by a process in no container of its pod, and "
+            "nothing is moved under that: end it, or make the pod anew"
+        )
 
 
 def _by_top(manifest: Manifest | None) -> dict[bytes, list[tuple[Entry, Entry]]]:
