@@ -1,7 +1,7 @@
 """What nodes and the coordinator say to each other when a job of several ranks is started again.
 
 Values only: which step it is that all ranks go on from is decided in ``coordinate/choosing.py`` and kept in
-``coordinate/restarts.py``; what a node does then is ``replicate/preparing.py``.
+``coordinate/restarts.py``; what a node does then is ``replicate/agreeing.py``.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ from fuse_tier.checkpoints import Job, Saved
 from fuse_tier.completeness import producible_steps
 from fuse_tier.coordinate.choosing import Current, Known, choose
 from fuse_tier.coordinate.directory import Directory
+from fuse_tier.coordinate.eligible import bad_parts, last_restarts, other_shapes, parts, shape, usable
 from fuse_tier.coordinate.jobs import Begun, Jobs, KnownJob
-from fuse_tier.coordinate.lives import bad_parts, last_restarts, other_shapes, parts, shape, usable
 from fuse_tier.coordinate.needed import Listed, needed_parts, on_several
 from fuse_tier.coordinate.nodes import Presence
 from fuse_tier.coordinate.standing import Held, standings

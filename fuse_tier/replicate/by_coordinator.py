@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Mapping
-from contextlib import AsyncExitStack
 from dataclasses import replace
 
 import structlog
 import trio
 
-from fuse_tier import epochs, metrics
+from fuse_tier import epochs
 from fuse_tier.checkpoints import Job
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import DeadlineExceeded, FuseTierError, IdentityBusy, TierRefused, TierUnavailable
@@ -25,20 +24,21 @@ from fuse_tier.identity import Identity
 from fuse_tier.members import Domain, JobAddress, Location, Member, Report
 from fuse_tier.ram.layout import Layout
 from fuse_tier.replicate.correspondence import Correspondence
+from fuse_tier.replicate.locating import Locating
 from fuse_tier.replicate.own import OwnNode
 from fuse_tier.replicate.reporting import Reporting
-from fuse_tier.replicate.roster import RosterMembership, ask_holders
+from fuse_tier.replicate.roster import RosterMembership
 from fuse_tier.replicate.terms import Terms
+from fuse_tier.replicate.trouble import Trouble
 from fuse_tier.replicate.unheard import Unheard
 from fuse_tier.restarts import Mark, Question, Resumption, Verdict
 from fuse_tier.standing import Standing
 from fuse_tier.wire import control_pb2 as pb
-from fuse_tier.wire.control_pb2_grpc import CoordinatorStub, PeerStub
+from fuse_tier.wire.control_pb2_grpc import CoordinatorStub
 from fuse_tier.wire.grpc import SELDOM_KEEPALIVE_SECONDS, Client
 from fuse_tier.wire.members import (
     domain_from_wire,
     holdings_from_wire,
-    location_from_wire,
     ownerships_from_wire,
     parse_epoch,
 )
@@ -73,12 +73,13 @@ class CoordinatorMembership(RosterMembership):
         self._reporting = Reporting(self._client)
         self._letters = Correspondence(own.cluster)
         self._unheard = Unheard()
+        self._locating = Locating(self._client, address, own, self._roster, self._terms, self._letters, self._unheard)
         self._clock = 0  # the highest epoch heard of
         self._doubtful: frozenset[Identity] = frozenset()
         self._needed: Mapping[Identity, tuple[int, ...]] | None = None  # parts of newest complete checkpoints
         self._marks: frozenset[Mark] = frozenset()
         self._domain: Domain | None = None  # as the coordinator knows it
-        self._trouble = ""
+        self._trouble = Trouble(address)
         self._left = False
 
     def own(self) -> Member:
@@ -106,7 +107,7 @@ class CoordinatorMembership(RosterMembership):
                     await self._report()
                 except FuseTierError as error:
                     longest_pause = _LONGEST_RETRY_SECONDS
-                    self._tell_trouble(error)
+                    self._trouble.tell(error, is_first=not self._letters.life)
                 if not started:
                     started = True
                     task_status.started()
@@ -237,29 +238,8 @@ class CoordinatorMembership(RosterMembership):
             log.debug("membership.leave_left_to_lease", reason=str(error))
 
     async def locate(self, identity: Identity) -> Location:
-        """See Membership. Without the coordinator, the peers known from before are asked.
-
-        Nobody can tell then what those have that don't answer, or were gone before, or are not known because the
-        coordinator was never heard of: they are called silent.
-        One that has just started is asked again until it must have heard of all: else what is older would pass for
-        the newest. Who was known before and has not been heard of by then is silent for a while.
-        """
-        patient_until = trio.current_time() + self._lease_seconds + 1
-        while True:
-            try:
-                request = pb.LocateRequest(identity=str(identity))
-                reply = await self._client.call("Locate", request, Deadline.CONTROL_CALL)
-                await self._terms.obey(reply.term, self._address)
-                location = location_from_wire(reply)
-            except FuseTierError as error:
-                log.warning("membership.asking_peers_instead", identity=str(identity), reason=str(error))
-                return await self._ask_peers(identity, str(error))
-            if location.is_settled or trio.current_time() > patient_until:
-                holders = tuple(holder for holder in location.holders if holder[0].node != self._own.node)
-                unheard = self._unheard.names(trio.current_time())
-                silent = tuple(f"node {node} (the coordinator has started since it was heard of)" for node in unheard)
-                return replace(location, holders=holders, silent=silent)
-            await trio.sleep(_CLAIM_PAUSE_SECONDS)
+        """See Membership. Without the coordinator, the peers known from before are asked."""
+        return await self._locating.locate(identity)
 
     async def _report(self, *, leaving: bool = False) -> None:
         async with self._turn:
@@ -277,11 +257,8 @@ class CoordinatorMembership(RosterMembership):
             self._take_ownerships(report.facts.mounted, reply)
             self._take_needed(reply)
             self._domain = domain_from_wire(reply.domain)
-        if self._trouble:
-            log.info("membership.coordinator_back", address=self._address)
-        elif life and reply.epoch != life:
+        if not self._trouble.ends() and life and reply.epoch != life:
             log.info("membership.coordinator_restarted", address=self._address, life=reply.epoch, term=reply.term)
-        self._trouble = ""
         self._roster.update(member for member in members if member.node != self._own.node)
 
     async def _send(self, *, leaving: bool) -> tuple[pb.ReportReply, Report]:
@@ -326,26 +303,6 @@ class CoordinatorMembership(RosterMembership):
         """A report that hangs must leave time for another one within the lease."""
         return min(Deadline.CONTROL_CALL, max(1.0, self._lease_seconds / 2))
 
-    def _tell_trouble(self, error: FuseTierError) -> None:
-        """Logs an outage or a refusal once; raises a refusal of one that was never accepted."""
-        passing = isinstance(error, TierUnavailable | DeadlineExceeded)
-        if not passing and not self._letters.life:
-            raise error
-        trouble = "unavailable" if passing else "refused"
-        if self._trouble == trouble:
-            return
-        self._trouble = trouble
-        metrics.error("coordinator")
-        if passing:
-            log.warning(
-                "membership.coordinator_unavailable",
-                address=self._address,
-                reason=str(error),
-                remedy="it is tried again; until it answers, nothing new can be mounted",
-            )
-        else:
-            log.error("membership.refused", address=self._address, reason=str(error))
-
     async def _change(self, name: str, request: pb.ClaimRequest | pb.ReleaseRequest, identity: Identity) -> None:
         async with self._turn:
             request.identity, request.node, request.instance = str(identity), self._own.node, self._own.instance
@@ -360,19 +317,3 @@ class CoordinatorMembership(RosterMembership):
                 # A coordinator of an earlier minor version grants none.
                 unknown = max(epochs.from_the_time(), request.above + 1)
                 self._epochs[identity] = max(self.epoch(identity), parse_epoch(reply.granted) or unknown)
-
-    async def _ask_peers(self, identity: Identity, reason: str) -> Location:
-        async with AsyncExitStack() as stack:
-            live = [member for member in self._roster.members if member.alive]
-            clients = {
-                member: await stack.enter_async_context(
-                    Client(member.control, PeerStub, self._own.tls, cluster=self._own.cluster)
-                )
-                for member in live
-            }
-            asked = await ask_holders(live, identity, clients.__getitem__)
-        silent = [f"node {member.node} ({why})" for member, why in asked.silent.items()]
-        silent += [f"node {member.node} (gone before)" for member in self._roster.members if not member.alive]
-        if silent or not self._letters.life:
-            silent.append(f"the coordinator at {self._address} ({reason})")
-        return Location(asked.holders, silent=tuple(silent))

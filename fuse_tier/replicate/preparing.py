@@ -7,22 +7,16 @@ was chosen again begins once more. What stood in the tree beyond it stays in the
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import structlog
-import trio
 
-from fuse_tier import failpoints, metrics
-from fuse_tier.checkpoints import Job
-from fuse_tier.deadlines import Deadline
 from fuse_tier.epochs import epoch_of
-from fuse_tier.errors import Damaged, DeadlineExceeded, FuseTierError, MountError, NotFound, TierUnavailable
-from fuse_tier.identity import Identity, SnapshotId
+from fuse_tier.errors import MountError
+from fuse_tier.identity import Identity
 from fuse_tier.manifest import Lineage
-from fuse_tier.replicate.backups_of_job import BackupsOfJob
+from fuse_tier.replicate.agreeing import Agreed, Agreeing
 from fuse_tier.replicate.choice import Chooser, Chosen
 from fuse_tier.replicate.membership import Membership
 from fuse_tier.replicate.restore import Restored, Restorer
@@ -30,22 +24,13 @@ from fuse_tier.replicate.settling import final_snapshot
 from fuse_tier.replicate.steps import Report
 from fuse_tier.replicate.succession import was_left
 from fuse_tier.replicate.volume import Volume
-from fuse_tier.restarts import Question, Resumption, Verdict
+from fuse_tier.restarts import Verdict
 from fuse_tier.tiers.base import TierName
 
 log = structlog.get_logger(__name__)
 
-T = TypeVar("T")
-
-_AGAIN_SECONDS = 0.2
-_KNOWN_SECONDS = 1.0  # until the coordinator knows of what a node has lost
-_TRIES = 3  # with a snapshot that is listed somewhere, and that nobody gives
-
 Claim = Callable[[Identity, int], Awaitable[int]]
 """Claims an identity under an epoch above another one."""
-
-
-AskBucketOfJob = Callable[[Identity, Lineage], Awaitable[BackupsOfJob]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +47,6 @@ class MountOrder:
     step: int | None = None  # which all of them go back to
     user: str = ""  # who gets it, for people
     of_any_shape: bool = False  # its own newest files, whatever shape the job had when they were saved
-    fills: int = 0  # the restart that it has joined, for which it is told now whose files it gets
 
     @property
     def goes_with_others(self) -> bool:
@@ -70,35 +54,14 @@ class MountOrder:
         return self.is_consistent and not self.snapshot and not self.version
 
 
-@dataclass(frozen=True, slots=True)
-class Agreed:
-    """What all ranks go on from, and what the bucket was seen to have."""
-
-    verdict: Verdict
-    there: BackupsOfJob
-
-    @property
-    def backup(self) -> str:
-        """What the complete checkpoint in the bucket is called that has the step; empty where none has."""
-        wanted = (self.verdict.number, self.verdict.partner)
-        return next((one.name for one in self.there.backups if (one.number, one.partner) == wanted), "")
-
-    def snapshot(self, identity: Identity) -> SnapshotId:
-        """What a volume is given: its own, or its partner's. Of a verdict with a number."""
-        partner = self.verdict.partner
-        owner = Job.of(identity).identity(partner) if partner else identity
-        return SnapshotId(owner, self.verdict.number)
-
-
 class Preparing:
     """Makes trees ready on one node."""
 
-    def __init__(self, chooser: Chooser, restorer: Restorer, membership: Membership) -> None:
+    def __init__(self, chooser: Chooser, restorer: Restorer, membership: Membership, agreeing: Agreeing) -> None:
         self._chooser = chooser
         self._restorer = restorer
         self._membership = membership
-        self.refresh: Callable[[], Awaitable[None]] | None = None  # brings up to date what this node tells
-        self.ask_bucket: AskBucketOfJob | None = None  # of a node with a bucket
+        self._agreeing = agreeing
 
     async def prepare(
         self, volume: Volume, order: MountOrder, report: Report, epoch: int, claim: Claim
@@ -134,79 +97,7 @@ class Preparing:
                 volume.backup = agreed.backup if restored.is_from_bucket else ""
             return restored
 
-        return await self.together(volume, order, report, save, follow)
-
-    async def together(
-        self,
-        volume: Volume,
-        order: MountOrder,
-        report: Report,
-        save: Callable[[], Awaitable[None]],
-        follow: Callable[[Agreed], Awaitable[T]],
-    ) -> T:
-        """Agrees with all other ranks on a step, has ``follow`` bring it, and says so: until all of that is done.
-
-        ``save`` is called before each question. Raises what ``follow`` does: Damaged and NotFound only where no other
-        step is to be had, TierUnavailable and DeadlineExceeded after ``Deadline.RESTART``.
-        """
-        give_up = trio.current_time() + Deadline.RESTART
-        lacking: Counter[SnapshotId] = Counter()
-        while True:
-            wanted: SnapshotId | None = None
-            try:
-                report.begin("agreeing with the other ranks on a step")
-                await save()
-                agreed = await self._ask(order, tuple(one for one, tries in lacking.items() if tries >= _TRIES))
-                wanted = agreed.snapshot(order.identity) if agreed.verdict.number else None
-                followed = await follow(agreed)
-                if agreed.verdict.restart:
-                    await self._join(volume, order, agreed.verdict)
-                volume.tenure.is_at_work = True
-                return followed
-            except Damaged as error:
-                if wanted is None:
-                    raise
-                log.error("restart.part_damaged", identity=str(order.identity), snapshot=str(wanted),
-                          reason=str(error))  # fmt: skip
-                metrics.error("damaged")
-                lacking[wanted] = _TRIES
-            except NotFound as error:
-                if wanted is None:
-                    raise
-                log.info("restart.part_not_found", identity=str(order.identity), snapshot=str(wanted),
-                         reason=str(error))  # fmt: skip
-                lacking[wanted] += 1
-                await trio.sleep(_KNOWN_SECONDS)
-            except (TierUnavailable, DeadlineExceeded) as error:  # what was heard all the same may be said again
-                if trio.current_time() > give_up:
-                    raise
-                log.debug("restart.again", identity=str(order.identity), reason=str(error))
-                report.begin(f"waiting: {error}")
-            await trio.sleep(_AGAIN_SECONDS)
-
-    async def _ask(self, order: MountOrder, lacking: tuple[SnapshotId, ...]) -> Agreed:
-        if self.refresh is not None:
-            await self.refresh()
-        there, silent = BackupsOfJob(), ""
-        if self.ask_bucket is not None:
-            try:
-                there = await self.ask_bucket(order.identity, order.lineage)
-            except (NotFound, Damaged):  # restore.version names what is not there
-                raise
-            except FuseTierError as error:
-                silent = str(error)
-        forced = order.step if order.step is not None else there.forced
-        question = Question(
-            order.identity,
-            order.lineage,
-            there.backups,
-            silent,
-            lacking=tuple(one.number for one in lacking if one.identity == order.identity),
-            forced=None if order.fills else forced,
-            fills=order.fills,
-            lacking_partners=tuple(one for one in lacking if one.identity != order.identity),
-        )
-        return Agreed(await self._membership.restart(question), there)
+        return await self._agreeing.together(volume, order.lineage, report, save, follow, step=order.step)
 
     async def _follow(
         self, volume: Volume, order: MountOrder, verdict: Verdict, report: Report, epoch: int, claim: Claim
@@ -240,23 +131,6 @@ class Preparing:
         return await self._make(
             volume, order, chosen, report, epoch, claim, is_current=is_current, whole_only=True, joins=True
         )
-
-    async def _join(self, volume: Volume, order: MountOrder, verdict: Verdict) -> None:
-        failpoints.reached("restart.joining")
-        resumption = Resumption(
-            order.lineage.run,
-            verdict.restart,
-            verdict.step,
-            self._membership.epoch(order.identity),
-            verdict.wish,
-        )
-        await self._membership.join(order.identity, resumption)
-        await volume.went_on_from(resumption)
-        failpoints.reached("restart.joined")
-        log.info(
-            "restart.joined", identity=str(order.identity), restart=verdict.restart, step=verdict.step,
-            snapshot=verdict.number,
-        )  # fmt: skip
 
     # ---- the tree ----
 

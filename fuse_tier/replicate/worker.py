@@ -21,6 +21,7 @@ from fuse_tier.errors import TierError
 from fuse_tier.identity import Identity
 from fuse_tier.members import Member
 from fuse_tier.ram.layout import Layout
+from fuse_tier.replicate.agreeing import Agreeing
 from fuse_tier.replicate.bucket_duties import BucketDuties
 from fuse_tier.replicate.choice import Chooser, Chosen
 from fuse_tier.replicate.copying import Copier
@@ -123,9 +124,10 @@ class Worker:
         self._filling = Filling(layout, self._ram, self._restorer, self._room.make, make_beside_pieces)
         self._scrubber = Scrubber(self._ram, self._fetch_again, config.scrub.every, config.scrub.limit)
         self._supervisor = Supervisor(f"{config.socket}.supervisor")
-        preparing = Preparing(self._chooser, self._restorer, self._membership)
-        preparing.refresh = self._holdings.refresh
-        preparing.ask_bucket = self._duties.steward.job_in_bucket if self._duties else None
+        agreeing = Agreeing(self._membership)
+        agreeing.refresh = self._holdings.refresh
+        agreeing.ask_bucket = self._duties.steward.job_in_bucket if self._duties else None
+        preparing = Preparing(self._chooser, self._restorer, self._membership, agreeing)
         self._mounting = Mounting(self._volumes, preparing, self._membership, self._supervisor)
         self._mounting.before_release = self._holdings.refresh
         self._inventory = Inventory(
@@ -164,7 +166,7 @@ class Worker:
             self._duties,
         )
         surplus = Surplus(self._fanout)
-        frameworks = self._frameworks = self._speak_to_frameworks(preparing)
+        frameworks = self._frameworks = self._speak_to_frameworks(agreeing)
         self._mounting.before_mount = frameworks.forget
         self._volumes.tasks = [
             ownership.keep,
@@ -217,7 +219,7 @@ class Worker:
             self._serve_daemon,
         )
 
-    def _speak_to_frameworks(self, preparing: Preparing) -> Adapter:
+    def _speak_to_frameworks(self, agreeing: Agreeing) -> Adapter:
         duties = self._duties
 
         def followed(identity: Identity, order: Order | None) -> None:
@@ -227,7 +229,7 @@ class Worker:
                 duties.follow(identity, order.backups if order else None)
 
         means = Means(
-            preparing, self._chooser, self._restorer, self._membership, self._mounting.claim, duties is not None
+            agreeing, self._chooser, self._restorer, self._membership, self._mounting.claim, duties is not None
         )
         self._in_place = InPlace(means)
         return Adapter(means, followed)

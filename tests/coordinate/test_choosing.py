@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from fuse_tier.checkpoints import Job, Saved
 from fuse_tier.coordinate.choosing import Current, Known, Parts, choose
+from fuse_tier.coordinate.eligible import bad_parts
+from fuse_tier.coordinate.eligible import parts as parts_of
 from fuse_tier.coordinate.jobs import KnownJob
-from fuse_tier.coordinate.lives import bad_parts
-from fuse_tier.coordinate.lives import parts as parts_of
 from fuse_tier.epochs import number_before
 from fuse_tier.errors import FuseTierError, NotFound, RunMismatch, TierRefused, TierUnavailable
 from fuse_tier.identity import Identity, SnapshotId

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import trio
 
+from fuse_tier.replicate.agreeing import Agreeing
 from fuse_tier.replicate.backup import BackupPolicy, Turn
 from fuse_tier.replicate.choice import Chooser
 from fuse_tier.replicate.mounting import Mounting
@@ -25,7 +26,7 @@ def mounting_of(around: Neighbourhood, nursery: trio.Nursery) -> Mounting:
     bench, limiter = around.bench, trio.CapacityLimiter(2)
     volumes = Volumes(bench.layout, bench.ram, bench.volume.options, limiter, nursery, has_bucket=True)
     restorer = Restorer(bench.layout, around.places, "a", limiter)
-    preparing = Preparing(Chooser(around.places), restorer, around.membership)
+    preparing = Preparing(Chooser(around.places), restorer, around.membership, Agreeing(around.membership))
     return Mounting(volumes, preparing, around.membership, Supervisor("/nowhere"))
 
 

@@ -25,9 +25,9 @@ from fuse_tier.errors import ConfigError, FuseTierError, RunMismatch
 from fuse_tier.identity import Identity
 from fuse_tier.manifest import Manifest
 from fuse_tier.protocolfiles import ERRORS, ORDER, PRERESTORE, marker
+from fuse_tier.replicate.agreeing import Agreed, Agreeing, nothing_to_save
 from fuse_tier.replicate.choice import Chooser, Chosen
 from fuse_tier.replicate.membership import Membership
-from fuse_tier.replicate.preparing import Agreed, MountOrder, Preparing
 from fuse_tier.replicate.protocol import record
 from fuse_tier.replicate.protocol.markers import marked, sources
 from fuse_tier.replicate.protocol.order import Order
@@ -50,7 +50,7 @@ _AGAIN_SECONDS: Final = 0.2
 class Means:
     """What an answer needs of the node."""
 
-    preparing: Preparing
+    agreeing: Agreeing
     chooser: Chooser
     restorer: Restorer
     membership: Membership
@@ -182,7 +182,6 @@ class Cycle:
         if not fills:
             volume.tenure.is_at_work = False
             await volume.renew(await means.claim(volume.identity, epoch_of(volume.tenure.numbering.highest)))
-        asked = MountOrder(volume.identity, volume.lineage, volume.mountpoint or "", is_consistent=True, fills=fills)
 
         async def follow(agreed: Agreed) -> _Step | None:
             with metrics.node_operation("RestorePeerMount", order.framework):
@@ -194,7 +193,9 @@ class Cycle:
         if not means.membership.agrees_on_steps or volume.lineage.world_size <= 1:
             return await self._own_newest(order)
         with metrics.node_operation("CoordinatorRegistration", order.framework):
-            return await means.preparing.together(volume, asked, Report(), _nothing_to_save, follow)
+            return await means.agreeing.together(
+                volume, volume.lineage, Report(), nothing_to_save, follow, fills=fills
+            )
 
     async def _own_newest(self, order: Order) -> _Step | None:
         """With nobody who knows what others have: right for a job of one node."""
@@ -329,11 +330,6 @@ def _content(manifest: Manifest, names: dict[str, bytes]) -> object:
         return marked(manifest, names)[1:]
     except StopIteration:
         return None
-
-
-async def _nothing_to_save() -> None:
-    """It was saved before it was swept."""
-    await trio.lowlevel.checkpoint()
 
 
 REFUSALS = (FuseTierError, OSError)

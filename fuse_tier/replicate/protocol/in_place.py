@@ -22,8 +22,8 @@ from fuse_tier.epochs import epoch_of
 from fuse_tier.errors import DeadlineExceeded, TierUnavailable
 from fuse_tier.manifest import Manifest
 from fuse_tier.protocolfiles import INIT_INFO
+from fuse_tier.replicate.agreeing import Agreed, nothing_to_save
 from fuse_tier.replicate.choice import Chosen
-from fuse_tier.replicate.preparing import Agreed, MountOrder
 from fuse_tier.replicate.protocol.cycle import Means, saved_in_hand, wait_until_all_is_here
 from fuse_tier.replicate.protocol.stage import Stage
 from fuse_tier.replicate.steps import Report
@@ -68,11 +68,10 @@ class _Beginning:
             await all_saved(volume)
             await self._stage.begin()
         volume.tenure.is_at_work = False
-        asked = MountOrder(volume.identity, volume.lineage, volume.mountpoint or "", is_consistent=True)
         try:
             epoch = await means.claim(volume.identity, epoch_of(volume.tenure.numbering.highest))
             await volume.renew(epoch)
-            await means.preparing.together(volume, asked, Report(), _nothing_to_save, self._follow)
+            await means.agreeing.together(volume, volume.lineage, Report(), nothing_to_save, self._follow)
         except Exception:
             if self._is_as_saved:
                 await self._stage.end()
@@ -153,8 +152,3 @@ def _by_top(manifest: Manifest | None) -> dict[bytes, list[tuple[Entry, Entry]]]
         if name and name != INIT_INFO:
             found.setdefault(name, []).append((entry, file))
     return found
-
-
-async def _nothing_to_save() -> None:
-    """It was saved before anything was moved."""
-    await trio.lowlevel.checkpoint()

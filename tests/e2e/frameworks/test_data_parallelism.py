@@ -46,10 +46,11 @@ async def test_a_rank_that_is_lost_with_its_copies_goes_on_from_its_partners_dat
     clients = await mount_all(nodes, cluster)
     for rank, client in enumerate(clients):
         assert await client.start(order(rank, 2, **SHARED)) is None
-    for step in (10, 20, 30):
+    for step in (10, 20):
         await save(nodes, clients, step)
-    assert {tier for one in await nodes[0].list(f"{JOB}/0") for tier in one.tiers} == {"ram", "peer"}
     await until(lambda: is_shown(nodes[0], 20, "bucket"))
+    await save(nodes, clients, 30)
+    assert {tier for one in await nodes[0].list(f"{JOB}/0") for tier in one.tiers} == {"ram", "peer"}
 
     # Rank 1 is lost, and so are all copies: of step 30 it has nothing anywhere.
     expected_logs.allow(*A_NODE_DIED, r"restart\.set_aside")

@@ -8,13 +8,11 @@ from trio.testing import MockClock
 
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import DeadlineExceeded, FuseTierError, TierUnavailable
-from fuse_tier.replicate.choice import Chooser
-from fuse_tier.replicate.preparing import Agreed, MountOrder, Preparing
-from fuse_tier.replicate.restore import Restorer
+from fuse_tier.replicate.agreeing import Agreed, Agreeing, nothing_to_save
 from fuse_tier.replicate.steps import Report
 from fuse_tier.restarts import Question, Verdict
 from tests.replicate.cluster import Neighbourhood, StandingMembership
-from tests.replicate.conftest import IDENTITY, LINEAGE, Bench
+from tests.replicate.conftest import LINEAGE, Bench
 
 
 class Losing(StandingMembership):
@@ -34,16 +32,12 @@ class Losing(StandingMembership):
         return Verdict(0)
 
 
-async def agree(bench: Bench, membership: Losing, around: Neighbourhood) -> Agreed:
-    restorer = Restorer(bench.layout, around.places, "a", trio.CapacityLimiter(2))
-    preparing = Preparing(Chooser(around.places), restorer, membership)
-    order = MountOrder(IDENTITY, LINEAGE, "/mnt", is_consistent=True)
-
+async def agree(bench: Bench, membership: Losing) -> Agreed:
     async def follow(agreed: Agreed) -> Agreed:
         await trio.lowlevel.checkpoint()
         return agreed
 
-    return await preparing.together(bench.volume, order, Report(), trio.lowlevel.checkpoint, follow)
+    return await Agreeing(membership).together(bench.volume, LINEAGE, Report(), nothing_to_save, follow)
 
 
 @pytest.mark.parametrize("kind", [TierUnavailable, DeadlineExceeded])
@@ -52,7 +46,7 @@ async def test_a_coordinator_that_does_not_answer_is_asked_again(
 ) -> None:
     around = Neighbourhood(bench, "b", 1)
     membership = Losing(around, kind, 2)
-    assert (await agree(bench, membership, around)).verdict == Verdict(0)
+    assert (await agree(bench, membership)).verdict == Verdict(0)
     assert membership.asked == 3
 
 
@@ -63,5 +57,5 @@ async def test_one_that_never_does_is_given_up(
     around = Neighbourhood(bench, "b", 1)
     begun = trio.current_time()
     with pytest.raises(kind, match="did not answer"):
-        await agree(bench, Losing(around, kind, float("inf")), around)
+        await agree(bench, Losing(around, kind, float("inf")))
     assert Deadline.RESTART < trio.current_time() - begun <= Deadline.RESTART + 2 * Deadline.CONTROL_CALL
