@@ -213,6 +213,25 @@ async def test_pods_that_had_nothing_to_agree_on_when_they_were_mounted_agree_wh
     assert "config.json" in os.listdir(two_pods[0].mountpoint)
 
 
+async def test_what_an_init_container_has_written_is_there_for_those_after_it(
+    make_cluster: Clusters, two_pods: list[Pod]
+) -> None:
+    cluster = await make_cluster("a", "b", bucket=False, settle="50ms")
+    nodes = await mount_all(cluster, two_pods)
+    for rank, (node, pod) in enumerate(zip(nodes, two_pods, strict=True)):
+        container = pod.container()
+        await save(pod, container, rank, 100)
+        await pod.end(container)
+        await node.unmount(pod.mountpoint)
+    await mount_all(cluster, two_pods)
+    for pod in two_pods:
+        first = pod.container()
+        await first.run(CONFIGURE, str(pod.mountpoint))
+        await pod.end(first)
+    assert await seen_by_all(two_pods, [pod.container() for pod in two_pods]) == [has(rank, 100) for rank in (0, 1)]
+    assert [sorted(os.listdir(pod.mountpoint)) for pod in two_pods] == 2 * [["config.json", "step_100"]]
+
+
 async def test_wherever_a_process_of_ours_dies_meanwhile_the_first_look_shows_the_step(
     make_cluster: Clusters, expected_logs: ExpectedLogs, two_pods: list[Pod]
 ) -> None:
