@@ -43,6 +43,14 @@ ranks = st.sampled_from(RANKS)
 names = st.sampled_from(NODES)
 
 
+@dataclass(frozen=True)
+class Record:
+    """A complete checkpoint in the bucket: the snapshot of each rank that has its step, beside newer ones perhaps."""
+
+    step: int
+    parts: dict[str, Saved]
+
+
 @dataclass
 class Node:
     """What a machine has in its RAM, and what its worker knows."""
@@ -93,7 +101,7 @@ class Jobs(RuleBasedStateMachine):
         self.nodes = {name: Node(name) for name in NODES}
         self.ranks = {rank: Rank(rank) for rank in RANKS}
         self.bucket: dict[Identity, dict[int, Saved]] = {}
-        self.records: list[dict[str, Saved]] = []
+        self.records: list[Record] = []
         self.steps_of_restarts: dict[int, int | None] = {}
         self.lost_at = 0.0  # when content was lost
         self.contents: dict[tuple[SnapshotId, int], int] = {}  # of a snapshot's step: one number, one content
@@ -202,11 +210,14 @@ class Jobs(RuleBasedStateMachine):
             return
         self.bucket.setdefault(one.identity, {})[one.line[-1].id.number] = one.line[-1]
         whole = whole_steps({str(rank): self.bucket.get(IDENTITIES[rank], {}).values() for rank in RANKS}, len(RANKS))
-        if whole and (not self.records or self.records[-1] != whole[max(whole)]):
-            newest = whole[max(whole)]
-            before = self.records[-1] if self.records else {}
-            if all(part.id.number >= before[one].id.number for one, part in newest.items() if one in before):
-                self.records.append(newest)
+        if not whole:
+            return
+        newest = Record(max(whole), whole[max(whole)])
+        before = self.records[-1].parts if self.records else newest.parts
+        if newest not in self.records[-1:] and all(
+            part.id.number >= before[one].id.number for one, part in newest.parts.items()
+        ):
+            self.records.append(newest)
 
     @rule(name=names)
     def a_node_tidies_up(self, name: str) -> None:
@@ -373,9 +384,12 @@ class Jobs(RuleBasedStateMachine):
 
     def _question(self, rank: Rank) -> Question:
         backups = tuple(
-            Backup(part.step, part.id.number, min(other.id.epoch for other in record.values()))
+            Backup(
+                record.step,
+                record.parts[str(rank.number)].id.number,
+                min(part.id.epoch for part in record.parts.values()),
+            )
             for record in self.records
-            if (part := record[str(rank.number)]).step is not None
         )
         return Question(rank.identity, RUN, backups)
 
@@ -398,7 +412,7 @@ class Jobs(RuleBasedStateMachine):
         self.lost_at = self.now
         for held in self._holders(one.identity):
             held.pop(number, None)
-        self.records = [record for record in self.records if record[str(rank)].id.number != number]
+        self.records = [record for record in self.records if record.parts[str(rank)].id.number != number]
         one.verdict = None
         with suppress(TierUnavailable, TierRefused):
             self.restarts.ask(replace(self._question(one), lacking=(number,)), one.node, self.now)
@@ -490,19 +504,21 @@ class Jobs(RuleBasedStateMachine):
 
     def _complete(self) -> int | None:
         """The newest step that every rank has come through, of which every part is somewhere."""
+        passed = {
+            str(rank.number): {self.contents[saved.id, step]: step for saved in rank.line for step in saved.steps}
+            for rank in self.ranks.values()
+        }
         steps: list[set[int]] = []
-        for rank in self.ranks.values():
-            own = {self.contents[saved.id, step]: step for saved in rank.line for step in saved.steps}
-            held = [saved for listed in self._in_ram(rank.identity) for saved in listed.values()]
+        for one, own in passed.items():
+            held = [saved for listed in self._in_ram(IDENTITIES[int(one)]) for saved in listed.values()]
             there = {self.contents[saved.id, step] for saved in held for step in saved.steps}
             steps.append({step for content, step in own.items() if content in there})
         backed_up = {
-            part.step
+            record.step
             for record in self.records
-            for part in [record["0"]]
-            if all(saved in self.ranks[int(one)].line for one, saved in record.items())
+            if all(self.contents[part.id, record.step] in passed[one] for one, part in record.parts.items())
         }
-        return max([*set.intersection(*steps), *(step for step in backed_up if step is not None)], default=None)
+        return max(set.intersection(*steps) | backed_up, default=None)
 
     def _in_ram(self, identity: Identity) -> Iterator[dict[int, Saved]]:
         return (node.listed.get(identity, {}) for node in self.nodes.values() if node.is_up)
