@@ -5,6 +5,7 @@ No more nodes lose their RAM than copies can make up for: that is what the confi
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import signal
@@ -24,6 +25,7 @@ from tests.harness.waiting import until
 _WORKER = "fuse_tier.replicate"
 _BRIEF_SECONDS = (0.5, 3.0)  # shorter and longer than a lease
 _LEASE_ENDS_SECONDS = 60.0
+_PIECE_BYTES = 1 << 16
 # Where these jobs have marked places reached: they have no bucket, and each is a rank by itself that says nothing.
 _PARTS_AT_WORK = ("snapshot", "copy", "content", "listing", "restore", "retention")
 
@@ -130,9 +132,13 @@ async def lose_packets(world: World, node: LocalNode) -> None:
 async def fill_it_up(world: World, node: LocalNode) -> None:
     """Somebody else's file takes all of the RAM tier."""
     filler = Path(node.ram_path) / "filler"
-    found = os.statvfs(node.ram_path)
     with filler.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, max(1, (found.f_bavail - 16) * found.f_frsize))
+        try:
+            for offset in itertools.count(0, _PIECE_BYTES):  # others take room meanwhile
+                os.posix_fallocate(file.fileno(), offset, _PIECE_BYTES)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
     await _a_moment(world)
     filler.unlink()
 
