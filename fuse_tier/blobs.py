@@ -8,6 +8,7 @@ All their methods block on memory or disk only, and are called in worker threads
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -65,10 +66,8 @@ class Source(Protocol):
 class Incoming(Protocol):
     """A blob on its way in. Exactly one of ``accept`` and ``discard`` ends it; both close the descriptor."""
 
-    @property
-    def fd(self) -> int:
-        """Open for reading and writing; room for the blob's size is already allocated."""
-        ...
+    fd: int
+    """Open for reading and writing; room for the blob's size is already allocated."""
 
     def accept(self) -> None:
         """Hashes what landed and, if it is the blob, gives it its name at once. Raises Damaged (and discards)."""
@@ -104,26 +103,28 @@ class Partial:
     digest: bytes  # xxh3-128 of them
 
 
-@runtime_checkable
-class ResumableIncoming(Incoming, Protocol):
-    """A blob on its way in that may stop in the middle and go on later. ``keep`` is a third way to end it."""
+class ResumableIncoming(Incoming):
+    """A blob on its way in that may stop in the middle and go on later. ``keep`` is a third way to end it.
+
+    No protocol: what is asked of each blob has to be quick, and ``isinstance`` of one takes longer than a small file.
+    """
 
     @property
+    @abstractmethod
     def offset(self) -> int:
         """How much is there: at first what an earlier transfer brought, then what ``landed`` was told."""
-        ...
 
+    @abstractmethod
     def restart(self) -> None:
         """Begins anew, with nothing."""
-        ...
 
+    @abstractmethod
     def landed(self, offset: int) -> None:
         """What stands before ``offset`` has been written; it is hashed now, while it is in the processor's cache."""
-        ...
 
+    @abstractmethod
     def keep(self) -> None:
         """Closes the descriptor; what landed stays for another ``create`` of the blob, for a while."""
-        ...
 
 
 @runtime_checkable

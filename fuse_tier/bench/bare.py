@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import socket
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -29,14 +30,39 @@ _PIPE_BYTES = 1 << 20
 
 def copy(source: Path, target: Path) -> float:
     """Seconds that ``sendfile`` and ``splice`` take for a file into a new one, which is allocated first."""
-    size = source.stat().st_size
-    with _connected() as (near, far):
-        return _copy(source, target, partial(_send, near, size), partial(_splice, far, size))
+    return _copy_files([source], [target])
+
+
+def copy_into_new(sources: Sequence[Path], directory: Path) -> float:
+    """The same for files that go into a new directory over one stream, one after another; it is gone afterwards."""
+    directory.mkdir()
+    seconds = _copy_files(sources, [directory / source.name for source in sources])
+    shutil.rmtree(directory)
+    return seconds
+
+
+def _copy_files(sources: Sequence[Path], targets: Sequence[Path]) -> float:
+    sizes = [source.stat().st_size for source in sources]
+    with _connected() as (near, far), _pipe() as pipe:
+
+        def send() -> None:
+            for source, size in zip(sources, sizes, strict=True):
+                with source.open("rb") as file:
+                    _send(near, size, file.fileno())
+
+        begun = time.perf_counter()
+        sender = Thread(target=send)
+        sender.start()
+        for target, size in zip(targets, sizes, strict=True):
+            with target.open("xb") as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+                _splice(far, pipe, size, file.fileno())
+        sender.join()
+        return time.perf_counter() - begun
 
 
 def copy_under_tls(source: Path, target: Path, certificates: Path) -> float:
     """Seconds that a bare ``ssl`` stream takes for a file into a new one, which is allocated first."""
-    size = source.stat().st_size
     here, there = (TlsFiles(*(str(certificates / f) for f in ("ca.pem", f"{n}.pem", f"{n}.key"))) for n in ("a", "b"))
     with _connected() as (near, far):
         accepted: list[ssl.SSLSocket] = []
@@ -47,7 +73,7 @@ def copy_under_tls(source: Path, target: Path, certificates: Path) -> float:
         client = client_context(here).wrap_socket(near, server_hostname="fuse-tier")
         accepting.join()
         with client, accepted[0] as server:
-            return _copy(source, target, partial(_send_plain, client, size), partial(_receive_plain, server, size))
+            return _copy_plain(source, target, client, server)
 
 
 @contextmanager
@@ -59,19 +85,27 @@ def _connected() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield near, far
 
 
-def _copy(source: Path, target: Path, send: Callable[[int], None], receive: Callable[[int], None]) -> float:
-    outof, into = os.open(source, os.O_RDONLY), os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-    try:
+def _copy_plain(source: Path, target: Path, client: ssl.SSLSocket, server: ssl.SSLSocket) -> float:
+    size = source.stat().st_size
+    with source.open("rb") as outof, target.open("x+b") as into:
         begun = time.perf_counter()
-        os.posix_fallocate(into, 0, source.stat().st_size)
-        sender = Thread(target=send, args=(outof,))
+        os.posix_fallocate(into.fileno(), 0, size)
+        sender = Thread(target=_send_plain, args=(client, size, outof.fileno()))
         sender.start()
-        receive(into)
+        _receive_plain(server, size, into.fileno())
         sender.join()
         return time.perf_counter() - begun
+
+
+@contextmanager
+def _pipe() -> Iterator[tuple[int, int]]:
+    outlet, inlet = os.pipe()
+    try:
+        fcntl.fcntl(inlet, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        yield outlet, inlet
     finally:
-        os.close(outof)
-        os.close(into)
+        os.close(outlet)
+        os.close(inlet)
 
 
 def _send(near: socket.socket, size: int, source: int) -> None:
@@ -80,9 +114,8 @@ def _send(near: socket.socket, size: int, source: int) -> None:
         sent += os.sendfile(near.fileno(), source, sent, size - sent)
 
 
-def _splice(far: socket.socket, size: int, target: int) -> None:
-    outlet, inlet = os.pipe()
-    fcntl.fcntl(inlet, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+def _splice(far: socket.socket, pipe: tuple[int, int], size: int, target: int) -> None:
+    outlet, inlet = pipe
     received = 0
     while received < size:
         left = os.splice(far.fileno(), inlet, min(_PIPE_BYTES, size - received))
@@ -90,8 +123,6 @@ def _splice(far: socket.socket, size: int, target: int) -> None:
             moved = os.splice(outlet, target, left, offset_dst=received)
             left -= moved
             received += moved
-    os.close(outlet)
-    os.close(inlet)
 
 
 def _send_plain(connection: ssl.SSLSocket, size: int, source: int) -> None:

@@ -5,23 +5,23 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import trio
 
-from fuse_tier.bench.frame import Figure, Row
+from fuse_tier.bench import bare
+from fuse_tier.bench.frame import RUNS, Figure, Row
 from fuse_tier.bench.nodes import IDENTITY, at_rest, in_thread, mounted, settled, warmed
-from fuse_tier.bench.places import BLOCK_BYTES, GIB, write_file, write_files
-from fuse_tier.bench.streams import bare_copy_rates
+from fuse_tier.bench.places import BLOCK_BYTES, GIB, tmpfs, warm, write_file, write_files
 from fuse_tier.localcluster import LocalCluster
 
 _FILES = 1000
-_SIZE = 4 * GIB
-_RUNS = 3
+_SIZE = _FILES * 4 * BLOCK_BYTES
 _LS_LIMIT_SECONDS = 0.2
 _FIRST_LIMIT_SECONDS = 0.3
 _SHARED_BYTES = GIB // 2
@@ -45,26 +45,36 @@ async def _to_restore(directory: Path) -> AsyncIterator[LocalCluster]:
         yield cluster
 
 
-_found: list[tuple[float, float, float]] = []
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Seconds from the mount's end to the names, to one file's end, and to all of them; and of a bare copy."""
+
+    listed: float
+    first: float
+    whole: float
+    bare: float
 
 
-async def _restores(directory: Path) -> list[tuple[float, float, float]]:
-    """Seconds from the mount's end to the names, to one file's end, and to all of them; of each run.
+_found: list[_Run] = []
 
-    Measured once: three rows are about the same restores.
-    """
+
+async def _restores(directory: Path) -> list[_Run]:
+    """Measured once: three rows are about the same restores."""
     found = _found
     if found:
         return found
-    async with _to_restore(directory) as cluster:
-        await _restore_again(cluster, found)
+    with tmpfs(directory, _SIZE + GIB) as plain:
+        async with _to_restore(directory) as cluster:
+            await _restore_again(cluster, plain, found)
     return found
 
 
-async def _restore_again(cluster: LocalCluster, found: list[tuple[float, float, float]]) -> None:
-    node = cluster["a"]
-    for number in range(_RUNS):
+async def _restore_again(cluster: LocalCluster, plain: Path, found: list[_Run]) -> None:
+    node, sources = cluster["a"], list((cluster["b"].ram_path / "blobs").glob("*/*"))
+    for number in range(RUNS):
         await node.lose_ram()
+        await in_thread(warm, plain, _SIZE)
+        bare_seconds = await in_thread(bare.copy_into_new, sources, plain / "target")
         await node.start()
         mount = cluster.mountpoint(f"again{number}")
         await warmed(node)
@@ -75,17 +85,18 @@ async def _restore_again(cluster: LocalCluster, found: list[tuple[float, float, 
         listed = time.perf_counter() - begun
         first = await in_thread(_read, [mount / "step" / names[-1]]) + listed
         rest = await in_thread(_open, [mount / "step" / name for name in names])
-        found.append((listed, first, first + rest))
+        found.append(_Run(listed, first, first + rest, bare_seconds))
         await node.unmount(mount)
 
 
-async def _until(directory: Path, which: int, limit_seconds: float) -> Figure:
-    return Figure(statistics.median(times[which] for times in await _restores(directory)), limit_seconds)
+async def _until(which: Callable[[_Run], float], limit_seconds: float, directory: Path) -> Figure:
+    return Figure(statistics.median(map(which, await _restores(directory))), limit_seconds)
 
 
 async def _all(directory: Path) -> Figure:
-    seconds = statistics.median(times[2] for times in await _restores(directory))
-    return Figure(_SIZE / seconds / 1e9, statistics.median(await bare_copy_rates(directory, _RUNS)))
+    runs = await _restores(directory)
+    ours, theirs = statistics.median(run.whole for run in runs), statistics.median(run.bare for run in runs)
+    return Figure(_SIZE / ours / 1e9, _SIZE / theirs / 1e9)
 
 
 def _read(paths: list[Path]) -> float:
@@ -140,8 +151,8 @@ async def _broadcast(directory: Path) -> Figure:
 
 
 ROWS = (
-    Row("peer.restore.ls", "s", "limit", partial(_until, which=0, limit_seconds=_LS_LIMIT_SECONDS)),
-    Row("peer.restore.first", "s", "limit", partial(_until, which=1, limit_seconds=_FIRST_LIMIT_SECONDS)),
+    Row("peer.restore.ls", "s", "limit", partial(_until, lambda run: run.listed, _LS_LIMIT_SECONDS)),
+    Row("peer.restore.first", "s", "limit", partial(_until, lambda run: run.first, _FIRST_LIMIT_SECONDS)),
     Row("peer.restore.all", "GB/s", "sendfile and splice, not hashed", _all),
     Row("peer.broadcast", "MB", "the content", _broadcast),
 )

@@ -42,6 +42,7 @@ async def _snapshot_to_peer(directory: Path) -> Figure:
     with tmpfs(directory, 8 * GIB) as plain:
         await in_thread(warm, plain, 7 * GIB)  # also what the nodes will take
         await in_thread(write_files, plain / "source", 8, GIB // 8)
+        sources = sorted((plain / "source").iterdir())
         keep: dict[str, Any] = {"keep": {"ram": 1}, "encryptPeerTraffic": False}
         async with mounted(directory / "c", ["a", "b"], ram_size="5GiB", **keep) as (cluster, mount):
             steps = itertools.count()
@@ -63,18 +64,10 @@ async def _snapshot_to_peer(directory: Path) -> Figure:
 
             async def copy() -> float:
                 await in_thread(warm, plain, GIB + GIB // 2)  # the host took back what lay free while ours rested
-                seconds: float = await in_thread(_bare_copies, plain / "source", plain / "target")
+                seconds: float = await in_thread(bare.copy_into_new, sources, plain / "target")
                 return seconds
 
             return await alternating(replicate, copy)
-
-
-def _bare_copies(source: Path, target: Path) -> float:
-    """Seconds for all files of a directory, one after another."""
-    target.mkdir()
-    seconds = sum(bare.copy(path, target / path.name) for path in sorted(source.iterdir()))
-    shutil.rmtree(target)
-    return seconds
 
 
 async def _worker_memory(directory: Path) -> Figure:

@@ -135,14 +135,6 @@ async def _rates(ends: Ends, blob: Blob, reference: Callable[[], Awaitable[float
     return await alternating(ours, theirs)
 
 
-async def bare_copy_rates(directory: Path, runs: int) -> list[float]:
-    """GB/s of the bare copy of 1 GiB, after one time that does not count."""
-    async with _ends(directory) as ends:
-        blob = await trio.to_thread.run_sync(_large, ends.layout)
-        seconds = [await ends.bare(blob, bare.copy) for _ in range(runs + 1)]
-        return [blob.size / one / 1e9 for one in seconds[1:]]
-
-
 async def _clear(directory: Path) -> Figure:
     async with _ends(directory) as ends:
         blob = await trio.to_thread.run_sync(_large, ends.layout)

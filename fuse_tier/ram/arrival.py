@@ -91,7 +91,7 @@ class Arrivals:
         """What has arrived becomes a blob, and other files of the same content get it, too."""
         kept, pin = self._layout.blob(blob), self._pins.path(inode)
         with self._pins.locked():
-            link_to_blob(self._layout, kept, pin)  # before the blob: see pins.py
+            link_to_blob(self._layout, kept, pin, is_new=True)  # before the blob: see pins.py
             try:
                 os.link(os.path.join(self._volume.remote, f"{inode}.file"), kept)
             except FileExistsError:  # the tier has that content as another inode
@@ -126,7 +126,7 @@ class Arrivals:
             return fd, stack.pop_all()
 
 
-class _Arriving:
+class _Arriving(ResumableIncoming):
     def __init__(self, arrivals: Arrivals, blob: Blob, inode: int) -> None:
         self._arrivals = arrivals
         self._blob = blob

@@ -195,7 +195,7 @@ def _allocated(spares: Spares, path: str, size: int) -> int:
     return fd
 
 
-class _Landing:
+class _Landing(ResumableIncoming):
     def __init__(
         self,
         layout: Layout,

@@ -235,8 +235,13 @@ def _inode_of(path: str) -> int | None:
         return None
 
 
-def link_to_blob(layout: Layout, target: str, pin: str) -> None:
-    """Puts a symlink to a blob in a pin's or placeholder's place, at once."""
+def link_to_blob(layout: Layout, target: str, pin: str, *, is_new: bool = False) -> None:
+    """Puts a symlink to a blob in a pin's or placeholder's place, at once; ``is_new``: probably nothing is there."""
+    link = os.path.relpath(target, os.path.dirname(pin))
+    if is_new:
+        with suppress(FileExistsError):
+            return os.symlink(link, pin)
     temporary = os.path.join(layout.incoming, secrets.token_hex(8))
-    os.symlink(os.path.relpath(target, os.path.dirname(pin)), temporary)
+    os.symlink(link, temporary)
     os.rename(temporary, pin)
+    return None

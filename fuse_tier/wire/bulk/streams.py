@@ -109,11 +109,11 @@ class Stream:
         except OSError as error:
             raise self._broken(error) from error
 
-    def send(self, content: bytes | memoryview) -> None:
-        """Sends all of it."""
+    def send(self, content: bytes | memoryview, *, more_follows: bool = False) -> None:
+        """Sends all of it, in the clear together with what follows at once."""
         self._pay(self._out, len(content))
         try:
-            self._socket.sendall(content)
+            self._socket.sendall(content, socket.MSG_MORE if more_follows and not self.encrypted else 0)
         except OSError as error:
             raise self._broken(error) from error
 
@@ -245,7 +245,7 @@ class Stream:
             write_fully(fd, buffer, offset)
             return filled
         outlet, inlet = self._pipe or self._open_pipe()
-        self._await(_AWAITED_BYTES if left >= _AWAITED_BYTES else 1)
+        self._await(min(left, _AWAITED_BYTES))
         try:
             filled = os.splice(self._socket.fileno(), inlet, min(left, _PIPE_BYTES))
         except OSError as error:

@@ -67,7 +67,7 @@ def transmit(
                 outgoing.add_file(fd, blob.size)
                 progress(blob.size)
             else:
-                outgoing.flush()
+                outgoing.flush(more_follows=offset < blob.size)
                 stream.send_file(fd, offset, blob.size - offset, progress)
         finally:
             os.close(fd)
@@ -183,9 +183,9 @@ class _Outgoing:
                 return
             got += step
 
-    def flush(self) -> None:
+    def flush(self, *, more_follows: bool = False) -> None:
         """Sends what was added."""
-        self._stream.send(self._buffer[: self._used])
+        self._stream.send(self._buffer[: self._used], more_follows=more_follows)
         self._used = 0
 
     def _reserve(self, size: int) -> int:
