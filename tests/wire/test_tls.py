@@ -61,7 +61,7 @@ def test_a_name_that_can_not_stand_in_a_certificate_is_refused(directory: Path, 
 
 def test_no_node_has_the_name_of_the_authoritys_files(directory: Path) -> None:
     before = {path: path.read_bytes() for path in directory.iterdir()}
-    with pytest.raises(ConfigError, match=r"'ca' .* would replace the authority's, ca\.pem and ca\.key; give .* another"):
+    with pytest.raises(ConfigError, match=r"'ca' .* would replace the authority's, ca\.pem and ca\.key; "):
         make_certificate(str(directory), "ca")
     assert {path: path.read_bytes() for path in directory.iterdir()} == before
 
