@@ -28,7 +28,7 @@ _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 30.0
 _COPIES_AT_ONCE = 4  # to one kind of place, and
 _COPIES_AT_PLACE = 2  # of these to one: so that a slow one does not have them all; and
-_LATE_COPIES = 4  # besides, of those that do not come on: enough for two slow places, and memory and threads for no more
+_LATE_COPIES = 4  # besides, of those that are late: two places may be slow, and memory and threads stay bounded
 _PATIENCE_SECONDS = 10.0  # with a place that a snapshot is being copied to, and
 _PATIENT_BYTES_PER_SECOND = 10e6  # so much more: then it is late
 
@@ -100,9 +100,7 @@ class Copier:
     def __init__(self, ram: RamTier) -> None:
         self._ram = ram
         kinds = (TierName.PEER, TierName.BUCKET)
-        self._turns = {
-            kind: Turns(_COPIES_AT_ONCE, at_place=_COPIES_AT_PLACE, late=_LATE_COPIES) for kind in kinds
-        }
+        self._turns = {kind: Turns(_COPIES_AT_ONCE, at_place=_COPIES_AT_PLACE, late=_LATE_COPIES) for kind in kinds}
         self.meters = {kind: Meter() for kind in kinds}
         self.savings = {kind: Savings() for kind in kinds}
         self.drains_since_ns: int | None = None  # by the clock that dates snapshots; None: this node stays

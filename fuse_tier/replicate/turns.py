@@ -25,8 +25,8 @@ class _Turn:
 
 
 class Turns:
-    """At most ``count`` at a time, and ``at_place`` of them at one place; of those that wait and could begin, the most
-    urgent first, and of equals the one that came first.
+    """At most ``count`` at a time, and ``at_place`` of them at one place; of those that wait and could begin, the
+    most urgent first, and of equals the one that came first.
 
     Whoever takes longer than was said at the begin is late, and does not count in the whole any more, so that what is
     slow holds up nothing elsewhere; up to ``late`` of them, so that there is an end to how many there are.

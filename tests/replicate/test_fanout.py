@@ -128,12 +128,13 @@ async def test_when_each_peer_is_slow_a_volume_is_not_sent_to_all_of_them(
     bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     around = Neighbourhood(bench, "bcdefghi", 1)
-    around.peers = {name: SlowPeer() for name in around.peers}
+    peers = {name: SlowPeer() for name in around.peers}
+    around.peers.update(peers)
     await _save(bench, "x")
     nursery.start_soon(around.fanout.keep_peers, bench.volume)
     await trio.sleep(1000)
     assert len(await around.holders(1)) == 3
-    assert sum(peer.offered for peer in around.peers.values()) == 3
+    assert sum(peer.offered for peer in peers.values()) == 3
 
 
 def _belonging_to(around: Neighbourhood, node: str) -> Iterator[Identity]:

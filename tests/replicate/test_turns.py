@@ -87,7 +87,7 @@ async def test_what_is_late_holds_up_nobody_elsewhere_and_only_so_many_are_let_g
     assert begun == [("a", 0), ("b", 0), ("c", 10), ("d", 100)]
 
 
-async def test_somebody_who_is_late_sooner_than_those_before_is_not_waited_for_longer(autojump_clock: MockClock) -> None:
+async def test_who_is_late_sooner_than_those_before_is_not_waited_for_longer(autojump_clock: MockClock) -> None:
     turns = Turns(1, late=2)
     begun: list[tuple[str, float]] = []
 
