@@ -149,9 +149,7 @@ class PeerService:
             await self._check_room(wanted)
             sent = tuple(blob for blob in blobs if blob in wanted)
             begun = {blob: kept for blob in sent if (kept := self._ram.partial(blob)) is not None}
-            session.MergeFrom(
-                self._grant(Session(caller.node, Direction.PUSH, sent, self._encrypts(request), begun))
-            )
+            session.MergeFrom(self._grant(Session(caller.node, Direction.PUSH, sent, self._encrypts(request), begun)))
             session.begun.extend(partials_to_wire(blobs, begun.get))
         return session
 

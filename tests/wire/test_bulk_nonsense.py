@@ -75,7 +75,7 @@ def test_garbage_on_the_port_harms_nobody(parts: list[bytes]) -> None:
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_whatever_follows_a_good_token_nothing_wrong_is_kept(data: st.DataObject) -> None:
-    """A valid push with bytes changed, dropped or added, to a sink that may have no room, and perhaps begun before."""
+    """A push with bytes changed, dropped or added, perhaps of the rest of a blob, to a sink that may have no room."""
     sizes = data.draw(st.lists(st.integers(0, 3000), min_size=1, max_size=6))
     source = holding(bytes([number]) * size for number, size in enumerate(sizes))
     blobs = list(source.contents)
