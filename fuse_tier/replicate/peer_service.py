@@ -147,9 +147,9 @@ class PeerService:
         if wanted:
             await self._check_room(wanted)
             sent = tuple(blob for blob in blobs if blob in wanted)
-            session.MergeFrom(self._grant(Session(caller.node, Direction.PUSH, sent, self._encrypts(request))))
-            begun = partials_to_wire(blobs, lambda blob: self._ram.partial(blob) if blob in wanted else None)
-            session.begun.extend(begun)
+            begun = {blob: kept for blob in sent if (kept := self._ram.partial(blob)) is not None}
+            session.MergeFrom(self._grant(Session(caller.node, Direction.PUSH, sent, self._encrypts(request), begun)))
+            session.begun.extend(partials_to_wire(blobs, begun.get))
         return session
 
     async def _check_room(self, blobs: frozenset[Blob]) -> None:

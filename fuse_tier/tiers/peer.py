@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 import trio
 
-from fuse_tier.blobs import Blob, Progress, ResumingSink, Sink, Source
+from fuse_tier.blobs import Blob, Partial, Progress, ResumingSink, Sink, Source
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import (
     ConfigError,
@@ -210,10 +210,14 @@ class PeerTier:
         """See Tier. Blobs come in the order that they have, if any; what was torn by a writer is asked for again."""
 
         async def receive(batch: Sequence[Blob], receipt: Receipt) -> bool:
-            begun = partials_to_wire(batch, sink.partial) if isinstance(sink, ResumingSink) else []
-            request = pb.PullRequest(blobs=map(encode_blob, batch), encrypt=self._encrypt, begun=begun)
+            begun: dict[Blob, Partial] = {}
+            if isinstance(sink, ResumingSink):
+                begun = {blob: kept for blob in batch if (kept := sink.partial(blob)) is not None}
+            request = pb.PullRequest(
+                blobs=map(encode_blob, batch), encrypt=self._encrypt, begun=partials_to_wire(batch, begun.get)
+            )
             bulk, session = await self._open("OpenPull", request)
-            grant = Grant(bulk, session.token, self._tls if session.encrypted else None)
+            grant = Grant(bulk, session.token, self._tls if session.encrypted else None, begun)
             await pull(grant, batch, sink, progress, self._threads, receipt, self._link)
             return True
 

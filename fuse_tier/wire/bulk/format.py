@@ -134,11 +134,11 @@ def decode_header(encoded: memoryview, expected: Blob) -> Outcome:
     return Outcome(outcome)
 
 
-def decode_offset(encoded: memoryview, expected: int) -> int:
+def decode_offset(encoded: memoryview, blob: Blob, expected: int) -> int:
     """Where the rest of a blob begins. Raises InvalidRequest when that is not where what we have ends."""
     (offset,) = _OFFSET.unpack(encoded)
-    if offset != expected or not expected:
-        raise InvalidRequest(f"a blob goes on at {offset}, and {expected} bytes of it are here")
+    if offset != expected or not 0 < offset < blob.size:
+        raise InvalidRequest(f"{blob} goes on at {offset}, and {expected} bytes of it are here")
     return int(offset)
 
 
