@@ -8,6 +8,7 @@ volume that another node has mounted is that node's to keep.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -123,6 +124,11 @@ class Fanout:
         return await self._targets.of(volume.identity, self._places.membership.own(), {*refusing})
 
     @property
+    def targets_due(self) -> float:
+        """When copies may belong elsewhere though nothing changes any more: see Targets."""
+        return self._targets.due
+
+    @property
     def places(self) -> Places:
         """Where copies can go."""
         return self._places
@@ -146,11 +152,13 @@ class _PeerCopies:
             news = volume.news.version
             alive = {member.node: member for member in self._fanout.places.membership.members() if member.alive}
             self._forget_gone(alive)
+            due = self._fanout.targets_due
+            targets_due = due if due > trio.current_time() else math.inf  # else they are decided anew right now
             for node in await self._lacking():
                 # The member may have gone while that was decided: the next turn will know.
                 if node in alive and node not in self._copying and volume.newest is not None:
                     self._begin(alive[node], volume.newest)
-            with trio.move_on_at(min(self._troubles.next_try(), self._next_late())):
+            with trio.move_on_at(min(self._troubles.next_try(), self._next_late(), targets_due)):
                 await volume.news.wait_beyond(news)
 
     def _forget_gone(self, alive: dict[str, Member]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -12,7 +13,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Entry, Kind, Manifest
-from fuse_tier.replicate.placement import choose_holders
+from fuse_tier.replicate import targets
+from fuse_tier.replicate.placement import choose_all, choose_holders
 from fuse_tier.replicate.surplus import Surplus
 from fuse_tier.tiers.base import TierName
 from tests.harness.logs import ExpectedLogs
@@ -161,6 +163,28 @@ async def test_copies_that_do_not_belong_where_they_are_go_but_not_at_once(
     assert len(await around.holders(1)) == 3
     await trio.sleep(60)
     assert await around.holders(1) == chosen
+
+
+async def test_what_has_changed_soon_after_a_decision_moves_copies_though_nothing_changes_any_more(
+    bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowly(*asked: Any) -> Any:
+        autojump_clock.jump(1)
+        return choose_all(*asked)
+
+    monkeypatch.setattr(targets, "choose_all", slowly)
+    around = Neighbourhood(bench, "bc", 1)
+    (best,) = choose_holders(IDENTITY, around.membership.own(), around.members.values(), 1)
+    around.change(best, alive=False)
+    await _save(bench, "x")
+    nursery.start_soon(around.fanout.keep_peers, bench.volume)
+    assert best not in await around.until_held(1, 1)
+    around.change(best, alive=True)
+
+    async def where_it_belongs() -> bool:
+        return best in await around.holders(1)
+
+    await until(where_it_belongs)
 
 
 async def test_nothing_is_surplus_while_a_copy_is_missing_where_it_belongs(
