@@ -2,8 +2,8 @@
 
 One task per volume and kind of tier. Only the newest snapshot counts: what was superseded while it waited is
 skipped, what is being copied is finished. A place that fails is tried again with growing pauses, and for
-peers another one is asked meanwhile; so after a fault ends everything converges by itself. A volume that another
-node has mounted is that node's to keep.
+peers another one is asked meanwhile, as for one that is slow; so after a fault ends everything converges by itself. A
+volume that another node has mounted is that node's to keep.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fuse_tier.errors import SnapshotConflict
 from fuse_tier.manifest import Manifest
 from fuse_tier.members import Member
 from fuse_tier.replicate.backups import Backups
-from fuse_tier.replicate.copying import Copier, Troubles
+from fuse_tier.replicate.copying import Copier, Troubles, patience_with
 from fuse_tier.replicate.ownership import Ownership
 from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.targets import Targets
@@ -30,9 +30,8 @@ from fuse_tier.tiers.base import Tier, TierName, no_progress
 
 log = structlog.get_logger(__name__)
 
-_PATIENCE_SECONDS = 10.0  # with a peer that a snapshot is being copied to, and
+_SLOW_PEERS = 2  # that others are asked in place of: when those are slow, too, it is our own link that is
 _OPERATIONS = {TierName.PEER: "CheckpointReplication", TierName.BUCKET: "CheckpointBackup"}
-_PATIENT_BYTES_PER_SECOND = 10e6  # so much more: then another is asked besides
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +169,9 @@ class _PeerCopies:
         if volume.newest is None or not await self._fanout.is_ours(volume) or volume.tenure.is_to_be_renumbered:
             return []
         now = trio.current_time()
-        late = {node for node, copying in self._copying.items() if copying.late <= now}
-        chosen = await self._fanout.targets(volume, self._troubles.refusing() | late)
+        late = {node: copying for node, copying in self._copying.items() if copying.late <= now}
+        slow = sorted(late, key=lambda node: late[node].late)[:_SLOW_PEERS]
+        chosen = await self._fanout.targets(volume, self._troubles.refusing().union(slow))
         held, number = volume.copies.held(TierName.PEER), volume.newest.id.number
         return [node for node in chosen if held.get(node, 0) < number]
 
@@ -180,8 +180,8 @@ class _PeerCopies:
         return min((copying.late for copying in self._copying.values() if copying.late > now), default=float("inf"))
 
     def _begin(self, member: Member, manifest: Manifest) -> None:
-        patience = _PATIENCE_SECONDS + manifest.size / _PATIENT_BYTES_PER_SECOND
-        copying = _Copying(member.instance, trio.CancelScope(), trio.current_time() + patience)
+        late = trio.current_time() + patience_with(manifest)
+        copying = _Copying(member.instance, trio.CancelScope(), late)
         self._copying[member.node] = copying
         self._nursery.start_soon(self._copy, member, manifest, copying)
 

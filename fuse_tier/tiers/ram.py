@@ -119,6 +119,10 @@ class RamTier:
         self._expected.expect(blobs)
         return await self._look(lambda: self._content.missing(blobs))
 
+    async def absent(self, blobs: Collection[Blob]) -> set[Blob]:
+        """Which of these are not here, for who only wants to know: nothing is spared for that."""
+        return await self._look(lambda: self._content.missing(blobs))
+
     @contextmanager
     def unfinished(self) -> Iterator[None]:
         """While a snapshot of a tree here is being made, content that is new since its begin is not collected."""
