@@ -131,7 +131,7 @@ class PeerService:
     async def Missing(self, request: pb.BlobList, caller: Caller) -> pb.BlobList:  # noqa: N802
         """Which of these are not here yet."""
         blobs = decode_blobs(request.blobs, MAX_ASKED_BLOBS)
-        return pb.BlobList(blobs=map(encode_blob, await self._ram.missing(blobs)))
+        return pb.BlobList(blobs=map(encode_blob, await self._ram.missing(blobs, anew=True)))
 
     async def OpenPush(self, request: pb.PushRequest, caller: Caller) -> pb.Session:  # noqa: N802
         """A session in which the caller sends these blobs. Refuses what there is no room for.

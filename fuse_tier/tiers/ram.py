@@ -114,9 +114,12 @@ class RamTier:
         """How much room the tmpfs has left, spares included."""
         return room_of(self.layout.root).free + sum(self._spares.sizes())
 
-    async def missing(self, blobs: Collection[Blob]) -> set[Blob]:
-        """Which of these are not here yet. Who asks brings them: ``collect`` spares them all while they come."""
-        self._expected.expect(blobs)
+    async def missing(self, blobs: Collection[Blob], *, anew: bool = False) -> set[Blob]:
+        """Which of these are not here yet. Who asks brings them: ``collect`` spares them all while they come.
+
+        ``anew`` where it is the beginning of a transfer, of which parts may be asked for again.
+        """
+        self._expected.expect(blobs, anew=anew)
         return await self._look(lambda: self._content.missing(blobs))
 
     async def absent(self, blobs: Collection[Blob]) -> set[Blob]:
