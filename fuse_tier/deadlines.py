@@ -40,6 +40,7 @@ class Deadline:
     SUPERVISOR_CONNECT: Final = 10.0  # from a process's start until it has its channel
     BULK_CONNECT: Final = 3.0  # TCP, TLS and token of a bulk stream
     BULK_STALL: Final = 20.0  # no byte moved on a bulk stream
+    BULK_STALL_LONGEST: Final = 600.0  # the same, while room is made for a file, of 100 GB or however large it is
     RIGHTS: Final = 11.0  # whether a node may add a snapshot: others are asked who had its volume
     MANIFEST_TRANSFER: Final = 40.0  # one manifest there or back, its verification included
     BUCKET_STALL: Final = 10.0  # no byte moved on a request to the bucket
@@ -93,6 +94,7 @@ def table() -> tuple[Wait, ...]:
         "ROOM_CALL": ("ROOM", "SUPERVISOR_CONNECT"),
         "ROOM_COMING": ("BUCKET_TOTAL", "ROOM_CALL"),
         "BULK_STALL": ("BULK_CONNECT", "CONTROL_CALL"),
+        "BULK_STALL_LONGEST": ("BULK_STALL",),
         "RIGHTS": ("CONTROL_CALL", "CONTROL_CALL"),
         "MANIFEST_TRANSFER": ("CONTROL_CALL", "BULK_STALL", "RIGHTS"),
         "BUCKET_TOTAL": ("BUCKET_CALL", "BUCKET_STALL"),

@@ -35,6 +35,7 @@ def init(directory: str, names: tuple[str, ...]) -> None:
     """
     from fuse_tier.wire.tls import make_authority
 
+    _check(names)
     os.makedirs(directory, mode=0o700, exist_ok=True)
     make_authority(directory)
     _issue(directory, names)
@@ -50,7 +51,16 @@ def issue(directory: str, names: tuple[str, ...]) -> None:
     Example:
       fuse-tier tls issue tls --node c
     """
+    _check(names)
     _issue(directory, names)
+
+
+def _check(names: tuple[str, ...]) -> None:
+    """Before anything is made: a name that is refused leaves all as it was."""
+    from fuse_tier.wire.tls import check_name
+
+    for name in names:
+        check_name(name)
 
 
 def _issue(directory: str, names: tuple[str, ...]) -> None:

@@ -16,7 +16,7 @@ from threading import Event
 import structlog
 
 from fuse_tier.blobs import Blob, Progress
-from fuse_tier.errors import InvalidRequest, MalformedManifest, NotFound, TierError
+from fuse_tier.errors import Damaged, InvalidRequest, MalformedManifest, NotFound, TierError
 from fuse_tier.hashing import hash_descriptor
 from fuse_tier.identity import Identity
 from fuse_tier.manifest import quote
@@ -141,11 +141,11 @@ def verify(
             if entry.blob is None:
                 continue
             if entry.blob not in good and entry.blob not in bad:
-                wrong = _what_is_wrong(content, entry.blob)
-                if wrong is None:
+                try:
+                    check(content, entry.blob)
                     good.add(entry.blob)
-                else:
-                    bad[entry.blob] = wrong
+                except TierError as error:
+                    bad[entry.blob] = str(error)
                 progress(entry.blob.size)
             if entry.blob in bad:
                 damaged.append(f"{snapshot}: {quote(entry.path)}: {bad[entry.blob]}")
@@ -164,29 +164,35 @@ def named(listing: RamListing) -> frozenset[Blob]:
 def what_is_wrong(content: RamContent, blobs: Collection[Blob], progress: Progress) -> dict[Blob, str]:
     """Reads and hashes blobs; gives those that are not what their names say, and what they are.
 
-    ``progress`` is told of each part that was read, and may end the reading by raising.
+    ``progress`` is told of each part that was read, and may end the reading by raising. Raises TierRefused when one
+    cannot be read: nothing can be said of it then.
     """
-    found = ((blob, _what_is_wrong(content, blob, progress)) for blob in blobs)
-    return {blob: wrong for blob, wrong in found if wrong is not None}
+    wrong: dict[Blob, str] = {}
+    for blob in blobs:
+        try:
+            check(content, blob, progress)
+        except (Damaged, NotFound) as error:
+            wrong[blob] = str(error)
+    return wrong
 
 
-def _what_is_wrong(content: RamContent, blob: Blob, progress: Progress | None = None) -> str | None:
+def check(content: RamContent, blob: Blob, progress: Progress | None = None) -> None:
+    """Reads and hashes a blob. Raises Damaged if it is not what its name says, NotFound, TierRefused (not read)."""
     try:
-        if _hash(content, blob, progress) == blob:
-            return None
+        _read(content, blob, progress)
+    except Damaged:
         # A job may have written to the file while it was read: a second look finds the copy of what it was.
-        found = _hash(content, blob, progress)
-    except TierError as error:
-        return str(error)
-    return None if found == blob else f"content is {found}, not {blob}"
+        _read(content, blob, progress)
 
 
-def _hash(content: RamContent, blob: Blob, progress: Progress | None) -> Blob:
+def _read(content: RamContent, blob: Blob, progress: Progress | None) -> None:
     fd = content.open(blob)
     try:
-        return hash_descriptor(fd, progress)
+        found = hash_descriptor(fd, progress)
     finally:
         os.close(fd)
+    if found != blob:
+        raise Damaged(f"content is {found}, not {blob}")
 
 
 def _is_blob_name(name: str) -> bool:

@@ -11,6 +11,8 @@ from collections.abc import Collection
 
 from fuse_tier import failpoints
 from fuse_tier.blobs import Blob
+from fuse_tier.errors import Damaged
+from fuse_tier.hashing import hash_descriptor
 from fuse_tier.manifest import Manifest
 from fuse_tier.ram.arrival import expect
 from fuse_tier.ram.layout import Layout
@@ -76,10 +78,24 @@ class Trees:
             os.link(path, os.path.join(volume.layout.remote, f"{inode}.file"))
             link_to_blob(self._layout, self._layout.blob(blob), os.path.join(volume.layout.remote, str(inode)))
             return
-        os.link(self._layout.blob(blob), path)
+        kept = self._layout.blob(blob)
+        os.link(kept, path)
         status = os.lstat(path)
-        if status.st_nlink == 2:
-            link_to_blob(self._layout, self._layout.blob(blob), volume.pins.path(status.st_ino))
+        # In this order: a job whose file it was may have had it copied away since the link (pins.py).
+        if status.st_nlink == 2 and os.lstat(kept).st_ino == status.st_ino:
+            link_to_blob(self._layout, kept, volume.pins.path(status.st_ino))
             return
         os.unlink(path)  # another file is this inode already: two files must never share one
+        try:
+            self._copy(blob, path)
+        except Damaged:
+            # The job whose file it is may have written to it meanwhile: a second look finds the copy of what it was.
+            self._copy(blob, path)
+
+    def _copy(self, blob: Blob, path: str) -> None:
         copy_into(self._ram, blob, path)
+        with open(path, "rb") as copied:
+            found = hash_descriptor(copied.fileno())
+        if found != blob:
+            os.unlink(path)
+            raise Damaged(f"content of {blob} is {found} in the {self._ram.place}: another source is needed")

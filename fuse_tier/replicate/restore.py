@@ -16,7 +16,6 @@ import trio
 from fuse_tier import failpoints, metrics
 from fuse_tier.blobs import Blob, Progress, Sink
 from fuse_tier.errors import Damaged, NotFound, TierError, TierUnavailable
-from fuse_tier.hashing import hash_descriptor
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Entry, Lineage, Manifest
 from fuse_tier.ram.layout import Layout
@@ -110,7 +109,7 @@ class Restorer:
         membership = self._places.membership
         alive = [one for one in membership.members() if one.alive and one.node != self._node]
         peers = {self._places.peer(member).place: member for member in alive}
-        holders = {place.place: place for place in chosen.places}
+        holders = {place.place: self._places.current(place) for place in chosen.places}
         domains = {place: member.domain for place, member in peers.items() if place in holders}
         # Who has just gone is asked all the same, after the others: it may be back.
         near = nearest(membership.own().domain, domains) if len(domains) > 1 else (tuple(domains),)
@@ -228,9 +227,9 @@ class Restorer:
         part, ram = replace(chosen.manifest, entries=entries), self._places.ram
         with ram.unfinished():
             absent = await ram.missing(part.blobs)
-            damaged = await self._damaged(part.blobs - absent, progress)
+            unusable = await self._unusable(part.blobs - absent, progress)
             elsewhere = Chosen(part, tuple(place for place in chosen.places if place is not ram))
-            sources, failed = await self.fetch(part.id, absent | damaged, ram, elsewhere, progress)
+            sources, failed = await self.fetch(part.id, absent | unusable, ram, elsewhere, progress)
             if failed:
                 hopeful = [error for error in failed.values() if not isinstance(error, Damaged | NotFound)]
                 told = (
@@ -247,45 +246,42 @@ class Restorer:
         ram = self._places.ram
         absent = await ram.missing(manifest.blobs)
         here = manifest.blobs - absent
-        damaged = await self._damaged(here, progress)
+        unusable = await self._unusable(here, progress)
         elsewhere = Chosen(manifest, tuple(place for place in chosen.places if place is not ram))
-        wanted = absent | damaged
-        own = sum(blob.size for blob in here - damaged)
+        wanted = absent | unusable
+        own = sum(blob.size for blob in here - unusable)
         if sum(blob.size for blob in wanted) > self._at_once_bytes:
             places = {place.place: 0 for place in elsewhere.places}
             return ({ram.place: own} if own else {}) | places, {}, frozenset(wanted)
         sources, failed = await self.fetch(manifest.id, wanted, ram, elsewhere, progress)
         return ({ram.place: own} if own or not sources else {}) | sources, failed, frozenset()
 
-    async def _damaged(self, blobs: Collection[Blob], progress: Progress) -> set[Blob]:
-        """Those of our own blobs that are not what they are called; they are removed."""
+    async def _unusable(self, blobs: Collection[Blob], progress: Progress) -> set[Blob]:
+        """Those of our own blobs that have to be brought: they are damaged, and were removed, or have just gone.
+
+        Raises TierRefused when one cannot be read: that says nothing of it.
+        """
         ordered = sorted(blobs)
-        damaged: set[Blob] = set()
+        unusable: set[Blob] = set()
         for start in range(0, len(ordered), _BATCH_BLOBS):
             batch = ordered[start : start + _BATCH_BLOBS]
-            damaged |= await trio.to_thread.run_sync(self._check_batch, batch, progress, limiter=self._limiter)
-        for blob in damaged:
-            metrics.error("damaged")
-            log.error("ram.content_damaged", blob=blob.name, remedy="fetched again from another place")
-        return damaged
+            unusable |= await trio.to_thread.run_sync(self._check_batch, batch, progress, limiter=self._limiter)
+        return unusable
 
     def _check_batch(self, blobs: Collection[Blob], progress: Progress) -> set[Blob]:
-        damaged = set()
+        unusable = set()
         for blob in blobs:
             try:
-                fd = self._places.ram.open(blob)
-            except TierError:
-                damaged.add(blob)
-                continue
-            try:
-                if hash_descriptor(fd) != blob:
-                    damaged.add(blob)
-            finally:
-                os.close(fd)
-            progress(blob.size)
-        for blob in damaged:
-            self._places.ram.remove(blob)
-        return damaged
+                self._places.ram.check(blob, progress)
+            except NotFound:
+                unusable.add(blob)
+            except Damaged as error:
+                self._places.ram.remove(blob)
+                unusable.add(blob)
+                metrics.error("damaged")
+                remedy = "fetched again from another place"
+                log.error("ram.content_damaged", blob=blob.name, reason=str(error), remedy=remedy)
+        return unusable
 
     async def materialize(
         self, volume: Volume, inode: int, make_room: Callable[[int], Awaitable[int]] | None = None

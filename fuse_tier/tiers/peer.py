@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 import trio
 
-from fuse_tier.blobs import Blob, Progress, ResumingSink, Sink, Source
+from fuse_tier.blobs import Blob, Partial, Progress, ResumingSink, Sink, Source
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import (
     ConfigError,
@@ -36,7 +36,7 @@ from fuse_tier.tiers.peer_sessions import Lanes, Patience, Transfer, largest_fir
 from fuse_tier.verified import VerifyReport
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.bulk.client import Grant, pull, push
-from fuse_tier.wire.bulk.format import decode_blob, encode_blob
+from fuse_tier.wire.bulk.format import MAX_ASKED_BLOBS, decode_blob, encode_blob
 from fuse_tier.wire.bulk.pacing import Link
 from fuse_tier.wire.bulk.sessions import Direction
 from fuse_tier.wire.bulk.transfer import Receipt
@@ -49,7 +49,6 @@ from fuse_tier.wire.tls import TlsFiles
 log = structlog.get_logger(__name__)
 
 _REFERS = 2  # minor version of those that can say who else has something
-_BLOBS_A_CALL = 1 << 14
 _SETTLE_SECONDS = 1.0  # see Client.call
 _FIRST_LOOK_SECONDS = 0.02  # whether what another node sends has arrived
 _LONGEST_LOOK_SECONDS = 1.0
@@ -125,8 +124,8 @@ class PeerTier:
         """See Tier."""
         missing: set[Blob] = set()
         asked = sorted(frozenset(blobs))
-        for start in range(0, len(asked), _BLOBS_A_CALL):
-            part = asked[start : start + _BLOBS_A_CALL]
+        for start in range(0, len(asked), MAX_ASKED_BLOBS):
+            part = asked[start : start + MAX_ASKED_BLOBS]
             request = pb.BlobList(blobs=map(encode_blob, part))
             reply: pb.BlobList = await self._ask("Missing", request)
             found = {self._decode_blob(encoded) for encoded in reply.blobs}
@@ -211,10 +210,14 @@ class PeerTier:
         """See Tier. Blobs come in the order that they have, if any; what was torn by a writer is asked for again."""
 
         async def receive(batch: Sequence[Blob], receipt: Receipt) -> bool:
-            begun = partials_to_wire(batch, sink.partial) if isinstance(sink, ResumingSink) else []
-            request = pb.PullRequest(blobs=map(encode_blob, batch), encrypt=self._encrypt, begun=begun)
+            begun: dict[Blob, Partial] = {}
+            if isinstance(sink, ResumingSink):
+                begun = {blob: kept for blob in batch if (kept := sink.partial(blob)) is not None}
+            request = pb.PullRequest(
+                blobs=map(encode_blob, batch), encrypt=self._encrypt, begun=partials_to_wire(batch, begun.get)
+            )
             bulk, session = await self._open("OpenPull", request)
-            grant = Grant(bulk, session.token, self._tls if session.encrypted else None)
+            grant = Grant(bulk, session.token, self._tls if session.encrypted else None, begun)
             await pull(grant, batch, sink, progress, self._threads, receipt, self._link)
             return True
 

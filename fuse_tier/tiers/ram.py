@@ -90,6 +90,10 @@ class RamTier:
         """Takes a damaged blob out of the way; see ``RamContent.set_aside``. Blocks."""
         self._content.set_aside(blob)
 
+    def check(self, blob: Blob, progress: Progress) -> None:
+        """Reads and hashes a blob; see ``upkeep.check``. Raises Damaged, NotFound, TierRefused. Blocks."""
+        upkeep.check(self._content, blob, progress)
+
     def what_is_wrong(self, blobs: Collection[Blob], progress: Progress) -> dict[Blob, str]:
         """Which of these are not what their names say; see ``upkeep.what_is_wrong``. Blocks."""
         return upkeep.what_is_wrong(self._content, blobs, progress)
@@ -110,9 +114,16 @@ class RamTier:
         """How much room the tmpfs has left, spares included."""
         return room_of(self.layout.root).free + sum(self._spares.sizes())
 
-    async def missing(self, blobs: Collection[Blob]) -> set[Blob]:
-        """Which of these are not here yet. Who asks brings them: ``collect`` spares them all while they come."""
-        self._expected.expect(blobs)
+    async def missing(self, blobs: Collection[Blob], *, anew: bool = False) -> set[Blob]:
+        """Which of these are not here yet. Who asks brings them: ``collect`` spares them all while they come.
+
+        ``anew`` where it is the beginning of a transfer, of which parts may be asked for again.
+        """
+        self._expected.expect(blobs, anew=anew)
+        return await self._look(lambda: self._content.missing(blobs))
+
+    async def absent(self, blobs: Collection[Blob]) -> set[Blob]:
+        """Which of these are not here, for who only wants to know: nothing is spared for that."""
         return await self._look(lambda: self._content.missing(blobs))
 
     @contextmanager

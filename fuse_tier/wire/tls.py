@@ -28,6 +28,7 @@ from fuse_tier.errors import ConfigError
 from fuse_tier.identity import is_name
 
 SERVER_NAME = "fuse-tier"
+_AUTHORITY = "ca"  # what its files are called
 _AUTHORITY_LIFE = datetime.timedelta(days=3652)
 _NODE_LIFE = datetime.timedelta(days=365)
 _CLOCK_SKEW = datetime.timedelta(days=1, hours=1)  # a node whose clock is a day behind takes part all the same
@@ -99,9 +100,22 @@ def read_key(content: bytes) -> ec.EllipticCurvePrivateKey:
     return key
 
 
+def check_name(name: str) -> None:
+    """Sees that a certificate can be made for a node of this name. Raises ConfigError."""
+    if not is_name(name) or len(name) > _MAX_COMMON_NAME:
+        raise ConfigError(
+            f"{name!r} can not stand in a certificate: use at most {_MAX_COMMON_NAME} letters and digits"
+        )
+    if name == _AUTHORITY:
+        raise ConfigError(
+            f"{name!r} can not be a node's name: its files would replace the authority's, {_AUTHORITY}.pem and "
+            f"{_AUTHORITY}.key; give the node another name"
+        )
+
+
 def make_authority(directory: str, name: str = "fuse-tier authority") -> None:
     """Makes ``ca.pem`` and ``ca.key`` for ten years. Raises ConfigError when there is one already."""
-    certificate_path, key_path = os.path.join(directory, "ca.pem"), os.path.join(directory, "ca.key")
+    certificate_path, key_path = _paths(directory, _AUTHORITY)
     for path in (certificate_path, key_path):
         if os.path.lexists(path):
             raise ConfigError(
@@ -137,13 +151,11 @@ def make_certificate(
 
     ``addresses`` are IP addresses and host names by which others may reach the node. Raises ConfigError.
     """
-    if not is_name(name) or len(name) > _MAX_COMMON_NAME:
-        raise ConfigError(
-            f"{name!r} can not stand in a certificate: use at most {_MAX_COMMON_NAME} letters and digits"
-        )
-    files = TlsFiles(*(os.path.join(directory, file) for file in ("ca.pem", f"{name}.pem", f"{name}.key")))
+    check_name(name)
+    authority_path, authority_key_path = _paths(directory, _AUTHORITY)
+    files = TlsFiles(authority_path, *_paths(directory, name))
     authority = _certificates(files.ca)[0]
-    authority_key = _private_key(os.path.join(directory, "ca.key"))
+    authority_key = _private_key(authority_key_path)
     key = ec.generate_private_key(ec.SECP256R1())
     builder = (
         _builder(_subject(name), authority.subject, key.public_key(), life)
@@ -158,6 +170,11 @@ def make_certificate(
     _write(files.key, _pem_of_key(key), 0o600)
     _write(files.cert, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
     return files
+
+
+def _paths(directory: str, name: str) -> tuple[str, str]:
+    """Where a certificate stands, and its key."""
+    return os.path.join(directory, f"{name}.pem"), os.path.join(directory, f"{name}.key")
 
 
 def _alternative_names(name: str, addresses: Sequence[str]) -> list[x509.GeneralName]:

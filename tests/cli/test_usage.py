@@ -133,6 +133,23 @@ async def test_certificates_are_made_once_and_their_keys_are_private(tmp_path: P
     assert (directory / "c.key").exists()
 
 
+@pytest.mark.parametrize("name", ["ca", "b/c"])
+async def test_a_name_that_no_certificate_can_have_is_refused_before_anything_is_made(
+    tmp_path: Path, name: str
+) -> None:
+    directory = tmp_path / "tls"
+    done = await run("tls", "init", str(directory), "--node", "a", "--node", name)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"fuse-tier: {name!r} can not ")
+    assert not directory.exists()
+    done = await run("tls", "init", str(directory), "--node", "a")
+    assert done.returncode == 0, done.stderr
+    before = {path: path.read_bytes() for path in directory.iterdir()}
+    done = await run("tls", "issue", str(directory), "--node", "a", "--node", name)
+    assert done.returncode == 2
+    assert {path: path.read_bytes() for path in directory.iterdir()} == before
+
+
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     process = subprocess.Popen(
         command("--help"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(PYTHONUNBUFFERED="1")

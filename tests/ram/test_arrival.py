@@ -34,3 +34,20 @@ def test_what_a_restore_brings_lands_in_memory_that_was_kept_and_in_the_file_tha
     incoming.accept()
     assert path.read_bytes() == CONTENT
     assert coming_files(volume) == {}
+
+
+def test_what_is_left_of_an_earlier_file_with_the_same_inode_gives_way(layout: Layout) -> None:
+    volume = layout.volume(Identity("default", "job", "0"))
+    for directory in (volume.tree, volume.pins, volume.remote):
+        os.makedirs(directory)
+    path, blob, pins = Path(volume.tree, "file"), hash_bytes(CONTENT), Pins(layout, volume)
+    path.touch()
+    os.truncate(path, len(CONTENT))
+    expect(volume, blob, str(path))
+    inode = path.stat().st_ino
+    os.symlink("gone", pins.path(inode))
+    incoming = Arrivals(layout, volume, pins, coming_files(volume), "ram of a").create(blob)
+    os.pwrite(incoming.fd, CONTENT, 0)
+    incoming.accept()
+    assert pins.known_blob(inode) == blob
+    assert os.listdir(layout.incoming) == []

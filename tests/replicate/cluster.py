@@ -57,6 +57,19 @@ class HangingPeer(MemoryPeer):
         return await trio.sleep_forever()
 
 
+class SlowPeer(MemoryPeer):
+    """A peer that takes minutes for everything that it is sent, and always takes some."""
+
+    offered = 0
+
+    async def store(self, blobs: Collection[Blob], source: Source, progress: Progress = no_progress) -> None:
+        self.offered += 1
+        for _ in range(60):
+            progress(1)
+            await trio.sleep(5)
+        await super().store(blobs, source, progress)
+
+
 class StandingMembership(RosterMembership):
     """Knows what a test tells it, and asks the peers' tiers what they list."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,7 +25,7 @@ from fuse_tier.ram.tmpfs import create_directories
 from fuse_tier.replicate.peer_service import PeerService, decode_blobs
 from fuse_tier.tiers.ram import RamTier
 from fuse_tier.wire import control_pb2 as pb
-from fuse_tier.wire.bulk.format import MAX_SESSION_BLOBS, encode_blob
+from fuse_tier.wire.bulk.format import MAX_ASKED_BLOBS, MAX_SESSION_BLOBS, encode_blob
 from fuse_tier.wire.bulk.sessions import Direction, Session, Sessions
 from fuse_tier.wire.grpc import Caller
 from fuse_tier.wire.members import PROTOCOL
@@ -116,6 +117,24 @@ async def test_a_session_has_limits(service: PeerService) -> None:
     with pytest.raises(InvalidRequest):
         await service.OpenPull(pb.PullRequest(blobs=blobs), SOMEBODY)
     assert len((await service.Missing(pb.BlobList(blobs=blobs), SOMEBODY)).blobs) == MAX_SESSION_BLOBS + 1
+
+
+async def test_so_much_may_be_asked_for_in_one_call_and_no_more(service: PeerService) -> None:
+    blobs = [encode_blob(Blob(number.to_bytes(16), 0)) for number in range(MAX_ASKED_BLOBS + 1)]
+    assert len((await service.Missing(pb.BlobList(blobs=blobs[1:]), SOMEBODY)).blobs) == MAX_ASKED_BLOBS
+    with pytest.raises(InvalidRequest, match="16385 blobs in one call are more than the 16384"):
+        await service.Missing(pb.BlobList(blobs=blobs), SOMEBODY)
+
+
+async def test_asking_who_else_has_something_keeps_nothing(service: PeerService, ram: RamTier) -> None:
+    source = holding([b"0123"])
+    await ram.store(source.contents.keys(), source)
+    request = pb.ReferRequest(blobs=map(encode_blob, source.contents), node="a")
+    assert not (await service.Refer(request, SOMEBODY)).referrals
+    deadline = trio.current_time() + 30
+    while await ram.collect(0.01) == 0:
+        assert trio.current_time() < deadline
+        await trio.lowlevel.checkpoint()
 
 
 async def test_a_session_is_for_its_caller_and_its_blobs(service: PeerService, sessions: Sessions) -> None:

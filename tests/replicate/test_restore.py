@@ -39,8 +39,8 @@ class Node:
         self.layout = Layout(str(root))
         create_directories(self.layout)
         self.ram = RamTier(self.layout, "c")
-        own = OwnNode("c", "1", "default", "127.0.0.1:1", "127.0.0.1:2", Domain(), _no_facts, None)
-        self.places = Places(self.ram, PeerMembership(own, ()), bucket, _no_peers)
+        own = OwnNode("c", "1", "default", "127.0.0.1:1", "127.0.0.1:2", Domain(), no_facts, None)
+        self.places = Places(self.ram, PeerMembership(own, ()), bucket, no_peers)
         self.chooser = Chooser(self.places)
         self.restorer = Restorer(self.layout, self.places, "c", trio.CapacityLimiter(2))
         options = VolumeOptions("c", 0.05, 1)
@@ -58,11 +58,11 @@ class Node:
         return chosen.manifest
 
 
-def _no_facts() -> LocalFacts:
+def no_facts() -> LocalFacts:
     raise AssertionError("nobody reports here")
 
 
-def _no_peers(member: Member) -> PeerConnection:
+def no_peers(member: Member) -> PeerConnection:
     raise AssertionError("there are no peers here")
 
 

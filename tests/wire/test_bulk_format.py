@@ -43,6 +43,17 @@ def test_a_header_is_what_it_was(blob: Blob, outcome: Outcome) -> None:
     assert format.decode_header(memoryview(format.encode_header(blob, outcome)), blob) is outcome
 
 
+@given(st.integers(0, 1 << 64), st.integers(0, 2000))
+def test_an_offset_is_where_what_is_here_ends_within_the_blob_or_refused(offset: int, expected: int) -> None:
+    blob = Blob(bytes(16), 1000)
+    encoded = format.encode_header(blob, Outcome.OK, offset % (1 << 64))[format.HEADER_BYTES :].ljust(8, b"\0")
+    if offset == expected and 0 < offset < blob.size:
+        assert format.decode_offset(memoryview(encoded), blob, expected) == offset
+    else:
+        with pytest.raises(InvalidRequest):
+            format.decode_offset(memoryview(encoded), blob, expected)
+
+
 @given(BLOBS, BLOBS)
 def test_the_header_of_another_blob_is_refused(sent: Blob, expected: Blob) -> None:
     if sent == expected:

@@ -13,6 +13,7 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fuse_tier.blobs import Partial
 from fuse_tier.errors import ConfigError, TierRefused, TierUnavailable
 from fuse_tier.hashing import hash_bytes
 from fuse_tier.ram.content import RamContent
@@ -24,7 +25,7 @@ from fuse_tier.wire.bulk import format
 from fuse_tier.wire.bulk.client import Grant, pull, push
 from fuse_tier.wire.bulk.format import Answer, Outcome
 from fuse_tier.wire.bulk.server import serve_bulk
-from fuse_tier.wire.bulk.sessions import Direction, Sessions
+from fuse_tier.wire.bulk.sessions import Direction, Session, Sessions
 from fuse_tier.wire.bulk.transfer import Receipt
 from tests.harness.logs import ExpectedLogs
 from tests.harness.snapshots import holding
@@ -74,26 +75,78 @@ def test_garbage_on_the_port_harms_nobody(parts: list[bytes]) -> None:
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_whatever_follows_a_good_token_nothing_wrong_is_kept(data: st.DataObject) -> None:
-    """A valid push with bytes changed, dropped or added."""
+    """A push with bytes changed, dropped or added, perhaps of the rest of a blob, to a sink that may have no room."""
     sizes = data.draw(st.lists(st.integers(0, 3000), min_size=1, max_size=6))
     source = holding(bytes([number]) * size for number, size in enumerate(sizes))
     blobs = list(source.contents)
+    offset = data.draw(st.just(0) | st.integers(0, 3001) | st.integers(0, (1 << 64) - 1))
     stream = bytearray(
-        b"".join(format.encode_header(blob, Outcome.OK) + content for blob, content in source.contents.items())
+        b"".join(format.encode_header(blob, Outcome.OK, offset) + source.contents[blob] for blob in blobs)
     )
+    sink = MemoryBlobs(data.draw(st.sampled_from([None, 0, 1000])))
     start = data.draw(st.integers(0, len(stream)))
     end = data.draw(st.integers(start, min(len(stream), start + 40)))
     stream[start:end] = data.draw(st.binary(max_size=40))
 
     async def attempt() -> None:
-        async with running_server() as server:
+        async with running_server(sink=sink) as server:
             token = server.grant(Direction.PUSH, blobs).token
             answer = await send_raw(server, format.encode_prelude(token), bytes(stream))
             assert answer[: format.ANSWER_BYTES] in (b"", format.encode_answer(Answer.OK))
-            assert all(source.contents.get(blob) == content for blob, content in server.store.contents.items())
+            assert all(source.contents.get(blob) == content for blob, content in sink.contents.items())
+            sink.capacity = None
             await check_alive(server)
 
     trio.run(attempt)
+
+
+OFFSETS = [1, 999, 1000, 1001, 1 << 63, (1 << 64) - 1]  # of a blob of 1000 bytes that nobody has begun with
+
+
+@pytest.mark.parametrize("offset", OFFSETS)
+async def test_the_rest_of_what_nobody_has_the_beginning_of_ends_the_stream_also_where_there_is_no_room(
+    expected_logs: ExpectedLogs, offset: int
+) -> None:
+    expected_logs.allow("bulk.stream_failed")
+    blob, follows = hash_bytes(bytes(1000)), bytes(100)
+    async with running_server(sink=MemoryBlobs(capacity=100)) as server:
+        token = server.grant(Direction.PUSH, [blob]).token
+        header = format.encode_header(blob, Outcome.OK, offset)
+        answer = await send_raw(server, format.encode_prelude(token), header + follows)
+        assert answer == format.encode_answer(Answer.OK)
+        (line,) = expected_logs.heard
+        assert f"goes on at {offset}, and 0 bytes of it are here" in line.text
+        await check_alive(server)
+
+
+@pytest.mark.parametrize("offset", OFFSETS)
+async def test_a_server_that_sends_the_rest_of_what_we_have_not_begun_with_breaks_the_protocol(
+    threads: trio.CapacityLimiter, offset: int
+) -> None:
+    blobs = [hash_bytes(bytes(1000)), hash_bytes(b"0123")]
+    answer = format.encode_answer(Answer.OK) + format.encode_header(blobs[0], Outcome.OK, offset) + bytes(100)
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(partial(trio.serve_tcp, partial(say, answer), 0, host="127.0.0.1"))
+        grant = Grant(f"127.0.0.1:{listeners[0].socket.getsockname()[1]}", bytes(32), None)
+        small = MemoryBlobs(capacity=100)
+        outcome = await outcome_of(partial(pull, grant, blobs, small, no_progress, threads, Receipt()))
+        assert isinstance(outcome, TierRefused)
+        assert f"goes on at {offset}" in str(outcome)
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_rest_of_what_was_begun_with_is_passed_over_where_there_is_no_room_any_more() -> None:
+    large, small = hash_bytes(bytes(1000)), hash_bytes(b"0123")
+    begun = {large: Partial(600, hash_bytes(bytes(600)).digest)}
+    sink = MemoryBlobs(capacity=100)
+    async with running_server(sink=sink) as server:
+        token = server.sessions.grant(Session(None, Direction.PUSH, (large, small), encrypted=False, begun=begun))
+        rest = format.encode_header(large, Outcome.OK, 600) + bytes(400)
+        stream = rest + format.encode_header(small, Outcome.OK) + b"0123"
+        answer = await send_raw(server, format.encode_prelude(token), stream)
+        assert answer.startswith(format.encode_answer(Answer.OK) + bytes([Outcome.FULL]))
+        assert answer.endswith(format.encode_verdict(None))
+    assert sink.contents == {small: b"0123"}
 
 
 @pytest.mark.parametrize("size", [1000, 4 << 20])

@@ -59,6 +59,13 @@ def test_a_name_that_can_not_stand_in_a_certificate_is_refused(directory: Path, 
         make_certificate(str(directory), name)
 
 
+def test_no_node_has_the_name_of_the_authoritys_files(directory: Path) -> None:
+    before = {path: path.read_bytes() for path in directory.iterdir()}
+    with pytest.raises(ConfigError, match=r"'ca' .* would replace the authority's, ca\.pem and ca\.key; "):
+        make_certificate(str(directory), "ca")
+    assert {path: path.read_bytes() for path in directory.iterdir()} == before
+
+
 def test_a_certificate_without_an_authority_is_refused_and_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"ca\.pem can not be read: No such file"):
         make_certificate(str(tmp_path), "a")

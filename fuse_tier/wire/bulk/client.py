@@ -37,7 +37,7 @@ class Grant:
     address: str  # HOST:PORT
     token: bytes
     tls: TlsFiles | None
-    begun: Mapping[Blob, Partial] = field(default_factory=dict)  # of a push: what the receiver has already
+    begun: Mapping[Blob, Partial] = field(default_factory=dict)  # what the receiver has already
 
 
 async def push(
@@ -83,6 +83,7 @@ async def pull(
 ) -> None:
     """Receives the session's blobs into the sink, and notes for each how it went, as it goes.
 
+    The stream ends with the last that the sink takes: what it refuses after that, however large, is not waited for.
     Raises TierUnavailable and TierRefused; what was noted before holds.
     """
     link = link or Link()
@@ -90,7 +91,7 @@ async def pull(
     def fetch(stream: Stream) -> None:
         _begin(stream, grant, blobs)
         stream.share(link, Urgency.RESTORE)
-        receive(stream, blobs, sink, progress, receipt)
+        receive(stream, blobs, sink, progress, receipt, grant.begun, ends_early=True)
 
     async with _connected(grant.address) as stream:
         with link.restoring():

@@ -28,6 +28,7 @@ from fuse_tier.errors import Damaged, InvalidRequest, NotFound, TierError, TierF
 VERSION = 1
 TOKEN_BYTES = 32
 MAX_SESSION_BLOBS = 4096
+MAX_ASKED_BLOBS = 1 << 14  # in one control call, which of them are missing
 TLS_HANDSHAKE = 0x16  # RFC 8446, 5.1: the first byte of a TLS connection; no prelude begins with it
 
 _MAGIC = b"FTBS"
@@ -133,11 +134,11 @@ def decode_header(encoded: memoryview, expected: Blob) -> Outcome:
     return Outcome(outcome)
 
 
-def decode_offset(encoded: memoryview, expected: int) -> int:
+def decode_offset(encoded: memoryview, blob: Blob, expected: int) -> int:
     """Where the rest of a blob begins. Raises InvalidRequest when that is not where what we have ends."""
     (offset,) = _OFFSET.unpack(encoded)
-    if offset != expected or not expected:
-        raise InvalidRequest(f"a blob goes on at {offset}, and {expected} bytes of it are here")
+    if offset != expected or not 0 < offset < blob.size:
+        raise InvalidRequest(f"{blob} goes on at {offset}, and {expected} bytes of it are here")
     return int(offset)
 
 

@@ -179,14 +179,16 @@ class _Server:
         stream.send(format.encode_answer(answer))
         if isinstance(session, NotAuthorized):
             return
-        stream.patience(patience_for(session.blobs))
         if session.direction is Direction.PULL:
+            stream.patience(Deadline.BULK_STALL)  # whatever sizes were named: see transmit
             stream.share(self._link, Urgency.RESTORE)
             transmit(stream, session.blobs, self._source, _nobody_watches, session.begun)
         else:
+            stream.patience(patience_for(session.blobs))
             stream.share(self._link, Urgency.REPLICATION)
             receipt = Receipt()
-            receive(stream, session.blobs, self._sink, _nobody_watches, receipt)
+            blobs, begun = session.blobs, session.begun
+            receive(stream, blobs, self._sink, _nobody_watches, receipt, begun, ends_early=False)
             send_verdicts(stream, session.blobs, receipt.failed)
 
 

@@ -38,7 +38,7 @@ class Session:
     direction: Direction
     blobs: tuple[Blob, ...]
     encrypted: bool  # a stream in the clear is refused then
-    begun: Mapping[Blob, Partial] = field(default_factory=dict)  # of a pull: what the caller has already
+    begun: Mapping[Blob, Partial] = field(default_factory=dict)  # what the receiver has already
 
 
 class Sessions:

@@ -29,8 +29,12 @@ _SLOWEST_SILENCE = 200e6  # bytes a second: touching memory that the host of a V
 
 
 def patience_for(blobs: Sequence[Blob]) -> float:
-    """Seconds without a byte after which a stream has stalled: a receiver is silent while it allocates and hashes."""
-    return Deadline.BULK_STALL + max((blob.size for blob in blobs), default=0) / _SLOWEST_SILENCE
+    """Seconds without a byte after which a stream has stalled: a receiver is silent while it allocates and hashes.
+
+    A size may be no more than somebody's word, so there is a longest.
+    """
+    largest = max((blob.size for blob in blobs), default=0)
+    return min(Deadline.BULK_STALL + largest / _SLOWEST_SILENCE, Deadline.BULK_STALL_LONGEST)
 
 
 @dataclass(slots=True)
@@ -48,9 +52,11 @@ def transmit(
     """Sends the blobs in order; gives those that the source could not produce. Raises StreamBroken.
 
     Of what the receiver has ``begun`` with, the rest goes out, if it is a beginning of what we have. A file that
-    has become shorter is filled up with zeros: it is the receiver who finds that it is not the blob.
+    has become shorter is filled up with zeros: it is the receiver who finds that it is not the blob. The receiver
+    gets as much patience as what was really there asks for, whatever else it has named.
     """
     failed: dict[Blob, TierError] = {}
+    largest = -1
     outgoing = _Outgoing(stream)
     progress = _counted("out", progress)
     for blob in blobs:
@@ -61,6 +67,9 @@ def transmit(
             outgoing.add(format.encode_header(blob, format.outcome_of(error)))
             continue
         try:
+            if blob.size > largest:
+                largest = blob.size
+                stream.patience(patience_for([blob]))
             offset = _agreed_offset(fd, blob, begun.get(blob))
             outgoing.add(format.encode_header(blob, Outcome.OK, offset))
             if blob.size <= _SMALL and not offset:
@@ -89,9 +98,20 @@ def _agreed_offset(fd: int, blob: Blob, begun: Partial | None) -> int:
     return begun.size
 
 
-def receive(stream: Stream, blobs: Sequence[Blob], sink: Sink, progress: Progress, receipt: Receipt) -> None:
+def receive(
+    stream: Stream,
+    blobs: Sequence[Blob],
+    sink: Sink,
+    progress: Progress,
+    receipt: Receipt,
+    begun: Mapping[Blob, Partial],
+    *,
+    ends_early: bool,
+) -> None:
     """Receives the blobs in order, and notes for each how it went, as it goes.
 
+    ``begun`` is what the sender was told that we have: of nothing else it may send only the rest. What the sink
+    refuses is read and forgotten; with ``ends_early`` not if it is the last, after which the stream is of no use.
     Raises StreamBroken, and then a sink that can keeps what landed of the blob under way; InvalidRequest when
     something else comes, and OSError when the sink's file can not be written: then it is discarded.
     """
@@ -108,7 +128,9 @@ def receive(stream: Stream, blobs: Sequence[Blob], sink: Sink, progress: Progres
             landing = sink.create(blob)
         except TierError as error:
             receipt.failed[blob] = error
-            incoming.skip(blob.size - (incoming.take_offset() if outcome is Outcome.RESUMED else 0))
+            offset = incoming.take_offset(blob, _told(begun, blob)) if outcome is Outcome.RESUMED else 0
+            if not (ends_early and blob == blobs[-1]):
+                incoming.skip(blob.size - offset)
             continue
         try:
             _land(incoming, landing, blob, outcome, progress)
@@ -131,12 +153,16 @@ def receive(stream: Stream, blobs: Sequence[Blob], sink: Sink, progress: Progres
             receipt.arrived.add(blob)
 
 
+def _told(begun: Mapping[Blob, Partial], blob: Blob) -> int:
+    return begun[blob].size if blob in begun else 0
+
+
 def _land(incoming: _Incoming, landing: Incoming, blob: Blob, outcome: Outcome, progress: Progress) -> None:
     """The content of one blob, as much as is still to come."""
     resumable = landing if isinstance(landing, ResumableIncoming) else None
     offset = resumable.offset if resumable is not None else 0
     if outcome is Outcome.RESUMED:
-        incoming.take_offset(offset)
+        incoming.take_offset(blob, offset)
     elif resumable is not None and offset:
         resumable.restart()
         offset = 0
@@ -214,10 +240,9 @@ class _Incoming:
         self._start += size
         return self._buffer[self._start - size : self._start]
 
-    def take_offset(self, expected: int | None = None) -> int:
-        """Where the rest of a blob begins: where we expect it, if we expect anything."""
-        encoded = self.take(format.OFFSET_BYTES)
-        return format.decode_offset(encoded, int.from_bytes(encoded) if expected is None else expected)
+    def take_offset(self, blob: Blob, expected: int) -> int:
+        """Where the rest of a blob begins: where we expect it."""
+        return format.decode_offset(self.take(format.OFFSET_BYTES), blob, expected)
 
     def take_file(
         self, fd: int, offset: int, size: int, progress: Progress, resumable: ResumableIncoming | None
@@ -246,7 +271,7 @@ class _Incoming:
 
     def skip(self, size: int) -> None:
         """Past content that nobody wants."""
-        while size:
+        while size > 0:
             size -= len(self._some(size))
 
     def _some(self, most: int) -> memoryview:
