@@ -26,7 +26,11 @@ log = structlog.get_logger(__name__)
 
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 30.0
-_COPIES_AT_ONCE = {TierName.PEER: 2, TierName.BUCKET: 2}
+_COPIES_AT_ONCE = 4  # to one kind of place, and
+_COPIES_AT_PLACE = 2  # of these to one: so that a slow one does not have them all; and
+_LATE_COPIES = 4  # besides, of those that are late: two places may be slow, and memory and threads stay bounded
+_PATIENCE_SECONDS = 10.0  # with a place that a snapshot is being copied to, and
+_PATIENT_BYTES_PER_SECOND = 10e6  # so much more: then it is late
 
 
 @dataclass(slots=True)
@@ -85,14 +89,20 @@ class Troubles:
         self._alive = alive
 
 
+def patience_with(manifest: Manifest) -> float:
+    """Within how many seconds a snapshot should have been copied: then others do not wait for that any more."""
+    return _PATIENCE_SECONDS + manifest.size / _PATIENT_BYTES_PER_SECOND
+
+
 class Copier:
-    """Copies snapshots out of the RAM tier, so many at a time to each kind of place."""
+    """Copies snapshots out of the RAM tier, so many at a time to each kind of place and to each one of them."""
 
     def __init__(self, ram: RamTier) -> None:
         self._ram = ram
-        self._turns = {tier: Turns(count) for tier, count in _COPIES_AT_ONCE.items()}
-        self.meters = {tier: Meter() for tier in _COPIES_AT_ONCE}
-        self.savings = {tier: Savings() for tier in _COPIES_AT_ONCE}
+        kinds = (TierName.PEER, TierName.BUCKET)
+        self._turns = {kind: Turns(_COPIES_AT_ONCE, at_place=_COPIES_AT_PLACE, late=_LATE_COPIES) for kind in kinds}
+        self.meters = {kind: Meter() for kind in kinds}
+        self.savings = {kind: Savings() for kind in kinds}
         self.drains_since_ns: int | None = None  # by the clock that dates snapshots; None: this node stays
 
     async def copy(
@@ -115,7 +125,8 @@ class Copier:
             progress(moved)
             metrics.bytes_moved(tier.name.value, "out", moved)
 
-        async with self._turns[tier.name].taken(lambda: self._urgency(manifest, copies)):
+        urgency, patience = (lambda: self._urgency(manifest, copies)), patience_with(manifest)
+        async with self._turns[tier.name].taken(urgency, place, patience):
             started = trio.current_time()
             log.debug("copy.begun", snapshot=str(manifest.id), place=tier.place)
             try:

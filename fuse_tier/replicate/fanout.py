@@ -2,12 +2,13 @@
 
 One task per volume and kind of tier. Only the newest snapshot counts: what was superseded while it waited is
 skipped, what is being copied is finished. A place that fails is tried again with growing pauses, and for
-peers another one is asked meanwhile; so after a fault ends everything converges by itself. A volume that another
-node has mounted is that node's to keep.
+peers another one is asked meanwhile, as for one that is slow; so after a fault ends everything converges by itself. A
+volume that another node has mounted is that node's to keep.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from fuse_tier.errors import SnapshotConflict
 from fuse_tier.manifest import Manifest
 from fuse_tier.members import Member
 from fuse_tier.replicate.backups import Backups
-from fuse_tier.replicate.copying import Copier, Troubles
+from fuse_tier.replicate.copying import Copier, Troubles, patience_with
 from fuse_tier.replicate.ownership import Ownership
 from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.targets import Targets
@@ -30,9 +31,8 @@ from fuse_tier.tiers.base import Tier, TierName, no_progress
 
 log = structlog.get_logger(__name__)
 
-_PATIENCE_SECONDS = 10.0  # with a peer that a snapshot is being copied to, and
+_SLOW_PEERS = 2  # that others are asked in place of: when those are slow, too, it is our own link that is
 _OPERATIONS = {TierName.PEER: "CheckpointReplication", TierName.BUCKET: "CheckpointBackup"}
-_PATIENT_BYTES_PER_SECOND = 10e6  # so much more: then another is asked besides
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +124,11 @@ class Fanout:
         return await self._targets.of(volume.identity, self._places.membership.own(), {*refusing})
 
     @property
+    def targets_due(self) -> float:
+        """When copies may belong elsewhere though nothing changes any more: see Targets."""
+        return self._targets.due
+
+    @property
     def places(self) -> Places:
         """Where copies can go."""
         return self._places
@@ -147,11 +152,13 @@ class _PeerCopies:
             news = volume.news.version
             alive = {member.node: member for member in self._fanout.places.membership.members() if member.alive}
             self._forget_gone(alive)
+            due = self._fanout.targets_due
+            targets_due = due if due > trio.current_time() else math.inf  # else they are decided anew right now
             for node in await self._lacking():
                 # The member may have gone while that was decided: the next turn will know.
                 if node in alive and node not in self._copying and volume.newest is not None:
                     self._begin(alive[node], volume.newest)
-            with trio.move_on_at(min(self._troubles.next_try(), self._next_late())):
+            with trio.move_on_at(min(self._troubles.next_try(), self._next_late(), targets_due)):
                 await volume.news.wait_beyond(news)
 
     def _forget_gone(self, alive: dict[str, Member]) -> None:
@@ -170,8 +177,9 @@ class _PeerCopies:
         if volume.newest is None or not await self._fanout.is_ours(volume) or volume.tenure.is_to_be_renumbered:
             return []
         now = trio.current_time()
-        late = {node for node, copying in self._copying.items() if copying.late <= now}
-        chosen = await self._fanout.targets(volume, self._troubles.refusing() | late)
+        late = {node: copying for node, copying in self._copying.items() if copying.late <= now}
+        slow = sorted(late, key=lambda node: late[node].late)[:_SLOW_PEERS]
+        chosen = await self._fanout.targets(volume, self._troubles.refusing().union(slow))
         held, number = volume.copies.held(TierName.PEER), volume.newest.id.number
         return [node for node in chosen if held.get(node, 0) < number]
 
@@ -180,8 +188,8 @@ class _PeerCopies:
         return min((copying.late for copying in self._copying.values() if copying.late > now), default=float("inf"))
 
     def _begin(self, member: Member, manifest: Manifest) -> None:
-        patience = _PATIENCE_SECONDS + manifest.size / _PATIENT_BYTES_PER_SECOND
-        copying = _Copying(member.instance, trio.CancelScope(), trio.current_time() + patience)
+        late = trio.current_time() + patience_with(manifest)
+        copying = _Copying(member.instance, trio.CancelScope(), late)
         self._copying[member.node] = copying
         self._nursery.start_soon(self._copy, member, manifest, copying)
 

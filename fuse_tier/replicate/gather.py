@@ -39,7 +39,7 @@ Refer = Callable[[Tier, Sequence[Blob]], Awaitable[Mapping[Blob, Tier]]]
 """Asks a place who else is just getting content that it has: that is to be asked instead."""
 
 Reorder = Callable[[Sequence[Blob]], Sequence[Blob] | None]
-"""What is still to be brought, in another order; None if that is to stay as it is."""
+"""What is still to be brought, in another order, without what others bring; None if that is to stay as it is."""
 
 
 async def nobody_else(place: Tier, blobs: Sequence[Blob]) -> Mapping[Blob, Tier]:
@@ -134,6 +134,7 @@ class _Heap:
 
     def _take(self, place: Tier, asked: set[Blob]) -> list[Blob]:
         if self._reorder is not None and (reordered := self._reorder(self._free)) is not None:
+            self.wanted.difference_update(set(self._free).difference(reordered))
             self._free = [*reversed(reordered)]
         part: list[Blob] = []
         left: list[Blob] = []

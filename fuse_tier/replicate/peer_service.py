@@ -6,7 +6,7 @@ tier. Decides nothing about what should be where; bytes of content travel in ses
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection
 
 import trio
 
@@ -29,17 +29,16 @@ from fuse_tier.replicate.rights import Rights, nobody, nowhere
 from fuse_tier.replicate.sharing import Sharing
 from fuse_tier.tiers.ram import RamTier
 from fuse_tier.wire import control_pb2 as pb
-from fuse_tier.wire.bulk.format import MAX_SESSION_BLOBS, decode_blob, encode_blob
+from fuse_tier.wire.bulk.format import MAX_ASKED_BLOBS, MAX_SESSION_BLOBS, decode_blob, encode_blob
 from fuse_tier.wire.bulk.sessions import Direction, Session, Sessions
 from fuse_tier.wire.grpc import Caller
-from fuse_tier.wire.members import MINOR, PROTOCOL, parse_identity
+from fuse_tier.wire.members import MINOR, PROTOCOL, domain_to_wire, parse_identity
 from fuse_tier.wire.partials import partials_from_wire, partials_to_wire
 from fuse_tier.wire.rejections import Rejections
 
 SMALLEST_GRACE_SECONDS = 600.0
 """Content that peers have pushed, and will name in a manifest soon, is never collected sooner at a peer's wish."""
 
-_MOST_BLOBS_ASKED = 1 << 20
 _RESERVE_BYTES = 16 << 20  # of the RAM tier, for manifests and what a job's markers need
 _RESERVE_PART = 50  # or this part of a small tier
 
@@ -108,6 +107,7 @@ class PeerService:
             mounted=sorted(map(str, own.mounted)),
             capacity_bytes=own.capacity_bytes,
             free_bytes=max(0, own.free_bytes),
+            domain=domain_to_wire(own.domain),
         )
 
     def _why_not(self, request: pb.HelloRequest, caller: Caller, own: str) -> tuple[str, FuseTierError] | None:
@@ -130,8 +130,8 @@ class PeerService:
 
     async def Missing(self, request: pb.BlobList, caller: Caller) -> pb.BlobList:  # noqa: N802
         """Which of these are not here yet."""
-        blobs = decode_blobs(request.blobs, _MOST_BLOBS_ASKED)
-        return pb.BlobList(blobs=map(encode_blob, await self._ram.missing(blobs)))
+        blobs = decode_blobs(request.blobs, MAX_ASKED_BLOBS)
+        return pb.BlobList(blobs=map(encode_blob, await self._ram.missing(blobs, anew=True)))
 
     async def OpenPush(self, request: pb.PushRequest, caller: Caller) -> pb.Session:  # noqa: N802
         """A session in which the caller sends these blobs. Refuses what there is no room for.
@@ -180,8 +180,8 @@ class PeerService:
         blobs = decode_blobs(request.blobs, MAX_SESSION_BLOBS)
         if not is_name(request.node) or caller.node not in (None, request.node):
             raise InvalidRequest(f"{request.node!r} is not the name of the node that calls")
-        here = await self._ram.missing(blobs)
-        kept = [blob for blob in blobs if blob not in here]
+        absent = await self._ram.absent(blobs)
+        kept = [blob for blob in blobs if blob not in absent]
         referred = self._sharing.refer(kept, request.node, self._is_alive, trio.current_time())
         indices = {blob: index for index, blob in enumerate(blobs)}
         return pb.ReferReply(
@@ -245,11 +245,11 @@ async def _parse_manifest(text: bytes, limiter: trio.CapacityLimiter) -> Manifes
         raise InvalidRequest(f"the manifest that was to be committed is refused: {error}") from error
 
 
-def decode_blobs(encoded: Iterable[bytes], most: int) -> tuple[Blob, ...]:
+def decode_blobs(encoded: Collection[bytes], most: int) -> tuple[Blob, ...]:
     """Blobs from a peer: each once, at most so many. Raises InvalidRequest."""
+    if len(encoded) > most:
+        raise InvalidRequest(f"{len(encoded)} blobs in one call are more than the {most} that are accepted")
     blobs = tuple(map(decode_blob, encoded))
-    if len(blobs) > most:
-        raise InvalidRequest(f"{len(blobs)} blobs in one call are more than the {most} that are accepted")
     if len(set(blobs)) != len(blobs):
         raise InvalidRequest("a blob stands in the list twice")
     return blobs

@@ -91,6 +91,10 @@ class Places:
             self._peers[member.node] = (member.instance, tier)
         return tier
 
+    def current(self, place: Tier) -> Tier:
+        """A place as it is reached now: a peer that was started again since is another connection of that name."""
+        return next((tier for _, tier in self._peers.values() if tier.place == place.place), place)
+
     async def fetch(
         self, place: Tier, manifest: Manifest | None, blobs: Collection[Blob], sink: Sink, progress: Progress
     ) -> Fetched:

@@ -109,7 +109,7 @@ class Restorer:
         membership = self._places.membership
         alive = [one for one in membership.members() if one.alive and one.node != self._node]
         peers = {self._places.peer(member).place: member for member in alive}
-        holders = {place.place: place for place in chosen.places}
+        holders = {place.place: self._places.current(place) for place in chosen.places}
         domains = {place: member.domain for place, member in peers.items() if place in holders}
         # Who has just gone is asked all the same, after the others: it may be back.
         near = nearest(membership.own().domain, domains) if len(domains) > 1 else (tuple(domains),)

@@ -7,6 +7,7 @@ it would have said in between would have moved on anyway.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
 import trio
@@ -28,7 +29,7 @@ class Targets:
         self._copies = copies
         self._deciding = trio.Lock()
         self._version = -1
-        self._due = float("-inf")
+        self._due = -math.inf
         self._owners: dict[Identity, Member] = {}
         self._chosen: dict[Identity, tuple[str, ...]] = {}
 
@@ -48,6 +49,14 @@ class Targets:
         able = [member for member in members.values() if member.node not in refusing and member not in kept]
         others = choose_holders(identity, owner, able, self._copies - len(kept), beside=kept)
         return (*(member.node for member in kept), *others)
+
+    @property
+    def due(self) -> float:
+        """When, by trio's clock, something else may be decided because something has changed already; infinity: not.
+
+        It may have passed: then whoever asks next has it decided.
+        """
+        return math.inf if self._version == self._membership.version else self._due
 
     def _is_due(self) -> bool:
         return trio.current_time() >= self._due

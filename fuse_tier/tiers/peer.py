@@ -36,7 +36,7 @@ from fuse_tier.tiers.peer_sessions import Lanes, Patience, Transfer, largest_fir
 from fuse_tier.verified import VerifyReport
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.bulk.client import Grant, pull, push
-from fuse_tier.wire.bulk.format import decode_blob, encode_blob
+from fuse_tier.wire.bulk.format import MAX_ASKED_BLOBS, decode_blob, encode_blob
 from fuse_tier.wire.bulk.pacing import Link
 from fuse_tier.wire.bulk.sessions import Direction
 from fuse_tier.wire.bulk.transfer import Receipt
@@ -49,7 +49,6 @@ from fuse_tier.wire.tls import TlsFiles
 log = structlog.get_logger(__name__)
 
 _REFERS = 2  # minor version of those that can say who else has something
-_BLOBS_A_CALL = 1 << 14
 _SETTLE_SECONDS = 1.0  # see Client.call
 _FIRST_LOOK_SECONDS = 0.02  # whether what another node sends has arrived
 _LONGEST_LOOK_SECONDS = 1.0
@@ -125,8 +124,8 @@ class PeerTier:
         """See Tier."""
         missing: set[Blob] = set()
         asked = sorted(frozenset(blobs))
-        for start in range(0, len(asked), _BLOBS_A_CALL):
-            part = asked[start : start + _BLOBS_A_CALL]
+        for start in range(0, len(asked), MAX_ASKED_BLOBS):
+            part = asked[start : start + MAX_ASKED_BLOBS]
             request = pb.BlobList(blobs=map(encode_blob, part))
             reply: pb.BlobList = await self._ask("Missing", request)
             found = {self._decode_blob(encoded) for encoded in reply.blobs}

@@ -37,6 +37,10 @@ class Bench:
     def tree(self) -> Path:
         return Path(self.volume.layout.tree)
 
+    def another_volume(self, identity: Identity) -> Volume:
+        """One more."""
+        return make_volume(self.ram, self.layout, identity)
+
     def snapshotter(self) -> Snapshotter:
         limiter = trio.CapacityLimiter(2)
         return Snapshotter(self.layout, self.volume.layout, "a", limiter, self.volume.evicting)
@@ -48,6 +52,15 @@ class Bench:
         return taken
 
 
+def make_volume(ram: RamTier, layout: Layout, identity: Identity) -> Volume:
+    """With an empty live tree, not mounted."""
+    volume = Volume(identity, ram, layout, VolumeOptions("a", 0.05, 1), trio.CapacityLimiter(2))
+    volume.make_directories()
+    Path(volume.layout.tree).mkdir()
+    volume.began(LINEAGE, None, 0)
+    return volume
+
+
 @pytest.fixture
 def bench() -> Iterator[Bench]:
     root = Path("/dev/shm", f"fuse-tier-test-{secrets.token_hex(4)}")  # noqa: S108 - a tmpfs that everybody may use
@@ -56,10 +69,6 @@ def bench() -> Iterator[Bench]:
         layout = Layout(str(root))
         create_directories(layout)
         ram = RamTier(layout, "a")
-        volume = Volume(IDENTITY, ram, layout, VolumeOptions("a", 0.05, 1), trio.CapacityLimiter(2))
-        volume.make_directories()
-        Path(volume.layout.tree).mkdir()
-        volume.began(LINEAGE, None, 0)
-        yield Bench(layout, ram, volume)
+        yield Bench(layout, ram, make_volume(ram, layout, IDENTITY))
     finally:
         shutil.rmtree(root)

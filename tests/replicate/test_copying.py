@@ -44,6 +44,20 @@ async def test_when_turns_are_short_the_volumes_with_the_fewest_copies_come_firs
     assert await _order(copier, copies) == ["first", "second", "none", "one copy", "two copies"]
 
 
+async def test_slow_places_do_not_have_all_turns_for_ever(bench: Bench, autojump_clock: MockClock) -> None:
+    copier, quick = Copier(bench.ram), HeldUp()
+    quick.done.release()
+    async with trio.open_nursery() as nursery:
+        for number, place in enumerate(("slow", "slow", "slow too", "slow too", "quick")):
+            manifest, peer = manifest_of({"weights": str(number).encode()}), quick if place == "quick" else HeldUp()
+            nursery.start_soon(copier.copy, manifest, peer, place, Troubles(), 0)
+            await wait_all_tasks_blocked()
+        assert not quick.offered
+        await trio.sleep(11)
+        assert quick.offered and not quick.done.value
+        nursery.cancel_scope.cancel()
+
+
 async def test_of_a_node_that_drains_what_was_complete_before_goes_first_and_of_that_the_newest(bench: Bench) -> None:
     copier = Copier(bench.ram)
     copier.drains_since_ns = 100

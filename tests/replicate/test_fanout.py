@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
-from fuse_tier.identity import SnapshotId
+from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Entry, Kind, Manifest
+from fuse_tier.replicate import targets
+from fuse_tier.replicate.placement import choose_all, choose_holders
 from fuse_tier.replicate.surplus import Surplus
 from fuse_tier.tiers.base import TierName
 from tests.harness.logs import ExpectedLogs
 from tests.harness.waiting import until
-from tests.replicate.cluster import HangingPeer, Neighbourhood
+from tests.replicate.cluster import HangingPeer, Neighbourhood, SlowPeer
 from tests.replicate.conftest import IDENTITY, LINEAGE, Bench
 
 ROOT = (Entry(b"", Kind.DIRECTORY, 0o755, 0, 0, 0),)
@@ -97,6 +104,49 @@ async def test_while_a_peer_takes_for_ever_another_is_asked(
     assert slow not in await around.until_held(1, 2)
 
 
+async def test_a_slow_peer_holds_up_neither_copies_to_others_nor_the_other_peers_that_are_asked_in_its_place(
+    bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    around = Neighbourhood(bench, "bcde", 1)
+    around.peers["b"] = SlowPeer()
+    slow, other = (_belonging_to(around, node) for node in "bc")
+    volumes = [bench.another_volume(identity) for identity in (next(slow), next(slow), next(other))]
+    for volume in volumes:
+        Path(volume.layout.tree, "x").write_bytes(str(volume.identity).encode())
+        await volume.take_snapshot()
+    for volume in volumes:
+        nursery.start_soon(around.fanout.keep_peers, volume)
+        await wait_all_tasks_blocked()
+    assert [volume.copies.held(TierName.PEER) for volume in volumes] == [{}, {}, {"c": 1}]
+
+    async def elsewhere() -> bool:
+        return all(volume.copies.is_replicated(1) for volume in volumes)
+
+    await until(elsewhere)
+    assert not any("b" in volume.copies.held(TierName.PEER) for volume in volumes)
+
+
+async def test_when_each_peer_is_slow_a_volume_is_not_sent_to_all_of_them(
+    bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    around = Neighbourhood(bench, "bcdefghi", 1)
+    peers = {name: SlowPeer() for name in around.peers}
+    around.peers.update(peers)
+    await _save(bench, "x")
+    nursery.start_soon(around.fanout.keep_peers, bench.volume)
+    await trio.sleep(1000)
+    assert len(await around.holders(1)) == 3
+    assert sum(peer.offered for peer in peers.values()) == 3
+
+
+def _belonging_to(around: Neighbourhood, node: str) -> Iterator[Identity]:
+    """Volumes whose first copy belongs to a node."""
+    for rank in count():
+        identity = Identity("default", "job", str(rank))
+        if choose_holders(identity, around.membership.own(), around.members.values(), 1) == (node,):
+            yield identity
+
+
 async def test_copies_that_do_not_belong_where_they_are_go_but_not_at_once(
     around: Neighbourhood, bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
@@ -113,6 +163,28 @@ async def test_copies_that_do_not_belong_where_they_are_go_but_not_at_once(
     assert len(await around.holders(1)) == 3
     await trio.sleep(60)
     assert await around.holders(1) == chosen
+
+
+async def test_what_has_changed_soon_after_a_decision_moves_copies_though_nothing_changes_any_more(
+    bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowly(*asked: Any) -> Any:
+        autojump_clock.jump(1)
+        return choose_all(*asked)
+
+    monkeypatch.setattr(targets, "choose_all", slowly)
+    around = Neighbourhood(bench, "bc", 1)
+    (best,) = choose_holders(IDENTITY, around.membership.own(), around.members.values(), 1)
+    around.change(best, alive=False)
+    await _save(bench, "x")
+    nursery.start_soon(around.fanout.keep_peers, bench.volume)
+    assert best not in await around.until_held(1, 1)
+    around.change(best, alive=True)
+
+    async def where_it_belongs() -> bool:
+        return best in await around.holders(1)
+
+    await until(where_it_belongs)
 
 
 async def test_nothing_is_surplus_while_a_copy_is_missing_where_it_belongs(

@@ -69,6 +69,17 @@ async def test_what_is_left_may_be_put_in_another_order_before_each_part(autojum
     assert [set(asked[first : first + 2]) for first in pairs] == [set(due[first : first + 2]) for first in pairs]
 
 
+async def test_what_is_left_out_of_the_new_order_is_neither_asked_for_nor_amiss(autojump_clock: MockClock) -> None:
+    places = Places("a", "b")
+    gathered = await gather(
+        "it", PARTS, [places.tiers[:1], places.tiers[1:]], places.fetch, reorder=lambda left: left[:-1]
+    )
+    left_out = set(PARTS) - set(places.asked["a"])
+    assert left_out
+    assert not places.asked["b"]
+    assert not gathered.failed
+
+
 async def test_where_the_order_may_change_the_first_parts_are_small(autojump_clock: MockClock) -> None:
     places = Places("a")
     small = [Blob(hash_bytes(b"small %d" % number).digest, 4 << 20) for number in range(256)]

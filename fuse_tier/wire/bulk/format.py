@@ -28,6 +28,7 @@ from fuse_tier.errors import Damaged, InvalidRequest, NotFound, TierError, TierF
 VERSION = 1
 TOKEN_BYTES = 32
 MAX_SESSION_BLOBS = 4096
+MAX_ASKED_BLOBS = 1 << 14  # in one control call, which of them are missing
 TLS_HANDSHAKE = 0x16  # RFC 8446, 5.1: the first byte of a TLS connection; no prelude begins with it
 
 _MAGIC = b"FTBS"
