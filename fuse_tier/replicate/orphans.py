@@ -3,6 +3,9 @@
 Of those that hold the newest snapshot of one, the first by name sees to it that the configured number of nodes do.
 It never makes two of them do the same for long: each looks who else there is, and who is the first. A volume whose
 node is alive and still has it is that node's to keep (fanout.py).
+
+What a node has that is about to be taken away does not count. Where only such nodes have a snapshot, the first of
+them brings it to one that stays before it ends; the rest is up to that one.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from fuse_tier.replicate.volume import Volume
 log = structlog.get_logger(__name__)
 
 _LOOK_EVERY_SECONDS = 5.0
+_LOOK_SOON_SECONDS = 0.5  # while this node leaves
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,14 @@ class _Copying:
     node: str
     instance: str
     scope: trio.CancelScope
+
+
+@dataclass(frozen=True, slots=True)
+class Holders:
+    """The live other nodes that list a snapshot."""
+
+    staying: frozenset[str]
+    leaving: frozenset[str]  # about to be taken away: what they have does not count
 
 
 class Orphans:
@@ -68,16 +80,14 @@ class Orphans:
                     await self.look(nursery)
                 except OSError as error:
                     _tell_postponed(error)
-                with trio.move_on_after(_LOOK_EVERY_SECONDS):
+                with trio.move_on_after(_LOOK_EVERY_SECONDS if membership.own().stays else _LOOK_SOON_SECONDS):
                     await membership.wait_changed(version)
 
     async def look(self, nursery: trio.Nursery) -> None:
         """Begins to have copied what is missing: each volume by itself, so that no slow copy holds up another volume,
         now or in a later round. Raises OSError.
         """
-        newest: dict[Identity, SnapshotId] = {}
-        for snapshot in await self._places.ram.snapshots():
-            newest[snapshot.identity] = snapshot
+        newest = await self._newest()
         alive = {member.node: member.instance for member in self._places.membership.members() if member.alive}
         for identity, copying in self._copying.items():
             # Else it would hold its turn until a deadline says what is known already, or bring what nobody wants.
@@ -90,6 +100,61 @@ class Orphans:
                 self._at_work.add(snapshot.identity)
                 nursery.start_soon(self._look_after_one, snapshot, self._troubles[snapshot.identity])
 
+    async def drain(self, seconds: float) -> None:
+        """Has copied what only nodes have that leave, as this one, and waits for that, so many seconds at most.
+
+        What the bucket has is not waited for, nor is anything where no node stays. Raises OSError.
+        """
+        membership = self._places.membership
+        unsaved: list[SnapshotId] = []
+        with trio.move_on_after(seconds) as scope:
+            async with trio.open_nursery() as nursery:
+                while unsaved := await self._unsaved():
+                    version = membership.version
+                    await self.look(nursery)
+                    with trio.move_on_after(_LOOK_SOON_SECONDS):
+                        await membership.wait_changed(version)
+                nursery.cancel_scope.cancel()  # what is still being copied is not only here
+        if scope.cancelled_caught:
+            for snapshot in unsaved:
+                log.warning("drain.ran_out", snapshot=str(snapshot), seconds=seconds, peer=0, bucket=0)
+
+    async def _unsaved(self) -> list[SnapshotId]:
+        """Newest snapshots of volumes without a tree here that no node has which stays, and the bucket neither."""
+        members = self._places.membership.members()
+        if not self._replicas or not any(member.stays for member in members):
+            return []
+        kept = {identity for member in members if member.stays for identity in member.mounted}
+        newest = await self._newest()
+        return [
+            snapshot
+            for identity, snapshot in newest.items()
+            if identity not in kept and not self._is_kept_here(identity) and not await self._is_elsewhere(snapshot)
+        ]
+
+    async def _is_elsewhere(self, snapshot: SnapshotId) -> bool:
+        location = await self._places.membership.locate(snapshot.identity)
+        holders = holders_of(location, snapshot.number)
+        return holders is None or bool(holders.staying) or await self._is_in_bucket(snapshot)
+
+    async def _is_in_bucket(self, snapshot: SnapshotId) -> bool:
+        """Whether the bucket lists it, or a newer one; no, if nobody can tell."""
+        if self._places.ask_bucket is None:
+            return False
+        try:
+            found = await self._places.ask_bucket(snapshot.identity, "")
+        except FuseTierError as error:
+            log.info("orphans.bucket_silent", snapshot=str(snapshot), reason=str(error))
+            return False
+        return max(found.numbers, default=0) >= snapshot.number
+
+    async def _newest(self) -> dict[Identity, SnapshotId]:
+        """Of each volume of which something is listed here. Raises OSError."""
+        newest: dict[Identity, SnapshotId] = {}
+        for snapshot in await self._places.ram.snapshots():
+            newest[snapshot.identity] = snapshot
+        return newest
+
     async def _look_after_one(self, snapshot: SnapshotId, troubles: Troubles) -> None:
         """Survives its failures."""
         try:
@@ -101,33 +166,36 @@ class Orphans:
 
     def _is_kept(self, identity: Identity) -> bool:
         """Whether it lives here, or somebody who is alive has it mounted."""
+        return self._is_kept_here(identity) or bool(mounted_on(self._places.membership, identity))
+
+    def _is_kept_here(self, identity: Identity) -> bool:
         volume = self._find(identity)
-        membership = self._places.membership
         return (
-            (volume is not None and ((volume.has_tree and not volume.tenure.superseded) or volume.mounting.locked()))
-            or identity in membership.mounted()
-            or bool(mounted_on(membership, identity))
-        )
+            volume is not None and ((volume.has_tree and not volume.tenure.superseded) or volume.mounting.locked())
+        ) or identity in self._places.membership.mounted()
 
     async def _look_after(self, snapshot: SnapshotId, troubles: Troubles) -> None:
         manifest = await self._places.ram.manifest(snapshot)
         location = await self._places.membership.locate(snapshot.identity)
         holders = holders_of(location, snapshot.number)
-        if location.silent:
+        own = self._places.membership.own()
+        if location.silent and own.stays:
             return  # one of them may have a newer one, or this: later
-        if holders is None or manifest.node in holders:
+        if holders is None or manifest.node in holders.staying | holders.leaving:
             return
-        own = self._places.membership.own().node
-        if min([own, *holders]) != own or len(holders) + 1 >= self._replicas:
+        good = holders.staying | ({own.node} if own.stays else frozenset())
+        wanted = self._replicas if own.stays else min(1, self._replicas)
+        if min(good or holders.leaving | {own.node}) != own.node or len(good) >= wanted:
             return
+        copies = len(good) + int(not own.stays and await self._is_in_bucket(snapshot))
         members = {member.node: member for member in self._places.membership.members() if member.alive}
         chosen = await self._targets.of(snapshot.identity, self._owner(manifest), troubles.refusing())
-        lacking = [node for node in chosen if node in members and node not in holders]
-        for node in lacking[: self._replicas - len(holders) - 1]:
+        lacking = [node for node in chosen if node in members and node not in holders.staying | holders.leaving]
+        for node in lacking[: wanted - len(good)]:
             if self._is_kept(snapshot.identity):
                 return  # by now
-            log.info("orphan.kept", snapshot=str(snapshot), owner=manifest.node, copies=len(holders) + 1, to=node)
-            await self._copy(manifest, members[node], troubles, len(holders) + 1)
+            log.info("orphan.kept", snapshot=str(snapshot), owner=manifest.node, copies=copies, to=node)
+            await self._copy(manifest, members[node], troubles, copies)
 
     async def _copy(self, manifest: Manifest, member: Member, troubles: Troubles, copies: int) -> None:
         identity = manifest.id.identity
@@ -152,9 +220,11 @@ def _tell_postponed(error: Exception, **what: str) -> None:
     log.warning("orphans.postponed", reason=str(error), **what)
 
 
-def holders_of(location: Location, number: int) -> frozenset[str] | None:
-    """The live nodes that list a snapshot; None when one lists a newer: then this is no matter any more."""
-    live = [(member.node, numbers) for member, numbers in location.holders if member.alive]
+def holders_of(location: Location, number: int) -> Holders | None:
+    """Who lists a snapshot; None when a live node lists a newer one: then this is no matter any more."""
+    live = [(member, numbers) for member, numbers in location.holders if member.alive]
     if any(numbers[-1] > number for _, numbers in live):
         return None
-    return frozenset(node for node, numbers in live if number in numbers)
+    listing = [member for member, numbers in live if number in numbers]
+    staying = frozenset(member.node for member in listing if member.stays)
+    return Holders(staying, frozenset(member.node for member in listing) - staying)
