@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import structlog
 import trio
@@ -34,7 +35,10 @@ _LONGEST_PAUSE = 30.0
 _TRIES = 4  # for what all that could be asked do not have
 _LOOK_SECONDS = 0.005
 _SOON_SECONDS = 0.15  # what the background is about to bring is waited for so long,
-_FASTEST = 1e9  # and for as long as bytes would take at so many a second
+_FASTEST = 1e9  # and for as long as bytes would take at so many a second;
+_FIRST_SECONDS = (
+    2.0  # and at least so long for the first that a place was asked for: its stream is being opened
+)
 
 MakeRoom = Callable[[int], Awaitable[int]]
 
@@ -45,6 +49,7 @@ class _UnderWay:
 
     sink: Arrivals | None = None  # of the background
     begun: set[Blob] = field(default_factory=set)  # in the background
+    first: set[Blob] = field(default_factory=set)  # of these the one of each part that comes first
     urgent: set[Blob] = field(default_factory=set)
     left_out: set[Blob] = field(default_factory=set)  # by the background: urgent at some time of this round of its
     ended: Broadcast = field(default_factory=Broadcast)  # something was urgent, and is no longer
@@ -58,7 +63,13 @@ class _UnderWay:
         could but throw away what comes. A source that stalls ends its stream, and that the lock.
         """
         is_landing = self.sink is not None and self.sink.is_landing(blob)
-        return is_landing or (blob in self.begun and waited < _SOON_SECONDS + blob.size / _FASTEST)
+        soon = max(_SOON_SECONDS + blob.size / _FASTEST, _FIRST_SECONDS if blob in self.first else 0)
+        return is_landing or (blob in self.begun and waited < soon)
+
+    def begins(self, part: Collection[Blob]) -> None:
+        """A place is asked for these by the background, in this order."""
+        self.begun.update(part)
+        self.first.update(islice(part, 1))
 
 
 def as_wanted(waiting: Mapping[Blob, Sequence[int]], blobs: Iterable[Blob], opened: Sequence[int]) -> list[Blob]:
@@ -182,12 +193,13 @@ class Filling:
         under_way.sink = sink
         try:
             given, failed = await self._restorer.fetch(
-                volume.identity, ordered, sink, chosen, begins=under_way.begun.update, reorder=reorder
+                volume.identity, ordered, sink, chosen, begins=under_way.begins, reorder=reorder
             )
             return given, {blob: error for blob, error in failed.items() if blob not in under_way.left_out}
         finally:
             under_way.sink = None
             under_way.begun.clear()
+            under_way.first.clear()
             under_way.left_out = set(under_way.urgent)
 
     async def _give_up(self, volume: Volume, failed: dict[Blob, TierError]) -> None:

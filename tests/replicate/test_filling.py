@@ -50,6 +50,8 @@ class SlowPeer(MemoryTier):
         super().__init__(TierName.PEER, "a peer")
         self.asked: list[Blob] = []
         self.stops = 1  # of so many questions
+        self.hesitates = 0.0  # seconds, before it begins with something at which it stops
+        self.is_asked = trio.Event()
         self.is_at_it = trio.Event()
         self.may_go_on = trio.Event()
         self.has_given = trio.Event()  # something at which it did not stop
@@ -64,6 +66,8 @@ class SlowPeer(MemoryTier):
             self.has_given.set()
             return given
         (blob,) = blobs
+        self.is_asked.set()
+        await trio.sleep(self.hesitates)
         incoming, content = sink.create(blob), self.blobs.contents[blob]
         os.pwrite(incoming.fd, content[: blob.size // 2], 0)
         if not self.stops:
@@ -128,6 +132,19 @@ async def test_what_is_opened_while_it_comes_is_waited_for(
         assert not opened
         restoring.peer.may_go_on.set()
     assert opened == [content]
+
+
+async def test_what_is_opened_while_its_stream_is_being_opened_is_waited_for(
+    bench: Bench, restoring: Restoring, autojump_clock: MockClock
+) -> None:
+    content = b"model" * 10_000
+    await restoring.begin(bench, {"model": content})
+    restoring.peer.hesitates = 1.0
+    restoring.peer.may_go_on.set()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(restoring.bring_all)
+        await restoring.peer.is_asked.wait()
+        assert await restoring.open("model") == content
 
 
 async def test_what_was_opened_first_the_background_leaves_out_and_waits_for(
