@@ -77,6 +77,27 @@ async def test_what_is_left_of_a_node_that_is_gone_outlives_those_that_hold_it_a
     assert tree_of(tmp_path / "restored") == written
 
 
+async def test_the_last_node_that_holds_what_is_left_of_another_brings_it_to_the_bucket(
+    make_cluster: Clusters, expected_logs: ExpectedLogs, tmp_path: Path
+) -> None:
+    expected_logs.allow(*A_NODE_DIED)
+    cluster = await make_cluster("a", "b", start=False)
+    bucket = cluster["a"].config.pop("bucket")  # only the other one reaches it
+    await cluster.start()
+    mount = cluster.mountpoint("a")
+    await cluster["a"].mount(JOB, mount)
+    save(checkpoint_of(1), mount)
+    await cluster["a"].wait(JOB, "peer", 60)
+    written = tree_of(mount)
+    await cluster["a"].lose_ram()
+    await until(partial(_is_alone, cluster["b"]))
+    assert await cluster["b"].stop() == 0
+    await cluster["b"].lose_ram()
+    await cluster["a"].start(bucket=bucket)
+    await cluster["a"].restore(JOB, tmp_path / "restored")
+    assert tree_of(tmp_path / "restored") == written
+
+
 async def test_a_stop_does_not_wait_for_peers_that_are_gone_longer_than_it_was_told(
     make_cluster: Clusters, expected_logs: ExpectedLogs
 ) -> None:
@@ -141,6 +162,11 @@ async def _is_known(cluster: LocalCluster, holder: str) -> bool:
     assert cluster.coordinator
     volumes = (await cluster.coordinator.picture()).volumes
     return any(holder == one.member.node for volume in volumes for one in volume.holders)
+
+
+async def _is_alone(node: LocalNode) -> bool:
+    """Whether it has heard that all others are gone."""
+    return not any(tier["tier"] == "peer" for tier in (await node.status())["tiers"])
 
 
 def _volume(name: str) -> str:
