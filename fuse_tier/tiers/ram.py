@@ -46,7 +46,7 @@ class RamTier:
 
     name = TierName.RAM
 
-    def __init__(self, layout: Layout, node: str) -> None:
+    def __init__(self, layout: Layout, node: str, expected: Expected | None = None) -> None:
         self.place = f"ram of {node}"
         self.layout = layout
         self._spares = Spares(layout)
@@ -57,7 +57,7 @@ class RamTier:
         self._listed_or_collected = trio.Lock()
         self._copying = trio.CapacityLimiter(2)
         self._looking = trio.CapacityLimiter(4)  # apart, so that a look never waits for a copy
-        self._expected = Expected()
+        self._expected = expected or Expected()
         self._unfinished: list[float] = []  # when each began, by the filesystem's clock
 
     def open(self, blob: Blob) -> int:
