@@ -46,6 +46,11 @@ class Member:
     domain: Domain = Domain()
     mounted: frozenset[Identity] = frozenset()
 
+    @property
+    def stays(self) -> bool:
+        """Whether it is there, and will be: one that is about to be taken away says that it has no room at all."""
+        return self.alive and self.capacity_bytes > 0
+
 
 @dataclass(frozen=True, slots=True)
 class JobAddress:

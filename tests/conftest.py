@@ -59,6 +59,7 @@ _OUTWARD = (
     "tiers/test_bucket_faults.py",
     "tiers/test_bucket_uploads.py",
     "tiers/test_peer.py",
+    "wire/test_bandwidth.py",
     "wire/test_bulk.py",
     "wire/test_bulk_admission.py",
     "wire/test_bulk_limits.py",

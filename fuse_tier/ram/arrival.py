@@ -77,6 +77,11 @@ class Arrivals:
         self._place = place
         self._skipped = skipped
         self._spares = Spares(layout)
+        self._landing: set[Blob] = set()
+
+    def is_landing(self, blob: Blob) -> bool:
+        """Whether it is on its way into a file just now, which is locked for as long. Any thread may ask."""
+        return blob in self._landing
 
     def create(self, blob: Blob) -> ResumableIncoming:
         """Makes room. Raises TierFull, NotFound (it is here, or not wanted any more)."""
@@ -119,10 +124,12 @@ class Arrivals:
                 self._spares.release(blob.size)
                 os.posix_fallocate(fd, 0, blob.size)
 
-    def held(self, inode: int) -> tuple[int, ExitStack]:
+    def held(self, blob: Blob, inode: int) -> tuple[int, ExitStack]:
         """The file, which nobody else changes until the stack is closed. Raises FileNotFoundError."""
         with ExitStack() as stack:
             fd = stack.enter_context(taken(self._volume, inode))
+            stack.callback(self._landing.discard, blob)
+            self._landing.add(blob)
             return fd, stack.pop_all()
 
 
@@ -131,7 +138,7 @@ class _Arriving(ResumableIncoming):
         self._arrivals = arrivals
         self._blob = blob
         self._inode = inode
-        self.fd, self._held = arrivals.held(inode)
+        self.fd, self._held = arrivals.held(blob, inode)
         self._before = os.fstat(self.fd)
         self._hash = self._from_start()
         try:

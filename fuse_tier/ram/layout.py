@@ -6,6 +6,7 @@
     <root>/node.lock                         flock: the node that runs on it; holds its pid
     <root>/reserve                           room for small files when all else is full; see room.py
     <root>/warmed.json                       what was made ready of the memory below; see warm.py
+    <root>/scrubbed                          when all content was last read again; see scrubbed.py
     <root>/blobs/<2 hex>/<blob name>         immutable content, node-wide
     <root>/incoming/<random>                 content on its way in; removed at the start of a worker
     <root>/spares/<bytes>.<random>           pages for files that are made; see spares.py
@@ -122,6 +123,11 @@ class Layout:
     def warmed(self) -> str:
         """How much memory was made ready."""
         return os.path.join(self.root, "warmed.json")
+
+    @property
+    def scrubbed(self) -> str:
+        """When all content was last read again."""
+        return os.path.join(self.root, "scrubbed")
 
     @property
     def term(self) -> str:

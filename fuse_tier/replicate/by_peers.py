@@ -40,7 +40,7 @@ class _Peer:
 
 
 class PeerMembership(RosterMembership):
-    """Implements ``Membership``. ``peers`` are control addresses and what is known of their domains."""
+    """Implements ``Membership``. ``peers`` are control addresses, and what these say of the domains."""
 
     def __init__(self, own: OwnNode, peers: tuple[tuple[str, Domain], ...]) -> None:
         super().__init__(own)

@@ -5,6 +5,8 @@ Nothing of it is kept on disk: whoever copies tells it again after a restart.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from fuse_tier import metrics
 from fuse_tier.blobs import Blob
 from fuse_tier.identity import Identity
@@ -69,11 +71,14 @@ class Copies:
         """The newest snapshot that each place of a tier has, by place."""
         return {place: number for (kind, place), number in self._held.items() if kind is tier}
 
-    def durable(self, tier: TierName, copies: int = 1) -> int:
-        """The newest snapshot that is on a tier, for peers in at least so many copies; 0: none."""
+    def durable(self, tier: TierName, copies: int = 1, *, apart_from: Collection[str] = ()) -> int:
+        """The newest snapshot that is on a tier, for peers in at least so many copies, those at some places not
+        counted; 0: none.
+        """
         if tier is TierName.RAM:
             return self.newest.id.number if self.newest else 0
-        numbers = sorted(self.held(tier).values(), reverse=True)
+        held = self.held(tier)
+        numbers = sorted((number for place, number in held.items() if place not in apart_from), reverse=True)
         return numbers[copies - 1] if len(numbers) >= copies else 0
 
     def is_replicated(self, number: int) -> bool:

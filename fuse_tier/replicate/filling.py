@@ -22,6 +22,7 @@ from fuse_tier.errors import Damaged, FuseTierError, NotFound, TierError
 from fuse_tier.identity import Identity
 from fuse_tier.ram.arrival import Arrivals, coming_blob, coming_files, lose
 from fuse_tier.ram.layout import Layout
+from fuse_tier.replicate.broadcast import Broadcast
 from fuse_tier.replicate.choice import Chosen
 from fuse_tier.replicate.restore import Restorer
 from fuse_tier.replicate.volume import Volume
@@ -33,7 +34,8 @@ _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 30.0
 _TRIES = 4  # for what all that could be asked do not have
 _LOOK_SECONDS = 0.005
-_SOON_SECONDS = 0.15  # what the background is about to bring is waited for so long
+_SOON_SECONDS = 0.15  # what the background is about to bring is waited for so long,
+_FASTEST = 1e9  # and for as long as bytes would take at so many a second
 
 MakeRoom = Callable[[int], Awaitable[int]]
 
@@ -42,10 +44,22 @@ MakeRoom = Callable[[int], Awaitable[int]]
 class _UnderWay:
     """What is being brought of one volume."""
 
+    sink: Arrivals | None = None  # of the background
     begun: set[Blob] = field(default_factory=set)  # in the background
     urgent: set[Blob] = field(default_factory=set)
+    left_out: set[Blob] = field(default_factory=set)  # by the background: urgent at some time of this round of its
+    ended: Broadcast = field(default_factory=Broadcast)  # something was urgent, and is no longer
     opened: list[int] = field(default_factory=list)  # inodes of the last two that were urgent
     is_behind: bool = False  # something was urgent since the background last chose what to bring
+
+    def is_near(self, blob: Blob, waited: float) -> bool:
+        """Whether the background brings something now, or soon.
+
+        What it is at is waited for, however long that takes: the file is locked meanwhile, so that a second transfer
+        could but throw away what comes. A source that stalls ends its stream, and that the lock.
+        """
+        is_landing = self.sink is not None and self.sink.is_landing(blob)
+        return is_landing or (blob in self.begun and waited < _SOON_SECONDS + blob.size / _FASTEST)
 
 
 def as_wanted(waiting: Mapping[Blob, Sequence[int]], blobs: Iterable[Blob], opened: Sequence[int]) -> list[Blob]:
@@ -88,15 +102,15 @@ class Filling:
 
     async def materialize(self, volume: Volume, inode: int) -> None:
         """Sees that one file has its content: somebody waits for it. Raises TierError."""
-        blob = coming_blob(volume.layout, inode)
-        under_way = self._of(volume)
-        with trio.move_on_after(_SOON_SECONDS):
-            while blob in under_way.begun and coming_blob(volume.layout, inode) is not None:  # noqa: ASYNC110
-                await trio.sleep(_LOOK_SECONDS)  # threads bring it, and tell nobody
-        blob = coming_blob(volume.layout, inode)
+        under_way, since = self._of(volume), trio.current_time()
+        while (blob := coming_blob(volume.layout, inode)) is not None:
+            if not under_way.is_near(blob, trio.current_time() - since):
+                break
+            await trio.sleep(_LOOK_SECONDS)  # threads bring it, and tell nobody
         if blob is None:
             return await self._restorer.materialize(volume, inode, self._make_room)
         under_way.urgent.add(blob)
+        under_way.left_out.add(blob)
         under_way.opened = [*under_way.opened[-1:], inode]
         under_way.is_behind = True
         try:
@@ -105,6 +119,7 @@ class Filling:
             _, failed = await self._restorer.fetch(f"inode {inode} of {volume.identity}", [blob], sink, chosen)
         finally:
             under_way.urgent.discard(blob)
+            under_way.ended.announce()
         if failed and coming_blob(volume.layout, inode) is not None:
             log.error("restore.content_lost", identity=str(volume.identity), blob=blob.name, reason=str(failed[blob]))
             raise failed[blob]
@@ -124,7 +139,6 @@ class Filling:
                 sources[place] = sources.get(place, 0) + moved
             if volume.coming is not chosen:
                 return
-            failed = {blob: error for blob, error in failed.items() if blob not in self._of(volume).urgent}
             if not failed:
                 continue
             tries += 1
@@ -149,26 +163,41 @@ class Filling:
     async def _bring(
         self, volume: Volume, waiting: dict[Blob, list[int]], chosen: Chosen, gone: Collection[str]
     ) -> tuple[dict[str, int], dict[Blob, TierError]]:
+        """One round: all that waits, but what somebody waits for. Gives what came from where, and what nobody has."""
         under_way = self._of(volume)
-        await self._make_room_for_all(sum(blob.size * len(inodes) for blob, inodes in waiting.items()))
-        sink = Arrivals(self._layout, volume.layout, volume.pins, waiting, self._ram.place, skipped=under_way.urgent)
+        wanted = {blob: inodes for blob, inodes in waiting.items() if blob not in under_way.left_out}
+        if not wanted:
+            if under_way.urgent:
+                await under_way.ended.wait_beyond(under_way.ended.version)
+            under_way.left_out = set(under_way.urgent)
+            return {}, {}
+        await self._make_room_for_all(sum(blob.size * len(inodes) for blob, inodes in wanted.items()))
+        sink = Arrivals(self._layout, volume.layout, volume.pins, wanted, self._ram.place, skipped=under_way.urgent)
         # As they were made, which is how they are read more often than not.
-        ordered = sorted(waiting, key=lambda blob: min(waiting[blob]))
+        ordered = sorted(wanted, key=lambda blob: min(wanted[blob]))
 
         def reorder(blobs: Sequence[Blob]) -> list[Blob] | None:
             is_behind, under_way.is_behind = under_way.is_behind, False
-            return as_wanted(waiting, blobs, under_way.opened) if is_behind else None
+            if not is_behind:
+                return None
+            return as_wanted(wanted, [blob for blob in blobs if blob not in under_way.left_out], under_way.opened)
 
+        under_way.sink = sink
         try:
-            return await self._restorer.fetch(
+            given, failed = await self._restorer.fetch(
                 volume.identity, ordered, sink, chosen, begins=under_way.begun.update, reorder=reorder, gone=gone
             )
+            return given, {blob: error for blob, error in failed.items() if blob not in under_way.left_out}
         finally:
+            under_way.sink = None
             under_way.begun.clear()
+            under_way.left_out = set(under_way.urgent)
 
     async def _give_up(self, volume: Volume, chosen: Chosen, failed: dict[Blob, TierError]) -> None:
         lost = [blob for blob, error in failed.items() if isinstance(error, Damaged | NotFound)]
         async with volume.still:  # a snapshot that is just being taken may name it
+            if volume.coming is not chosen:
+                return
             paths = await trio.to_thread.run_sync(self._lose, volume, lost)
             newest, restored = volume.newest, chosen.manifest
             is_later = newest and restored and newest.id.number > restored.id.number

@@ -16,6 +16,7 @@ import trio
 
 from fuse_tier import metrics
 from fuse_tier.blobs import Blob
+from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import Damaged, NotFound, TierError
 from fuse_tier.replicate.broadcast import Broadcast
 from fuse_tier.tiers.base import Fetched, Tier, TierName
@@ -39,7 +40,7 @@ Refer = Callable[[Tier, Sequence[Blob]], Awaitable[Mapping[Blob, Tier]]]
 """Asks a place who else is just getting content that it has: that is to be asked instead."""
 
 Reorder = Callable[[Sequence[Blob]], Sequence[Blob] | None]
-"""What is still to be brought, in another order; None if that is to stay as it is."""
+"""What is still to be brought, in another order, without what others bring; None if that is to stay as it is."""
 
 
 async def nobody_else(place: Tier, blobs: Sequence[Blob]) -> Mapping[Blob, Tier]:
@@ -134,6 +135,7 @@ class _Heap:
 
     def _take(self, place: Tier, asked: set[Blob]) -> list[Blob]:
         if self._reorder is not None and (reordered := self._reorder(self._free)) is not None:
+            self.wanted.difference_update(set(self._free).difference(reordered))
             self._free = [*reversed(reordered)]
         part: list[Blob] = []
         left: list[Blob] = []
@@ -176,7 +178,8 @@ class _Heap:
 
     async def _wait_for(self, place: Tier, blobs: set[Blob]) -> None:
         """A place that is getting content itself: what it has by now, again and again, while more comes."""
-        patience = _PATIENCE_SECONDS + max(blob.size for blob in blobs) / _SLOWEST
+        getting = max(blob.size for blob in blobs) / _SLOWEST
+        patience = _PATIENCE_SECONDS + min(getting, Deadline.BULK_STALL_LONGEST)
         pause, patient_until = _FIRST_PAUSE, trio.current_time() + patience
         try:
             while blobs and trio.current_time() < patient_until:

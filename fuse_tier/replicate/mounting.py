@@ -7,7 +7,7 @@ before the identity is given up, so that whoever mounts it next finds everything
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -36,6 +36,7 @@ log = structlog.get_logger(__name__)
 
 _CLAIM_PAUSE_SECONDS = 0.2
 _SUPERVISOR_PAUSE_SECONDS = 0.1
+_LAST_SNAPSHOT_SECONDS = 5.0  # for it at a drain's end, also where the copies before have taken all the time
 
 
 class Mounting:
@@ -240,10 +241,11 @@ class Mounting:
         """
         until = trio.current_time() + seconds
         with trio.move_on_at(until):
-            await self._wait_until_on_one(volume, self._tiers_to_reach())
-        await final_snapshot(volume)
+            await self._wait_until_on_one(volume)
+        left = max(until - trio.current_time(), _LAST_SNAPSHOT_SECONDS)
+        await final_snapshot(volume, min(left, Deadline.UNMOUNT))
         with trio.move_on_at(until) as scope:
-            await self._wait_until_on_all(volume, self._tiers_to_reach())
+            await self._wait_until_on_all(volume)
         if scope.cancelled_caught and volume.newest is not None:
             log.warning(
                 "drain.ran_out",
@@ -253,30 +255,36 @@ class Mounting:
                 bucket=volume.copies.durable(TierName.BUCKET),
             )
 
-    async def _wait_until_on_one(self, volume: Volume, tiers: Sequence[tuple[TierName, int]]) -> None:
-        number, version = self._demand(volume, tiers), volume.news.version
-        while tiers and not any(volume.copies.durable(tier, copies) >= number for tier, copies in tiers):
+    async def _wait_until_on_one(self, volume: Volume) -> None:
+        number, version = self._demand(volume), volume.news.version
+        while (tiers := self._tiers_to_reach()) and not any(self._has(volume, number, *tier) for tier in tiers):
+            version = await volume.news.wait_beyond(version)  # who comes, goes or leaves is such news
+
+    async def _wait_until_on_all(self, volume: Volume) -> None:
+        number, version = self._demand(volume), volume.news.version
+        while not all(self._has(volume, number, *tier) for tier in self._tiers_to_reach()):
             version = await volume.news.wait_beyond(version)
 
-    async def _wait_until_on_all(self, volume: Volume, tiers: Sequence[tuple[TierName, int]]) -> None:
-        number = self._demand(volume, tiers)
-        for tier, copies in tiers:
-            await volume.wait_until_on(tier, number, copies)
+    def _has(self, volume: Volume, number: int, tier: TierName, copies: int) -> bool:
+        """Whether a tier has a snapshot, or a newer one; what peers have that leave as well does not count."""
+        leaving = [member.node for member in self._membership.members() if not member.stays]
+        return volume.copies.durable(tier, copies, apart_from=leaving) >= number
 
-    @staticmethod
-    def _demand(volume: Volume, tiers: Sequence[tuple[TierName, int]]) -> int:
+    def _demand(self, volume: Volume) -> int:
         """The newest snapshot's number, 0 for none. It goes to the bucket beside all else."""
         number = volume.newest.id.number if volume.newest is not None else 0
-        if any(tier is TierName.BUCKET for tier, _ in tiers):
+        if any(tier is TierName.BUCKET for tier, _ in self._tiers_to_reach()):
             volume.demand(number)
         return number
 
     def _tiers_to_reach(self) -> list[tuple[TierName, int]]:
         """Those that can be reached now, the nearest first, each with as many copies as there are peers for."""
-        alive = sum(member.alive for member in self._membership.members())
-        tiers = self._volumes.tiers_to_reach()
-        able = [(tier, min(copies, alive) if tier is TierName.PEER else copies) for tier, copies in tiers]
-        return [(tier, copies) for tier, copies in able if copies]
+        able = sum(member.stays for member in self._membership.members())
+        tiers = [
+            (tier, min(copies, able) if tier is TierName.PEER else copies)
+            for tier, copies in self._volumes.tiers_to_reach()
+        ]
+        return [(tier, copies) for tier, copies in tiers if copies]
 
 
 def _facts(restored: Restored) -> dict[str, Any]:

@@ -3,6 +3,9 @@
 Of those that hold the newest snapshot of one, the first by name sees to it that the configured number of nodes do.
 It never makes two of them do the same for long: each looks who else there is, and who is the first. A volume whose
 node is alive and still has it is that node's to keep (fanout.py).
+
+What a node has that is about to be taken away does not count. Where only such nodes have a snapshot, the first of
+them brings it to one that stays before it ends; the rest is up to that one.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from fuse_tier.replicate.volume import Volume
 log = structlog.get_logger(__name__)
 
 _LOOK_EVERY_SECONDS = 5.0
+_LOOK_SOON_SECONDS = 0.5  # while this node leaves
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,14 @@ class _Copying:
     node: str
     instance: str
     scope: trio.CancelScope
+
+
+@dataclass(frozen=True, slots=True)
+class Holders:
+    """The live other nodes that list a snapshot."""
+
+    staying: frozenset[str]
+    leaving: frozenset[str]  # about to be taken away: what they have does not count
 
 
 class Orphans:
@@ -68,16 +80,14 @@ class Orphans:
                     await self.look(nursery)
                 except OSError as error:
                     _tell_postponed(error)
-                with trio.move_on_after(_LOOK_EVERY_SECONDS):
+                with trio.move_on_after(_LOOK_EVERY_SECONDS if membership.own().stays else _LOOK_SOON_SECONDS):
                     await membership.wait_changed(version)
 
     async def look(self, nursery: trio.Nursery) -> None:
         """Begins to have copied what is missing: each volume by itself, so that no slow copy holds up another volume,
         now or in a later round. Raises OSError.
         """
-        newest: dict[Identity, SnapshotId] = {}
-        for snapshot in await self._places.ram.snapshots():
-            newest[snapshot.identity] = snapshot
+        newest = await self._newest()
         alive = {member.node: member.instance for member in self._places.membership.members() if member.alive}
         for identity, copying in self._copying.items():
             # Else it would hold its turn until a deadline says what is known already, or bring what nobody wants.
@@ -90,6 +100,77 @@ class Orphans:
                 self._at_work.add(snapshot.identity)
                 nursery.start_soon(self._look_after_one, snapshot, self._troubles[snapshot.identity])
 
+    async def drain(self, seconds: float) -> None:
+        """Has copied what only nodes have that leave, as this one, and waits for that, so many seconds at most.
+
+        One copy is enough, on a node that stays or in the bucket: peers may have no room. Raises OSError.
+        """
+        membership = self._places.membership
+        unsaved: set[SnapshotId] = set()
+        begun: set[SnapshotId] = set()
+        backed_up: set[SnapshotId] = set()
+        with trio.move_on_after(seconds) as scope:
+            async with trio.open_nursery() as nursery:
+                while True:
+                    version = membership.version
+                    await self.look(nursery)
+                    unsaved = await self._unsaved() - backed_up
+                    for snapshot in unsaved - begun:
+                        begun.add(snapshot)
+                        nursery.start_soon(self._back_up, snapshot, backed_up)
+                    if not unsaved:
+                        break
+                    with trio.move_on_after(_LOOK_SOON_SECONDS):
+                        await membership.wait_changed(version)
+                nursery.cancel_scope.cancel()  # what is still being copied is not only here
+        if scope.cancelled_caught:
+            for snapshot in sorted(unsaved - backed_up):
+                log.warning("drain.ran_out", snapshot=str(snapshot), seconds=seconds, peer=0, bucket=0)
+
+    async def _unsaved(self) -> set[SnapshotId]:
+        """Newest snapshots of volumes without a tree here that no node has which stays. Raises OSError."""
+        members = self._places.membership.members()
+        may_copy = self._replicas and any(member.stays for member in members)
+        if not may_copy and self._places.bucket is None:
+            return set()  # and nothing can be done about that
+        kept = {identity for member in members if member.stays for identity in member.mounted}
+        unsaved: set[SnapshotId] = set()
+
+        async def look_at(snapshot: SnapshotId) -> None:
+            location = await self._places.membership.locate(snapshot.identity)
+            holders = holders_of(location, snapshot.number)
+            if holders is not None and not holders.staying:
+                unsaved.add(snapshot)
+
+        newest = await self._newest()
+        async with trio.open_nursery() as nursery:
+            for identity, snapshot in newest.items():
+                if identity not in kept and not self._is_kept_here(identity):
+                    nursery.start_soon(look_at, snapshot)
+        return unsaved
+
+    async def _back_up(self, snapshot: SnapshotId, backed_up: set[SnapshotId]) -> None:
+        """Brings it to the bucket, if that does not list it, or a newer one. Survives its failures."""
+        bucket, ask = self._places.bucket, self._places.ask_bucket
+        if bucket is None or ask is None:
+            return
+        try:
+            found = await ask(snapshot.identity, "")
+            if max(found.numbers, default=0) < snapshot.number:
+                manifest = await self._places.ram.manifest(snapshot)
+                if not await self._copier.copy(manifest, bucket, bucket.place, Troubles(), 0):
+                    return  # it has told why
+            backed_up.add(snapshot)
+        except (FuseTierError, OSError) as error:
+            _tell_postponed(error, snapshot=str(snapshot))
+
+    async def _newest(self) -> dict[Identity, SnapshotId]:
+        """Of each volume of which something is listed here. Raises OSError."""
+        newest: dict[Identity, SnapshotId] = {}
+        for snapshot in await self._places.ram.snapshots():
+            newest[snapshot.identity] = snapshot
+        return newest
+
     async def _look_after_one(self, snapshot: SnapshotId, troubles: Troubles) -> None:
         """Survives its failures."""
         try:
@@ -101,33 +182,35 @@ class Orphans:
 
     def _is_kept(self, identity: Identity) -> bool:
         """Whether it lives here, or somebody who is alive has it mounted."""
+        return self._is_kept_here(identity) or bool(mounted_on(self._places.membership, identity))
+
+    def _is_kept_here(self, identity: Identity) -> bool:
         volume = self._find(identity)
-        membership = self._places.membership
         return (
-            (volume is not None and ((volume.has_tree and not volume.tenure.superseded) or volume.mounting.locked()))
-            or identity in membership.mounted()
-            or bool(mounted_on(membership, identity))
-        )
+            volume is not None and ((volume.has_tree and not volume.tenure.superseded) or volume.mounting.locked())
+        ) or identity in self._places.membership.mounted()
 
     async def _look_after(self, snapshot: SnapshotId, troubles: Troubles) -> None:
         manifest = await self._places.ram.manifest(snapshot)
         location = await self._places.membership.locate(snapshot.identity)
         holders = holders_of(location, snapshot.number)
-        if location.silent:
+        own = self._places.membership.own()
+        if location.silent and own.stays:
             return  # one of them may have a newer one, or this: later
-        if holders is None or manifest.node in holders:
+        if holders is None or manifest.node in holders.staying | holders.leaving:
             return
-        own = self._places.membership.own().node
-        if min([own, *holders]) != own or len(holders) + 1 >= self._replicas:
+        good = holders.staying | ({own.node} if own.stays else frozenset())
+        wanted = self._replicas if own.stays else min(1, self._replicas)
+        if min(good or holders.leaving | {own.node}) != own.node or len(good) >= wanted:
             return
         members = {member.node: member for member in self._places.membership.members() if member.alive}
         chosen = await self._targets.of(snapshot.identity, self._owner(manifest), troubles.refusing())
-        lacking = [node for node in chosen if node in members and node not in holders]
-        for node in lacking[: self._replicas - len(holders) - 1]:
+        lacking = [node for node in chosen if node in members and node not in holders.staying | holders.leaving]
+        for node in lacking[: wanted - len(good)]:
             if self._is_kept(snapshot.identity):
                 return  # by now
-            log.info("orphan.kept", snapshot=str(snapshot), owner=manifest.node, copies=len(holders) + 1, to=node)
-            await self._copy(manifest, members[node], troubles, len(holders) + 1)
+            log.info("orphan.kept", snapshot=str(snapshot), owner=manifest.node, copies=len(good), to=node)
+            await self._copy(manifest, members[node], troubles, len(good))
 
     async def _copy(self, manifest: Manifest, member: Member, troubles: Troubles, copies: int) -> None:
         identity = manifest.id.identity
@@ -152,9 +235,11 @@ def _tell_postponed(error: Exception, **what: str) -> None:
     log.warning("orphans.postponed", reason=str(error), **what)
 
 
-def holders_of(location: Location, number: int) -> frozenset[str] | None:
-    """The live nodes that list a snapshot; None when one lists a newer: then this is no matter any more."""
-    live = [(member.node, numbers) for member, numbers in location.holders if member.alive]
+def holders_of(location: Location, number: int) -> Holders | None:
+    """Who lists a snapshot; None when a live node lists a newer one: then this is no matter any more."""
+    live = [(member, numbers) for member, numbers in location.holders if member.alive]
     if any(numbers[-1] > number for _, numbers in live):
         return None
-    return frozenset(node for node, numbers in live if number in numbers)
+    listing = [member for member, numbers in live if number in numbers]
+    staying = frozenset(member.node for member in listing if member.stays)
+    return Holders(staying, frozenset(member.node for member in listing) - staying)

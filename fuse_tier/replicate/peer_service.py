@@ -32,7 +32,7 @@ from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.bulk.format import MAX_ASKED_BLOBS, MAX_SESSION_BLOBS, decode_blob, encode_blob
 from fuse_tier.wire.bulk.sessions import Direction, Session, Sessions
 from fuse_tier.wire.grpc import Caller
-from fuse_tier.wire.members import MINOR, PROTOCOL, parse_identity
+from fuse_tier.wire.members import MINOR, PROTOCOL, domain_to_wire, parse_identity
 from fuse_tier.wire.partials import partials_from_wire, partials_to_wire
 from fuse_tier.wire.rejections import Rejections
 
@@ -107,6 +107,7 @@ class PeerService:
             mounted=sorted(map(str, own.mounted)),
             capacity_bytes=own.capacity_bytes,
             free_bytes=max(0, own.free_bytes),
+            domain=domain_to_wire(own.domain),
         )
 
     def _why_not(self, request: pb.HelloRequest, caller: Caller, own: str) -> tuple[str, FuseTierError] | None:
@@ -130,7 +131,7 @@ class PeerService:
     async def Missing(self, request: pb.BlobList, caller: Caller) -> pb.BlobList:  # noqa: N802
         """Which of these are not here yet."""
         blobs = decode_blobs(request.blobs, MAX_ASKED_BLOBS)
-        return pb.BlobList(blobs=map(encode_blob, await self._ram.missing(blobs)))
+        return pb.BlobList(blobs=map(encode_blob, await self._ram.missing(blobs, anew=True)))
 
     async def OpenPush(self, request: pb.PushRequest, caller: Caller) -> pb.Session:  # noqa: N802
         """A session in which the caller sends these blobs. Refuses what there is no room for.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from functools import partial
 from threading import Event
 
 import structlog
@@ -17,6 +18,7 @@ import trio
 from fuse_tier import metrics
 from fuse_tier.blobs import Blob
 from fuse_tier.errors import FuseTierError, TierError
+from fuse_tier.ram.scrubbed import read_scrubbed, write_scrubbed
 from fuse_tier.threads import run_interruptible
 from fuse_tier.tiers.ram import RamTier
 
@@ -32,19 +34,35 @@ _SHORTEST_PAUSE = 0.005
 
 
 class Scrubber:
-    """Of one node. ``bytes_per_second`` is how fast it reads."""
+    """Of one node. ``bytes_per_second`` is how fast it reads; ``clock`` gives seconds since 1970."""
 
-    def __init__(self, ram: RamTier, fetch: Fetch, every_seconds: float, bytes_per_second: float) -> None:
+    def __init__(
+        self,
+        ram: RamTier,
+        fetch: Fetch,
+        every_seconds: float,
+        bytes_per_second: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._ram = ram
         self._fetch = fetch
         self._every = every_seconds
         self._rate = bytes_per_second
+        self._clock = clock
         self._thread = trio.CapacityLimiter(1)
         self.lost: frozenset[Blob] = frozenset()  # set aside, and no place had them
 
     async def run(self) -> None:
-        """Runs until cancelled. The first round is due after one interval: a restart reads nothing by itself."""
-        due = trio.current_time() + self._every
+        """Runs until cancelled. A round is due one interval after the last whole one, whichever worker made that.
+
+        Where none is known of, the interval begins now: a new tier has nothing that is old.
+        """
+        started, now = trio.current_time(), self._clock()
+        since = await trio.to_thread.run_sync(read_scrubbed, self._ram.layout, now, limiter=self._thread)
+        if since is None:
+            since = now
+            await self._survive(partial(self._note, now))
+        due = started + since + self._every - now
         while True:
             with trio.move_on_at(due):
                 while True:
@@ -61,9 +79,12 @@ class Scrubber:
             metrics.error("scrub")
             log.warning("scrub.postponed", place=self._ram.place, reason=str(error))
 
+    async def _note(self, when: float) -> None:
+        await trio.to_thread.run_sync(write_scrubbed, self._ram.layout, when, limiter=self._thread)
+
     async def go_through(self) -> None:
         """One round: everything that is listed now."""
-        started, size, damaged = trio.current_time(), 0, 0
+        began, started, size, damaged = self._clock(), trio.current_time(), 0, 0
         waiting = sorted(await self._ram.named())
         while waiting:
             batch: list[Blob] = []
@@ -80,6 +101,7 @@ class Scrubber:
             damaged=damaged,
             seconds=round(trio.current_time() - started, 3),
         )
+        await self._note(began)
 
     async def _read(self, batch: Collection[Blob]) -> dict[Blob, str]:
         stop = Event()

@@ -84,13 +84,13 @@ async def awaited_snapshot(volume: Volume) -> Manifest | None:
         await trio.sleep(_RETRY_SECONDS)
 
 
-async def final_snapshot(volume: Volume) -> None:
+async def final_snapshot(volume: Volume, seconds: float = Deadline.UNMOUNT) -> None:
     """Catches up with the tree after its last writer has gone; what fails is tried again by the volume itself.
 
     Files that somebody still has open or mapped, of which nobody tells when that ends, are waited for a moment.
     """
     if volume.has_tree and volume.is_dirty:
-        with trio.move_on_after(Deadline.UNMOUNT) as scope:
+        with trio.move_on_after(seconds) as scope:
             patient_until = trio.current_time() + Deadline.HOLD
             try:
                 await awaited_snapshot(volume)
@@ -100,5 +100,5 @@ async def final_snapshot(volume: Volume) -> None:
             except (FuseTierError, OSError) as error:
                 log.warning("snapshot.postponed", identity=str(volume.identity), reason=str(error))
         if scope.cancelled_caught:
-            reason = f"its tree could not be read and hashed within {Deadline.UNMOUNT:g} s"
+            reason = f"its tree could not be read and hashed within {seconds:g} s"
             log.warning("snapshot.postponed", identity=str(volume.identity), reason=reason)

@@ -68,6 +68,7 @@ class Surplus:
 
     async def _drop(self, volume: Volume, member: Member, numbers: tuple[int, ...]) -> None:
         tier = self._fanout.places.peer(member)
+        volume.copies.lost(TierName.PEER, member.node)  # first: of a drop that nobody answers none can tell
         try:
             for number in numbers:
                 await tier.drop(SnapshotId(volume.identity, number))
@@ -75,5 +76,4 @@ class Surplus:
             metrics.error("surplus")
             log.info("surplus.postponed", identity=str(volume.identity), place=tier.place, reason=str(error))
             return
-        volume.copies.lost(TierName.PEER, member.node)
         log.info("surplus.dropped", identity=str(volume.identity), place=tier.place, snapshots=list(numbers))

@@ -150,7 +150,7 @@ class Worker:
         )
         self._inventory.backups = self._duties.backups if self._duties else None
         self._preemption = Preemption(
-            self._volumes, self._mounting, copier, self._membership.report_soon, config.drain
+            self._volumes, self._mounting, self._orphans, copier, self._membership.report_soon, config.drain
         )
         self._facts = Facts(
             self._ram,
@@ -303,7 +303,7 @@ class Worker:
 
     async def drain(self) -> None:
         """Gives the newest snapshots the configured time to get where they shall be."""
-        await self._preemption.drain()
+        await self._preemption.end()
         await self._membership.leave()
 
     async def aclose(self) -> None:

@@ -32,14 +32,19 @@ class Expected:
         self._most = most
         self._groups: dict[str, _Group] = {}  # by the blob's name
 
-    def expect(self, blobs: Collection[Blob]) -> None:
-        """These were asked for together. What is expected already stays with what it was first asked for with.
+    def expect(self, blobs: Collection[Blob], *, anew: bool = False) -> None:
+        """These were asked for together: something new (``anew``), or a part of what was begun.
 
-        Of too many, those are given up that had no sign for longest, but never these.
+        A part that is expected already stays with what it was first asked for with, and is a sign of that. What is
+        new takes over what it shares with something earlier, whose rest is not kept for its sake. Of too many, those
+        are given up that had no sign for longest, but never these.
         """
         asked = _Group(self._clock())
         for blob in blobs:
-            self._groups.setdefault(blob.name, asked).last_sign = asked.last_sign
+            if anew:
+                self._groups[blob.name] = asked
+            else:
+                self._groups.setdefault(blob.name, asked).last_sign = asked.last_sign
         if len(self._groups) > self._most:
             self._give_up(self._quietest(asked))
 

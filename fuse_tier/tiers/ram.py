@@ -46,7 +46,7 @@ class RamTier:
 
     name = TierName.RAM
 
-    def __init__(self, layout: Layout, node: str) -> None:
+    def __init__(self, layout: Layout, node: str, expected: Expected | None = None) -> None:
         self.place = f"ram of {node}"
         self.layout = layout
         self._spares = Spares(layout)
@@ -57,7 +57,7 @@ class RamTier:
         self._listed_or_collected = trio.Lock()
         self._copying = trio.CapacityLimiter(2)
         self._looking = trio.CapacityLimiter(4)  # apart, so that a look never waits for a copy
-        self._expected = Expected()
+        self._expected = expected or Expected()
         self._unfinished: list[float] = []  # when each began, by the filesystem's clock
 
     def open(self, blob: Blob) -> int:
@@ -114,9 +114,12 @@ class RamTier:
         """How much room the tmpfs has left, spares included."""
         return room_of(self.layout.root).free + sum(self._spares.sizes())
 
-    async def missing(self, blobs: Collection[Blob]) -> set[Blob]:
-        """Which of these are not here yet. Who asks brings them: ``collect`` spares them all while they come."""
-        self._expected.expect(blobs)
+    async def missing(self, blobs: Collection[Blob], *, anew: bool = False) -> set[Blob]:
+        """Which of these are not here yet. Who asks brings them: ``collect`` spares them all while they come.
+
+        ``anew`` where it is the beginning of a transfer, of which parts may be asked for again.
+        """
+        self._expected.expect(blobs, anew=anew)
         return await self._look(lambda: self._content.missing(blobs))
 
     async def absent(self, blobs: Collection[Blob]) -> set[Blob]:

@@ -174,6 +174,7 @@ class HelloReply(_message.Message):
     CAPACITY_BYTES_FIELD_NUMBER: _builtins.int
     FREE_BYTES_FIELD_NUMBER: _builtins.int
     MINOR_FIELD_NUMBER: _builtins.int
+    DOMAIN_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     cluster: _builtins.str
     node: _builtins.str
@@ -189,6 +190,10 @@ class HelloReply(_message.Message):
     def mounted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """identities mounted there"""
 
+    @_builtins.property
+    def domain(self) -> Global___Domain:
+        """as its own configuration has it (minor 9)"""
+
     def __init__(
         self,
         *,
@@ -202,10 +207,11 @@ class HelloReply(_message.Message):
         capacity_bytes: _builtins.int = ...,
         free_bytes: _builtins.int = ...,
         minor: _builtins.int = ...,
+        domain: Global___Domain | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["domain", b"domain"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bulk", b"bulk", "capacity_bytes", b"capacity_bytes", "cluster", b"cluster", "free_bytes", b"free_bytes", "instance", b"instance", "minor", b"minor", "mounted", b"mounted", "node", b"node", "protocol", b"protocol", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bulk", b"bulk", "capacity_bytes", b"capacity_bytes", "cluster", b"cluster", "domain", b"domain", "free_bytes", b"free_bytes", "instance", b"instance", "minor", b"minor", "mounted", b"mounted", "node", b"node", "protocol", b"protocol", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

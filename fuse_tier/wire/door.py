@@ -21,7 +21,7 @@ import structlog
 import trio
 
 from fuse_tier.deadlines import Deadline
-from fuse_tier.wire.rejections import Rejections
+from fuse_tier.wire.rejections import UNFINISHED, Rejections
 from fuse_tier.wire.renewal import Renewing
 from fuse_tier.wire.tls import TlsFiles, node_of, server_context
 
@@ -106,6 +106,8 @@ class Door:
             async with outer:
                 try:
                     admitted = await self._admit(outer)
+                except (trio.BrokenResourceError, OSError) as error:
+                    raise _TurnedAway(UNFINISHED, "it went away before it had said who it is") from error
                 finally:
                     self._strangers.release()
                 if admitted is not None:

@@ -16,7 +16,7 @@ from fuse_tier.members import Domain, Holdings, Location, Member, Picture, Volum
 from fuse_tier.wire import control_pb2 as pb
 
 PROTOCOL = 1  # major version of control.proto: one of another is refused at Hello
-MINOR = 8  # grows when something is added, which is then used only with those who know it
+MINOR = 9  # grows when something is added, which is then used only with those who know it
 _LONGEST_LABEL = 253
 _LONGEST_USER = 1024
 
@@ -94,7 +94,7 @@ def member_from_wire(message: pb.Member) -> Member:
 
 
 def hello_from_wire(message: pb.HelloReply, control: str, domain: Domain) -> Member:
-    """The peer that answered at ``control``, which says nothing of its domain. Raises InvalidRequest."""
+    """The peer that answered at ``control``; ``domain`` is for what it does not say. Raises InvalidRequest."""
     return Member(
         node=parse_name(message.node, "node"),
         instance=parse_name(message.instance, "instance"),
@@ -103,7 +103,7 @@ def hello_from_wire(message: pb.HelloReply, control: str, domain: Domain) -> Mem
         alive=True,
         capacity_bytes=message.capacity_bytes,
         free_bytes=message.free_bytes,
-        domain=domain,
+        domain=domain_from_wire(message.domain).or_else(domain),
         mounted=frozenset(map(parse_identity, message.mounted)),
     )
 

@@ -10,12 +10,16 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import structlog
 
 from fuse_tier import metrics
 
 log = structlog.get_logger(__name__)
+
+UNFINISHED: Final = "unfinished"
+"""The kind of those who went away before they had shown who they are."""
 
 _EVERY_SECONDS = 60.0
 _MOST_REMEMBERED = 1024
@@ -41,13 +45,17 @@ class Rejections:
         return len(self._told)
 
     def note(self, kind: str, address: str, reason: str) -> None:
-        """Somebody was turned away; ``kind`` is the metric's label, ``reason`` is for people."""
+        """Somebody was turned away; ``kind`` is the metric's label, ``reason`` is for people.
+
+        Who is ``UNFINISHED`` may be one of ours that was stopped: that is no warning.
+        """
         metrics.connection_rejected(kind)
         with self._lock:
             before = self._times_before(address.rpartition(":")[0], kind)
         if before is not None:
             more = {"times_before": before} if before else {}
-            log.warning(self._event, address=address, kind=kind, reason=reason, **more)
+            tell = log.info if kind == UNFINISHED else log.warning
+            tell(self._event, address=address, kind=kind, reason=reason, **more)
 
     def _times_before(self, host: str, kind: str) -> int | None:
         """How often it was not told since it was told last; None when it is not to be told now."""

@@ -20,6 +20,7 @@ from fuse_tier import failpoints
 from fuse_tier.localcluster import LocalNode, NotStarted
 from tests.chaos.jobs import touching
 from tests.chaos.world import World
+from tests.harness import needs
 from tests.harness.waiting import until
 
 _WORKER = "fuse_tier.replicate"
@@ -145,9 +146,10 @@ async def fill_it_up(world: World, node: LocalNode) -> None:
 
 async def move_its_clock(world: World, node: LocalNode) -> None:
     """It starts again with a clock that is a day off, and so it goes on."""
-    library = faketime()
+    library = needs.faketime()
+    assert library is not None
     await node.kill()
-    if library is not None and "LD_PRELOAD" not in node.family.environment:
+    if "LD_PRELOAD" not in node.family.environment:
         days = world.rng.choice(("-1d", "+1d"))
         node.family.environment |= {"LD_PRELOAD": library, "FAKETIME": days, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
     else:
@@ -212,13 +214,8 @@ FAULTS: tuple[Fault, ...] = (
     kill_the_coordinator,
     freeze_the_coordinator,
 )
-
-
-def faketime() -> str | None:
-    """The library that gives a process another clock (Debian's package libfaketime), if it is here."""
-    for place in Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"):
-        return str(place)
-    return None
+LEFT_OUT = {move_its_clock.__name__: reason} if (reason := needs.missing("faketime")) else {}
+POSSIBLE = tuple(fault for fault in FAULTS if fault.__name__ not in LEFT_OUT)
 
 
 async def inflict(world: World, fault: Fault) -> None:
@@ -226,6 +223,7 @@ async def inflict(world: World, fault: Fault) -> None:
     node = world.rng.choice(world.healthy())
     world.faults[fault.__name__] += 1
     world.note(f"{fault.__name__} {node.name}")
+    world.amid_content += world.receives_large_content()
     world.sick.add(node.name)
     try:
         await fault(world, node)

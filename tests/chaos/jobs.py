@@ -30,12 +30,11 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 _FILES = 4
-_LARGEST_BYTES = 96 << 10
+_SMALL_BYTES = 96 << 10  # at most
 _PAUSE_SECONDS = 0.3
 _ACKNOWLEDGE_SECONDS = 20.0
 _TOUCH_SECONDS = 15.0  # an operation on a mount whose node is frozen
 _MOUNT_SECONDS = 40.0
-_KEPT_STEPS = 100
 
 
 class Lost(AssertionError):
@@ -47,6 +46,8 @@ class Job:
     """One job with one volume."""
 
     identity: str
+    large_bytes: int = 0  # of one more file of each step
+    kept_steps: int = 100
     node: LocalNode | None = None
     mount: Path | None = None
     acknowledged: dict[int, int] = field(default_factory=dict)  # step -> which attempt at it
@@ -121,7 +122,7 @@ class Job:
                 raise Lost(
                     f"{self.identity}: step {step} is attempt {attempt}, not {self.acknowledged[step]}: {tree}"
                 )
-            for name, content in _content(self.identity, step, attempt).items():
+            for name, content in self._content(step, attempt).items():
                 if (path / name).read_bytes() != content:
                     raise Lost(f"{self.identity}: {path / name} is not what was saved")
             self.verified += 1
@@ -134,33 +135,41 @@ class Job:
         self._step += 1
         self._attempts += 1
         step, attempt = self._step, self._attempts
-        await touching(partial(_write, self.identity, mount, step, attempt))
-        old = [one for one in self.acknowledged if one <= step - _KEPT_STEPS]
-        for one in old:
+        await touching(partial(_write, mount, step, self._content(step, attempt), attempt))
+        oldest = step - self.kept_steps + 1
+        for one in [one for one in self.acknowledged if one < oldest]:
             del self.acknowledged[one]  # before it is removed
-            await touching(partial(shutil.rmtree, mount / str(one)))
+        await touching(partial(_remove_before, mount, oldest))
         await node.wait(self.identity, "peer", _ACKNOWLEDGE_SECONDS)
         if self.mount == mount:
             self.acknowledged[step] = attempt
             world.acknowledged += 1
 
+    def _content(self, step: int, attempt: int) -> dict[str, bytes]:
+        drawn = random.Random(f"{self.identity} {step} {attempt}")
+        files = {f"rank_{rank}.bin": drawn.randbytes(drawn.randrange(_SMALL_BYTES)) for rank in range(_FILES)}
+        large = {"large.bin": drawn.randbytes(self.large_bytes)} if self.large_bytes else {}
+        return {**files, **large, "empty": b"", "same": b"shared by all steps" * 1000}
 
-def _content(identity: str, step: int, attempt: int) -> dict[str, bytes]:
-    drawn = random.Random(f"{identity} {step} {attempt}")
-    files = {f"rank_{rank}.bin": drawn.randbytes(drawn.randrange(_LARGEST_BYTES)) for rank in range(_FILES)}
-    return {**files, "empty": b"", "same": b"shared by all steps" * 1000}
 
-
-def _write(identity: str, mount: Path, step: int, attempt: int) -> None:
+def _write(mount: Path, step: int, files: dict[str, bytes], attempt: int) -> None:
     temporary = mount / f"{step}.tmp"
     for stale in (temporary, mount / str(step)):
         if stale.exists():
             shutil.rmtree(stale)
     temporary.mkdir()
-    for name, content in _content(identity, step, attempt).items():
+    for name, content in files.items():
         (temporary / name).write_bytes(content)
     (temporary / "attempt").write_text(str(attempt))
     os.rename(temporary, mount / str(step))
+
+
+def _remove_before(mount: Path, oldest: int) -> None:
+    """Steps, whole or not, acknowledged or not."""
+    for path in mount.iterdir():
+        number = path.name.removesuffix(".tmp")
+        if number.isdigit() and int(number) < oldest:
+            shutil.rmtree(path)
 
 
 async def touching(work: Callable[[], T]) -> T:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
+import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -15,9 +18,10 @@ import pytest
 import trio
 
 from fuse_tier import failpoints
-from tests.chaos.faults import FAULTS, Fault, inflict
+from tests.chaos.faults import LEFT_OUT, POSSIBLE, Fault, inflict
 from tests.chaos.jobs import Job
 from tests.chaos.world import REPLICAS, World
+from tests.harness import needs
 from tests.harness.clusters import Clusters
 from tests.harness.logs import ExpectedLogs
 from tests.harness.network import network
@@ -27,6 +31,9 @@ pytestmark = [pytest.mark.fuse, pytest.mark.root, pytest.mark.namespaces]
 
 _NODES = ("a", "b", "c", "d", "e")
 _JOBS = 3
+_LARGE_BYTES = 32 << 20  # what is broken off in the middle of this is kept, and goes on from there
+_LARGE_KEPT_STEPS = 3
+_BULK = "400Mbps"  # so that something is on its way most of the time
 _AT_ONCE = 2
 # Whatever a node has to say of faults, but no defect: those come with a traceback, or under these names.
 _SAID_OF_FAULTS = r"(?!volume\.task_failed)[a-z_]+\.[a-z_.]+"
@@ -46,7 +53,7 @@ async def test_twenty_faults_lose_nothing(
 async def test_two_hundred_faults_lose_nothing(
     make_cluster: Clusters, expected_logs: ExpectedLogs, rng: random.Random, tmp_path: Path
 ) -> None:
-    await _survive(200, make_cluster, expected_logs, rng, tmp_path)
+    await _survive(200, make_cluster, expected_logs, rng, tmp_path, to_the_last_part=True)
 
 
 @pytest.mark.chaos
@@ -55,7 +62,23 @@ async def test_two_hundred_faults_lose_nothing(
 async def test_after_each_fault_by_itself_all_is_again_as_it_is_configured(
     make_cluster: Clusters, expected_logs: ExpectedLogs, rng: random.Random, tmp_path: Path
 ) -> None:
-    await _survive(0, make_cluster, expected_logs, rng, tmp_path, one_by_one=dict.fromkeys(FAULTS))
+    each = dict.fromkeys(POSSIBLE)
+    await _survive(0, make_cluster, expected_logs, rng, tmp_path, one_by_one=each, to_the_last_part=True)
+
+
+@pytest.mark.faketime
+def test_a_node_can_be_given_another_clock() -> None:
+    """Else one fault is left out of the others: this test is skipped then, or fails, for all to see."""
+    library = needs.faketime()
+    assert library is not None
+    told = subprocess.run(
+        ["date", "+%s"],
+        env={**os.environ, "LD_PRELOAD": library, "FAKETIME": "+1d"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(told.stdout) > time.time() + 12 * 3600
 
 
 async def _survive(
@@ -64,13 +87,17 @@ async def _survive(
     expected_logs: ExpectedLogs,
     rng: random.Random,
     tmp_path: Path,
+    *,
     one_by_one: Iterable[Fault] = (),
+    to_the_last_part: bool = False,
 ) -> None:
     expected_logs.allow(_SAID_OF_FAULTS, *_SAID_BY_ONE_OF_A_TAKEN_NAME)
     async with _world(make_cluster, rng) as world:
         try:
             await _play(world, faults, one_by_one)
             await _verify(world, tmp_path)
+            if to_the_last_part:
+                await world.until_no_part_of_a_blob_stays(large=True)
         except BaseException:
             world.note(f"at the end: {world.picture()}")
             (tmp_path / "events.txt").write_text("\n".join(world.events))
@@ -94,11 +121,14 @@ async def _world(make_cluster: Clusters, rng: random.Random) -> AsyncIterator[Wo
         assert cluster.coordinator
         cluster.coordinator.config["lease"] = 2.0
         for node in cluster:
+            node.config["limits"] = {"bulk": _BULK}
             node.family.environment[failpoints.VARIABLE] = str(node.directory / "failpoint")
             if rng.random() < 0.5:
                 node.config["restoreAtOnce"] = "0"  # content comes behind the mount, however little it is
         await cluster.start()
-        yield World(cluster, wires, rng, [Job(f"default/job/{number}") for number in range(_JOBS)])
+        jobs = [Job(f"default/job/{number}") for number in range(_JOBS - 1)]
+        jobs.append(Job(f"default/job/{_JOBS - 1}", _LARGE_BYTES, _LARGE_KEPT_STEPS))
+        yield World(cluster, wires, rng, jobs)
         await cluster.clean_up()
 
 
@@ -121,7 +151,7 @@ def _draw(rng: random.Random, count: int) -> list[Fault]:
     """Faults in a random order, in which each comes about equally often."""
     drawn: list[Fault] = []
     while len(drawn) < count:
-        drawn += rng.sample(FAULTS, len(FAULTS))
+        drawn += rng.sample(POSSIBLE, len(POSSIBLE))
     return drawn[:count]
 
 
@@ -155,6 +185,8 @@ async def _verify(world: World, place: Path) -> None:
     figures = {
         "faults": world.faults.total(),
         "by kind": dict(world.faults),
+        "left out": LEFT_OUT,
+        "in the middle of large content": world.amid_content,
         "acknowledged": world.acknowledged,
         "kept": sum(len(job.acknowledged) for job in world.jobs),
         "verified": read,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from fuse_tier.errors import FuseTierError
 from fuse_tier.localcluster import LocalCluster, LocalNode
 from fuse_tier.localcluster.processes import detach_mounts
 from fuse_tier.ram.layout import Layout
+from fuse_tier.ram.partials import SMALLEST_KEPT
 from tests.chaos.jobs import Job
 from tests.harness.checker import broken_in_ram, listed
 from tests.harness.network import Network
@@ -21,6 +23,8 @@ from tests.harness.waiting import until
 REPLICAS = 2
 _STANDSTILL_SECONDS = 90.0  # a machine may be as slow as it likes; one that gets nowhere does not converge
 _POLL_SECONDS = 0.2
+_PARTS_STAY_SECONDS = 30.0
+_BEGINNINGS_STAY_SECONDS = 240.0  # they are kept for two minutes, and cleared away some time after
 
 
 @dataclass(slots=True)
@@ -40,6 +44,7 @@ class World:
     acknowledged: int = 0
     convergences: list[float] = field(default_factory=list)  # seconds
     faults: Counter[str] = field(default_factory=Counter)
+    amid_content: int = 0  # faults that began while a node was receiving a large file
     events: list[str] = field(default_factory=list)
 
     def note(self, text: str) -> None:
@@ -108,21 +113,33 @@ class World:
         copies = sum(max(node[job.identity], default=0) >= number for node in self.picture().values())
         return copies >= REPLICAS + (job.mount is not None)
 
-    async def until_no_part_of_a_blob_stays(self) -> None:
-        """Waits until nothing lies in ``incoming`` that has lain there: jobs go on, and copies with them."""
-        seen = self._parts()
+    async def until_no_part_of_a_blob_stays(self, *, large: bool = False) -> None:
+        """Waits until nothing lies in ``incoming`` that has lain there: jobs go on, and copies with them.
+
+        Of ``large`` ones the beginning is kept for some minutes on purpose (ram/partials.py).
+        """
+        seen = self._parts(large=large)
 
         async def are_gone() -> bool:
-            return not seen & self._parts()
+            return not seen & self._parts(large=large)
 
         try:
-            await until(are_gone)
+            await until(are_gone, _BEGINNINGS_STAY_SECONDS if large else _PARTS_STAY_SECONDS)
         except trio.TooSlowError:
-            self.note(f"parts of blobs stay: {sorted(seen & self._parts())}")
+            self.note(f"parts of blobs stay: {sorted(seen & self._parts(large=large))}")
             raise
 
-    def _parts(self) -> set[str]:
-        return {str(path) for node in self.cluster for path in Path(_layout(node).incoming).glob("*")}
+    def receives_large_content(self) -> bool:
+        """Whether a node has a part of some, or keeps a beginning."""
+        return bool(self._parts(large=True))
+
+    def _parts(self, *, large: bool = False) -> set[str]:
+        found: set[str] = set()
+        for path in (path for node in self.cluster for path in Path(_layout(node).incoming).glob("*")):
+            with suppress(FileNotFoundError):
+                if (path.stat().st_size >= SMALLEST_KEPT) is large:
+                    found.add(str(path))
+        return found
 
     def broken(self) -> list[str]:
         """What is listed anywhere and is not there."""

@@ -13,10 +13,11 @@ import trio
 from fuse_tier.deadlines import Deadline
 from fuse_tier.localcluster import LocalCluster, LocalNode
 from fuse_tier.logs import LEVEL_VARIABLE
-from tests.e2e.jobs import A_NODE_DIED, JOB, layout_of
+from tests.e2e.jobs import A_NODE_DIED, JOB, checkpoint_of, layout_of, save
 from tests.harness.checker import listed
 from tests.harness.clusters import Clusters
 from tests.harness.logs import ExpectedLogs
+from tests.harness.trees import Node, tree_of
 from tests.harness.waiting import until
 
 pytestmark = [pytest.mark.fuse]
@@ -46,6 +47,47 @@ async def test_a_notice_has_everything_copied_and_a_stop_does_so_too(
     tree = tmp_path / "restored"
     await cluster["b"].restore(JOB, tree)
     assert sorted(path.name for path in tree.iterdir()) == ["after", "before"]
+
+
+async def test_what_is_left_of_a_node_that_is_gone_outlives_those_that_hold_it_and_leave(
+    make_cluster: Clusters, expected_logs: ExpectedLogs, tmp_path: Path
+) -> None:
+    """Nobody has mounted the volume again: one node with its copy gets a notice, and the next one is stopped."""
+    expected_logs.allow("node.preempted", *A_NODE_DIED)
+    cluster = await make_cluster("a", "b", "c", "d", bucket=False, start=False)
+    for name in "bcd":
+        cluster[name].config["preemption"] = str(tmp_path / name)
+    await cluster.start()
+    written = await _save_on_two_nodes(cluster["a"], cluster.mountpoint("a"))
+    (first,) = _holding(cluster, "bcd")
+    await until(partial(_is_known, cluster, "a"))  # else all that speaks for the copy is who has it (decision 0038)
+    await cluster["a"].lose_ram()
+    (tmp_path / first).touch()
+    others = "bcd".replace(first, "")
+    await until(partial(_is_held, cluster, others), 60)
+    (second,) = _holding(cluster, others)
+    await cluster[first].lose_ram()
+    assert await cluster[second].stop() == 0
+    last = others.replace(second, "")
+    await cluster[last].restore(JOB, tmp_path / "restored")
+    assert tree_of(tmp_path / "restored") == written
+
+
+async def test_the_last_node_that_holds_what_is_left_of_another_brings_it_to_the_bucket(
+    make_cluster: Clusters, expected_logs: ExpectedLogs, tmp_path: Path
+) -> None:
+    expected_logs.allow(*A_NODE_DIED)
+    cluster = await make_cluster("a", "b", start=False)
+    bucket = cluster["a"].config.pop("bucket")  # only the other one reaches it
+    await cluster.start()
+    written = await _save_on_two_nodes(cluster["a"], cluster.mountpoint("a"))
+    await cluster["a"].lose_ram()
+    await until(partial(_is_alone, cluster["b"]))
+    assert await cluster["b"].stop() == 0
+    await cluster["b"].lose_ram()
+    await cluster["a"].start(bucket=bucket)
+    await cluster["a"].restore(JOB, tmp_path / "restored")
+    assert tree_of(tmp_path / "restored") == written
 
 
 async def test_a_stop_does_not_wait_for_peers_that_are_gone_longer_than_it_was_told(
@@ -97,6 +139,33 @@ async def test_what_is_complete_goes_first_and_of_that_the_newest(
     begun = [Path(line["snapshot"].partition("@")[0]).name for line in _said(a, "copy.begun")]
     assert {*begun[:2]} == {"ahead", "beside"}
     assert begun[2:] == ["third", "second", "first", "first"]
+
+
+async def _save_on_two_nodes(node: LocalNode, mount: Path) -> dict[str, Node]:
+    await node.mount(JOB, mount)
+    save(checkpoint_of(1), mount)
+    await node.wait(JOB, "peer", 60)
+    return tree_of(mount)
+
+
+def _holding(cluster: LocalCluster, names: str) -> list[str]:
+    return [name for name in names if _newest(cluster[name])]
+
+
+async def _is_held(cluster: LocalCluster, names: str) -> bool:
+    return bool(_holding(cluster, names))
+
+
+async def _is_known(cluster: LocalCluster, holder: str) -> bool:
+    """Whether the coordinator has heard that a node has a snapshot."""
+    assert cluster.coordinator
+    volumes = (await cluster.coordinator.picture()).volumes
+    return any(holder == one.member.node for volume in volumes for one in volume.holders)
+
+
+async def _is_alone(node: LocalNode) -> bool:
+    """Whether it has heard that all others are gone."""
+    return not any(tier["tier"] == "peer" for tier in (await node.status())["tiers"])
 
 
 def _volume(name: str) -> str:

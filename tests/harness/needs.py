@@ -21,7 +21,7 @@ from csi.local.pod import control_groups
 REQUIRE = "FUSE_TIER_REQUIRE"
 NEEDS = (
     "root", "fuse", "namespaces", "csi_sanity", "kube", "jobset", "promtool", "images", "cgroups", "sidecars",
-    "torch", "trainers",
+    "torch", "trainers", "faketime",
 )  # fmt: skip
 SIDECARS = ("csi-node-driver-registrar", "livenessprobe")
 JOBSET_CRD = TOOLS / "jobset/crd.yaml"
@@ -44,6 +44,7 @@ def missing(need: str) -> str | None:
         "sidecars": _missing_sidecars,
         "torch": _missing_torch,
         "trainers": _missing_trainers,
+        "faketime": _missing_faketime,
     }
     return looks[need]()
 
@@ -118,6 +119,15 @@ def _missing_torch() -> str | None:
 def _missing_trainers() -> str | None:
     absent = [name for name in ("torch", "lightning", "transformers", "accelerate") if not find_spec(name)]
     return f"needs what make test does not install: pip install {' '.join(absent)}" if absent else None
+
+
+def faketime() -> str | None:
+    """The library that gives a process another clock, if it is here."""
+    return next((str(place) for place in Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), None)
+
+
+def _missing_faketime() -> str | None:
+    return None if faketime() else "needs libfaketime (Debian's package libfaketime)"
 
 
 def _missing_sidecars() -> str | None:

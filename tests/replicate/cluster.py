@@ -74,8 +74,8 @@ class StandingMembership(RosterMembership):
     """Knows what a test tells it, and asks the peers' tiers what they list."""
 
     def __init__(self, neighbourhood: Neighbourhood) -> None:
-        facts = LocalFacts(GIB, GIB)
-        super().__init__(OwnNode("a", "a1", "default", "a:1", "a:2", Domain(), lambda: facts, None))
+        self.facts = LocalFacts(GIB, GIB)
+        super().__init__(OwnNode("a", "a1", "default", "a:1", "a:2", Domain(), lambda: self.facts, None))
         self._neighbourhood = neighbourhood
         self.successors: dict[Identity, str] = {}
         self.copied = 0
@@ -157,6 +157,13 @@ class Neighbourhood:
         """A peer is gone with its RAM."""
         self.peers[name] = MemoryPeer()
         self.change(name, alive=False)
+
+    def leave(self, name: str = "a") -> None:
+        """A node is about to be taken away."""
+        if name == "a":
+            self.membership.facts = LocalFacts(0, 0)
+        else:
+            self.change(name, capacity_bytes=0, free_bytes=0)
 
     def come_back(self, name: str) -> None:
         """A peer runs again, as another instance."""

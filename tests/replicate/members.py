@@ -21,7 +21,7 @@ from fuse_tier.replicate.membership import Membership, build_membership
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.control_pb2_grpc import add_PeerServicer_to_server
 from fuse_tier.wire.grpc import Caller, serve
-from fuse_tier.wire.members import PROTOCOL
+from fuse_tier.wire.members import PROTOCOL, domain_to_wire
 
 LEASE = 2.0
 NOTHING = LocalFacts(1000, 500)
@@ -48,6 +48,7 @@ class Node:
             bulk=str(self.config.listen.bulk),
             mounted=sorted(map(str, self.membership.mounted())),
             capacity_bytes=1000,
+            domain=domain_to_wire(self.membership.own().domain),
         )
 
     async def Snapshots(self, request: pb.SnapshotsRequest, caller: Caller) -> pb.SnapshotsReply:  # noqa: N802

@@ -1,25 +1,24 @@
-"""In which order the content of a restored tree comes, and what becomes of content that does not."""
+"""In which order the content of a restored tree comes, and that what is opened meanwhile is not sent twice."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection
+import os
+from collections.abc import Collection
 
 import pytest
 import trio
 from trio.testing import MockClock
 
 from fuse_tier.blobs import Blob, Progress, Sink
-from fuse_tier.deadlines import Deadline
-from fuse_tier.errors import TierUnavailable
 from fuse_tier.replicate.choice import Chosen
 from fuse_tier.replicate.filling import Filling, as_wanted
 from fuse_tier.replicate.restore import Restorer
-from fuse_tier.replicate.settling import keep_snapshots
 from fuse_tier.tiers.base import Fetched, TierName, no_progress
-from tests.harness.logs import ExpectedLogs
-from tests.harness.snapshots import keep
-from tests.replicate.cluster import MemoryPeer, Neighbourhood
+from fuse_tier.tiers.memory import MemoryTier
 from tests.replicate.conftest import IDENTITY, LINEAGE, Bench
+from tests.replicate.test_restore import Node, save
+from tests.replicate.test_restore import bucket as bucket
+from tests.replicate.test_restore import node as node
 
 WAITING = {Blob(bytes([inode] * 16), 1): [inode] for inode in range(10, 20)}
 
@@ -40,110 +39,122 @@ def test_after_one_alone_what_was_made_after_it_comes() -> None:
     assert wanted_after(18) == [18, 19, 17, 16, 15, 14, 13, 12, 11, 10]
 
 
-class Answering(MemoryPeer):
-    """A peer that may be away."""
+LONG_SECONDS = 60.0  # of trio's clock, which does not wait
+LARGE_BYTES = 17 << 20  # each is a part by itself
 
-    answers = True
+
+class SlowPeer(MemoryTier):
+    """Stops in the middle of what it is asked for first, until it may go on. Gives nothing twice."""
+
+    def __init__(self) -> None:
+        super().__init__(TierName.PEER, "a peer")
+        self.asked: list[Blob] = []
+        self.stops = 1  # of so many questions
+        self.is_at_it = trio.Event()
+        self.may_go_on = trio.Event()
+        self.has_given = trio.Event()  # something at which it did not stop
 
     async def fetch(self, blobs: Collection[Blob], sink: Sink, progress: Progress = no_progress) -> Fetched:
-        if not self.answers:
-            raise TierUnavailable(f"{self.place} does not answer")
-        return await super().fetch(blobs, sink, progress)
-
-
-async def nothing_to_give_up(size: int) -> int:
-    return 0
+        self.stops -= 1
+        for blob in blobs:
+            assert blob not in self.asked, "it is sent twice"
+            self.asked.append(blob)
+        if self.stops < 0:
+            given = await super().fetch(blobs, sink, progress)
+            self.has_given.set()
+            return given
+        (blob,) = blobs
+        incoming, content = sink.create(blob), self.blobs.contents[blob]
+        os.pwrite(incoming.fd, content[: blob.size // 2], 0)
+        if not self.stops:
+            self.is_at_it.set()
+        await self.may_go_on.wait()
+        os.pwrite(incoming.fd, content[blob.size // 2 :], blob.size // 2)
+        incoming.accept()
+        return Fetched(frozenset(blobs), {})
 
 
 class Restoring:
-    """Node ``a`` is restored from ``c``, which is away before it has given anything; ``d`` has room for copies."""
+    """A volume that is mounted, and whose content is to come from a slow peer."""
 
-    def __init__(self, bench: Bench) -> None:
-        self.bench = bench
-        self.around = Neighbourhood(bench, "cd", 1)
-        self.source = Answering()
-        self.around.peers["c"] = self.source
-        for name, peer in self.around.peers.items():
-            peer.place = f"peer {name}"
-        self.restorer = Restorer(bench.layout, self.around.places, "a", trio.CapacityLimiter(2), at_once_bytes=0)
-        self.filling = Filling(bench.layout, bench.ram, self.restorer, nothing_to_give_up, nothing_to_give_up)
+    def __init__(self, node: Node, peer: SlowPeer) -> None:
+        self.peer = peer
+        self.ram, self.volume, self.tree = node.ram, node.volume, node.tree
+        self._restorer = Restorer(node.layout, node.places, "c", trio.CapacityLimiter(2), at_once_bytes=0)
+        self._filling = Filling(node.layout, node.ram, self._restorer, _there_is_room, _there_is_room)
 
-    async def begin(self) -> None:
-        """The names are there, and who has the content goes."""
-        saved = await keep(self.source, {"weights": b"0123"}, identity=IDENTITY)
-        chosen = Chosen(saved, (self.around.places.peer(self.around.members["c"]),), saved.id.number)
-        await self.restorer.into_volume(self.bench.volume, chosen, LINEAGE)
-        self.source.answers = False
-        self.around.change("c", alive=False)
+    async def begin(self, bench: Bench, files: dict[str, bytes]) -> None:
+        saved = await save(bench, self.peer, files)
+        await self._restorer.into_volume(self.volume, Chosen(saved, (self.peer,)), LINEAGE)
 
-    def come_back(self) -> None:
-        """With its RAM."""
-        self.source.answers = True
-        self.around.come_back("c")
+    async def open(self, name: str) -> bytes:
+        await self._filling.materialize(self.volume, (self.tree / name).stat().st_ino)
+        return (self.tree / name).read_bytes()
 
-    async def until(self, fact: Callable[[], Awaitable[bool]], clock: MockClock) -> None:
-        """Time passes until something is so."""
-        while not await fact():
-            clock.jump(0.1)
-            await trio.testing.wait_all_tasks_blocked()
+    async def bring_all(self) -> None:
+        """The background, until all is here."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._filling.keep_filled, self.volume)
+            while self.volume.coming is not None:
+                await self.volume.news.wait_beyond(self.volume.news.version)
+            nursery.cancel_scope.cancel()
 
 
-async def test_what_only_a_node_had_that_died_is_given_up_and_what_the_job_has_saved_is_copied(
-    bench: Bench, nursery: trio.Nursery, mock_clock: MockClock, expected_logs: ExpectedLogs
+async def _there_is_room(size: int) -> int:
+    await trio.lowlevel.checkpoint()
+    return size
+
+
+@pytest.fixture
+def restoring(node: Node) -> Restoring:
+    return Restoring(node, SlowPeer())
+
+
+async def test_what_is_opened_while_it_comes_is_waited_for(
+    bench: Bench, restoring: Restoring, autojump_clock: MockClock
 ) -> None:
-    expected_logs.allow("restore.place_failed", "restore.file_lost", "copy.failed")
-    restoring, volume = Restoring(bench), bench.volume
-    await restoring.begin()
-    for keeps in (restoring.filling.keep_filled, restoring.around.fanout.keep_peers, keep_snapshots):
-        nursery.start_soon(keeps, volume)
-    (bench.tree / "saved").write_bytes(b"before it was given up")
-    volume.changes.announce()
+    content = b"model" * 10_000
+    await restoring.begin(bench, {"model": content})
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(restoring.bring_all)
+        await restoring.peer.is_at_it.wait()
+        opened: list[bytes] = []
 
-    async def is_copied() -> bool:
-        peer = restoring.around.peers["d"]
-        listed = [await peer.manifest(snapshot) for snapshot in await peer.snapshots(IDENTITY)]
-        return any(entry.path == b"saved" for manifest in listed for entry in manifest.entries)
+        async def open_it() -> None:
+            opened.append(await restoring.open("model"))
 
-    async def has_begun() -> bool:
-        return volume.newest is not None and volume.newest.id.number > 1
-
-    await restoring.until(has_begun, mock_clock)
-    await restoring.until(is_copied, mock_clock)
-    assert trio.current_time() > Deadline.RETURN  # it might have come back before
-    inode = (bench.tree / "weights").stat().st_ino
-    assert volume.is_remote(inode)
-
-    restoring.come_back()
-    await restoring.filling.materialize(volume, inode)
-    assert (bench.tree / "weights").read_bytes() == b"0123"
+        nursery.start_soon(open_it)
+        await trio.sleep(LONG_SECONDS)
+        assert not opened
+        restoring.peer.may_go_on.set()
+    assert opened == [content]
 
 
-@pytest.mark.parametrize("who", ["the bucket", "a node that cannot be asked"])
-async def test_what_somebody_may_have_is_not_given_up_however_long_that_one_is_out_of_reach(
-    who: str, bench: Bench, nursery: trio.Nursery, mock_clock: MockClock, expected_logs: ExpectedLogs
+async def test_what_was_opened_first_the_background_leaves_out_and_waits_for(
+    bench: Bench, restoring: Restoring, autojump_clock: MockClock
 ) -> None:
-    expected_logs.allow("restore.place_failed")
-    restoring, far = Restoring(bench), Answering()
-    await restoring.begin()
-    if who == "the bucket":
-        far.name, far.place, far.answers = TierName.BUCKET, who, False
-        far.blobs = restoring.source.blobs
-        restoring.around.places.bucket = far
-    else:
-        restoring.around.membership.silent = ("node c",)
-        bench.volume.coming = Chosen(None)  # as a worker finds it that starts in the middle
-    nursery.start_soon(restoring.filling.keep_filled, bench.volume)
+    files = {"opened": b"opened" * 10_000, "other": b"other" * 10_000}
+    await restoring.begin(bench, files)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(restoring.open, "opened")
+        await restoring.peer.is_at_it.wait()
+        nursery.start_soon(restoring.bring_all)
+        await restoring.peer.has_given.wait()
+        restoring.peer.may_go_on.set()
+    assert {path.name: path.read_bytes() for path in restoring.tree.iterdir()} == files
+    assert [snapshot.number for snapshot in await restoring.ram.snapshots(IDENTITY)] == [1]
 
-    async def has_waited() -> bool:
-        return trio.current_time() > 10 * Deadline.RETURN
 
-    async def is_here() -> bool:
-        return bench.volume.coming is None
-
-    await restoring.until(has_waited, mock_clock)
-    if who == "the bucket":
-        far.answers = True
-    else:
-        restoring.come_back()
-    await restoring.until(is_here, mock_clock)
-    assert (bench.tree / "weights").read_bytes() == b"0123"
+async def test_what_was_opened_before_the_background_came_to_it_is_not_asked_for_again(
+    bench: Bench, restoring: Restoring, autojump_clock: MockClock
+) -> None:
+    files = {f"rank_{number}": bytes([number]) * LARGE_BYTES for number in range(5)}
+    await restoring.begin(bench, files)
+    restoring.peer.stops = 2  # as many as one peer is asked at once
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(restoring.bring_all)
+        await restoring.peer.is_at_it.wait()
+        last = max(files, key=lambda name: (restoring.tree / name).stat().st_ino)
+        assert await restoring.open(last) == files[last]
+        restoring.peer.may_go_on.set()
+    assert {path.name: path.read_bytes() for path in restoring.tree.iterdir()} == files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import trio
@@ -10,14 +11,14 @@ import trio
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import IdentityBusy, TierRefused
 from fuse_tier.localcluster.ports import free_ports
-from fuse_tier.members import LocalFacts
+from fuse_tier.members import Domain, LocalFacts
 from fuse_tier.replicate.membership import build_membership
 from tests.harness.logs import ExpectedLogs
 from tests.harness.waiting import until as until_so
 from tests.replicate.members import LLAMA, Cluster, Node, raising, until
 
 
-async def start_peers(cluster: Cluster, *names: str) -> list[Node]:
+async def start_peers(cluster: Cluster, *names: str, **more: Any) -> list[Node]:
     controls = dict(zip(names, free_ports(len(names)), strict=True))
     nodes = []
     for name in names:
@@ -26,6 +27,7 @@ async def start_peers(cluster: Cluster, *names: str) -> list[Node]:
             name,
             listen={"control": f"127.0.0.1:{controls[name]}", "bulk": f"127.0.0.1:{bulk}"},
             peers=[f"127.0.0.1:{port}" for other, port in controls.items() if other != name],
+            **more,
         )
         nodes.append(await cluster.start(name, config=config))
     return nodes
@@ -38,6 +40,13 @@ async def test_peers_learn_of_each_other(cluster: Cluster, expected_logs: Expect
     assert (seen.node, seen.control) == ("b", str(b.config.listen.control))
     await b.die()
     await until(a.membership, lambda members: not members[0].alive)
+
+
+async def test_peers_learn_what_each_other_fails_together_with(cluster: Cluster, expected_logs: ExpectedLogs) -> None:
+    expected_logs.allow("membership.peer_unavailable")
+    a, _ = await start_peers(cluster, "a", "b", domain={"zone": "z1", "pool": "p1"})
+    (seen,) = await until(a.membership, lambda members: bool(members) and members[0].alive)
+    assert seen.domain == a.membership.own().domain == Domain("z1", "p1", "127.0.0.1")
 
 
 async def test_peers_refuse_each_other_what_is_mounted(cluster: Cluster, expected_logs: ExpectedLogs) -> None:

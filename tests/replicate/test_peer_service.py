@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
@@ -23,6 +25,7 @@ from fuse_tier.members import Member
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.tmpfs import create_directories
 from fuse_tier.replicate.peer_service import PeerService, decode_blobs
+from fuse_tier.tiers.expected import Expected
 from fuse_tier.tiers.ram import RamTier
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.bulk.format import MAX_ASKED_BLOBS, MAX_SESSION_BLOBS, encode_blob
@@ -124,6 +127,27 @@ async def test_so_much_may_be_asked_for_in_one_call_and_no_more(service: PeerSer
     assert len((await service.Missing(pb.BlobList(blobs=blobs[1:]), SOMEBODY)).blobs) == MAX_ASKED_BLOBS
     with pytest.raises(InvalidRequest, match="16385 blobs in one call are more than the 16384"):
         await service.Missing(pb.BlobList(blobs=blobs), SOMEBODY)
+
+
+async def test_what_the_first_session_of_a_slow_transfer_brought_stays_until_the_last_is_over(
+    ram: RamTier, sessions: Sessions
+) -> None:
+    now = 0.0
+    tier = RamTier(ram.layout, "b", Expected(lambda: now))
+    service = PeerService(tier, sessions, lambda: OWN, "test", secure=False, encrypt=False)
+    source = holding([b"0123", b"4567"])
+    first, second = (encode_blob(blob) for blob in source.contents)
+    await service.Missing(pb.BlobList(blobs=[first, second]), SOMEBODY)
+    for number, part in enumerate((first, second, second)):
+        now = 500.0 * number
+        await service.OpenPush(pb.PushRequest(blobs=[part], may_leave_out=True), SOMEBODY)
+        await tier.store(list(source.contents)[:1], source)
+    written = os.stat(tier.layout.blob(next(iter(source.contents)))).st_ctime
+    while time.time() < written + 0.1:
+        await trio.lowlevel.checkpoint()
+    assert await tier.collect(0.05) == 0
+    now += 1000.0  # and the sender has gone
+    assert await tier.collect(0.05) == 4
 
 
 async def test_asking_who_else_has_something_keeps_nothing(service: PeerService, ram: RamTier) -> None:

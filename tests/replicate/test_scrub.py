@@ -15,6 +15,7 @@ from fuse_tier.blobs import Blob
 from fuse_tier.errors import NotFound, TierError, TierUnavailable
 from fuse_tier.hashing import hash_bytes
 from fuse_tier.ram.layout import Layout
+from fuse_tier.ram.scrubbed import read_scrubbed
 from fuse_tier.ram.tmpfs import create_directories
 from fuse_tier.replicate.scrub import Scrubber
 from fuse_tier.tiers.memory import MemoryBlobs
@@ -139,6 +140,54 @@ async def test_what_could_not_be_mended_is_asked_for_again_until_somebody_has_it
         await _until(lambda: not scrubber.lost)
         nursery.cancel_scope.cancel()
     await check_producible(ram)
+
+
+HOUR = 3600
+
+
+def wall_clock() -> float:
+    """Goes as trio's does."""
+    return 1.8e9 + trio.current_time()
+
+
+async def restarted(ram: RamTier, others: Others, clock: MockClock, hours: float, done: Callable[[], bool]) -> None:
+    """A worker that scrubs each day lives for so long, and until something is done."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Scrubber(ram, others.fetch, 24 * HOUR, FAST, wall_clock).run)
+        await trio.testing.wait_all_tasks_blocked()
+        clock.jump(hours * HOUR)
+        await _until(done)
+        nursery.cancel_scope.cancel()
+
+
+async def test_restarts_do_not_put_a_round_off(
+    ram: RamTier, others: Others, expected_logs: ExpectedLogs, mock_clock: MockClock
+) -> None:
+    expected_logs.allow("scrub.damaged")
+    await keep(ram, {"weights": b"0123"})
+    others.have = holding([b"0123"])
+    damage(ram, hash_bytes(b"0123"))
+    first = wall_clock()
+    await restarted(ram, others, mock_clock, 11, lambda: read_scrubbed(ram.layout, wall_clock()) == int(first))
+    await restarted(ram, others, mock_clock, 11, lambda: True)
+    assert others.asked == []
+    await restarted(ram, others, mock_clock, 11, lambda: read_scrubbed(ram.layout, wall_clock()) != int(first))
+    assert others.asked == [{hash_bytes(b"0123")}]
+    await restarted(ram, others, mock_clock, 23, lambda: True)
+    assert read_scrubbed(ram.layout, wall_clock()) == int(first) + 33 * HOUR  # the next is due a day after that
+    await restarted(
+        ram, others, mock_clock, 2, lambda: read_scrubbed(ram.layout, wall_clock()) == int(first) + 58 * HOUR
+    )
+
+
+@pytest.mark.parametrize("note", ["", "yesterday", "-1", "1.5", "9" * 40, str(int(1.8e9) + HOUR)])
+async def test_a_note_that_is_broken_or_of_the_future_is_none(
+    ram: RamTier, others: Others, mock_clock: MockClock, note: str
+) -> None:
+    Path(ram.layout.scrubbed).write_text(note)
+    assert read_scrubbed(ram.layout, 1.8e9) is None
+    now = wall_clock()
+    await restarted(ram, others, mock_clock, 0, lambda: read_scrubbed(ram.layout, now) == int(now))
 
 
 async def _until(fact: Callable[[], bool]) -> None:

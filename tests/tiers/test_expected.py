@@ -49,6 +49,16 @@ def test_what_is_asked_for_again_stays_with_what_came_of_it_before() -> None:
     assert expected.names(60) == {A.name, B.name, C.name}
 
 
+def test_what_was_begun_and_not_ended_is_not_kept_for_ever_by_what_the_next_one_shares_with_it() -> None:
+    clock = Clock()
+    expected = Expected(clock)
+    expected.expect([A, B], anew=True)
+    for _ in range(2):
+        clock.now += 50
+        expected.expect([A, C], anew=True)
+    assert expected.names(60) == {A.name, C.name}
+
+
 def test_of_too_many_those_are_given_up_that_had_no_sign_for_longest() -> None:
     clock = Clock()
     expected = Expected(clock, most=8)

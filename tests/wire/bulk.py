@@ -51,14 +51,18 @@ class Server:
 
 @asynccontextmanager
 async def running_server(
-    tls: TlsFiles | None = None, *, max_streams: int = 8, source: Source | None = None, sink: Sink | None = None
+    tls: TlsFiles | None = None,
+    *,
+    max_streams: int = 8,
+    max_strangers: int = 32,
+    source: Source | None = None,
+    sink: Sink | None = None,
 ) -> AsyncIterator[Server]:
     """Listens until the block ends."""
     store, sessions = MemoryBlobs(), Sessions()
     async with trio.open_nursery() as nursery:
-        port = await nursery.start(
-            partial(serve_bulk, "127.0.0.1:0", sessions, source or store, sink or store, tls, max_streams=max_streams)
-        )
+        serving = partial(serve_bulk, max_streams=max_streams, max_strangers=max_strangers)
+        port = await nursery.start(serving, "127.0.0.1:0", sessions, source or store, sink or store, tls)
         yield Server(f"127.0.0.1:{port}", sessions, store)
         nursery.cancel_scope.cancel()
 

@@ -18,6 +18,7 @@ from fuse_tier.replicate.peer_service import PeerService
 from fuse_tier.tiers.peer import Introduction, PeerTier
 from fuse_tier.tiers.ram import RamTier
 from fuse_tier.wire import grpc
+from fuse_tier.wire.bulk.pacing import Link
 from fuse_tier.wire.bulk.server import serve_bulk
 from fuse_tier.wire.bulk.sessions import Sessions
 from fuse_tier.wire.control_pb2_grpc import add_PeerServicer_to_server
@@ -41,14 +42,27 @@ class Peer:
     owners: dict[Identity, set[str]]  # who has volumes mounted, as it was told: ``a``, where nothing is said
     locations: dict[Identity, Location]  # who has copies, and had them mounted last, as it was told: nobody
 
-    def tier(self, tls: TlsFiles | None = None, *, own: Introduction = OWN, encrypt: bool = True) -> PeerTier:
+    def tier(
+        self,
+        tls: TlsFiles | None = None,
+        *,
+        own: Introduction = OWN,
+        encrypt: bool = True,
+        link: Link | None = None,
+    ) -> PeerTier:
         """It, as another node sees it; to be closed."""
-        return PeerTier(self.node, self.control, own, tls, encrypt=encrypt)
+        return PeerTier(self.node, self.control, own, tls, encrypt=encrypt, link=link)
 
 
 @asynccontextmanager
 async def running_peer(
-    root: Path, tls: TlsFiles | None = None, *, node: str = "b", cluster: str = CLUSTER, encrypt: bool = True
+    root: Path,
+    tls: TlsFiles | None = None,
+    *,
+    node: str = "b",
+    cluster: str = CLUSTER,
+    encrypt: bool = True,
+    link: Link | None = None,
 ) -> AsyncIterator[Peer]:
     """Serves until the block ends. Content is collected at once when a peer asks for it."""
     layout = Layout(str(root))
@@ -77,7 +91,7 @@ async def running_peer(
         smallest_grace_seconds=0.0,
     )
     async with trio.open_nursery() as nursery:
-        bulk = await nursery.start(partial(serve_bulk, "127.0.0.1:0", sessions, ram, ram, tls))
+        bulk = await nursery.start(partial(serve_bulk, "127.0.0.1:0", sessions, ram, ram, tls, link=link))
         control = await nursery.start(
             partial(grpc.serve, [(add_PeerServicer_to_server, service)], "127.0.0.1:0", tls)
         )

@@ -15,6 +15,7 @@ import trio
 
 from fuse_tier import metrics
 from fuse_tier.blobs import Blob, Incoming
+from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import TierUnavailable
 from fuse_tier.hashing import hash_bytes
 from fuse_tier.ram.content import RamContent
@@ -26,11 +27,13 @@ from fuse_tier.wire.bulk import format
 from fuse_tier.wire.bulk.client import Grant, push
 from fuse_tier.wire.bulk.format import Answer
 from fuse_tier.wire.bulk.sessions import Direction
+from fuse_tier.wire.bulk.strangers import Strangers
 from fuse_tier.wire.bulk.streams import Stream, StreamBroken
+from fuse_tier.wire.bulk.transfer import Receipt
 from fuse_tier.wire.tls import client_context
 from tests.harness.logs import ExpectedLogs
 from tests.harness.snapshots import holding
-from tests.wire.bulk import contents_of, running_server, send
+from tests.wire.bulk import contents_of, receive, running_server, send
 from tests.wire.certificates import Certificates
 
 
@@ -66,9 +69,9 @@ async def test_a_flood_of_streams_is_bounded_counted_and_told_once(expected_logs
         metrics.REGISTRY.get_sample_value, "fuse_tier_rejected_connections_total", {"reason": "too_many"}
     )
     before = counted() or 0.0
-    async with running_server(max_streams=2) as server:
+    async with running_server(max_strangers=8) as server:
         host, _, port = server.address.rpartition(":")
-        streams = [await trio.open_tcp_stream(host, int(port)) for _ in range(42)]
+        streams = [await trio.open_tcp_stream(host, int(port)) for _ in range(42)]  # of one host: a quarter
         for stream in streams[2:]:
             assert await stream.receive_some(1) == b""  # it was closed at once
         assert counted() == before + 40
@@ -76,6 +79,62 @@ async def test_a_flood_of_streams_is_bounded_counted_and_told_once(expected_logs
             await stream.aclose()
     (line,) = [line for line in expected_logs.heard if line.event == "bulk.stream_refused"]
     assert "address='127.0.0.1:" in line.text
+
+
+async def test_a_flood_of_strangers_takes_nothing_from_streams_of_other_hosts(
+    expected_logs: ExpectedLogs, monkeypatch: pytest.MonkeyPatch, rng: random.Random
+) -> None:
+    expected_logs.allow("bulk.stream_refused", "bulk.stream_failed")
+    monkeypatch.setattr(Deadline, "BULK_CONNECT", 60.0)  # none of them leaves by itself
+    sink, source, outcomes = Gated(), contents_of([4096, 2 << 20], rng), list[Receipt]()
+    async with running_server(max_streams=2, max_strangers=8, sink=sink, source=source) as server:
+        port = int(server.address.rpartition(":")[2])
+
+        async def push_all() -> None:
+            outcomes.append(await send(server, source))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(push_all)
+            try:
+                await trio.to_thread.run_sync(sink.reached.wait)
+                strangers = [
+                    await trio.open_tcp_stream("127.0.0.1", port, local_address="127.0.0.2") for _ in range(40)
+                ]
+                for stranger in strangers[2:]:
+                    assert await stranger.receive_some(1) == b""  # all places that its host can have are taken
+                restored = MemoryBlobs()
+                assert (await receive(server, list(source.contents), restored)).arrived == source.contents.keys()
+            finally:
+                sink.gate.set()  # and that which had begun before goes on
+        (receipt,) = outcomes
+        assert receipt.arrived == source.contents.keys()
+        for stranger in strangers:
+            await stranger.aclose()
+    assert sink.store.contents == restored.contents == source.contents
+
+
+class TestStrangers:
+    def test_places_are_bounded_and_come_back(self) -> None:
+        strangers = Strangers(8)
+        hosts = [f"10.0.0.{number}" for number in range(5)]
+        taken = [host for host in hosts for _ in range(3) if strangers.enter(host) is None]
+        assert taken == [host for host in hosts[:4] for _ in range(2)]
+        strangers.leave(hosts[0])
+        assert strangers.enter(hosts[0]) is None
+        for host in taken:
+            strangers.leave(host)
+        assert [strangers.enter(hosts[4]) for _ in range(2)] == [None, None]
+
+    def test_one_host_alone_keeps_no_other_out(self) -> None:
+        strangers = Strangers(8)
+        refused = [reason for _ in range(1000) if (reason := strangers.enter("10.0.0.1")) is not None]
+        assert len(refused) == 998
+        assert strangers.enter("10.0.0.2") is None
+
+    def test_what_has_room_for_one_lets_one_in(self) -> None:
+        strangers = Strangers(1)
+        assert strangers.enter("10.0.0.1") is None
+        assert strangers.enter("10.0.0.2") == "1 others are being let in"
 
 
 @pytest.mark.parametrize("encrypted", [False, True])

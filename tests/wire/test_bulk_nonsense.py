@@ -13,6 +13,7 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fuse_tier import metrics
 from fuse_tier.blobs import Partial
 from fuse_tier.errors import ConfigError, TierRefused, TierUnavailable
 from fuse_tier.hashing import hash_bytes
@@ -48,6 +49,17 @@ def raw(server: Server, *parts: bytes) -> bytes:
     return bytes(received)
 
 
+def turned_away() -> float:
+    """How many were, for whatever reason."""
+    found = metrics.REGISTRY.collect()
+    return sum(
+        sample.value
+        for family in found
+        for sample in family.samples
+        if sample.name == "fuse_tier_rejected_connections_total"
+    )
+
+
 async def send_raw(server: Server, *parts: bytes) -> bytes:
     return await trio.to_thread.run_sync(partial(raw, server, *parts))
 
@@ -64,7 +76,9 @@ def nonsense(expected_logs: ExpectedLogs) -> None:
 def test_garbage_on_the_port_harms_nobody(parts: list[bytes]) -> None:
     async def attempt() -> None:
         async with running_server() as server:
+            before = turned_away()
             assert await send_raw(server, *parts) == b""
+            assert turned_away() == before + any(parts)
             await check_alive(server)
             assert list(server.store.contents.values()) == [b"still alive"]
 

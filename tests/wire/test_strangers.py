@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import structlog.testing
 import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -48,6 +49,9 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 async def peer(memory_path: Path, certificates: Certificates) -> AsyncIterator[Peer]:
     async with running_peer(memory_path, certificates.b) as peer:
         yield peer
+
+
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
 def rejected(kind: str) -> float:
@@ -352,6 +356,21 @@ async def test_who_is_let_in_too_slowly_is_sent_away(peer: Peer, told: Told, mon
     await told.once("control.connection_refused", "slow", hang)
 
 
+@pytest.mark.parametrize("said", [b"", b"FTB", b"\x16\x03"], ids=["nothing", "a part", "a part of TLS"])
+async def test_who_begins_no_stream_is_sent_away(
+    peer: Peer, told: Told, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    async def hang() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr("fuse_tier.wire.bulk.server.Deadline.BULK_CONNECT", 0.05)
+            host, _, port = peer.bulk.rpartition(":")
+            async with await trio.open_tcp_stream(host, int(port)) as stream:
+                await stream.send_all(said)
+                assert await stream.receive_some(1) == b""
+
+    await told.once("bulk.stream_failed", "slow", hang)
+
+
 class Clock:
     now = 0.0
 
@@ -385,11 +404,43 @@ def test_a_flood_from_everywhere_takes_no_memory_for_ever(expected_logs: Expecte
 # ---- garbage ----
 
 
+@pytest.mark.parametrize("said", [b"G", b"FTBS\x01", format.encode_prelude(bytes(32))[:-1]])
+async def test_less_than_a_stream_begins_with_is_told_at_the_bulk_port(peer: Peer, told: Told, said: bytes) -> None:
+    await told.once("bulk.stream_failed", "nonsense", partial(send_raw, peer.bulk, said))
+
+
+@pytest.mark.parametrize("port", ["control", "bulk"])
+@pytest.mark.parametrize("said", [b"\x16", b"\x16\x03\x01\x02\x00", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"])
+async def test_who_goes_away_while_hands_are_shaken_is_counted_and_told_as_no_warning(
+    peer: Peer, expected_logs: ExpectedLogs, port: str, said: bytes
+) -> None:
+    """It may have been one of ours that was stopped."""
+
+    async def is_told() -> bool:
+        return any(line["event"] in ("control.connection_refused", "bulk.stream_failed") for line in lines)
+
+    before = rejected("unfinished")
+    with structlog.testing.capture_logs() as lines:
+        await send_raw(getattr(peer, port), said)
+        await until(is_told)
+    (line,) = [line for line in lines if line.get("kind") == "unfinished"]
+    assert line["log_level"] == "info"
+    assert line["address"].startswith("127.0.0.1:")
+    assert rejected("unfinished") == before + 1
+    assert expected_logs.heard == []
+
+
+@pytest.mark.parametrize("port", ["control", "bulk"])
+async def test_a_handshake_of_garbage_is_told(peer: Peer, told: Told, port: str) -> None:
+    event = {"control": "control.connection_refused", "bulk": "bulk.stream_failed"}[port]
+    await told.once(event, "certificate", partial(send_raw, getattr(peer, port), b"\x16\x03\x01\x00\x05hello"))
+
+
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.one_of(
         st.binary(max_size=300),
-        st.binary(max_size=300).map(lambda content: b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + content),
+        st.binary(max_size=300).map(lambda content: _PREFACE + content),
         st.binary(max_size=100).map(lambda content: b"\x16\x03\x01" + content),
     )
 )
@@ -400,12 +451,18 @@ def test_garbage_at_the_control_port_harms_nobody(expected_logs: ExpectedLogs, c
         async def Hello(self, request: pb.HelloRequest, caller: Caller) -> pb.HelloReply:  # noqa: N802
             return pb.HelloReply(node="b")
 
+    async def is_counted(times: float) -> bool:
+        return rejected("nonsense") == times
+
     async def attempt() -> None:
         async with trio.open_nursery() as nursery:
             port = await nursery.start(
                 partial(serve, [(add_PeerServicer_to_server, Servicer())], "127.0.0.1:0", None)
             )
+            before = rejected("nonsense")
             await send_raw(f"127.0.0.1:{port}", content)
+            if content and not content.startswith(_PREFACE):  # else it is gRPC's own server that hangs up
+                await until(partial(is_counted, before + 1))
             async with Client(f"127.0.0.1:{port}", PeerStub, None) as client:
                 assert (await client.call("Hello", pb.HelloRequest(), 5)).node == "b"
             nursery.cancel_scope.cancel()

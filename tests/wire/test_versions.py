@@ -15,7 +15,7 @@ import trio
 from fuse_tier.errors import TierRefused
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Lineage
-from fuse_tier.members import Member
+from fuse_tier.members import Domain, Member
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.tmpfs import create_directories
 from fuse_tier.replicate.peer_service import PeerService
@@ -30,19 +30,19 @@ from fuse_tier.wire.bulk.server import serve_bulk
 from fuse_tier.wire.bulk.sessions import Sessions
 from fuse_tier.wire.control_pb2_grpc import PeerStub, add_PeerServicer_to_server
 from fuse_tier.wire.grpc import Caller, Client, serve
-from fuse_tier.wire.members import MINOR, PROTOCOL
+from fuse_tier.wire.members import MINOR, PROTOCOL, hello_from_wire
 from fuse_tier.wire.restarts import question_from_wire, question_to_wire
 from tests.harness.snapshots import check_producible, holding, keep
 from tests.wire.peers import CLUSTER, OWN, running_peer
 from tests.wire.proxies import cutting
 
-NEW_IN_MINOR_1 = {"minor", "may_leave_out", "begun", "left_out"}
+NEW_SINCE_MINOR_0 = {"minor", "may_leave_out", "begun", "left_out", "domain"}
 FROM_THE_FUTURE = b"\xfa\x7f\x05later"  # field 2047, five bytes
 
 
 def as_before(message: Any) -> Any:
     """A message as a node of minor version 0 writes and reads it."""
-    for name in NEW_IN_MINOR_1 & set(message.DESCRIPTOR.fields_by_name):
+    for name in NEW_SINCE_MINOR_0 & set(message.DESCRIPTOR.fields_by_name):
         message.ClearField(name)
     return message
 
@@ -81,7 +81,7 @@ async def peer_of_another_minor(
     ram, sessions, addresses = RamTier(layout, "b"), Sessions(), {"bulk": ""}
 
     def own() -> Member:
-        return Member("b", "b-1", "", addresses["bulk"], True, 1 << 40, 1 << 39)
+        return Member("b", "b-1", "", addresses["bulk"], True, 1 << 40, 1 << 39, Domain("z1", "p1", "h1"))
 
     service = PeerService(ram, sessions, own, CLUSTER, secure=False, encrypt=False, smallest_grace_seconds=0.0)
     async with trio.open_nursery() as nursery:
@@ -105,6 +105,19 @@ async def test_a_peer_of_another_minor_version_keeps_copies_and_gives_them_back(
         await tier.drop(manifest.id)
         await tier.collect(0.0)
         await check_producible(tier)
+
+
+@pytest.mark.parametrize(
+    ("change", "domain"),
+    [(as_before, Domain(host="127.0.0.1")), (with_more, Domain("z1", "p1", "h1"))],
+    ids=["previous", "next"],
+)
+async def test_where_a_peer_stands_is_what_it_says_and_of_one_that_says_nothing_what_its_address_says(
+    memory_path: Path, change: Callable[[Any], Any], domain: Domain
+) -> None:
+    async with peer_of_another_minor(memory_path, change) as (tier, _):
+        member = hello_from_wire(await tier.hello(), "127.0.0.1:1", Domain(host="127.0.0.1"))
+        assert member.domain == domain
 
 
 async def test_with_a_peer_of_the_previous_minor_version_a_broken_transfer_begins_anew(memory_path: Path) -> None:

@@ -1,7 +1,8 @@
 """The listening side of bulk streams.
 
 One task and one thread a stream, so many at most; a stream that fails takes no other down, is logged once with
-its address, and leaves nothing behind. Nothing is read or written before a token has been redeemed.
+its address, and leaves nothing behind. Nothing is read or written before a token has been redeemed, and who has
+not shown one takes a place among strangers, none of a stream.
 """
 
 from __future__ import annotations
@@ -24,16 +25,18 @@ from fuse_tier.wire.bulk import format
 from fuse_tier.wire.bulk.format import Answer
 from fuse_tier.wire.bulk.pacing import Link, Urgency
 from fuse_tier.wire.bulk.sessions import Direction, Session, Sessions
-from fuse_tier.wire.bulk.streams import HandshakeFailed, Stream, StreamBroken
+from fuse_tier.wire.bulk.strangers import Strangers
+from fuse_tier.wire.bulk.streams import HandshakeFailed, Stream, StreamBroken, StreamStalled
 from fuse_tier.wire.bulk.transfer import Receipt, patience_for, receive, send_verdicts, transmit
 from fuse_tier.wire.listening import listen_tcp
-from fuse_tier.wire.rejections import Rejections
+from fuse_tier.wire.rejections import UNFINISHED, Rejections
 from fuse_tier.wire.renewal import Renewing
 from fuse_tier.wire.tls import TlsFiles, node_of, server_context
 
 log = structlog.get_logger(__name__)
 
 MAX_STREAMS = 64
+MAX_STRANGERS = 256  # who have not shown a token yet
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 _RESPITE_SECONDS = 0.1
 
@@ -47,6 +50,7 @@ async def serve_bulk(
     *,
     link: Link | None = None,
     max_streams: int = MAX_STREAMS,
+    max_strangers: int = MAX_STRANGERS,
     task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serves until cancelled; reports the bound port as started. Raises ConfigError when it can not listen.
@@ -54,7 +58,7 @@ async def serve_bulk(
     Streams in the clear are taken beside encrypted ones: each session says which it needs.
     """
     context = Renewing(tls, server_context) if tls is not None else None
-    server = _Server(sessions, source, sink, context, link or Link(), max_streams)
+    server = _Server(sessions, source, sink, context, link or Link(), max_streams, max_strangers)
     with await listen_tcp(address) as listener:
         async with trio.open_nursery() as nursery:
             task_status.started(listener.getsockname()[1])
@@ -70,6 +74,7 @@ class _Server:
         context: Renewing[ssl.SSLContext] | None,
         link: Link,
         max_streams: int,
+        max_strangers: int,
     ) -> None:
         self._sessions = sessions
         self._source = source
@@ -78,6 +83,8 @@ class _Server:
         self._link = link
         self._slots = trio.Semaphore(max_streams)
         self._threads = trio.CapacityLimiter(max_streams)
+        self._strangers = Strangers(max_strangers)
+        self._letting_in = trio.CapacityLimiter(max_strangers)
         self._max_streams = max_streams
         self._refused = Rejections("bulk.stream_refused")
         self._failed = Rejections("bulk.stream_failed")
@@ -94,63 +101,60 @@ class _Server:
                 await trio.sleep(_RESPITE_SECONDS)  # the backlog keeps who comes until something was freed
                 continue
             accepted = socket.socket(fileno=connection.detach())
-            address = f"{peer[0]}:{peer[1]}"
-            try:
-                self._slots.acquire_nowait()
-            except trio.WouldBlock:
+            host, address = peer[0], f"{peer[0]}:{peer[1]}"
+            full = self._strangers.enter(host)
+            if full is not None:
                 accepted.close()
-                self._refused.note("too_many", address, f"{self._max_streams} streams are open")
+                self._refused.note("too_many", address, full)
                 continue
-            nursery.start_soon(self._serve, accepted, address)
+            nursery.start_soon(self._serve, accepted, host, address)
 
-    async def _serve(self, accepted: socket.socket, address: str) -> None:
+    async def _serve(self, accepted: socket.socket, host: str, address: str) -> None:
         """Survives whatever a stream does."""
         stream: Stream | None = None
         try:
-            accepted.setblocking(True)
-            stream = Stream(accepted, Deadline.BULK_CONNECT)
-            await self._converse(stream, address)
-        except HandshakeFailed as error:
-            self._failed.note("certificate", address, str(error))
+            try:
+                accepted.setblocking(True)
+                stream = Stream(accepted, Deadline.BULK_CONNECT)
+                session = await self._let_in(stream, address)
+            finally:
+                self._strangers.leave(host)
+            if session is not None:
+                await self._work(stream, session, address)
         except StreamBroken as error:
             log.info("bulk.stream_broken", address=address, reason=str(error))  # who asked for it knows, or has ended
         except (FuseTierError, OSError) as error:
-            self._failed.note("token" if isinstance(error, NotAuthorized) else "nonsense", address, str(error))
+            self._failed.note("nonsense", address, str(error))
         except Exception:
             log.exception("bulk.stream_failed", address=address)
         finally:
             if stream is not None:
                 stream.close()
             accepted.close()
-            self._slots.release()
 
-    async def _converse(self, stream: Stream, address: str) -> None:
-        with trio.move_on_after(Deadline.BULK_CONNECT) as scope:
-            begun = await run_interruptible(partial(self._begin, stream), stream.interrupt, self._threads)
-        if scope.cancelled_caught:
-            raise StreamBroken(f"it did not begin within {Deadline.BULK_CONNECT:g} s")
-        if begun is None:
-            return
-        version, token, caller = begun
-        answer, session = self._admit(version, token, caller, stream.encrypted)
-        started = time.monotonic()
-        work = partial(self._transfer, stream, answer, session)
-        if isinstance(session, NotAuthorized):
-            await run_interruptible(work, stream.interrupt, self._threads)
-            raise session
+    async def _let_in(self, stream: Stream, address: str) -> Session | None:
+        """The session whose token it has shown; None for a stranger, which was told then. Raises InvalidRequest."""
         try:
-            with self._link.restoring() if session.direction is Direction.PULL else nullcontext():
-                await run_interruptible(work, stream.interrupt, self._threads)
-        finally:
-            self._sessions.ended(session)
-        log.debug(
-            "bulk.stream_ended",
-            address=address,
-            direction=session.direction.value,
-            blobs=len(session.blobs),
-            bytes=sum(blob.size for blob in session.blobs),
-            seconds=round(time.monotonic() - started, 3),
-        )
+            with trio.move_on_after(Deadline.BULK_CONNECT):
+                begun = await run_interruptible(partial(self._begin, stream), stream.interrupt, self._letting_in)
+                if begun is None:
+                    return None
+                answer, session = self._admit(*begun, stream.encrypted)
+                if not isinstance(session, NotAuthorized):
+                    return session
+                refuse = partial(stream.send, format.encode_answer(answer))
+                await run_interruptible(refuse, stream.interrupt, self._letting_in)
+                raise session
+            raise StreamStalled(f"it did not begin within {Deadline.BULK_CONNECT:g} s")
+        except HandshakeFailed as error:
+            self._failed.note("certificate", address, str(error))
+        except StreamStalled as error:
+            self._failed.note("slow", address, str(error))
+        except StreamBroken as error:
+            self._failed.note(UNFINISHED, address, str(error))
+        except NotAuthorized as error:
+            self._failed.note("token", address, str(error))
+        return None
 
     def _begin(self, stream: Stream) -> tuple[int, bytes, str | None] | None:
         """Version, token, and the caller's name where it has proved one; None when nobody spoke."""
@@ -161,7 +165,7 @@ class _Server:
             if self._context is None:
                 raise InvalidRequest("it speaks TLS, and no certificate is configured here")
             stream.encrypt(self._context.current(), None)
-        version, token = format.decode_prelude(stream.receive_exactly(format.PRELUDE_BYTES))
+        version, token = format.decode_prelude(_prelude(stream))
         secured = stream.secured
         return version, token, node_of(secured.getpeercert(binary_form=True)) if secured is not None else None
 
@@ -175,10 +179,32 @@ class _Server:
         except NotAuthorized as error:
             return Answer.NO_SUCH_SESSION, error
 
-    def _transfer(self, stream: Stream, answer: Answer, session: Session | NotAuthorized) -> None:
-        stream.send(format.encode_answer(answer))
-        if isinstance(session, NotAuthorized):
+    async def _work(self, stream: Stream, session: Session, address: str) -> None:
+        started = time.monotonic()
+        try:
+            self._slots.acquire_nowait()
+        except trio.WouldBlock:
+            self._sessions.ended(session)
+            self._refused.note("too_many", address, f"{self._max_streams} streams are open")
             return
+        try:
+            work = partial(self._transfer, stream, session)
+            with self._link.restoring() if session.direction is Direction.PULL else nullcontext():
+                await run_interruptible(work, stream.interrupt, self._threads)
+        finally:
+            self._slots.release()
+            self._sessions.ended(session)
+        log.debug(
+            "bulk.stream_ended",
+            address=address,
+            direction=session.direction.value,
+            blobs=len(session.blobs),
+            bytes=sum(blob.size for blob in session.blobs),
+            seconds=round(time.monotonic() - started, 3),
+        )
+
+    def _transfer(self, stream: Stream, session: Session) -> None:
+        stream.send(format.encode_answer(Answer.OK))
         if session.direction is Direction.PULL:
             stream.patience(Deadline.BULK_STALL)  # whatever sizes were named: see transmit
             stream.share(self._link, Urgency.RESTORE)
@@ -190,6 +216,18 @@ class _Server:
             blobs, begun = session.blobs, session.begun
             receive(stream, blobs, self._sink, _nobody_watches, receipt, begun, ends_early=False)
             send_verdicts(stream, session.blobs, receipt.failed)
+
+
+def _prelude(stream: Stream) -> bytes:
+    """Raises StreamBroken, and InvalidRequest when it is cut off: ours come whole, or not at all."""
+    try:
+        return stream.receive_exactly(format.PRELUDE_BYTES)
+    except StreamStalled:
+        raise
+    except StreamBroken as error:
+        if stream.encrypted:
+            raise  # it has a certificate of ours
+        raise InvalidRequest("it ended before it had said what it wants") from error
 
 
 def _nobody_watches(moved: int) -> None:

@@ -34,6 +34,10 @@ class StreamBroken(TierUnavailable):
     """The other side went away, or stopped moving bytes, in the middle of a stream."""
 
 
+class StreamStalled(StreamBroken):
+    """No byte moved for as long as we wait."""
+
+
 class HandshakeFailed(StreamBroken):
     """TLS did not come about: no certificate, one of another authority, or no TLS at all."""
 
@@ -271,7 +275,7 @@ class Stream:
 
     def _broken(self, error: OSError) -> StreamBroken:
         if isinstance(error, TimeoutError) or error.errno in (errno.EAGAIN, errno.ETIMEDOUT):
-            return StreamBroken(f"no byte moved for {self._patience:g} s")
+            return StreamStalled(f"no byte moved for {self._patience:g} s")
         if _is_end(error):
             return StreamBroken("the other side ended the stream in the middle")
         if isinstance(error, ssl.SSLError):
