@@ -54,7 +54,7 @@ class Deadline:
     KERNEL_UNMOUNT: Final = 8.0  # the kernel takes a mount away, or says that it is in use
     DAEMON_STOP: Final = 15.0  # a daemon whose mount has gone ends
     CLAIM_BUSY: Final = 3.0  # an identity that another node may just be giving up
-    RETURN: Final = 20.0  # a node comes back that has a newer copy than all others; then an older one is restored
+    RETURN: Final = 20.0  # a node comes back that has what no other has; then it is done without
     RESTART: Final = 22.0  # all ranks of a job agree on a step; then the mount is refused, and tried again
     MOUNT: Final = 60.0  # the supervisor's answer to a mount
     DETACH_TRY: Final = 2.0  # one of three tries to end a mount that may not be waited for: in order, aside, by force

@@ -3,7 +3,8 @@
 What the job opens comes first, by itself; the rest in the background, from several places at once, those before the
 others that the job will probably open next. Until all of it
 is here nothing is copied elsewhere: those who have it are those it comes from. A worker that is started again finds
-in ``remote/`` what is still coming. Content that no place has is asked for a few times; then its files answer EIO.
+in ``remote/`` what is still coming. Content that no place has, and that nobody who is away for a moment may have, is
+asked for a few times; then its files answer EIO.
 """
 
 from __future__ import annotations
@@ -36,9 +37,7 @@ _TRIES = 4  # for what all that could be asked do not have
 _LOOK_SECONDS = 0.005
 _SOON_SECONDS = 0.15  # what the background is about to bring is waited for so long,
 _FASTEST = 1e9  # and for as long as bytes would take at so many a second;
-_FIRST_SECONDS = (
-    2.0  # and at least so long for the first that a place was asked for: its stream is being opened
-)
+_FIRST_SECONDS = 2.0  # and at least so long for the first that a place was asked for: its stream is being opened
 
 MakeRoom = Callable[[int], Awaitable[int]]
 
@@ -142,8 +141,9 @@ class Filling:
         """Returns when all is here, or has been given up; or when the volume is another's, or was made anew."""
         started, pause, tries = trio.current_time(), _FIRST_PAUSE, 0
         sources: dict[str, int] = {}
+        hopes = self._restorer.hopes(volume.identity)
         while waiting := await trio.to_thread.run_sync(coming_files, volume.layout):
-            given, failed = await self._bring(volume, waiting, chosen)
+            given, failed = await self._bring(volume, waiting, chosen, hopes.gone)
             for place, moved in given.items():
                 sources[place] = sources.get(place, 0) + moved
             if volume.coming is not chosen:
@@ -151,10 +151,11 @@ class Filling:
             if not failed:
                 continue
             tries += 1
-            if tries >= _TRIES:
-                await self._give_up(volume, failed)
+            if tries >= _TRIES and not hopes.may_come:
+                await self._give_up(volume, chosen, failed)
             await trio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
+            await hopes.look(chosen)
         volume.coming = None
         try:
             await volume.list_newest()
@@ -169,7 +170,7 @@ class Filling:
         )
 
     async def _bring(
-        self, volume: Volume, waiting: dict[Blob, list[int]], chosen: Chosen
+        self, volume: Volume, waiting: dict[Blob, list[int]], chosen: Chosen, gone: Collection[str]
     ) -> tuple[dict[str, int], dict[Blob, TierError]]:
         """One round: all that waits, but what somebody waits for. Gives what came from where, and what nobody has."""
         under_way = self._of(volume)
@@ -193,7 +194,7 @@ class Filling:
         under_way.sink = sink
         try:
             given, failed = await self._restorer.fetch(
-                volume.identity, ordered, sink, chosen, begins=under_way.begins, reorder=reorder
+                volume.identity, ordered, sink, chosen, begins=under_way.begins, reorder=reorder, gone=gone
             )
             return given, {blob: error for blob, error in failed.items() if blob not in under_way.left_out}
         finally:
@@ -202,9 +203,19 @@ class Filling:
             under_way.first.clear()
             under_way.left_out = set(under_way.urgent)
 
-    async def _give_up(self, volume: Volume, failed: dict[Blob, TierError]) -> None:
+    async def _give_up(self, volume: Volume, chosen: Chosen, failed: dict[Blob, TierError]) -> None:
         lost = [blob for blob, error in failed.items() if isinstance(error, Damaged | NotFound)]
-        for path in await trio.to_thread.run_sync(self._lose, volume, lost):
+        async with volume.still:  # a snapshot that is just being taken may name it
+            if volume.coming is not chosen:
+                return
+            paths = await trio.to_thread.run_sync(self._lose, volume, lost)
+            newest, restored = volume.newest, chosen.manifest
+            is_later = newest and restored and newest.id.number > restored.id.number
+            if newest and is_later and not newest.blobs.isdisjoint(lost):
+                # What the job has saved meanwhile names it, and could be copied to nobody.
+                volume.tenure.is_to_be_renumbered = True
+                volume.changes.announce()
+        for path in paths:
             metrics.error("lost")
             log.error("restore.file_lost", identity=str(volume.identity), path=path)
 

@@ -16,6 +16,7 @@ import trio
 
 from fuse_tier import metrics
 from fuse_tier.blobs import Blob
+from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import Damaged, NotFound, TierError
 from fuse_tier.replicate.broadcast import Broadcast
 from fuse_tier.tiers.base import Fetched, Tier, TierName
@@ -177,7 +178,8 @@ class _Heap:
 
     async def _wait_for(self, place: Tier, blobs: set[Blob]) -> None:
         """A place that is getting content itself: what it has by now, again and again, while more comes."""
-        patience = _PATIENCE_SECONDS + max(blob.size for blob in blobs) / _SLOWEST
+        getting = max(blob.size for blob in blobs) / _SLOWEST
+        patience = _PATIENCE_SECONDS + min(getting, Deadline.BULK_STALL_LONGEST)
         pause, patient_until = _FIRST_PAUSE, trio.current_time() + patience
         try:
             while blobs and trio.current_time() < patient_until:

@@ -103,50 +103,66 @@ class Orphans:
     async def drain(self, seconds: float) -> None:
         """Has copied what only nodes have that leave, as this one, and waits for that, so many seconds at most.
 
-        What the bucket has is not waited for, nor is anything where no node stays. Raises OSError.
+        One copy is enough, on a node that stays or in the bucket: peers may have no room. Raises OSError.
         """
         membership = self._places.membership
-        unsaved: list[SnapshotId] = []
+        unsaved: set[SnapshotId] = set()
+        begun: set[SnapshotId] = set()
+        backed_up: set[SnapshotId] = set()
         with trio.move_on_after(seconds) as scope:
             async with trio.open_nursery() as nursery:
-                while unsaved := await self._unsaved():
+                while True:
                     version = membership.version
                     await self.look(nursery)
+                    unsaved = await self._unsaved() - backed_up
+                    for snapshot in unsaved - begun:
+                        begun.add(snapshot)
+                        nursery.start_soon(self._back_up, snapshot, backed_up)
+                    if not unsaved:
+                        break
                     with trio.move_on_after(_LOOK_SOON_SECONDS):
                         await membership.wait_changed(version)
                 nursery.cancel_scope.cancel()  # what is still being copied is not only here
         if scope.cancelled_caught:
-            for snapshot in unsaved:
+            for snapshot in sorted(unsaved - backed_up):
                 log.warning("drain.ran_out", snapshot=str(snapshot), seconds=seconds, peer=0, bucket=0)
 
-    async def _unsaved(self) -> list[SnapshotId]:
-        """Newest snapshots of volumes without a tree here that no node has which stays, and the bucket neither."""
+    async def _unsaved(self) -> set[SnapshotId]:
+        """Newest snapshots of volumes without a tree here that no node has which stays. Raises OSError."""
         members = self._places.membership.members()
-        if not self._replicas or not any(member.stays for member in members):
-            return []
+        may_copy = self._replicas and any(member.stays for member in members)
+        if not may_copy and self._places.bucket is None:
+            return set()  # and nothing can be done about that
         kept = {identity for member in members if member.stays for identity in member.mounted}
+        unsaved: set[SnapshotId] = set()
+
+        async def look_at(snapshot: SnapshotId) -> None:
+            location = await self._places.membership.locate(snapshot.identity)
+            holders = holders_of(location, snapshot.number)
+            if holders is not None and not holders.staying:
+                unsaved.add(snapshot)
+
         newest = await self._newest()
-        return [
-            snapshot
-            for identity, snapshot in newest.items()
-            if identity not in kept and not self._is_kept_here(identity) and not await self._is_elsewhere(snapshot)
-        ]
+        async with trio.open_nursery() as nursery:
+            for identity, snapshot in newest.items():
+                if identity not in kept and not self._is_kept_here(identity):
+                    nursery.start_soon(look_at, snapshot)
+        return unsaved
 
-    async def _is_elsewhere(self, snapshot: SnapshotId) -> bool:
-        location = await self._places.membership.locate(snapshot.identity)
-        holders = holders_of(location, snapshot.number)
-        return holders is None or bool(holders.staying) or await self._is_in_bucket(snapshot)
-
-    async def _is_in_bucket(self, snapshot: SnapshotId) -> bool:
-        """Whether the bucket lists it, or a newer one; no, if nobody can tell."""
-        if self._places.ask_bucket is None:
-            return False
+    async def _back_up(self, snapshot: SnapshotId, backed_up: set[SnapshotId]) -> None:
+        """Brings it to the bucket, if that does not list it, or a newer one. Survives its failures."""
+        bucket, ask = self._places.bucket, self._places.ask_bucket
+        if bucket is None or ask is None:
+            return
         try:
-            found = await self._places.ask_bucket(snapshot.identity, "")
-        except FuseTierError as error:
-            log.info("orphans.bucket_silent", snapshot=str(snapshot), reason=str(error))
-            return False
-        return max(found.numbers, default=0) >= snapshot.number
+            found = await ask(snapshot.identity, "")
+            if max(found.numbers, default=0) < snapshot.number:
+                manifest = await self._places.ram.manifest(snapshot)
+                if not await self._copier.copy(manifest, bucket, bucket.place, Troubles(), 0):
+                    return  # it has told why
+            backed_up.add(snapshot)
+        except (FuseTierError, OSError) as error:
+            _tell_postponed(error, snapshot=str(snapshot))
 
     async def _newest(self) -> dict[Identity, SnapshotId]:
         """Of each volume of which something is listed here. Raises OSError."""
@@ -187,15 +203,14 @@ class Orphans:
         wanted = self._replicas if own.stays else min(1, self._replicas)
         if min(good or holders.leaving | {own.node}) != own.node or len(good) >= wanted:
             return
-        copies = len(good) + int(not own.stays and await self._is_in_bucket(snapshot))
         members = {member.node: member for member in self._places.membership.members() if member.alive}
         chosen = await self._targets.of(snapshot.identity, self._owner(manifest), troubles.refusing())
         lacking = [node for node in chosen if node in members and node not in holders.staying | holders.leaving]
         for node in lacking[: wanted - len(good)]:
             if self._is_kept(snapshot.identity):
                 return  # by now
-            log.info("orphan.kept", snapshot=str(snapshot), owner=manifest.node, copies=copies, to=node)
-            await self._copy(manifest, members[node], troubles, copies)
+            log.info("orphan.kept", snapshot=str(snapshot), owner=manifest.node, copies=len(good), to=node)
+            await self._copy(manifest, members[node], troubles, len(good))
 
     async def _copy(self, manifest: Manifest, member: Member, troubles: Troubles, copies: int) -> None:
         identity = manifest.id.identity

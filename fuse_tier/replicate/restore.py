@@ -15,13 +15,14 @@ import trio
 
 from fuse_tier import failpoints, metrics
 from fuse_tier.blobs import Blob, Progress, Sink
-from fuse_tier.errors import Damaged, NotFound, TierError, TierUnavailable
+from fuse_tier.errors import Damaged, NotFound, TierError, TierRefused, TierUnavailable
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Entry, Lineage, Manifest
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.remote import Refill
 from fuse_tier.replicate.choice import Chosen
 from fuse_tier.replicate.gather import Reorder, gather, nobody_else
+from fuse_tier.replicate.hopes import Hopes
 from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.plan import nearest
 from fuse_tier.replicate.record import read_record
@@ -82,19 +83,26 @@ class Restorer:
         stays: bool = True,
         begins: Callable[[Collection[Blob]], object] | None = None,
         reorder: Reorder | None = None,
+        gone: Collection[str] = (),
     ) -> tuple[dict[str, int], dict[Blob, TierError]]:
         """Brings blobs into a sink, from those that have the snapshot, nearest first, then from anybody else.
 
         Gives the bytes that each place gave, and what nobody could give, with the last reason. What ``stays`` in the
         RAM tier others may take from here while it comes: then those that want the same feed each other. ``begins``
-        is told of each part that a place is asked for; for ``reorder`` see ``gather``.
+        is told of each part that a place is asked for; for ``reorder`` see ``gather``. Places that are ``gone``
+        (hopes.py) are asked as well; if one does not answer, that is no reason to hope for it.
         """
 
         async def fetch_from(place: Tier, part: Collection[Blob]) -> Fetched:
             if begins is not None:
                 begins(part)
             listed = chosen.manifest if place in chosen.places else None
-            return await self._places.fetch(place, listed, part, sink, progress)
+            try:
+                return await self._places.fetch(place, listed, part, sink, progress)
+            except (TierUnavailable, TierRefused) as error:
+                if place.place not in gone:
+                    raise
+                raise NotFound(f"{place.place} is gone: {error}") from error
 
         async def refer(place: Tier, part: Sequence[Blob]) -> Mapping[Blob, Tier]:
             return await self._places.refer(place, part)
@@ -103,6 +111,10 @@ class Restorer:
         others = refer if stays else nobody_else
         gathered = await gather(what, blobs, ranks, fetch_from, others, reorder=reorder)
         return gathered.sources, gathered.failed
+
+    def hopes(self, identity: Identity) -> Hopes:
+        """For a volume of which content is to come."""
+        return Hopes(self._places, identity)
 
     def _ranks(self, chosen: Chosen) -> list[list[Tier]]:
         """Who is asked, the nearest first: who has the snapshot, anybody else, the bucket."""

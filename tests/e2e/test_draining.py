@@ -17,7 +17,7 @@ from tests.e2e.jobs import A_NODE_DIED, JOB, checkpoint_of, layout_of, save
 from tests.harness.checker import listed
 from tests.harness.clusters import Clusters
 from tests.harness.logs import ExpectedLogs
-from tests.harness.trees import tree_of
+from tests.harness.trees import Node, tree_of
 from tests.harness.waiting import until
 
 pytestmark = [pytest.mark.fuse]
@@ -58,11 +58,7 @@ async def test_what_is_left_of_a_node_that_is_gone_outlives_those_that_hold_it_a
     for name in "bcd":
         cluster[name].config["preemption"] = str(tmp_path / name)
     await cluster.start()
-    mount = cluster.mountpoint("a")
-    await cluster["a"].mount(JOB, mount)
-    save(checkpoint_of(1), mount)
-    await cluster["a"].wait(JOB, "peer", 60)
-    written = tree_of(mount)
+    written = await _save_on_two_nodes(cluster["a"], cluster.mountpoint("a"))
     (first,) = _holding(cluster, "bcd")
     await until(partial(_is_known, cluster, "a"))  # else all that speaks for the copy is who has it (decision 0038)
     await cluster["a"].lose_ram()
@@ -74,6 +70,23 @@ async def test_what_is_left_of_a_node_that_is_gone_outlives_those_that_hold_it_a
     assert await cluster[second].stop() == 0
     last = others.replace(second, "")
     await cluster[last].restore(JOB, tmp_path / "restored")
+    assert tree_of(tmp_path / "restored") == written
+
+
+async def test_the_last_node_that_holds_what_is_left_of_another_brings_it_to_the_bucket(
+    make_cluster: Clusters, expected_logs: ExpectedLogs, tmp_path: Path
+) -> None:
+    expected_logs.allow(*A_NODE_DIED)
+    cluster = await make_cluster("a", "b", start=False)
+    bucket = cluster["a"].config.pop("bucket")  # only the other one reaches it
+    await cluster.start()
+    written = await _save_on_two_nodes(cluster["a"], cluster.mountpoint("a"))
+    await cluster["a"].lose_ram()
+    await until(partial(_is_alone, cluster["b"]))
+    assert await cluster["b"].stop() == 0
+    await cluster["b"].lose_ram()
+    await cluster["a"].start(bucket=bucket)
+    await cluster["a"].restore(JOB, tmp_path / "restored")
     assert tree_of(tmp_path / "restored") == written
 
 
@@ -128,6 +141,13 @@ async def test_what_is_complete_goes_first_and_of_that_the_newest(
     assert begun[2:] == ["third", "second", "first", "first"]
 
 
+async def _save_on_two_nodes(node: LocalNode, mount: Path) -> dict[str, Node]:
+    await node.mount(JOB, mount)
+    save(checkpoint_of(1), mount)
+    await node.wait(JOB, "peer", 60)
+    return tree_of(mount)
+
+
 def _holding(cluster: LocalCluster, names: str) -> list[str]:
     return [name for name in names if _newest(cluster[name])]
 
@@ -141,6 +161,11 @@ async def _is_known(cluster: LocalCluster, holder: str) -> bool:
     assert cluster.coordinator
     volumes = (await cluster.coordinator.picture()).volumes
     return any(holder == one.member.node for volume in volumes for one in volume.holders)
+
+
+async def _is_alone(node: LocalNode) -> bool:
+    """Whether it has heard that all others are gone."""
+    return not any(tier["tier"] == "peer" for tier in (await node.status())["tiers"])
 
 
 def _volume(name: str) -> str:

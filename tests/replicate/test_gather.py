@@ -10,6 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from fuse_tier.blobs import Blob
+from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import Damaged, NotFound, TierError, TierUnavailable
 from fuse_tier.hashing import hash_bytes
 from fuse_tier.replicate.gather import gather
@@ -191,3 +192,19 @@ async def test_who_waits_for_one_that_gets_nothing_insists_at_the_source(autojum
     sharers.sharing.refer(PARTS, "a", lambda node: True, 0.0)
     await sharers.restore("b")
     assert sharers.has["b"] == frozenset(PARTS)
+
+
+async def test_nobody_is_waited_for_without_end_however_large_something_is_said_to_be(
+    autojump_clock: MockClock,
+) -> None:
+    sharers, huge = Sharers("a"), Blob(PARTS[0].digest, 1 << 62)
+    source, other = sharers.tiers
+
+    async def refer(place: Tier, blobs: Sequence[Blob]) -> Mapping[Blob, Tier]:
+        await trio.lowlevel.checkpoint()
+        return dict.fromkeys(blobs, other) if place is source else {}
+
+    begun = trio.current_time()
+    gathered = await gather("it", [huge], [[source]], sharers.fetch, refer)
+    assert huge in gathered.failed
+    assert trio.current_time() - begun < 2 * Deadline.BULK_STALL_LONGEST

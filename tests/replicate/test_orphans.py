@@ -11,8 +11,9 @@ import trio
 from fuse_tier.identity import Identity
 from fuse_tier.manifest import Manifest
 from fuse_tier.replicate.orphans import Orphans
-from fuse_tier.replicate.places import AskBucket
 from fuse_tier.replicate.records import InBucket
+from fuse_tier.tiers.base import TierName
+from fuse_tier.tiers.memory import MemoryTier
 from tests.harness.snapshots import holding, keep, manifest_of
 from tests.harness.waiting import until
 from tests.replicate.cluster import HangingPeer, Neighbourhood
@@ -140,12 +141,14 @@ async def test_a_copy_of_what_somebody_has_mounted_meanwhile_is_given_up_at_once
     assert sum(peer.asked for peer in hanging.values()) == 1, "no other copy is begun"
 
 
-def _bucket_with(number: int) -> AskBucket:
-    async def ask(identity: Identity, version: str) -> InBucket:
-        await trio.lowlevel.checkpoint()
-        return InBucket((number,))
+def _with_bucket(around: Neighbourhood) -> MemoryTier:
+    bucket = around.places.bucket = MemoryTier(TierName.BUCKET, "gs://bucket")
 
-    return ask
+    async def ask(identity: Identity, version: str) -> InBucket:
+        return InBucket(tuple(snapshot.number for snapshot in await bucket.snapshots(identity)))
+
+    around.places.ask_bucket = ask
+    return bucket
 
 
 async def _is_any_asked(peers: Iterable[HangingPeer]) -> bool:
@@ -188,14 +191,48 @@ async def test_a_copy_on_a_node_that_leaves_does_not_count(
     assert await _lists(around, "c", held)
 
 
-async def test_a_drain_does_not_wait_for_what_the_bucket_has(around: Neighbourhood, bench: Bench) -> None:
-    orphans = Orphans(around.places, around.copier, around.targets, lambda identity: None, replicas=1)
-    around.peers["b"], around.peers["c"] = HangingPeer(), HangingPeer()
+@pytest.mark.parametrize("stays", [True, False])
+async def test_where_peers_have_no_room_or_go_as_well_a_drain_brings_it_to_the_bucket(
+    stays: bool, around: Neighbourhood, bench: Bench, orphans: Orphans
+) -> None:
+    bucket = _with_bucket(around)
+    for name in "bc":
+        around.peers[name].blobs.capacity = 0
+        if not stays:
+            around.leave(name)
     held = await _hold(bench)
-    around.places.ask_bucket = _bucket_with(held.id.number)
     around.leave()
     with trio.fail_after(60):
         await orphans.drain(3600)
+    assert held.id in await bucket.snapshots()
+
+
+async def test_a_drain_does_not_wait_for_what_the_bucket_has(
+    around: Neighbourhood, bench: Bench, orphans: Orphans
+) -> None:
+    bucket = _with_bucket(around)
+    around.peers["b"], around.peers["c"] = HangingPeer(), HangingPeer()
+    held = await _hold(bench)
+    await keep(bucket, {"weights": b"4567"}, held.id.number, ORPHAN)
+    around.leave()
+    with trio.fail_after(60):
+        await orphans.drain(3600)
+
+
+async def test_a_bucket_that_does_not_answer_holds_up_no_drain(
+    around: Neighbourhood, bench: Bench, orphans: Orphans
+) -> None:
+    _with_bucket(around)
+
+    async def ask(identity: Identity, version: str) -> InBucket:
+        return await trio.sleep_forever()
+
+    around.places.ask_bucket = ask
+    held = await _hold(bench)
+    around.leave()
+    with trio.fail_after(60):
+        await orphans.drain(3600)
+    assert await _lists(around, "b", held) != await _lists(around, "c", held)
 
 
 async def test_a_drain_ends_where_no_node_stays(around: Neighbourhood, bench: Bench, orphans: Orphans) -> None:
