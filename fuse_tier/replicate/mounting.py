@@ -149,15 +149,17 @@ class Mounting:
 
         Raises FuseTierError when the supervisor does not answer in time.
         """
+        reason = "nothing came in time"
         with trio.move_on_after(Deadline.SUPERVISOR_CONNECT):
             while True:
                 try:
                     return await self._find_mounted()
-                except TierUnavailable:
+                except TierUnavailable as error:
+                    reason = str(error)
                     await trio.sleep(_SUPERVISOR_PAUSE_SECONDS)
         raise FuseTierError(
-            f"the supervisor does not answer on {self._supervisor.socket}: start `fuse-tier node`, which starts this "
-            "worker itself"
+            f"the supervisor does not answer on {self._supervisor.socket} ({reason}): start `fuse-tier node`, which "
+            "starts this worker itself"
         )
 
     async def _find_mounted(self) -> None:
