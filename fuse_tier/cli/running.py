@@ -97,6 +97,8 @@ def bench(names: tuple[str, ...], json_file: str | None) -> None:
     Example:
       fuse-tier bench fs.write.seq1 peer.snapshot --json bench.json
     """
+    from fuse_tier import logs
     from fuse_tier.bench import run_bench
 
+    logs.configure("bench", "")
     run_bench(names, Path(json_file) if json_file else None)

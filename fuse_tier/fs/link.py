@@ -109,6 +109,8 @@ class Link:
                 passthrough=self._passthrough,
                 counter=self._changes.counter,
             )
+        except ChannelClosed:
+            raise  # it ended, and refused nothing
         except (FuseTierError, OSError) as error:
             log.warning("worker.refused", identity=str(self._spec.identity), reason=str(error))
             return False

@@ -18,7 +18,6 @@ from tests.harness.logs import ExpectedLogs
 
 pytestmark = pytest.mark.fuse
 
-pytestmark = pytest.mark.fuse
 _KINDS = [
     *("rename", "unlink", "rmdir", "mkdir", "symlink", "link", "mkfifo"),
     *("chmod", "utime", "truncate", "setxattr", "fsyncdir", "write"),
@@ -207,3 +206,14 @@ async def test_a_daemon_that_the_worker_refuses_keeps_serving_and_trying(
         await job(write(mounted.path / "file", b"served"))
         del worker.answers["hello"]
         await worker.heard("changed")
+
+
+async def test_a_worker_that_ends_before_it_has_answered_has_refused_nothing(mounted: Mounted) -> None:
+    async def wait(arguments: Arguments) -> None:
+        await trio.sleep_forever()
+
+    async with running_worker(mounted.place.socket) as ending:
+        ending.answers["hello"] = wait
+        await ending.heard("hello")
+    async with running_worker(mounted.place.socket) as worker:
+        await worker.heard("hello")
