@@ -20,7 +20,7 @@ test: setup-test ## the whole suite; ARGS="-k name" for a part
 	@.venv/bin/pytest $(ARGS)
 
 test-fast: setup-test ## what needs no FUSE and no network: at each save
-	@HYPOTHESIS_PROFILE=fast .venv/bin/pytest -q -m "not fuse and not root and not network and not slow" $(ARGS)
+	@HYPOTHESIS_PROFILE=fast .venv/bin/pytest -q -m "not chaos and not images and not fuse and not root and not network and not slow" $(ARGS)
 
 chaos: setup-chaos ## hundreds of random examples, faults and public suites; ARGS="-k name" for a part
 	@.venv/bin/pytest -m chaos $(ARGS)
