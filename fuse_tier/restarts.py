@@ -6,12 +6,35 @@ Values only: which step it is that all ranks go on from is decided in ``coordina
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from fuse_tier.checkpoints import Job
 from fuse_tier.epochs import epoch_of
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Lineage
+
+MOST_BRANCH_POINTS = 32
+"""How many earlier ones are remembered: of a job that has come past as many, what is older is long gone."""
+
+_NOTHING = -1  # in place of a step: no files
+
+
+@dataclass(frozen=True, slots=True)
+class BranchPoint:
+    """A volume went on from a step, or from no files: what it had beyond, of before, was given up then."""
+
+    epoch: int  # under which it was owned then: what has a lower one is of before
+    step: int | None
+
+    def gives_up(self, step: int, epoch: int) -> bool:
+        """Whether what was saved of a step, under an epoch, counts for nothing since."""
+        return epoch < self.epoch and step > self.rank
+
+    @property
+    def rank(self) -> int:
+        """The step, to be compared."""
+        return _NOTHING if self.step is None else self.step
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +47,26 @@ class Resumption:
     epoch: int  # under which the volume was owned then: what has a lower one is of the life before
     wish: str = ""  # of a person's, which was followed then or before
     is_over: bool = False  # nobody is at work with these files now
+    before: tuple[BranchPoint, ...] = ()  # earlier ones, as far as they gave up more; both numbers grow
+
+    @property
+    def branch_points(self) -> tuple[BranchPoint, ...]:
+        """All that is remembered, this one last."""
+        return (*self.before, BranchPoint(self.epoch, self.step))
+
+    def gives_up(self, step: int, epoch: int) -> bool:
+        """Whether what was saved of a step, under an epoch, is of a life of the job that was gone back from."""
+        return any(one.gives_up(step, epoch) for one in self.branch_points)
+
+    def after(self, earlier: Iterable[BranchPoint]) -> Resumption:
+        """This one, which remembers also what others before it gave up."""
+        kept: list[BranchPoint] = []
+        lowest = BranchPoint(self.epoch, self.step)
+        for one in sorted({*self.before, *earlier}, key=lambda one: (-one.epoch, one.rank)):
+            if one.epoch < self.epoch and one.rank < lowest.rank:
+                kept.append(one)
+                lowest = one
+        return replace(self, before=tuple(reversed(kept[:MOST_BRANCH_POINTS])))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,3 +137,4 @@ class Verdict:
     others: tuple[str, ...] = ()  # replicas that are mounted, and have not joined: they go on as they are
     wish: str = ""  # of a person's, that is followed with this, or was before
     partner: str = ""  # the replica whose snapshot is taken; empty: the volume's own
+    branch_points: tuple[BranchPoint, ...] = ()  # of the volume, as far as is known, whichever nodes had it

@@ -13,7 +13,7 @@ from fuse_tier.coordinate.jobs import KnownJob
 from fuse_tier.epochs import epoch_of, number_before
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Lineage
-from fuse_tier.restarts import Backup, Question, Resumption
+from fuse_tier.restarts import Backup, Question
 
 
 def shape(lineage: Lineage) -> tuple[str, int, str]:
@@ -60,51 +60,33 @@ def _what_counts(job: KnownJob, one: Saved) -> Saved | None:
     """A snapshot with those of its steps that count; None when there is none."""
     if one.id in job.damaged:
         return None
+    if (living := without_given_up(job, one)) is None:
+        return None
+    return _with(living, (step for step in living.steps if not _is_marked(job, one, step)))
+
+
+def without_given_up(job: KnownJob, one: Saved) -> Saved | None:
+    """A snapshot with those of its steps that the job has not gone back from; None when there is none."""
+    last = job.last.get((one.lineage.run, one.id.identity))
+    return one if last is None else _with(one, (step for step in one.steps if not last.gives_up(step, one.id.epoch)))
+
+
+def _with(one: Saved, steps: Iterable[int]) -> Saved | None:
     if one.step is None:
         return one
-    identity, run, number = one.id.identity, one.lineage.run, one.id.number
-    steps = tuple(
-        step
-        for step in one.steps
-        if not _is_marked(job, one, step) and not _is_given_up(job, identity, run, step, number)
-    )
-    if steps == one.steps:
+    left = tuple(steps)
+    if left == one.steps:
         return one
-    return replace(one, step=steps[-1], older=steps[:-1]) if steps else None
+    return replace(one, step=left[-1], older=left[:-1]) if left else None
 
 
 def _is_marked(job: KnownJob, one: Saved, step: int | None) -> bool:
     return any(mark.is_on(one.lineage.run, step, one.id.number) for mark in job.marks)
 
 
-def _is_given_up(job: KnownJob, identity: Identity, run: str, step: int | None, number: int) -> bool:
-    """Whether it is of the life before the volume's last restart, and beyond the step of that."""
-    last = _last_restart(job, identity, run)
-    if last is None or epoch_of(number) >= last.epoch or step is None:
-        return False
-    return last.step is None or step > last.step
-
-
-def last_restarts(known: KnownJob, job: Job, run: str) -> dict[str, int]:
+def last_restarts(known: KnownJob, run: str) -> dict[str, int]:
     """The last restart of a run that each volume is known to have joined, be it mounted or not."""
-    begun = known.begun.get(run)
-    replicas = {identity.replica for identity in known.resumed} | (
-        begun.joined.keys() if begun is not None else set()
-    )
-    found = {replica: _last_restart(known, job.identity(replica), run) for replica in replicas}
-    return {replica: last.restart for replica, last in found.items() if last is not None}
-
-
-def _last_restart(job: KnownJob, identity: Identity, run: str) -> Resumption | None:
-    """The last one of a run that a volume is known to have joined, though the node that would tell is gone."""
-    told = job.resumed.get(identity)
-    resumed = told[1] if told is not None and told[1].run == run else None
-    begun = job.begun.get(run)
-    if begun is None or identity.replica not in begun.joined:
-        return resumed
-    if resumed is not None and resumed.restart >= begun.restart:
-        return resumed
-    return Resumption(run, begun.restart, begun.step, begun.joined[identity.replica])
+    return {identity.replica: last.restart for (of, identity), last in known.last.items() if of == run}
 
 
 def usable(question: Question, job: KnownJob) -> tuple[Backup, ...]:
@@ -119,7 +101,8 @@ def usable(question: Question, job: KnownJob) -> tuple[Backup, ...]:
             return False
         if any(mark.is_on(run, one.step, number) for mark in job.marks):
             return False
-        return one.step == question.forced or not _is_given_up(job, identity, run, one.step, number)
+        last = job.last.get((run, identity))
+        return one.step == question.forced or last is None or not last.gives_up(one.step, epoch_of(number))
 
     return tuple(filter(counts, question.backups))
 

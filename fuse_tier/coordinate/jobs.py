@@ -18,7 +18,7 @@ _FORGET_SECONDS = 60.0  # a job of which nobody has anything, and nobody asks
 
 @dataclass(slots=True)
 class Begun:
-    """The last restart of a run. Who has joined it, under which epoch, is kept here, also of nodes that are gone."""
+    """The last restart of a run, and the replicas that have joined it, also those whose nodes are gone."""
 
     restart: int
     step: int | None
@@ -26,7 +26,7 @@ class Begun:
     is_heard: bool = False
     is_backed_up: bool = False  # who asked has seen the step in the bucket
     wish: str = ""  # a person's, followed with this restart or with one before it
-    joined: dict[str, int] = field(default_factory=dict)
+    joined: set[str] = field(default_factory=set)
 
     def is_pending(self, wish: Wish) -> bool:
         """Whether nobody has started by a person's wish, neither with this restart nor before."""
@@ -41,6 +41,8 @@ class KnownJob:
     marks: set[Mark] = field(default_factory=set)
     begun: dict[str, Begun] = field(default_factory=dict)  # the last restart of each run
     resumed: dict[Identity, tuple[str, Resumption]] = field(default_factory=dict)  # and on which node
+    last: dict[tuple[str, Identity], Resumption] = field(default_factory=dict)
+    """By run and volume what was joined last, also of nodes that are gone."""
     damaged: set[SnapshotId] = field(default_factory=set)
     counted_at: float = float("-inf")  # what is complete
     counted_when: int = -1  # of the directory's comings and goings
@@ -117,7 +119,11 @@ class Jobs:
         if begun is None or one.restart > begun.restart:
             begun = job.begun[one.run] = Begun(one.restart, one.step, is_heard=True, wish=one.wish)
         if one.restart == begun.restart:
-            begun.joined[identity.replica] = one.epoch
+            begun.joined.add(identity.replica)
+        last = job.last.get((one.run, identity))
+        if last is None or one.restart >= last.restart:
+            # A node of an earlier version does not tell what was before.
+            job.last[one.run, identity] = one if last is None else one.after(last.branch_points)
 
     def _drop(self, identity: Identity) -> None:
         if (before := self.of(identity).resumed.pop(identity, None)) is not None:

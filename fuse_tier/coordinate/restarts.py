@@ -15,7 +15,15 @@ from fuse_tier.checkpoints import Job, Saved
 from fuse_tier.completeness import producible_steps
 from fuse_tier.coordinate.choosing import Current, Known, choose
 from fuse_tier.coordinate.directory import Directory
-from fuse_tier.coordinate.eligible import bad_parts, last_restarts, other_shapes, parts, shape, usable
+from fuse_tier.coordinate.eligible import (
+    bad_parts,
+    last_restarts,
+    other_shapes,
+    parts,
+    shape,
+    usable,
+    without_given_up,
+)
 from fuse_tier.coordinate.jobs import Begun, Jobs, KnownJob
 from fuse_tier.coordinate.needed import Listed, needed_parts, on_several
 from fuse_tier.coordinate.nodes import Presence
@@ -86,7 +94,11 @@ class Restarts:
             job.begun[lineage.run] = Begun(number, verdict.step, question.forced is not None, wish=followed)
         if verdict.restart and any(one.step == verdict.step for one in question.backups):
             job.begun[lineage.run].is_backed_up = True
-        return replace(verdict, wish=job.begun[lineage.run].wish) if verdict.restart else verdict
+        if not verdict.restart:
+            return verdict
+        last = job.last.get((lineage.run, question.identity))
+        points = () if last is None else last.branch_points
+        return replace(verdict, wish=job.begun[lineage.run].wish, branch_points=points)
 
     def join(self, identity: Identity, node: str, resumption: Resumption, now: float) -> None:
         """A volume has the files of the step that was chosen, and its pod is about to start.
@@ -166,7 +178,7 @@ class Restarts:
             known = presence.get(node)
             for identity, several in volumes.items():
                 is_copy = known is not None and identity not in known.mounted
-                for one in several:
+                for one in filter(None, (without_given_up(job, one) for one in several)):
                     yield Held(one, known is not None and known.alive, is_copy)
 
     # ---- what is known ----
@@ -187,7 +199,7 @@ class Restarts:
             ever,
             parts(job, question.lineage, job.saved, lost),
             self._going_on(job, question.lineage.run, now),
-            last_restarts(job, Job.of(question.identity), question.lineage.run),
+            last_restarts(job, question.lineage.run),
             _brought(presence, Job.of(question.identity)),
             other_shapes(job, question.lineage),
         )

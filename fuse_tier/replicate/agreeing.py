@@ -85,6 +85,7 @@ class Agreeing:
         ``Deadline.RESTART``.
         """
         give_up = trio.current_time() + Deadline.RESTART
+        last = volume.tenure.resumption  # of the files that give way
         lacking: Counter[SnapshotId] = Counter()
         while True:
             wanted: SnapshotId | None = None
@@ -97,7 +98,7 @@ class Agreeing:
                 wanted = agreed.snapshot(volume.identity) if agreed.verdict.number else None
                 followed = await follow(agreed)
                 if agreed.verdict.restart:
-                    await self._join(volume, lineage, agreed.verdict)
+                    await self._join(volume, lineage, agreed.verdict, last)
                 volume.tenure.is_at_work = True
                 return followed
             except Damaged as error:
@@ -138,10 +139,13 @@ class Agreeing:
         )
         return Agreed(await self._membership.restart(question), there)
 
-    async def _join(self, volume: Volume, lineage: Lineage, verdict: Verdict) -> None:
+    async def _join(self, volume: Volume, lineage: Lineage, verdict: Verdict, last: Resumption | None) -> None:
         failpoints.reached("restart.joining")
         epoch = self._membership.epoch(volume.identity)
-        resumption = Resumption(lineage.run, verdict.restart, verdict.step, epoch, verdict.wish)
+        known = last.branch_points if last is not None and last.run == lineage.run else ()
+        resumption = Resumption(lineage.run, verdict.restart, verdict.step, epoch, verdict.wish).after(
+            (*verdict.branch_points, *known)
+        )
         await self._membership.join(volume.identity, resumption)
         await volume.went_on_from(resumption)
         failpoints.reached("restart.joined")

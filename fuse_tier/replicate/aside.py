@@ -8,7 +8,6 @@ from fuse_tier.checkpoints import Saved
 from fuse_tier.replicate.retention import last_of_saves
 from fuse_tier.restarts import Resumption
 
-_NOTHING = -1  # in place of a step: no files
 _NEXT = 2  # saves
 
 
@@ -16,7 +15,7 @@ def set_aside(listed: Iterable[Saved], resumption: Resumption | None = None) -> 
     """Of one volume's snapshots those that count for nothing any more, with the step that the job went back to.
 
     A snapshot of a lower step that was taken later in the same run says so, and so does what the volume's tree went
-    on from (-1: from no files).
+    on from, now or before (-1: from no files).
     """
     aside: dict[int, int] = {}
     lowest: dict[str, int] = {}
@@ -25,8 +24,8 @@ def set_aside(listed: Iterable[Saved], resumption: Resumption | None = None) -> 
             continue
         run = one.lineage.run
         back = lowest.get(run, one.step)
-        if resumption is not None and resumption.run == run and one.id.epoch < resumption.epoch:
-            back = min(back, _NOTHING if resumption.step is None else resumption.step)
+        if resumption is not None and resumption.run == run:
+            back = min([back, *(point.rank for point in resumption.branch_points if one.id.epoch < point.epoch)])
         if back < one.step:
             aside[one.id.number] = back
         lowest[run] = min(one.step, lowest.get(run, one.step))

@@ -15,7 +15,7 @@ from fuse_tier.errors import ConfigError
 from fuse_tier.manifest import Lineage
 from fuse_tier.ram.layout import VolumeLayout
 from fuse_tier.ram.notes import replace
-from fuse_tier.restarts import Resumption
+from fuse_tier.restarts import BranchPoint, Resumption
 
 log = structlog.get_logger(__name__)
 
@@ -71,14 +71,18 @@ def read_record(volume: VolumeLayout) -> TreeRecord | None:
 def _resumption(fields: dict[str, Any] | None) -> Resumption | None:
     if fields is None:
         return None
-    step = fields["step"]
     return Resumption(
         str(fields["run"]),
         int(fields["restart"]),
-        None if step is None else int(step),
+        _step(fields["step"]),
         int(fields["epoch"]),
         str(fields.get("wish", "")),
+        before=tuple(BranchPoint(int(one["epoch"]), _step(one["step"])) for one in fields.get("before", ())),
     )
+
+
+def _step(value: Any) -> int | None:
+    return None if value is None else int(value)
 
 
 def write_record(volume: VolumeLayout, record: TreeRecord) -> None:

@@ -1422,6 +1422,7 @@ class Resumption(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     WISH_FIELD_NUMBER: _builtins.int
     OVER_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
     identity: _builtins.str
     run: _builtins.str
     restart: _builtins.int
@@ -1429,6 +1430,8 @@ class Resumption(_message.Message):
     epoch: _builtins.int
     wish: _builtins.str
     over: _builtins.bool
+    @_builtins.property
+    def before(self) -> _containers.RepeatedCompositeFieldContainer[Global___BranchPoint]: ...
     def __init__(
         self,
         *,
@@ -1439,16 +1442,43 @@ class Resumption(_message.Message):
         epoch: _builtins.int = ...,
         wish: _builtins.str = ...,
         over: _builtins.bool = ...,
+        before: _abc.Iterable[Global___BranchPoint] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "epoch", b"epoch", "identity", b"identity", "over", b"over", "restart", b"restart", "run", b"run", "step", b"step", "wish", b"wish"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "before", b"before", "epoch", b"epoch", "identity", b"identity", "over", b"over", "restart", b"restart", "run", b"run", "step", b"step", "wish", b"wish"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
     _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__step) -> _WhichOneofReturnType__step | None: ...
 
 Global___Resumption: _TypeAlias = Resumption  # noqa: Y015
+
+@_typing.final
+class BranchPoint(_message.Message):
+    """A volume went on from a step, or from no files, when it was owned under an epoch (minor 9)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    step: _builtins.int
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        step: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "step", b"step"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "epoch", b"epoch", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
+    _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__step) -> _WhichOneofReturnType__step | None: ...
+
+Global___BranchPoint: _TypeAlias = BranchPoint  # noqa: Y015
 
 @_typing.final
 class Mark(_message.Message):
@@ -1695,6 +1725,7 @@ class RestartReply(_message.Message):
     TERM_FIELD_NUMBER: _builtins.int
     WISH_FIELD_NUMBER: _builtins.int
     PARTNER_FIELD_NUMBER: _builtins.int
+    BRANCH_POINTS_FIELD_NUMBER: _builtins.int
     restart: _builtins.int
     """0: no tree of the job names a step: each rank takes its newest snapshot"""
     step: _builtins.int
@@ -1710,6 +1741,10 @@ class RestartReply(_message.Message):
     def others(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """replicas that are mounted, and go on as they are"""
 
+    @_builtins.property
+    def branch_points(self) -> _containers.RepeatedCompositeFieldContainer[Global___BranchPoint]:
+        """of the asker's volume, as far as is known: it tells them on (minor 9)"""
+
     def __init__(
         self,
         *,
@@ -1720,10 +1755,11 @@ class RestartReply(_message.Message):
         term: _builtins.int = ...,
         wish: _builtins.str = ...,
         partner: _builtins.str = ...,
+        branch_points: _abc.Iterable[Global___BranchPoint] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "step", b"step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "number", b"number", "others", b"others", "partner", b"partner", "restart", b"restart", "step", b"step", "term", b"term", "wish", b"wish"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_step", b"_step", "branch_points", b"branch_points", "number", b"number", "others", b"others", "partner", b"partner", "restart", b"restart", "step", b"step", "term", b"term", "wish", b"wish"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__step: _TypeAlias = _typing.Literal["step"]  # noqa: Y015
     _WhichOneofArgType__step: _TypeAlias = _typing.Literal["_step", b"_step"]  # noqa: Y015

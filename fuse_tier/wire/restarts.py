@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
 from fuse_tier import epochs
@@ -10,7 +10,7 @@ from fuse_tier.checkpoints import Job, Saved, is_checkpoint_name
 from fuse_tier.errors import ConfigError, InvalidRequest, TierRefused
 from fuse_tier.identity import Identity, SnapshotId, is_name
 from fuse_tier.manifest import Lineage
-from fuse_tier.restarts import Backup, Mark, Question, Resumption, Verdict
+from fuse_tier.restarts import MOST_BRANCH_POINTS, Backup, BranchPoint, Mark, Question, Resumption, Verdict
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.members import MINOR
 
@@ -103,6 +103,7 @@ def resumption_to_wire(identity: Identity, one: Resumption) -> pb.Resumption:
         epoch=one.epoch,
         wish=one.wish,
         over=one.is_over,
+        before=map(_branch_point_to_wire, one.before),
     )
 
 
@@ -115,7 +116,19 @@ def resumption_from_wire(message: pb.Resumption) -> tuple[Identity, Resumption]:
         raise InvalidRequest(f"restart {message.restart} in epoch {message.epoch} is out of range")
     wish = message.wish[:_LONGEST_WISH]
     resumption = Resumption(message.run, message.restart, step, message.epoch, wish, is_over=message.over)
-    return _identity(message.identity), resumption
+    return _identity(message.identity), resumption.after(_branch_points(message.before))
+
+
+def _branch_point_to_wire(one: BranchPoint) -> pb.BranchPoint:
+    return pb.BranchPoint(epoch=one.epoch, step=one.step)
+
+
+def _branch_points(messages: Sequence[pb.BranchPoint]) -> tuple[BranchPoint, ...]:
+    if len(messages) > MOST_BRANCH_POINTS + 1:
+        raise InvalidRequest(f"{len(messages)} branch points are too many, at most {MOST_BRANCH_POINTS + 1}")
+    if any(one.epoch > epochs.HIGHEST for one in messages):
+        raise InvalidRequest("the epoch of a branch point is out of range")
+    return tuple(BranchPoint(one.epoch, parse_step(one.step) if one.HasField("step") else None) for one in messages)
 
 
 def mark_to_wire(mark: Mark) -> pb.Mark:
@@ -191,6 +204,7 @@ def verdict_to_wire(verdict: Verdict) -> pb.RestartReply:
         others=verdict.others,
         wish=verdict.wish,
         partner=verdict.partner,
+        branch_points=map(_branch_point_to_wire, verdict.branch_points),
     )
 
 
@@ -201,7 +215,13 @@ def verdict_from_wire(message: pb.RestartReply) -> Verdict:
         raise InvalidRequest(f"restart {message.restart}: step {step} is not snapshot {message.number}")
     partner = _partner(message.partner)
     return Verdict(
-        message.restart, step, message.number, tuple(message.others), message.wish[:_LONGEST_WISH], partner
+        message.restart,
+        step,
+        message.number,
+        tuple(message.others),
+        message.wish[:_LONGEST_WISH],
+        partner,
+        _branch_points(message.branch_points),
     )
 
 

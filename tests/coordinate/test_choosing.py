@@ -87,7 +87,7 @@ def test_of_a_tree_with_several_steps_a_bad_or_given_up_one_counts_for_nothing_a
     assert parts_of(job, RUN, ["a"]) == {"0": [replace(whole, step=200, older=())]}
     assert bad_parts(job) == {(whole.id, 300), (whole.id, 100)}
     job.marks.clear()
-    job.resumed[identity("0")] = ("a", Resumption("llama", 7, 200, 1))
+    job.last["llama", identity("0")] = Resumption("llama", 7, 200, 1)
     assert parts_of(job, RUN, ["a"]) == {"0": [replace(whole, step=200, older=(100,))]}
     job.damaged.add(whole.id)
     assert parts_of(job, RUN, ["a"]) == {}

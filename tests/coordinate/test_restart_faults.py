@@ -126,6 +126,7 @@ class Cluster:
     def join(self, rank: int, verdict: Verdict) -> None:
         node = self.nodes[str(rank)]
         one = Resumption(RUN.run, verdict.restart, verdict.step, node.mounted[rank], verdict.wish)
+        one = one.after(verdict.branch_points)
         self.restarts.join(JOB.identity(str(rank)), node.name, one, self.now)
         node.resumed[rank] = one
         node.at_work.add(rank)
@@ -361,3 +362,46 @@ def test_a_step_that_one_partner_brings_back_is_not_given_beside_a_rank_that_wen
     cluster.end(1)
     cluster.start(1)
     assert cluster.ask(1).step == 300
+
+
+def test_what_a_person_went_back_from_is_not_complete_again_after_a_later_restart(cluster: Cluster) -> None:
+    """Though the job had come past it by then, and nothing was saved at the step that it went back to."""
+    assert go_on(cluster, *RANKS, forced=100) == [100] * 3
+    for rank in RANKS:
+        cluster.goes_on(rank, 300)
+    assert go_on(cluster, *RANKS) == [300] * 3
+    for step in (150, 200):
+        for rank in RANKS:
+            cluster.end(rank)
+        cluster.all_start()
+        with pytest.raises(NotFound, match=rf"step {step} of .* is not complete: those that are: 100, 300$"):
+            cluster.ask(0, forced=step)
+    assert {one.step for one in cluster.restarts.standings(cluster.now)} == {100, 300}
+
+    # Nor is it for another coordinator, nor in the bucket, whatever is lost.
+    cluster.coordinator_starts_again()
+    with pytest.raises(NotFound, match=r"those that are: 100, 300$"):
+        cluster.ask(0, forced=200)
+    for rank in RANKS:
+        cluster.nodes[str(rank)].saved_since.clear()
+    cluster.wait(1)
+    assert cluster.ask(0, backups=(Backup(200, number_before(900) + 200, 900),)).step == 100
+
+
+def test_a_rank_whose_node_is_lost_is_not_given_what_it_went_back_from_before_its_last_restart(
+    cluster: Cluster,
+) -> None:
+    for rank in RANKS:
+        cluster.has("x", (rank, 200))
+    assert go_on(cluster, *RANKS, forced=100) == [100] * 3
+    for rank in RANKS:
+        cluster.goes_on(rank, 300)
+    assert go_on(cluster, *RANKS) == [300] * 3
+    cluster.dies("0")
+    assert {one.step for one in cluster.restarts.standings(cluster.now)} == {100, 300}
+    cluster.nodes["0"] = Node("0", sequence=1000)  # another machine
+    for rank in RANKS:
+        cluster.end(rank)
+    cluster.all_start()
+    verdict = cluster.ask(0)
+    assert verdict.step == 100

@@ -24,13 +24,13 @@ from fuse_tier.completeness import whole_steps
 from fuse_tier.coordinate.directory import Directory
 from fuse_tier.coordinate.restarts import Restarts
 from fuse_tier.epochs import epoch_of, number_before
-from fuse_tier.errors import IdentityBusy, TierRefused, TierUnavailable
+from fuse_tier.errors import IdentityBusy, NotFound, TierRefused, TierUnavailable
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Lineage
 from fuse_tier.members import LocalFacts, Report
 from fuse_tier.replicate.aside import stays_for_job
 from fuse_tier.replicate.retention import Keep, plan_retention
-from fuse_tier.restarts import Backup, Question, Resumption, Verdict
+from fuse_tier.restarts import Backup, BranchPoint, Question, Resumption, Verdict
 
 LEASE = 5.0
 _KEPT_BESIDE = 2  # steps that jobs leave in their trees beside the newest
@@ -63,6 +63,7 @@ class Node:
     resumed: dict[Identity, Resumption] = field(default_factory=dict)
     needed: dict[Identity, tuple[int, ...]] | None = None
     heard_at: float = 0.0  # what is needed
+    clock: int = 0  # the highest epoch that it has heard of
 
     def next(self) -> int:
         self.sequence += 1
@@ -77,6 +78,7 @@ class Rank:
     node: str = ""  # where it is claimed
     epoch: int = 0
     verdict: Verdict | None = None  # its files are those of the step, and it has not joined
+    branch_points: tuple[BranchPoint, ...] = ()  # what its files have gone through that have given way
     is_running: bool = False
     began: int | None = None  # the step from which it went on; None: from no files
     highest: int = 0  # of its snapshots
@@ -104,6 +106,10 @@ class Jobs(RuleBasedStateMachine):
         self.records: list[Record] = []
         self.steps_of_restarts: dict[int, int | None] = {}
         self.lost_at = 0.0  # when content was lost
+        self.every = 100  # steps the job saves
+        self.wanted: int | None = None  # the step that a person has all go back to: nobody has yet
+        self.is_asked_for = False  # by those who ask now
+        self.gone_back: dict[Identity, BranchPoint] = {}  # the last time that a person wanted it
         self.contents: dict[tuple[SnapshotId, int], int] = {}  # of a snapshot's step: one number, one content
         self.new_contents = count()
         self._begin_coordinator()
@@ -141,8 +147,10 @@ class Jobs(RuleBasedStateMachine):
                 for identity, one in node.resumed.items()
             },
         )
-        report = Report(node.name, f"{node.name}{node.life}", node.next(), f"{node.name}:1", f"{node.name}:2", facts)
+        addresses = (f"{node.name}:1", f"{node.name}:2")
+        report = Report(node.name, f"{node.name}{node.life}", node.next(), *addresses, facts, clock=node.clock)
         self.directory.report(report, self.now)
+        node.clock = max(node.clock, self.directory.clock(self.now))
         self.restarts.hear(report)
         if self.directory.is_settled(self.now):
             node.needed, node.heard_at = self.restarts.needed(node.name, self.now), self.now
@@ -169,11 +177,17 @@ class Jobs(RuleBasedStateMachine):
         if not one.is_running or len([other for other in self.ranks.values() if other.is_running]) < len(RANKS):
             return
         done = {number: self._step_of(other) for number, other in self.ranks.items()}
-        if done[rank] > min(done.values()) + 200:
+        if done[rank] > min(done.values()) + 2 * self.every:
             return
         if not is_unheard:  # saving takes longer than telling
             self.time_passes(seconds=2)
-        self._save(one, done[rank] + 100, is_unheard=is_unheard)
+        self._save(one, done[rank] + self.every - done[rank] % self.every, is_unheard=is_unheard)
+
+    @rule(every=st.sampled_from([100, 200, 300]))
+    def the_job_saves_more_often_or_less(self, every: int) -> None:
+        """So that it may come past steps that it has gone back from without saving them again."""
+        if all(rank.is_running for rank in self.ranks.values()):
+            self.every = every
 
     @staticmethod
     def _step_of(rank: Rank) -> int:
@@ -186,9 +200,9 @@ class Jobs(RuleBasedStateMachine):
         older = tuple(one for one in before if one < step)[-_KEPT_BESIDE:]
         saved = Saved(SnapshotId(rank.identity, rank.highest), RUN, step, 0, older=older)
         for one in saved.steps:
-            # What was lost, and is saved again, is another step of that number.
-            known = self.contents.get((rank.line[-1].id, one)) if rank.line else None
-            self.contents[saved.id, one] = next(self.new_contents) if known is None else known
+            # What was lost or given up, and is saved again, is another step of that number.
+            known = self.contents[rank.line[-1].id, one] if one in before else next(self.new_contents)
+            self.contents[saved.id, one] = known
         rank.line.append(saved)
         self.nodes[rank.node].listed.setdefault(rank.identity, {})[saved.id.number] = saved
         if not is_unheard:
@@ -196,19 +210,25 @@ class Jobs(RuleBasedStateMachine):
 
     @rule(rank=ranks, name=names)
     def a_copy_is_made(self, rank: int, name: str) -> None:
-        one = self.ranks[rank]
-        if one.is_running and one.line and self.nodes[name].is_up:
-            held = self.nodes[name].listed.setdefault(one.identity, {})
-            if max(held, default=0) < one.line[-1].id.number:
-                held[one.line[-1].id.number] = one.line[-1]
+        newest = self._newest(self.ranks[rank])
+        if newest is not None and self.nodes[name].is_up:
+            held = self.nodes[name].listed.setdefault(newest.id.identity, {})
+            if max(held, default=0) < newest.id.number:
+                held[newest.id.number] = newest
                 self._report(self.nodes[name])
+
+    def _newest(self, rank: Rank) -> Saved | None:
+        """The snapshot that its files are, as its node lists it."""
+        if not rank.is_running or not rank.line:
+            return None
+        return self.nodes[rank.node].listed.get(rank.identity, {}).get(rank.line[-1].id.number)
 
     @rule(rank=ranks)
     def a_backup_is_made(self, rank: int) -> None:
-        one = self.ranks[rank]
-        if not one.is_running or not one.line:
+        newest_saved = self._newest(self.ranks[rank])
+        if newest_saved is None:
             return
-        self.bucket.setdefault(one.identity, {})[one.line[-1].id.number] = one.line[-1]
+        self.bucket.setdefault(newest_saved.id.identity, {})[newest_saved.id.number] = newest_saved
         whole = whole_steps({str(rank): self.bucket.get(IDENTITIES[rank], {}).values() for rank in RANKS}, len(RANKS))
         if not whole:
             return
@@ -242,6 +262,7 @@ class Jobs(RuleBasedStateMachine):
         node = self.nodes[name]
         if sum(other.is_up for other in self.nodes.values()) < 3:
             return
+        self._report(node)
         node.is_up = False
         self.lost_at = self.now
         node.listed.clear()
@@ -274,7 +295,13 @@ class Jobs(RuleBasedStateMachine):
 
     @rule()
     def the_coordinator_starts_again(self) -> None:
-        self._begin_coordinator()
+        """What a person wanted is told by nodes then; were they lost in the same moment, nobody would know."""
+        if all(self._is_told(identity, point) for identity, point in self.gone_back.items()):
+            self._begin_coordinator()
+
+    def _is_told(self, identity: Identity, point: BranchPoint) -> bool:
+        told = [node.resumed[identity] for node in self.nodes.values() if node.is_up and identity in node.resumed]
+        return any(one.gives_up(point.rank + 1, point.epoch - 1) for one in told)
 
     # ---- restarts ----
 
@@ -296,10 +323,10 @@ class Jobs(RuleBasedStateMachine):
 
     @staticmethod
     def _end(rank: Rank) -> None:
-        rank.node, rank.verdict, rank.is_running = "", None, False
+        rank.node, rank.verdict, rank.is_running, rank.branch_points = "", None, False, ()
 
-    @rule(first=st.integers(0, 3), last=st.integers(0, 3), at_once=st.booleans())
-    def pods_are_begun_and_start(self, first: int, last: int, at_once: bool = False) -> None:
+    @rule(first=st.integers(0, 3), last=st.integers(0, 3), at_once=st.booleans(), is_new=st.booleans())
+    def pods_are_begun_and_start(self, first: int, last: int, at_once: bool = False, is_new: bool = True) -> None:
         """One after another, or all at once, up to some point in the middle perhaps."""
         moves = [(rank, move) for rank in RANKS for move in range(3)]
         if at_once:
@@ -310,7 +337,7 @@ class Jobs(RuleBasedStateMachine):
             elif move == 1:
                 self.a_rank_is_told_and_restored(rank=rank, is_lost=False)
             else:
-                self.a_rank_joins(rank=rank, is_lost=False)
+                self.a_rank_joins(rank=rank, is_lost=False, is_new=is_new)
 
     @rule(first=ranks, at_once=st.booleans(), only=st.booleans(), last=st.integers(0, 2))
     def containers_are_started_again_in_place(self, first: int, at_once: bool, only: bool, last: int) -> None:
@@ -330,6 +357,18 @@ class Jobs(RuleBasedStateMachine):
             for rank in order:
                 self.a_rank_joins(rank=rank, is_lost=False)
 
+    @rule(first=st.integers(0, 3), last=st.integers(0, 3), back=st.integers(1, 3), is_new=st.booleans())
+    def a_person_has_all_go_back(self, first: int, last: int, back: int, is_new: bool) -> None:
+        """Nothing is lost: what they go back from is still there, and complete."""
+        complete = self._complete()
+        if complete is None:
+            return
+        self.all_pods_end()
+        self.wanted = complete - 100 * back
+        self.is_asked_for = True
+        self.pods_are_begun_and_start(first=first, last=last, is_new=is_new)
+        self.is_asked_for = False
+
     def _begin_again(self, rank: Rank) -> None:
         node = self.nodes.get(rank.node)
         if node is None or not node.is_up or not rank.is_running:
@@ -338,6 +377,7 @@ class Jobs(RuleBasedStateMachine):
             rank.epoch = self.directory.claim(
                 rank.identity, node.name, f"{node.name}{node.life}", node.next(), self.now
             )
+            node.clock = max(node.clock, rank.epoch)
             event("a container is started again in place")
             rank.is_running, rank.verdict = False, None
             self._report(node)
@@ -353,6 +393,7 @@ class Jobs(RuleBasedStateMachine):
         except (IdentityBusy, TierUnavailable):
             return
         one.node, one.epoch = name, epoch
+        node.clock = max(node.clock, epoch)
 
     @rule(rank=ranks, is_lost=st.booleans())
     def a_rank_is_told_and_restored(self, rank: int, is_lost: bool) -> None:
@@ -367,17 +408,24 @@ class Jobs(RuleBasedStateMachine):
         except TierRefused:
             assert complete is None, f"refused, but {complete} is complete"
             return
+        except NotFound:
+            assert self.is_asked_for
+            return
         except TierUnavailable:
             return
         if is_lost:
             return  # the answer, or the mount is given up
-        assert complete is None or (verdict.step or 0) >= complete, f"{complete} is complete, not {verdict.step} only"
+        is_wanted = verdict.step is not None and verdict.step == self.wanted
+        assert is_wanted or complete is None or (verdict.step or 0) >= complete, (
+            f"{complete} is complete, not {verdict.step} only"
+        )
         one.verdict = verdict
         if verdict.number and not self._has(one.identity, verdict.number):
             one.verdict = None  # it has gone meanwhile: it asks again
             return
         node = self.nodes[one.node]
-        node.resumed.pop(one.identity, None)
+        if (last := node.resumed.pop(one.identity, None)) is not None:
+            one.branch_points = last.branch_points
         if verdict.number:
             found = next(held[verdict.number] for held in self._holders(one.identity) if verdict.number in held)
             node.listed.setdefault(one.identity, {})[verdict.number] = found
@@ -391,7 +439,7 @@ class Jobs(RuleBasedStateMachine):
             )
             for record in self.records
         )
-        return Question(rank.identity, RUN, backups)
+        return Question(rank.identity, RUN, backups, forced=self.wanted if self.is_asked_for else None)
 
     def _has(self, identity: Identity, number: int) -> bool:
         return any(number in listed for listed in self._holders(identity))
@@ -452,7 +500,8 @@ class Jobs(RuleBasedStateMachine):
             return
         verdict, node = one.verdict, self.nodes[one.node]
         assert verdict.restart, "a job whose trees name steps has all ranks agree"
-        resumption = Resumption(RUN.run, verdict.restart, verdict.step, one.epoch)
+        known = (*verdict.branch_points, *one.branch_points)
+        resumption = Resumption(RUN.run, verdict.restart, verdict.step, one.epoch).after(known)
         try:
             self.restarts.join(one.identity, one.node, resumption, self.now)
         except TierUnavailable:
@@ -464,6 +513,9 @@ class Jobs(RuleBasedStateMachine):
             event("a rank goes on from a step")
             if one.line[-1].step != verdict.step:
                 event("a rank goes back")
+        if self.wanted is not None and verdict.step == self.wanted:
+            self.gone_back[one.identity] = BranchPoint(one.epoch, verdict.step)
+        self.wanted = self.wanted if self.is_asked_for else None
         self._check_agreed(one, verdict)
         node.resumed[one.identity] = resumption
         self._restore(one, verdict, is_new=is_new)
@@ -492,12 +544,14 @@ class Jobs(RuleBasedStateMachine):
         assert self.contents[chosen, verdict.step] in wanted, f"{chosen} has what was given up"
         is_as_it_was = rank.line[-1].id == chosen and rank.line[-1].step == verdict.step
         found = next((saved for saved in own if saved.id == chosen), own[-1])
-        del rank.line[rank.line.index(found) + 1 :]
         if found.step != verdict.step:
             event("a rank goes on from a step beside which a newer one stood")
-            steps = tuple(step for step in found.steps if step <= verdict.step)
-            rank.line[-1] = replace(found, step=verdict.step, older=steps[:-1])
-        if not is_as_it_was and is_new:  # else its pod ends before that
+        led = [
+            (saved, tuple(step for step in saved.steps if step <= verdict.step))
+            for saved in rank.line[: rank.line.index(found) + 1]
+        ]
+        rank.line = [replace(saved, step=steps[-1], older=steps[:-1]) for saved, steps in led if steps]
+        if not is_as_it_was and is_new:  # else its pod ends before that, or the job saves first
             self._save(rank, verdict.step)  # going back is a new state
 
     # ---- what has to be ----
@@ -531,7 +585,7 @@ class Jobs(RuleBasedStateMachine):
         self.time_passes(seconds=8)
         self.all_pods_end()
         self.time_passes(seconds=20)
-        complete = self._complete()
+        complete, wanted = self._complete(), self.wanted
         for _ in range(3):
             for rank in self.ranks.values():
                 self.a_pod_is_begun(rank=rank.number, name=NODES[rank.number])
@@ -540,7 +594,7 @@ class Jobs(RuleBasedStateMachine):
         began = {rank.began if rank.is_running else "refused" for rank in self.ranks.values()}
         assert len(began) == 1, f"they go on from {began}"
         if complete is not None:
-            assert began == {complete}, f"{complete} is complete, and they go on from {began}"
+            assert began in ({complete}, {wanted}), f"{complete} is complete, and they go on from {began}"
 
 
 TestJobs = Jobs.TestCase

@@ -8,9 +8,10 @@ from trio.testing import MockClock
 
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import DeadlineExceeded, FuseTierError, TierUnavailable
+from fuse_tier.identity import Identity
 from fuse_tier.replicate.agreeing import Agreed, Agreeing, nothing_to_save
 from fuse_tier.replicate.steps import Report
-from fuse_tier.restarts import Question, Verdict
+from fuse_tier.restarts import BranchPoint, Question, Resumption, Verdict
 from tests.replicate.cluster import Neighbourhood, StandingMembership
 from tests.replicate.conftest import LINEAGE, Bench
 
@@ -38,6 +39,41 @@ async def agree(bench: Bench, membership: Losing) -> Agreed:
         return agreed
 
     return await Agreeing(membership).together(bench.volume, LINEAGE, Report(), nothing_to_save, follow)
+
+
+class Choosing(StandingMembership):
+    """Has all go on from a step, and tells what it knows of the volume."""
+
+    def __init__(self, neighbourhood: Neighbourhood, told: tuple[BranchPoint, ...]) -> None:
+        super().__init__(neighbourhood)
+        self._told = told
+        self.joined: list[Resumption] = []
+
+    async def restart(self, question: Question) -> Verdict:
+        await trio.lowlevel.checkpoint()
+        return Verdict(9, 300, 3, branch_points=self._told)
+
+    async def join(self, identity: Identity, resumption: Resumption) -> None:
+        await trio.lowlevel.checkpoint()
+        self.joined.append(resumption)
+
+
+async def test_what_a_volume_went_back_from_is_told_on_by_whoever_knew_it(bench: Bench) -> None:
+    (bench.tree / "a").write_bytes(b"a")
+    whole = await bench.volume.take_snapshot()
+    assert whole is not None
+    await bench.volume.went_on_from(Resumption(LINEAGE.run, 7, 100, epoch=5))
+    membership = Choosing(Neighbourhood(bench, "b", 1), (BranchPoint(4, 50),))
+    await membership.claim(bench.volume.identity, above=5)
+
+    async def follow(agreed: Agreed) -> None:
+        await trio.lowlevel.checkpoint()
+        bench.volume.began(LINEAGE, whole, whole.id.number, is_tentative=True)
+
+    await Agreeing(membership).together(bench.volume, LINEAGE, Report(), nothing_to_save, follow)
+    agreed = Resumption(LINEAGE.run, 9, 300, epoch=6, before=(BranchPoint(4, 50), BranchPoint(5, 100)))
+    assert membership.joined == [agreed]
+    assert bench.volume.tenure.resumption == agreed
 
 
 @pytest.mark.parametrize("kind", [TierUnavailable, DeadlineExceeded])

@@ -30,6 +30,13 @@ def test_what_a_tree_went_back_from_is_set_aside_before_anything_is_saved_again(
     assert set_aside(saved(200, first=number_before(1) + 1), resumption) == {}
 
 
+def test_what_a_tree_went_back_from_before_stays_set_aside_though_nothing_was_saved_at_that_step() -> None:
+    before = Resumption("llama", 7, 100, epoch=1)
+    resumption = Resumption("llama", 8, 300, epoch=2).after(before.branch_points)
+    listed = [*saved(100, 200), *saved(300, 400, first=number_before(1) + 1)]
+    assert set_aside(listed, resumption) == {2: 100, number_before(1) + 2: 300}
+
+
 def test_what_is_set_aside_stays_until_a_later_step_is_complete() -> None:
     listed = saved(100, 200, 300, 200, 250)
     assert kept_aside(listed, [2]) == {3}

@@ -18,7 +18,7 @@ from fuse_tier.replicate.instant import Quiescent, TreeVersion
 from fuse_tier.replicate.record import read_record
 from fuse_tier.replicate.settling import final_snapshot, keep_snapshots
 from fuse_tier.replicate.volume import Volume
-from fuse_tier.restarts import Resumption
+from fuse_tier.restarts import BranchPoint, Resumption
 from fuse_tier.several import as_of_step
 from fuse_tier.tiers.base import TierName
 from fuse_tier.wire.channel import ChannelClosed
@@ -235,12 +235,14 @@ async def test_a_tree_that_was_made_for_a_restart_is_no_state_of_the_job_before_
     await again.load()
     assert not again.has_tree
 
-    await bench.volume.went_on_from(Resumption(LINEAGE.run, 7, 100, 0))
+    resumption = Resumption(LINEAGE.run, 7, 100, 3, before=(BranchPoint(1, None), BranchPoint(2, 50)))
+    await bench.volume.went_on_from(resumption)
     taken = await bench.volume.take_snapshot()
     assert taken is not None and taken.id.number == whole.id.number + 1
     once_more = Volume(IDENTITY, bench.ram, bench.layout, bench.volume.options, trio.CapacityLimiter(1))
     await once_more.load()
     assert once_more.newest == taken
+    assert once_more.tenure.resumption == resumption
 
 
 async def test_a_part_of_a_snapshot_stands_under_no_number_that_is_listed_until_it_is_taken_again(

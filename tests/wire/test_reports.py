@@ -14,7 +14,7 @@ from fuse_tier.errors import InvalidRequest
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Lineage
 from fuse_tier.members import JobAddress, LocalFacts, Member, Report
-from fuse_tier.restarts import Resumption
+from fuse_tier.restarts import BranchPoint, Resumption
 from fuse_tier.standing import Standing
 from fuse_tier.wire import control_pb2 as pb
 from fuse_tier.wire.members import member_to_wire
@@ -36,6 +36,9 @@ def saved(identity: Identity, number: int) -> tuple[Saved, ...]:
     return (Saved(SnapshotId(identity, number), LINEAGE, number, 10**9 * number, number, older),)
 
 
+branch_points = st.sampled_from([(), (BranchPoint(1, None),)])
+
+
 @st.composite
 def facts(draw: st.DrawFn) -> LocalFacts:
     mounted = draw(st.frozensets(volumes))
@@ -50,7 +53,9 @@ def facts(draw: st.DrawFn) -> LocalFacts:
         users={one: "a pod" for one in mounted if draw(st.booleans())},
         saved={one: saved(one, several[-1]) for one, several in held.items()},
         resumed={
-            one: Resumption("llama", 1, draw(st.integers(0, 3)), 1, is_over=draw(st.booleans()))
+            one: Resumption(
+                "llama", 1, draw(st.integers(0, 3)), 2, is_over=draw(st.booleans()), before=draw(branch_points)
+            )
             for one in mounted
             if draw(st.booleans())
         },
