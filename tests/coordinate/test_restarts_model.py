@@ -108,7 +108,7 @@ class Jobs(RuleBasedStateMachine):
         self.lost_at = 0.0  # when content was lost
         self.every = 100  # steps the job saves
         self.wanted: int | None = None  # the step that a person has all go back to: nobody has yet
-        self.is_asked_for = False  # by those who ask now
+        self.asked_for: int | None = None  # by those who ask now: it may not be complete
         self.gone_back: dict[Identity, BranchPoint] = {}  # the last time that a person wanted it
         self.contents: dict[tuple[SnapshotId, int], int] = {}  # of a snapshot's step: one number, one content
         self.new_contents = count()
@@ -364,10 +364,9 @@ class Jobs(RuleBasedStateMachine):
         if complete is None:
             return
         self.all_pods_end()
-        self.wanted = complete - 100 * back
-        self.is_asked_for = True
+        self.asked_for = complete - 100 * back
         self.pods_are_begun_and_start(first=first, last=last, is_new=is_new)
-        self.is_asked_for = False
+        self.asked_for = None
 
     def _begin_again(self, rank: Rank) -> None:
         node = self.nodes.get(rank.node)
@@ -409,10 +408,12 @@ class Jobs(RuleBasedStateMachine):
             assert complete is None, f"refused, but {complete} is complete"
             return
         except NotFound:
-            assert self.is_asked_for
+            assert self.asked_for is not None
             return
         except TierUnavailable:
             return
+        if self.asked_for is not None:
+            self.wanted = self.asked_for
         if is_lost:
             return  # the answer, or the mount is given up
         is_wanted = verdict.step is not None and verdict.step == self.wanted
@@ -439,7 +440,7 @@ class Jobs(RuleBasedStateMachine):
             )
             for record in self.records
         )
-        return Question(rank.identity, RUN, backups, forced=self.wanted if self.is_asked_for else None)
+        return Question(rank.identity, RUN, backups, forced=self.asked_for)
 
     def _has(self, identity: Identity, number: int) -> bool:
         return any(number in listed for listed in self._holders(identity))
@@ -515,7 +516,8 @@ class Jobs(RuleBasedStateMachine):
                 event("a rank goes back")
         if self.wanted is not None and verdict.step == self.wanted:
             self.gone_back[one.identity] = BranchPoint(one.epoch, verdict.step)
-        self.wanted = self.wanted if self.is_asked_for else None
+        if self.asked_for is None:
+            self.wanted = None
         self._check_agreed(one, verdict)
         node.resumed[one.identity] = resumption
         self._restore(one, verdict, is_new=is_new)
