@@ -24,7 +24,8 @@ from fuse_tier.tiers.base import Fetched, Tier, TierName
 log = structlog.get_logger(__name__)
 
 _PART_BYTES = 64 << 20
-_FIRST_PART_BYTES = 16 << 20  # where the order may change: what is opened first shows what will be wanted next
+_FIRST_PART_BYTES = 16 << 20  # where the order may change: what is opened first shows what will be wanted next,
+_PART_SECONDS = 0.25  # and what is opened later shall not lie far back in what was asked for already
 _PARTS = 16  # of much: each costs calls and a stream, however large it is
 _PART_BLOBS = 512
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5
@@ -112,7 +113,7 @@ class _Heap:
         self._insisted: set[Blob] = set()  # others had nothing after all
         self._free = [*reversed(list(wanted))]  # taken from the end
         self._largest_part = max(_PART_BYTES, sum(blob.size for blob in wanted) // _PARTS)
-        self._part_bytes = self._largest_part if reorder is None else _FIRST_PART_BYTES
+        self._part_bytes: dict[str, int] = {}  # by place, where the order may change
         self._asked: dict[str, set[Blob]] = {}  # by place
         self._failed: set[str] = set()
         self._under_way = 0
@@ -141,18 +142,19 @@ class _Heap:
         left: list[Blob] = []
         size = 0
         is_limited = place.name is TierName.PEER  # the others go through all that they get at their own pace
+        most = self._largest_part
+        if self._reorder is not None:
+            most = self._part_bytes.get(place.place, _FIRST_PART_BYTES)
         while self._free:
             blob = self._free.pop()
             if blob in asked:
                 left.append(blob)
                 continue
-            if is_limited and part and (size + blob.size > self._part_bytes or len(part) == _PART_BLOBS):
+            if is_limited and part and (size + blob.size > most or len(part) == _PART_BLOBS):
                 self._free.append(blob)
                 break
             part.append(blob)
             size += blob.size
-        if part and is_limited:
-            self._part_bytes = min(self._largest_part, 2 * self._part_bytes)
         self._free += reversed(left)
         asked.update(part)
         return part
@@ -212,9 +214,11 @@ class _Heap:
         """Whether the place may be asked for more."""
         self._under_way += 1
         arrived: Collection[Blob] = ()
+        began = trio.current_time()
         try:
             fetched = await self._fetch(place, part)
             arrived = fetched.arrived
+            self._measured(place, sum(blob.size for blob in arrived), trio.current_time() - began)
             for blob, reason in fetched.failed.items():
                 self._note(place, blob, reason)
         except TierError as error:
@@ -231,6 +235,11 @@ class _Heap:
             self._free += (blob for blob in part if blob in self.wanted)
             self._under_way -= 1
             self._changed.announce()
+
+    def _measured(self, place: Tier, size: int, seconds: float) -> None:
+        """A place is asked for as much at a time as it gives in a moment."""
+        most = int(size * _PART_SECONDS / seconds) if seconds > 0 else self._largest_part
+        self._part_bytes[place.place] = max(_FIRST_PART_BYTES, min(self._largest_part, most))
 
     def _note(self, place: Tier, blob: Blob, reason: TierError) -> None:
         self._gathered.failed[blob] = _worse(self._gathered.failed.get(blob), reason)

@@ -81,7 +81,7 @@ class Restorer:
         progress: Progress = no_progress,
         *,
         stays: bool = True,
-        begins: Callable[[Collection[Blob]], object] | None = None,
+        begins: Callable[[Collection[Blob]], Progress] | None = None,
         reorder: Reorder | None = None,
         gone: Collection[str] = (),
     ) -> tuple[dict[str, int], dict[Blob, TierError]]:
@@ -89,16 +89,17 @@ class Restorer:
 
         Gives the bytes that each place gave, and what nobody could give, with the last reason. What ``stays`` in the
         RAM tier others may take from here while it comes: then those that want the same feed each other. ``begins``
-        is told of each part that a place is asked for; for ``reorder`` see ``gather``. Places that are ``gone``
-        (hopes.py) are asked as well; if one does not answer, that is no reason to hope for it.
+        is told of each part that a peer is asked for, and gives the ``progress`` of that: a stream brings all of it,
+        in that order, while other places ask the sink before they bring anything. For ``reorder`` see ``gather``.
+        Places that are ``gone`` (hopes.py) are asked as well; if one does not answer, that is no reason to hope for
+        it.
         """
 
         async def fetch_from(place: Tier, part: Collection[Blob]) -> Fetched:
-            if begins is not None:
-                begins(part)
+            moved = begins(part) if begins is not None and place.name is TierName.PEER else progress
             listed = chosen.manifest if place in chosen.places else None
             try:
-                return await self._places.fetch(place, listed, part, sink, progress)
+                return await self._places.fetch(place, listed, part, sink, moved)
             except (TierUnavailable, TierRefused) as error:
                 if place.place not in gone:
                     raise

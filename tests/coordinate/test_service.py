@@ -27,10 +27,11 @@ from fuse_tier.errors import (
 )
 from fuse_tier.localcluster.ports import free_ports
 from fuse_tier.wire import control_pb2 as pb
+from fuse_tier.wire.certificates import make_authority, make_certificate
 from fuse_tier.wire.control_pb2_grpc import CoordinatorStub
 from fuse_tier.wire.grpc import Client
 from fuse_tier.wire.members import MINOR, location_from_wire, picture_from_wire
-from fuse_tier.wire.tls import TlsFiles, make_authority, make_certificate
+from fuse_tier.wire.tls import TlsFiles
 from tests.harness.logs import ExpectedLogs
 from tests.harness.waiting import until
 

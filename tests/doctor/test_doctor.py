@@ -18,7 +18,8 @@ from fuse_tier.emulator import Emulator, running_emulator
 from fuse_tier.localcluster.ports import free_ports
 from fuse_tier.tiers.bucket import BucketTier
 from fuse_tier.tiers.bucket_settings import deletes
-from fuse_tier.wire.tls import TlsFiles, make_authority, make_certificate
+from fuse_tier.wire.certificates import make_authority, make_certificate
+from fuse_tier.wire.tls import TlsFiles
 from tests.cli.conftest import run
 from tests.harness.clusters import Clusters
 from tests.tiers.faulty_http import Fault, faulty

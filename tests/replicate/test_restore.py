@@ -27,6 +27,8 @@ from fuse_tier.tiers.base import Fetched, Tier, TierName
 from fuse_tier.tiers.memory import MemoryTier
 from fuse_tier.tiers.ram import RamTier
 from tests.harness.logs import ExpectedLogs
+from tests.harness.unreadable import Unreadable
+from tests.harness.unreadable import unreadable as unreadable
 from tests.replicate.conftest import IDENTITY, LINEAGE, Bench
 from tests.replicate.test_tree import describe
 
@@ -146,6 +148,45 @@ async def test_damaged_content_of_the_own_ram_is_fetched_from_elsewhere(
     expected_logs.allow("ram.content_damaged")
     await node.restore()
     assert (node.tree / "a").read_bytes() == b"right"
+
+
+@pytest.mark.fuse
+async def test_content_of_the_own_ram_that_cannot_be_read_is_fetched_from_elsewhere(
+    bench: Bench,
+    bucket: MemoryTier,
+    node: Node,
+    expected_logs: ExpectedLogs,
+    unreadable: Unreadable,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    content = unreadable.content(5000)
+    await save(bench, bucket, {"a": content, "b": b"right"})
+    await node.restore()
+    unreadable.lose(node.layout, 5000, monkeypatch)
+    shutil.rmtree(node.tree)
+    expected_logs.allow("ram.content_damaged")
+    await node.restore()
+    assert (node.tree / "a").read_bytes() == content
+
+
+@pytest.mark.fuse
+async def test_a_plain_directory_gets_from_elsewhere_what_the_own_ram_cannot_read(
+    bench: Bench,
+    bucket: MemoryTier,
+    node: Node,
+    tmp_path: Path,
+    expected_logs: ExpectedLogs,
+    unreadable: Unreadable,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await save(bench, bucket, {"a": unreadable.content(5000), "b": b"right"})
+    await node.restore()
+    unreadable.lose(node.layout, 5000, monkeypatch)
+    expected_logs.allow("restore.content_damaged")
+    chosen = await node.chooser.choose(IDENTITY, None)
+    restored = await node.restorer.into_directory(IDENTITY, chosen, str(tmp_path / "out"))
+    assert describe(tmp_path / "out") == describe(bench.tree)
+    assert restored.sources == {node.ram.place: 5, bucket.place: 5000}
 
 
 class Lossy(MemoryTier):

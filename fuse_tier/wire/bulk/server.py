@@ -25,12 +25,12 @@ from fuse_tier.wire.bulk import format
 from fuse_tier.wire.bulk.format import Answer
 from fuse_tier.wire.bulk.pacing import Link, Urgency
 from fuse_tier.wire.bulk.sessions import Direction, Session, Sessions
-from fuse_tier.wire.bulk.strangers import Strangers
 from fuse_tier.wire.bulk.streams import HandshakeFailed, Stream, StreamBroken, StreamStalled
 from fuse_tier.wire.bulk.transfer import Receipt, patience_for, receive, send_verdicts, transmit
 from fuse_tier.wire.listening import listen_tcp
 from fuse_tier.wire.rejections import UNFINISHED, Rejections
 from fuse_tier.wire.renewal import Renewing
+from fuse_tier.wire.strangers import Strangers
 from fuse_tier.wire.tls import TlsFiles, node_of, server_context
 
 log = structlog.get_logger(__name__)

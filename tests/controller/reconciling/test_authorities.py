@@ -13,9 +13,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from controller.driver.names import TRUSTED
 from controller.reconciling.authorities import (
     SPREAD,
-    TRUSTED,
     Authority,
     Held,
     all_trust,
