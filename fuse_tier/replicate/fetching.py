@@ -37,6 +37,7 @@ class Fetcher:
         stays: bool = True,
         begins: Callable[[Collection[Blob]], Progress] | None = None,
         reorder: Reorder | None = None,
+        unwanted: Collection[Blob] = (),
         gone: Collection[str] = (),
     ) -> tuple[dict[str, int], dict[Blob, TierError]]:
         """Brings blobs into a sink, from those that have the snapshot, nearest first, then from anybody else.
@@ -44,7 +45,8 @@ class Fetcher:
         Gives the bytes that each place gave, and what nobody could give, with the last reason. What ``stays`` in the
         RAM tier others may take from here while it comes: then those that want the same feed each other. ``begins``
         is told of each part that a peer is asked for, and gives the ``progress`` of that: a stream brings all of it,
-        in that order, while other places ask the sink before they bring anything. For ``reorder`` see ``gather``.
+        in that order, while other places ask the sink before they bring anything. For ``reorder``, ``unwanted`` see
+        ``gather``.
         Places that are ``gone`` (hopes.py) are asked as well; if one does not answer, that is no reason to hope for
         it.
         """
@@ -64,7 +66,7 @@ class Fetcher:
 
         ranks = self._ranks(chosen)
         others = refer if stays else nobody_else
-        gathered = await gather(what, blobs, ranks, fetch_from, others, reorder=reorder)
+        gathered = await gather(what, blobs, ranks, fetch_from, others, reorder=reorder, unwanted=unwanted)
         return gathered.sources, gathered.failed
 
     def hopes(self, identity: Identity) -> Hopes:

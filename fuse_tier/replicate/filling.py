@@ -161,6 +161,7 @@ class Filling:
                 await self._with_what_is_here(ordered, chosen),
                 begins=under_way.begin_part,
                 reorder=under_way.reordering(wanted),
+                unwanted=under_way.left_out,
                 gone=gone,
             )
             return given, {blob: error for blob, error in failed.items() if blob not in under_way.left_out}
