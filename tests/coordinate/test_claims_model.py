@@ -233,16 +233,16 @@ class Claims(RuleBasedStateMachine):
     def _copy(self, identity: Identity) -> int:
         return self.nodes[WITNESS].listed.get(identity, 0)
 
-    @rule(name=nodes, identity=identities, fate=fates)
-    def a_node_releases(self, name: str, identity: Identity, fate: str) -> None:
+    @rule(name=nodes, identity=identities, told=fates, fate=fates)
+    def a_node_releases(self, name: str, identity: Identity, told: str, fate: str) -> None:
         node = self.nodes[name]
         if identity not in node.mounted:
             return
-        self.a_node_reports(name=name, fate=fate)  # what it has saved is told first
+        self.a_node_reports(name=name, fate=told)  # what it has saved is told first
         node.mounted.pop(identity, None)
         node.owned.discard(identity)
-        if fate == "lost":
-            return
+        if told != "arrives":
+            return  # its next report says both
         instance, sequence = node.instance, node.next()
 
         def deliver() -> None:
