@@ -66,6 +66,7 @@ _OUTWARD = (
     "wire/test_bulk_nonsense.py",
     "wire/test_clusters_apart.py",
     "wire/test_grpc.py",
+    "wire/test_impostors.py",
     "wire/test_resuming.py",
     "wire/test_strangers.py",
     "wire/test_renewal.py",

@@ -23,7 +23,7 @@ import trio
 
 from fuse_tier.errors import FuseTierError, TierUnavailable
 from fuse_tier.manifest import MAX_ENCODED_BYTES
-from fuse_tier.wire import looping, statuses
+from fuse_tier.wire import impostors, looping, statuses
 from fuse_tier.wire.calls import Conversation, Steps
 from fuse_tier.wire.door import MOST_CONNECTIONS, Door
 from fuse_tier.wire.door import Caller as Caller
@@ -152,7 +152,8 @@ class Client:
     """Calls one server. Connects when needed and again after a failure, never waiting for a server to come.
 
     ``stub`` is a generated stub class. Calls raise what their handler raised, or TierUnavailable when there is
-    no connection, or DeadlineExceeded. ``cluster`` is told with each call.
+    no connection, or DeadlineExceeded. ``cluster`` is told with each call. With certificates only ``node`` is called,
+    and NotThatNode raised where another one answers; None where any with a certificate of the cluster will do.
     """
 
     def __init__(
@@ -160,7 +161,7 @@ class Client:
         address: str,
         stub: Callable[[grpc.Channel], Any],
         tls: TlsFiles | None,
-        server_name: str | None = None,
+        node: str | None = None,
         *,
         cluster: str = "",
         keepalive_seconds: float = KEEPALIVE_SECONDS,
@@ -170,7 +171,8 @@ class Client:
         self._make_stub = stub
         self._metadata = ((CLUSTER_KEY, cluster),) if cluster else ()
         self._options = (*_CLIENT_OPTIONS, _keepalive(keepalive_seconds))
-        self._name = ("grpc.ssl_target_name_override", server_name or SERVER_NAME)
+        self._node = node
+        self._name = ("grpc.ssl_target_name_override", node or SERVER_NAME)
         is_plain = tls is None or address.startswith(UNIX)
         self._credentials = None if is_plain or tls is None else Renewing(tls, grpc_client_credentials)
         self._shown = self._credentials.current() if self._credentials is not None else None
@@ -277,6 +279,8 @@ class Client:
     def _explain(self, error: grpc.RpcError, name: str, deadline_seconds: float | None) -> FuseTierError:
         if self._is_closed:
             return self._closed()
+        if self._node is not None and statuses.is_of_another_name(error):
+            return impostors.note(self._node, self._address)
         return statuses.rebuild(error, name, self._address, deadline_seconds)
 
     def _closed(self) -> TierUnavailable:

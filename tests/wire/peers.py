@@ -63,8 +63,9 @@ async def running_peer(
     cluster: str = CLUSTER,
     encrypt: bool = True,
     link: Link | None = None,
+    listen: tuple[str, str] = ("127.0.0.1:0", "127.0.0.1:0"),
 ) -> AsyncIterator[Peer]:
-    """Serves until the block ends. Content is collected at once when a peer asks for it."""
+    """Serves until the block ends, at ``listen``. Content is collected at once when a peer asks for it."""
     layout = Layout(str(root))
     create_directories(layout)
     ram, sessions = RamTier(layout, node), Sessions()
@@ -91,10 +92,8 @@ async def running_peer(
         smallest_grace_seconds=0.0,
     )
     async with trio.open_nursery() as nursery:
-        bulk = await nursery.start(partial(serve_bulk, "127.0.0.1:0", sessions, ram, ram, tls, link=link))
-        control = await nursery.start(
-            partial(grpc.serve, [(add_PeerServicer_to_server, service)], "127.0.0.1:0", tls)
-        )
+        bulk = await nursery.start(partial(serve_bulk, listen[1], sessions, ram, ram, tls, link=link))
+        control = await nursery.start(partial(grpc.serve, [(add_PeerServicer_to_server, service)], listen[0], tls))
         addresses.update(control=f"127.0.0.1:{control}", bulk=f"127.0.0.1:{bulk}")
         control_at, bulk_at = addresses["control"], addresses["bulk"]
         yield Peer(node, layout, ram, sessions, control_at, bulk_at, addresses, owners, locations)
