@@ -20,7 +20,7 @@ async def serve(*arguments: str) -> None:
     async with running_peer(
         Path(root), TlsFiles(*files), node=node, cluster="default", listen=(control, bulk)
     ) as peer:
-        print(f"serving as {peer.node}", flush=True)  # noqa: T201 - for who started it
+        print(f"serving as {peer.node} at {peer.control}", flush=True)  # noqa: T201 - for who started it
         await trio.sleep_forever()
 
 

@@ -14,7 +14,7 @@ from fuse_tier.identity import Identity
 from fuse_tier.members import Location, Member
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.tmpfs import create_directories
-from fuse_tier.replicate.peer_service import PeerService
+from fuse_tier.replicate.peer_service import CARRIERS, PeerService
 from fuse_tier.tiers.peer import Introduction, PeerTier
 from fuse_tier.tiers.ram import RamTier
 from fuse_tier.wire import grpc
@@ -93,7 +93,9 @@ async def running_peer(
     )
     async with trio.open_nursery() as nursery:
         bulk = await nursery.start(partial(serve_bulk, listen[1], sessions, ram, ram, tls, link=link))
-        control = await nursery.start(partial(grpc.serve, [(add_PeerServicer_to_server, service)], listen[0], tls))
+        control = await nursery.start(
+            partial(grpc.serve, [(add_PeerServicer_to_server, service)], listen[0], tls, carriers=CARRIERS)
+        )
         addresses.update(control=f"127.0.0.1:{control}", bulk=f"127.0.0.1:{bulk}")
         control_at, bulk_at = addresses["control"], addresses["bulk"]
         yield Peer(node, layout, ram, sessions, control_at, bulk_at, addresses, owners, locations)
