@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,22 +54,26 @@ class _Run:
     bare: float
 
 
-_found: list[_Run] = []
-
-
-async def _restores(directory: Path) -> list[_Run]:
-    """Measured once: three rows are about the same restores."""
-    found = _found
-    if found:
-        return found
+async def _restores(directory: Path) -> dict[str, Figure]:
+    """Three rows are about the same restores."""
     with tmpfs(directory, _SIZE + GIB) as plain:
         async with _to_restore(directory) as cluster:
-            await _restore_again(cluster, plain, found)
-    return found
+            runs = await _restore_again_and_again(cluster, plain)
+
+    def median(which: Callable[[_Run], float]) -> float:
+        return statistics.median(map(which, runs))
+
+    ours, theirs = median(lambda run: run.whole), median(lambda run: run.bare)
+    return {
+        "peer.restore.ls": Figure(median(lambda run: run.listed), _LS_LIMIT_SECONDS),
+        "peer.restore.first": Figure(median(lambda run: run.first), _FIRST_LIMIT_SECONDS),
+        "peer.restore.all": Figure(_SIZE / ours / 1e9, _SIZE / theirs / 1e9),
+    }
 
 
-async def _restore_again(cluster: LocalCluster, plain: Path, found: list[_Run]) -> None:
+async def _restore_again_and_again(cluster: LocalCluster, plain: Path) -> list[_Run]:
     node, sources = cluster["a"], list((cluster["b"].ram_path / "blobs").glob("*/*"))
+    runs = []
     for number in range(RUNS):
         await node.lose_ram()
         await in_thread(warm, plain, _SIZE)
@@ -85,18 +88,9 @@ async def _restore_again(cluster: LocalCluster, plain: Path, found: list[_Run]) 
         listed = time.perf_counter() - begun
         first = await in_thread(_read, [mount / "step" / names[-1]]) + listed
         rest = await in_thread(_open, [mount / "step" / name for name in names])
-        found.append(_Run(listed, first, first + rest, bare_seconds))
+        runs.append(_Run(listed, first, first + rest, bare_seconds))
         await node.unmount(mount)
-
-
-async def _until(which: Callable[[_Run], float], limit_seconds: float, directory: Path) -> Figure:
-    return Figure(statistics.median(map(which, await _restores(directory))), limit_seconds)
-
-
-async def _all(directory: Path) -> Figure:
-    runs = await _restores(directory)
-    ours, theirs = statistics.median(run.whole for run in runs), statistics.median(run.bare for run in runs)
-    return Figure(_SIZE / ours / 1e9, _SIZE / theirs / 1e9)
+    return runs
 
 
 def _read(paths: list[Path]) -> float:
@@ -151,8 +145,8 @@ async def _broadcast(directory: Path) -> Figure:
 
 
 ROWS = (
-    Row("peer.restore.ls", "s", "limit", partial(_until, lambda run: run.listed, _LS_LIMIT_SECONDS)),
-    Row("peer.restore.first", "s", "limit", partial(_until, lambda run: run.first, _FIRST_LIMIT_SECONDS)),
-    Row("peer.restore.all", "GB/s", "sendfile and splice, not hashed", _all),
+    Row("peer.restore.ls", "s", "limit", _restores),
+    Row("peer.restore.first", "s", "limit", _restores),
+    Row("peer.restore.all", "GB/s", "sendfile and splice, not hashed", _restores),
     Row("peer.broadcast", "MB", "the content", _broadcast),
 )
