@@ -71,6 +71,8 @@ _OUTWARD = (
     "wire/test_clusters_apart.py",
     "wire/test_conversations.py",
     "wire/test_grpc.py",
+    "wire/test_impostors.py",
+    "wire/test_intake.py",
     "wire/test_resuming.py",
     "wire/test_strangers.py",
     "wire/test_renewal.py",
