@@ -80,7 +80,9 @@ class TlsConfig(Section):
     """Who we are to peers, and whom we believe. Needed as soon as an address is not a loopback one."""
 
     ca: AbsolutePath = Field(description="Certificate of the authority that signed all nodes' certificates.")
-    cert: AbsolutePath = Field(description="This process's certificate; it names the node.")
+    cert: AbsolutePath = Field(
+        description="This process's certificate, which [names the node](operations.md#certificates)."
+    )
     key: AbsolutePath = Field(description="The key that belongs to it.")
 
 

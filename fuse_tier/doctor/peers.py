@@ -97,7 +97,7 @@ def _unlooked(count: int) -> Iterable[Finding]:
 async def _peer(config: NodeConfig, tls: TlsFiles | None, address: str, name: str) -> Finding:
     check_name = f"peer {name or address}"
     request = pb.HelloRequest(protocol=PROTOCOL, cluster=config.cluster, node=config.node, instance="doctor")
-    async with Client(address, PeerStub, tls) as client:
+    async with Client(address, PeerStub, tls, name or None) as client:
         try:
             reply: pb.HelloReply = await client.call("Hello", request, Deadline.CONTROL_CALL)
         except FuseTierError as error:

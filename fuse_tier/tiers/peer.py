@@ -1,7 +1,8 @@
 """A peer's RAM as a tier: control calls for everything but content, which goes over bulk streams.
 
 The first call says hello: a peer of another cluster or major version, or one that is not who it should be, is
-refused before anything is asked of it, and so it is again after it could not be reached. Content goes in
+refused before anything is asked of it, and so it is again after it could not be reached; with certificates nothing is
+said to any but the node that is meant. Content goes in
 sessions (peer_sessions.py); what another node is sending to the peer already is not sent a second time.
 """
 
@@ -80,7 +81,7 @@ class PeerTier:
         self._own = own
         self._tls = tls
         self._encrypt = encrypt
-        self._client = Client(control, PeerStub, tls, cluster=own.cluster)
+        self._client = Client(control, PeerStub, tls, node, cluster=own.cluster)
         self._bulk = ""  # learned by hello; empty: hello is due
         self._minor = 0
         self._link = link or Link()
@@ -171,7 +172,7 @@ class PeerTier:
             if not sent:
                 return False
             begun = partials_from_wire(batch, session.begun)
-            grant = Grant(bulk, session.token, self._tls if session.encrypted else None, begun)
+            grant = Grant(bulk, session.token, self._tls if session.encrypted else None, begun, self._node)
             pushed = await push(grant, sent, source, progress, self._threads, self._link)
             receipt.arrived |= pushed.arrived
             receipt.failed |= pushed.failed
@@ -223,7 +224,7 @@ class PeerTier:
                 blobs=map(encode_blob, batch), encrypt=self._encrypt, begun=partials_to_wire(batch, begun.get)
             )
             bulk, session = await self._open("OpenPull", request)
-            grant = Grant(bulk, session.token, self._tls if session.encrypted else None, begun)
+            grant = Grant(bulk, session.token, self._tls if session.encrypted else None, begun, self._node)
             await pull(grant, batch, sink, progress, self._threads, receipt, self._link)
             return True
 
