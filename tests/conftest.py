@@ -71,6 +71,8 @@ _OUTWARD = (
     "wire/test_clusters_apart.py",
     "wire/test_conversations.py",
     "wire/test_grpc.py",
+    "wire/test_impostors.py",
+    "wire/test_intake.py",
     "wire/test_resuming.py",
     "wire/test_strangers.py",
     "wire/test_renewal.py",
@@ -123,8 +125,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _effort(item: pytest.Item) -> int:
     if item.path.relative_to(Path(__file__).parent).parts[0] in _WHOLE:
+        return 3
+    if item.get_closest_marker("fast") is None:
         return 2
-    return int(item.get_closest_marker("fast") is None)
+    return int(item.name == "runTest")  # a state machine: seconds
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

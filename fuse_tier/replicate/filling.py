@@ -23,7 +23,8 @@ from fuse_tier.identity import Identity
 from fuse_tier.ram.arrival import Arrivals, coming_blob, coming_files, lose
 from fuse_tier.ram.layout import Layout
 from fuse_tier.replicate.choice import Chosen
-from fuse_tier.replicate.restore import Restorer
+from fuse_tier.replicate.fetching import Fetcher
+from fuse_tier.replicate.returning import bring_back
 from fuse_tier.replicate.under_way import UnderWay, Urgent
 from fuse_tier.replicate.volume import Volume
 from fuse_tier.tiers.ram import RamTier
@@ -42,12 +43,12 @@ class Filling:
     """Brings the content of restored volumes of one node."""
 
     def __init__(
-        self, layout: Layout, ram: RamTier, restorer: Restorer, make_room: MakeRoom, make_room_for_all: MakeRoom
+        self, layout: Layout, ram: RamTier, fetcher: Fetcher, make_room: MakeRoom, make_room_for_all: MakeRoom
     ) -> None:
         """``make_room_for_all`` is for content that gives up pieces by itself as it lands (ram/arrival.py)."""
         self._layout = layout
         self._ram = ram
-        self._restorer = restorer
+        self._fetcher = fetcher
         self._make_room = make_room
         self._make_room_for_all = make_room_for_all
         self._under_way: dict[Identity, UnderWay] = {}
@@ -75,7 +76,7 @@ class Filling:
                 urgent = await self._bring_now(volume, inode, blob)
             if urgent.error is not None and coming_blob(volume.layout, inode) is not None:
                 raise urgent.error
-        await self._restorer.materialize(volume, inode, self._make_room)
+        await bring_back(self._fetcher, self._ram, volume, inode, self._make_room)
 
     async def _bring_now(self, volume: Volume, inode: int, blob: Blob) -> Urgent:
         """For all who wait for it by the time that it is there."""
@@ -85,8 +86,8 @@ class Filling:
             waiting = {blob: urgent.inodes}
             sink = Arrivals(self._layout, volume.layout, volume.pins, waiting, self._ram.place)
             chosen = await self._with_what_is_here([blob], volume.coming or Chosen(None))
-            _, failed = await self._restorer.fetch(f"inode {inode} of {volume.identity}", [blob], sink, chosen)
-            if failed:
+            _, failed = await self._fetcher.fetch(f"inode {inode} of {volume.identity}", [blob], sink, chosen)
+            if failed and coming_blob(volume.layout, inode) is not None:  # else the background was faster
                 urgent.error = failed[blob]
                 log.error(
                     "restore.content_lost", identity=str(volume.identity), blob=blob.name, reason=str(urgent.error)
@@ -108,7 +109,7 @@ class Filling:
         """Returns when all is here, or has been given up; or when the volume is another's, or was made anew."""
         started, pause, tries = trio.current_time(), _FIRST_PAUSE, 0
         sources: dict[str, int] = {}
-        hopes = self._restorer.hopes(volume.identity)
+        hopes = self._fetcher.hopes(volume.identity)
         while waiting := await trio.to_thread.run_sync(coming_files, volume.layout):
             given, failed = await self._bring(volume, waiting, chosen, hopes.gone)
             for place, moved in given.items():
@@ -153,13 +154,14 @@ class Filling:
         ordered = sorted(wanted, key=lambda blob: min(wanted[blob]))
         under_way.sink = sink
         try:
-            given, failed = await self._restorer.fetch(
+            given, failed = await self._fetcher.fetch(
                 volume.identity,
                 ordered,
                 sink,
                 await self._with_what_is_here(ordered, chosen),
                 begins=under_way.begin_part,
                 reorder=under_way.reordering(wanted),
+                unwanted=under_way.left_out,
                 gone=gone,
             )
             return given, {blob: error for blob, error in failed.items() if blob not in under_way.left_out}

@@ -41,7 +41,7 @@ Refer = Callable[[Tier, Sequence[Blob]], Awaitable[Mapping[Blob, Tier]]]
 """Asks a place who else is just getting content that it has: that is to be asked instead."""
 
 Reorder = Callable[[Sequence[Blob]], Sequence[Blob] | None]
-"""What is still to be brought, in another order, without what others bring; None if that is to stay as it is."""
+"""What is still to be brought, in another order; None if that is to stay as it is."""
 
 
 async def nobody_else(place: Tier, blobs: Sequence[Blob]) -> Mapping[Blob, Tier]:
@@ -66,11 +66,12 @@ async def gather(
     refer: Refer = nobody_else,
     *,
     reorder: Reorder | None = None,
+    unwanted: Collection[Blob] = (),
 ) -> Gathered:
     """Brings blobs from the places of each rank in turn. ``what`` is named in the log. Never raises TierError.
 
     Large ones come first, so that all places end at about the same time; with ``reorder``, as they stand in
-    ``blobs``, or as it says before each part.
+    ``blobs``, or as it says before each part. What is ``unwanted``, which may grow meanwhile, is asked for no more.
     """
     gathered = Gathered()
     wanted = (
@@ -81,7 +82,7 @@ async def gather(
     for places in ranks:
         if wanted:
             async with trio.open_nursery() as nursery:
-                heap = _Heap(what, wanted, gathered, fetch, refer, nursery, reorder)
+                heap = _Heap(what, wanted, gathered, fetch, refer, nursery, reorder, unwanted)
                 for place in places:
                     for _ in range(_PARTS_AT_ONCE if place.name is TierName.PEER else 1):
                         nursery.start_soon(heap.take_from, place)
@@ -102,6 +103,7 @@ class _Heap:
         refer: Refer,
         nursery: trio.Nursery,
         reorder: Reorder | None,
+        unwanted: Collection[Blob],
     ) -> None:
         self.wanted = set(wanted)
         self._what = what
@@ -110,6 +112,7 @@ class _Heap:
         self._refer = refer
         self._nursery = nursery
         self._reorder = reorder
+        self._unwanted = unwanted
         self._insisted: set[Blob] = set()  # others had nothing after all
         self._free = [*reversed(list(wanted))]  # taken from the end
         self._largest_part = max(_PART_BYTES, sum(blob.size for blob in wanted) // _PARTS)
@@ -135,8 +138,9 @@ class _Heap:
                 return
 
     def _take(self, place: Tier, asked: set[Blob]) -> list[Blob]:
+        if self._give_up_unwanted():
+            self._free = [blob for blob in self._free if blob in self.wanted]
         if self._reorder is not None and (reordered := self._reorder(self._free)) is not None:
-            self.wanted.difference_update(set(self._free).difference(reordered))
             self._free = [*reversed(reordered)]
         part: list[Blob] = []
         left: list[Blob] = []
@@ -159,6 +163,12 @@ class _Heap:
         asked.update(part)
         return part
 
+    def _give_up_unwanted(self) -> bool:
+        """Whether there was any."""
+        unwanted = self.wanted.intersection(self._unwanted)
+        self.wanted -= unwanted
+        return bool(unwanted)
+
     async def _send_for(self, place: Tier, part: list[Blob], asked: set[Blob]) -> list[Blob]:
         """Has others bring what they are getting from this place; gives what it has to bring itself."""
         mine = [blob for blob in part if blob not in self._insisted]
@@ -176,7 +186,8 @@ class _Heap:
         for other, blobs in by_place.values():
             self._under_way += 1
             self._nursery.start_soon(self._wait_for, other, blobs)
-        return [blob for blob in part if blob not in referred]
+        self._give_up_unwanted()
+        return [blob for blob in part if blob not in referred and blob in self.wanted]
 
     async def _wait_for(self, place: Tier, blobs: set[Blob]) -> None:
         """A place that is getting content itself: what it has by now, again and again, while more comes."""
@@ -184,7 +195,11 @@ class _Heap:
         patience = _PATIENCE_SECONDS + min(getting, Deadline.BULK_STALL_LONGEST)
         pause, patient_until = _FIRST_PAUSE, trio.current_time() + patience
         try:
-            while blobs and trio.current_time() < patient_until:
+            while trio.current_time() < patient_until:
+                self._give_up_unwanted()
+                blobs &= self.wanted
+                if not blobs:
+                    break
                 fetched = await self._fetch(place, blobs)
                 if fetched.arrived:
                     self._arrived(place, fetched.arrived)

@@ -96,13 +96,13 @@ class UnderWay:
         self.left_out = set(self.urgent)
 
     def reordering(self, wanted: Mapping[Blob, Sequence[int]]) -> Callable[[Sequence[Blob]], list[Blob] | None]:
-        """For what the background wants: what of it is left to be asked for, as the job will want it."""
+        """For what the background wants: the order in which the job will want what of it is left to be asked for."""
 
         def reorder(blobs: Sequence[Blob]) -> list[Blob] | None:
             is_behind, self.is_behind = self.is_behind, False
             if not is_behind:
                 return None
-            return as_wanted(wanted, [blob for blob in blobs if blob not in self.left_out], self.opened)
+            return as_wanted(wanted, blobs, self.opened)
 
         return reorder
 

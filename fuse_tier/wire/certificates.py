@@ -42,6 +42,10 @@ class Signed:
 
 def check_name(name: str) -> None:
     """Sees that a certificate can be made for a node of this name. Raises ConfigError."""
+    if name.lower() == SERVER_NAME:
+        raise ConfigError(
+            f"{name!r} can not be a node's name: it stands in every certificate, so any node could play that one"
+        )
     if not is_name(name) or len(name) > _MAX_COMMON_NAME:
         raise ConfigError(
             f"{name!r} can not stand in a certificate: use at most {_MAX_COMMON_NAME} letters and digits"

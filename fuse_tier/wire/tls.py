@@ -1,8 +1,8 @@
 """Who may talk to whom: one authority per cluster, one certificate per node, both sides always verified.
 
-A node's certificate carries its name as common name, which is who a caller is; and the fixed DNS name
-``fuse-tier``, under which every node is verified, so that addresses may change freely. This module reads
-and checks the files; it never opens a connection.
+A node's certificate carries its name as common name, which is who it is, as a caller and for content; and two DNS
+names, so that addresses may change freely: its name again, under which it is called, and ``fuse-tier``, under which
+it is called by who knows its address only. This module reads and checks the files; it never opens a connection.
 """
 
 from __future__ import annotations

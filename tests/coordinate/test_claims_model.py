@@ -22,6 +22,7 @@ from fuse_tier.epochs import number_after, number_before
 from fuse_tier.errors import IdentityBusy, TierRefused, TierUnavailable
 from fuse_tier.identity import Identity
 from fuse_tier.members import LocalFacts, Report
+from tests.harness.examples import examples
 
 T = TypeVar("T")
 
@@ -270,4 +271,4 @@ class Claims(RuleBasedStateMachine):
 
 
 TestClaims = Claims.TestCase
-TestClaims.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
+TestClaims.settings = settings(max_examples=examples(200), stateful_step_count=60, deadline=None)

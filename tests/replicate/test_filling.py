@@ -18,7 +18,7 @@ from fuse_tier.tiers.base import Fetched, TierName, no_progress
 from fuse_tier.tiers.memory import MemoryTier
 from tests.harness.logs import ExpectedLogs
 from tests.replicate.conftest import IDENTITY, LINEAGE, Bench
-from tests.replicate.test_restore import Node, save
+from tests.replicate.test_restore import Node, save, there_is_room
 from tests.replicate.test_restore import bucket as bucket
 from tests.replicate.test_restore import node as node
 
@@ -97,8 +97,8 @@ class Restoring:
     def __init__(self, node: Node, peer: SlowPeer) -> None:
         self.peer = peer
         self.ram, self.volume, self.tree = node.ram, node.volume, node.tree
-        self._restorer = Restorer(node.layout, node.places, "c", trio.CapacityLimiter(2), at_once_bytes=0)
-        self._filling = Filling(node.layout, node.ram, self._restorer, _there_is_room, _there_is_room)
+        self._restorer = Restorer(node.layout, node.ram, node.fetcher, trio.CapacityLimiter(2), at_once_bytes=0)
+        self._filling = Filling(node.layout, node.ram, node.fetcher, there_is_room, there_is_room)
 
     async def begin(self, bench: Bench, files: dict[str, bytes]) -> None:
         saved = await save(bench, self.peer, files)
@@ -115,11 +115,6 @@ class Restoring:
             while self.volume.coming is not None:
                 await self.volume.news.wait_beyond(self.volume.news.version)
             nursery.cancel_scope.cancel()
-
-
-async def _there_is_room(size: int) -> int:
-    await trio.lowlevel.checkpoint()
-    return size
 
 
 @pytest.fixture

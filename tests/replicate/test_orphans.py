@@ -24,6 +24,11 @@ ORPHAN = Identity("default", "job", "0")
 REPLICAS = 2
 
 
+@pytest.fixture(autouse=True)
+def _often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fuse_tier.replicate.orphans._LOOK_SOON_SECONDS", 0.02)
+
+
 @pytest.fixture
 async def around(bench: Bench) -> Neighbourhood:
     """Node ``x``, which owned volumes, is gone; node ``a``, which is this one, holds copies for it."""

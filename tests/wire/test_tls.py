@@ -60,6 +60,12 @@ def test_a_name_that_can_not_stand_in_a_certificate_is_refused(directory: Path, 
         make_certificate(str(directory), name)
 
 
+@pytest.mark.parametrize("name", ["fuse-tier", "Fuse-Tier"])
+def test_no_node_has_the_name_that_stands_in_all_certificates(directory: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="any node could play that one"):
+        make_certificate(str(directory), name)
+
+
 def test_a_node_that_is_called_as_the_authoritys_files_are_has_its_own_beside_them(directory: Path) -> None:
     before = {path: path.read_bytes() for path in directory.iterdir()}
     for _ in range(2):

@@ -31,7 +31,7 @@ from fuse_tier.wire.listening import listen_tcp
 from fuse_tier.wire.rejections import UNFINISHED, Rejections
 from fuse_tier.wire.renewal import Renewing
 from fuse_tier.wire.strangers import Strangers
-from fuse_tier.wire.tls import TlsFiles, node_of, server_context
+from fuse_tier.wire.tls import TlsFiles, server_context
 
 log = structlog.get_logger(__name__)
 
@@ -166,8 +166,7 @@ class _Server:
                 raise InvalidRequest("it speaks TLS, and no certificate is configured here")
             stream.encrypt(self._context.current(), None)
         version, token = format.decode_prelude(_prelude(stream))
-        secured = stream.secured
-        return version, token, node_of(secured.getpeercert(binary_form=True)) if secured is not None else None
+        return version, token, stream.node
 
     def _admit(
         self, version: int, token: bytes, caller: str | None, encrypted: bool

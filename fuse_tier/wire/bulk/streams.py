@@ -22,6 +22,7 @@ from fuse_tier.blobs import Progress
 from fuse_tier.errors import TierUnavailable
 from fuse_tier.reading import is_lost
 from fuse_tier.wire.bulk.pacing import Link, Pace, Urgency
+from fuse_tier.wire.tls import node_of
 
 _PIPE_BYTES = 1 << 20  # /proc/sys/fs/pipe-max-size, as kernels come
 _CHUNK_BYTES = 8 << 20  # of one sendfile: between two reports of progress
@@ -68,9 +69,10 @@ class Stream:
         return isinstance(self._socket, ssl.SSLSocket)
 
     @property
-    def secured(self) -> ssl.SSLSocket | None:
-        """The TLS connection, if it is one."""
-        return self._socket if isinstance(self._socket, ssl.SSLSocket) else None
+    def node(self) -> str | None:
+        """Whose certificate the other side has shown; None in the clear."""
+        connected = self._socket
+        return node_of(connected.getpeercert(binary_form=True)) if isinstance(connected, ssl.SSLSocket) else None
 
     def patience(self, seconds: float) -> None:
         """How long an operation waits for a byte to move, from here on."""
