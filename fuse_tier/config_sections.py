@@ -13,6 +13,7 @@ from fuse_tier.config_fields import (
     BulkRate,
     Count,
     EndpointUrl,
+    Name,
     NumberOr,
     PositiveSeconds,
     Processors,
@@ -84,6 +85,14 @@ class TlsConfig(Section):
         description="This process's certificate, which [names the node](operations.md#certificates)."
     )
     key: AbsolutePath = Field(description="The key that belongs to it.")
+
+
+class NodeTlsConfig(TlsConfig):
+    """Likewise, of a node."""
+
+    coordinator: Name | None = Field(
+        default=None, description="The name in the coordinator's certificate; none: any node could play it."
+    )
 
 
 class KeepBucketConfig(Section):

@@ -202,6 +202,8 @@ def _arrange(
         if bucket:
             config["bucket"] = {"url": bucket.url, "endpoint": bucket.emulator.endpoint}
         config |= _tls_section(certificates, name) | overrides
+        if certificates and coordinator:
+            config["tls"] |= {"coordinator": "coordinator"}  # as its certificate is called
         cluster.nodes[name] = LocalNode(name, directory / name, ram / name / "ram", config, hosts[name].through)
     return cluster
 

@@ -87,7 +87,7 @@ class Filling:
             sink = Arrivals(self._layout, volume.layout, volume.pins, waiting, self._ram.place)
             chosen = await self._with_what_is_here([blob], volume.coming or Chosen(None))
             _, failed = await self._fetcher.fetch(f"inode {inode} of {volume.identity}", [blob], sink, chosen)
-            if failed:
+            if failed and coming_blob(volume.layout, inode) is not None:  # else the background was faster
                 urgent.error = failed[blob]
                 log.error(
                     "restore.content_lost", identity=str(volume.identity), blob=blob.name, reason=str(urgent.error)

@@ -16,6 +16,7 @@ from fuse_tier.errors import FuseTierError, TierRefused
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.localcluster import LocalCluster, LocalNode
 from fuse_tier.localcluster.processes import Family
+from fuse_tier.localcluster.services import LocalCoordinator
 from fuse_tier.manifest import Manifest
 from fuse_tier.tiers.peer import Introduction, PeerTier
 from fuse_tier.wire.certificates import make_certificate
@@ -79,6 +80,31 @@ async def test_a_node_that_plays_another_one_gets_nothing_and_counts_for_nothing
     await victim.start()
     await cluster["a"].wait(JOB, "peer", 60)
     assert any(one.identity == Identity.parse(JOB) for one in listed(layout_of(victim)))
+
+
+async def test_a_node_that_plays_the_coordinator_is_told_nothing(
+    make_cluster: Clusters, expected_logs: ExpectedLogs
+) -> None:
+    """A real one, with a good certificate, at the address of the real one that has died."""
+    expected_logs.allow("peer.impostor", "membership.coordinator_unavailable")
+    cluster = await make_cluster("a", bucket=False)
+    assert cluster.coordinator
+    own = make_certificate(str(cluster.directory / "tls"), "c")
+    await cluster.coordinator.kill()
+    config = cluster.coordinator.config | {"tls": {"ca": own.ca, "cert": own.cert, "key": own.key}}
+    impostor = LocalCoordinator(cluster.coordinator.address, cluster.directory / "impostor", config, own)
+    await impostor.start()
+    try:
+        await until(partial(_has_said, cluster["a"].log_path, '"event": "peer.impostor"'), 30)
+        assert not (await impostor.picture()).members
+    finally:
+        await impostor.kill()
+    await cluster.coordinator.start()
+    await until(partial(_knows, cluster.coordinator, "a"), 30)
+
+
+async def _knows(coordinator: LocalCoordinator, node: str) -> bool:
+    return [member.node for member in (await coordinator.picture()).members] == [node]
 
 
 async def _is_sealed(node: LocalNode) -> bool:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-import urllib.request
 from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
-from prometheus_client.parser import text_string_to_metric_families
 
 from fuse_tier import failpoints
+from fuse_tier.bench.nodes import sent_bytes
 from fuse_tier.errors import MountError, TierUnavailable
 from fuse_tier.hashing import hash_bytes
 from fuse_tier.localcluster import LocalCluster, LocalNode
@@ -43,20 +42,6 @@ async def _lose_what_was_saved(cluster: LocalCluster) -> dict[str, object]:
     tree: dict[str, object] = dict(await trio.to_thread.run_sync(tree_of, mount))
     await cluster["a"].lose_ram()
     return tree
-
-
-def sent_by(node: LocalNode) -> int:
-    """Bytes of content that a node has sent to others."""
-    with urllib.request.urlopen(f"http://{node.config['metrics']}/metrics", timeout=10) as answer:
-        families = text_string_to_metric_families(answer.read().decode())
-    samples = (sample for family in families for sample in family.samples)
-    return int(
-        sum(
-            sample.value
-            for sample in samples
-            if sample.name == "fuse_tier_bulk_bytes_total" and sample.labels["direction"] == "out"
-        )
-    )
 
 
 def _without(cluster: LocalCluster) -> LocalNode:
@@ -108,7 +93,7 @@ async def test_what_is_opened_while_it_comes_over_a_slow_link_is_sent_once(
             nursery.start_soon(open_it, number)
     assert sorted(opened) == sorted(contents[number] for number in (11, 5, 9))
     await node.wait(JOB, "ram", 60)
-    assert await trio.to_thread.run_sync(sent_by, holder) == sum(map(len, contents))
+    assert await trio.to_thread.run_sync(sent_bytes, holder) == sum(map(len, contents))
 
 
 async def test_jobs_that_read_the_same_at_once_on_several_nodes_have_the_source_send_it_about_once(
@@ -136,7 +121,7 @@ async def test_jobs_that_read_the_same_at_once_on_several_nodes_have_the_source_
         for name in receivers:
             nursery.start_soon(restore, name)
     size = sum(map(len, contents.values()))
-    sent = {node.name: await trio.to_thread.run_sync(sent_by, node) for node in cluster}
+    sent = {node.name: await trio.to_thread.run_sync(sent_bytes, node) for node in cluster}
     assert sent["a"] <= 1.3 * size
     assert sum(sent.values()) <= 1.1 * len(receivers) * size
 
