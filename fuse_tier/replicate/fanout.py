@@ -1,9 +1,9 @@
 """Keeping the copies of local volumes: in peers' RAM and in the bucket, each at its own pace.
 
-One task per volume and kind of tier. Only the newest snapshot counts: what was superseded while it waited is
-skipped, what is being copied is finished. A place that fails is tried again with growing pauses, and for
-peers another one is asked meanwhile, as for one that is slow; so after a fault ends everything converges by itself. A
-volume that another node has mounted is that node's to keep.
+One task per volume and kind of tier. Only the newest snapshot counts: what was superseded before its copy began is
+skipped, and a copy that has begun is finished, unless a job needs the room (sending.py). A place that fails is tried
+again with growing pauses, and for peers another one is asked meanwhile, as for one that is slow; so after a fault
+ends everything converges by itself. A volume that another node has mounted is that node's to keep.
 """
 
 from __future__ import annotations
@@ -105,15 +105,14 @@ class Fanout:
         progress: Progress = no_progress,
     ) -> bool:
         """Copies one snapshot of a volume; whether it is there now."""
-        started = trio.current_time()
-        copies = sum(number >= manifest.id.number for number in volume.copies.held(tier.name).values())
+        started, done, number = trio.current_time(), False, manifest.id.number
+        copies = sum(held >= number for held in volume.copies.held(tier.name).values())
         try:
-            with volume.using(manifest.id.number):
+            with volume.sending.of(number) if tier.name is TierName.PEER else volume.using(number):
                 done = await self._copier.copy(manifest, tier, place, troubles, copies, progress)
         except SnapshotConflict as conflict:
             log.warning("copy.number_taken", snapshot=str(manifest.id), place=tier.place, reason=str(conflict))
             await self._conflicts(volume, conflict)
-            done = False
         if volume.framework:
             code = "OK" if done else "UNAVAILABLE"
             metrics.node_operated(_OPERATIONS[tier.name], volume.framework, trio.current_time() - started, code)

@@ -2,13 +2,14 @@
 
 While a restore brings a volume, its owner lists nothing of it and copies nothing. That may never end where the owner
 does not reach who has the content, though both are heard of, as when a link goes one way only. So an owner has the
-time that a copy may take; then those that hold the volume look whether it lists what they do (orphans.py).
+time that a copy may take; then those that hold the volume look whether it lists what they do (orphans.py). An owner
+that cannot even begin gives the volume back, and claims it again when the mount is tried again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -19,12 +20,13 @@ from fuse_tier.replicate.copying import patience_with
 from fuse_tier.replicate.membership import Membership, mounted_on
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Mount:
     """A volume that another node has mounted."""
 
     instance: str  # of that node
-    since: float  # when that was seen first, by trio's clock
+    since: float  # when that was seen first, by trio's clock,
+    seen: float  # and last
     has_it: bool = False
 
 
@@ -37,14 +39,22 @@ class Keepers:
         self.forsaken: frozenset[Identity] = frozenset()  # by owners that were asked in vain: see unsaved.py
 
     def look(self, held: Collection[Identity]) -> None:
-        """Sees who has mounted what of these volumes."""
-        now, before = trio.current_time(), self._mounts
-        self._mounts = {}
+        """Sees who has mounted what of these volumes.
+
+        A mount that fails because the files cannot be had is tried again, and its time goes on meanwhile.
+        """
+        now = trio.current_time()
+        self._mounts = {
+            identity: replace(mount, has_it=mount.has_it and self.owner(identity) is not None)
+            for identity, mount in self._mounts.items()
+            if identity in held and now <= mount.seen + Deadline.PUBLISH_ANSWER
+        }
         for member in self._membership.members():
             for identity in member.mounted.intersection(held) if member.alive else ():
-                known = before.get(identity)
-                is_known = known is not None and known.instance == member.instance
-                self._mounts[identity] = known if known and is_known else _Mount(member.instance, now)
+                known = self._mounts.get(identity)
+                if known is None or known.instance != member.instance:
+                    known = _Mount(member.instance, now, now)
+                self._mounts[identity] = replace(known, seen=now)
 
     def owner(self, identity: Identity) -> str | None:
         """Who has a volume mounted, as far as is heard."""
@@ -65,4 +75,4 @@ class Keepers:
     def trust(self, identity: Identity) -> None:
         """Its owner was seen to have it: then that is not looked at again for as long as it has it mounted."""
         if (mount := self._mounts.get(identity)) is not None:
-            mount.has_it = True
+            self._mounts[identity] = replace(mount, has_it=True)

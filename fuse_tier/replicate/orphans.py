@@ -39,6 +39,7 @@ _LOOK_SOON_SECONDS = 0.5  # while this node leaves
 class _Copying:
     """A copy that is under way."""
 
+    snapshot: SnapshotId
     node: str
     instance: str
     scope: trio.CancelScope
@@ -94,14 +95,14 @@ class Orphans:
         newest = await self._newest()
         self._keepers.look(newest.keys())
         alive = {member.node: member.instance for member in self._places.membership.members() if member.alive}
-        for identity, copying in self._copying.items():
+        for copying in self._copying.values():
             # Else it would hold its turn until a deadline says what is known already, or bring what nobody wants.
-            if alive.get(copying.node) != copying.instance or self._is_kept(identity):
+            if alive.get(copying.node) != copying.instance or self._is_kept(copying.snapshot):
                 copying.scope.cancel()
         self._troubles = {identity: self._troubles.get(identity, Troubles()) for identity in newest}
         for snapshot in newest.values():
             self._troubles[snapshot.identity].look_at(alive)
-            if snapshot.identity not in self._at_work and not self._is_kept(snapshot.identity):
+            if snapshot.identity not in self._at_work and not self._is_kept(snapshot):
                 self._at_work.add(snapshot.identity)
                 nursery.start_soon(self._look_after_one, snapshot, self._troubles[snapshot.identity])
 
@@ -143,7 +144,7 @@ class Orphans:
         if not may_copy and self._places.bucket is None:
             return set()  # and nothing can be done about that
         newest = await self._newest()
-        return await unsaved_here.among(one for one in newest.values() if not self._is_kept_here(one.identity))
+        return await unsaved_here.among(one for one in newest.values() if not self._is_kept_here(one))
 
     async def _back_up(self, snapshot: SnapshotId, backed_up: set[SnapshotId]) -> None:
         """Brings it to the bucket, if that does not list it, or a newer one. Survives its failures."""
@@ -176,15 +177,18 @@ class Orphans:
         finally:
             self._at_work.discard(snapshot.identity)
 
-    def _is_kept(self, identity: Identity) -> bool:
+    def _is_kept(self, snapshot: SnapshotId) -> bool:
         """Whether it lives here, or somebody who is alive has it mounted, and has it."""
-        return self._is_kept_here(identity) or self._keepers.keeps(identity)
+        return self._is_kept_here(snapshot) or self._keepers.keeps(snapshot.identity)
 
-    def _is_kept_here(self, identity: Identity) -> bool:
-        volume = self._find(identity)
-        return (
-            volume is not None and ((volume.has_tree and not volume.tenure.superseded) or volume.mounting.locked())
-        ) or identity in self._places.membership.mounted()
+    def _is_kept_here(self, snapshot: SnapshotId) -> bool:
+        """A tree that was left here, and has been mounted elsewhere since, is not what another node saved there."""
+        volume, identity = self._find(snapshot.identity), snapshot.identity
+        if identity in self._places.membership.mounted() or (volume is not None and volume.mounting.locked()):
+            return True
+        if volume is None or not volume.has_tree or volume.tenure.superseded:
+            return False
+        return volume.newest is not None and volume.newest.id.number >= snapshot.number
 
     async def _look_after(self, snapshot: SnapshotId, troubles: Troubles) -> None:
         manifest = await self._places.ram.manifest(snapshot)
@@ -207,7 +211,7 @@ class Orphans:
         chosen = await self._targets.of(snapshot.identity, self._owner(manifest), troubles.refusing() | have)
         lacking = [node for node in chosen if node in members]
         for node in lacking[: wanted - len(good)]:
-            if self._is_kept(snapshot.identity):
+            if self._is_kept(snapshot):
                 return  # by now
             log.info("orphan.kept", snapshot=str(snapshot), owner=manifest.node, copies=len(good), to=node)
             await self._copy(manifest, members[node], troubles, len(good))
@@ -231,7 +235,7 @@ class Orphans:
 
     async def _copy(self, manifest: Manifest, member: Member, troubles: Troubles, copies: int) -> None:
         identity = manifest.id.identity
-        copying = self._copying[identity] = _Copying(member.node, member.instance, trio.CancelScope())
+        copying = self._copying[identity] = _Copying(manifest.id, member.node, member.instance, trio.CancelScope())
         try:
             with copying.scope:
                 await self._copier.copy(manifest, self._places.peer(member), member.node, troubles, copies)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from fuse_tier.errors import TierUnavailable
 from fuse_tier.localcluster import LocalNode
 from tests.e2e.jobs import A_NODE_DIED, JOB, layout_of, mount_when_free
 from tests.harness.checker import listed
@@ -55,6 +56,25 @@ async def test_a_holder_that_is_alive_and_out_of_reach_is_done_without(
     await cluster.clean_up()
 
 
+@pytest.mark.chaos  # as below
+@pytest.mark.timeout(400)
+async def test_a_mount_that_does_not_reach_who_has_the_files_gets_them_by_way_of_another_node(
+    wires: Network, make_cluster: Clusters, expected_logs: ExpectedLogs
+) -> None:
+    """It is tried again and again, as kubelet does."""
+    expected_logs.allow(*A_NODE_DIED)
+    cluster = await make_cluster(*"abcd", hosts=wires.hosts, bucket=False)
+    saved = await _save_and_lose(cluster["a"], cluster.mountpoint("a"))
+    (holder,) = [cluster[name] for name in "bcd" if listed(layout_of(cluster[name]))]
+    node, _ = (cluster[name] for name in "bcd" if cluster[name] is not holder)
+    wires.cut_one_way(node.name, holder.name)
+    mount = cluster.mountpoint("again")
+    await until(partial(_is_mounted, node, mount), 120)
+    assert await trio.to_thread.run_sync(tree_of, mount / "step") == saved
+    wires.heal(node.name)
+    await cluster.clean_up()
+
+
 @pytest.mark.chaos  # for more than a minute somebody is waited for
 @pytest.mark.timeout(400)
 async def test_a_restore_that_does_not_reach_who_has_the_files_gets_them_by_way_of_another_node(
@@ -89,6 +109,14 @@ async def _save_and_lose(node: LocalNode, mount: Path) -> dict[str, Node]:
     tree = await trio.to_thread.run_sync(tree_of, mount / "step")
     await node.lose_ram()
     return tree
+
+
+async def _is_mounted(node: LocalNode, mount: Path) -> bool:
+    try:
+        await mount_when_free(node, mount)
+    except TierUnavailable:
+        return False
+    return True
 
 
 async def _has_what(holder: LocalNode, owner: LocalNode) -> bool:

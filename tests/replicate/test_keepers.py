@@ -89,6 +89,27 @@ async def test_an_owner_that_is_started_again_has_its_time_anew(restoring: Resto
     assert await restoring.who_has_it() == {"b"}
 
 
+async def test_an_owner_that_tries_again_and_again_to_mount_it_has_had_its_time_as_well(
+    restoring: Restoring, mock_clock: MockClock
+) -> None:
+    for mounted in (frozenset[Identity](), frozenset({VOLUME}), frozenset[Identity](), frozenset({VOLUME})):
+        restoring.around.change("c", mounted=mounted)
+        await restoring.look_after(Deadline.COPY / 3, mock_clock)
+    assert await restoring.who_has_it() == {"b"}
+
+
+async def test_an_owner_that_had_it_once_is_looked_at_again_when_it_has_mounted_it_again(
+    restoring: Restoring, mock_clock: MockClock
+) -> None:
+    saved = await keep(restoring.around.peers["c"], FILES, identity=VOLUME)
+    await restoring.look_after(LATE, mock_clock)
+    del restoring.around.peers["c"].texts[saved.id]
+    for mounted in (frozenset[Identity](), frozenset({VOLUME})):
+        restoring.around.change("c", mounted=mounted)
+        await restoring.look()
+    assert await restoring.who_has_it() == {"b"}
+
+
 async def test_what_the_bucket_has_an_owner_can_have_from_there(restoring: Restoring, mock_clock: MockClock) -> None:
     restoring.around.membership.bucket = (restoring.held.id.number,)
     await restoring.look_after(LATE, mock_clock)
