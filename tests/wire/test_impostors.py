@@ -24,13 +24,8 @@ from fuse_tier.wire.grpc import Caller, Client, serve
 from fuse_tier.wire.rejections import Rejections
 from tests.harness.logs import ExpectedLogs
 from tests.harness.snapshots import check_producible, keep
-from tests.wire.certificates import Certificates, make_certificates, self_made
+from tests.wire.certificates import Certificates, self_made
 from tests.wire.peers import Peer, running_peer
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return make_certificates(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture(autouse=True)

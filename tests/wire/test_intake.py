@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,22 +18,11 @@ from fuse_tier.wire.grpc import Client
 from fuse_tier.wire.intake import MOST_BYTES
 from tests.harness.logs import ExpectedLogs
 from tests.harness.waiting import until
-from tests.wire.certificates import Certificates, make_certificates
-from tests.wire.peers import Peer, running_peer
+from tests.wire.certificates import Certificates
+from tests.wire.peers import Peer
 
 _CALLS = 8
 _LONG = 32 << 20
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return make_certificates(tmp_path_factory.mktemp("tls"))
-
-
-@pytest.fixture
-async def peer(memory_path: Path, certificates: Certificates) -> AsyncIterator[Peer]:
-    async with running_peer(memory_path, certificates.b) as peer:
-        yield peer
 
 
 async def test_a_request_that_carries_no_manifest_and_is_as_long_is_refused_and_told(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -37,20 +37,8 @@ from fuse_tier.wire.tls import TlsFiles, client_context
 from tests.harness.logs import ExpectedLogs
 from tests.harness.snapshots import GEMMA, check_producible, keep, manifest_of
 from tests.harness.waiting import until
-from tests.wire.certificates import Certificates, make_certificates
-from tests.wire.peers import CLUSTER, Peer, running_peer
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return make_certificates(tmp_path_factory.mktemp("tls"))
-
-
-@pytest.fixture
-async def peer(memory_path: Path, certificates: Certificates) -> AsyncIterator[Peer]:
-    async with running_peer(memory_path, certificates.b) as peer:
-        yield peer
-
+from tests.wire.certificates import Certificates
+from tests.wire.peers import CLUSTER, Peer
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
