@@ -113,13 +113,14 @@ class Ranks:
         self._address = str(config.coordinator)
         self._node = config.node
         self._tls = TlsFiles(config.tls.ca, config.tls.cert, config.tls.key) if config.tls else None
+        self._name = config.tls.coordinator if config.tls else None
 
     async def rank_of(self, pod: Pod) -> Rank | None:
         """Its rank, if the coordinator knows the pod's job."""
         request = pb.UpdateRequest(state=pb.PENDING, node=self._node, pod_uid=pod.uid, rank=_NO_RANK)
         request.hold_seconds = Deadline.RANKS
         try:
-            async with Client(self._address, RanksServiceStub, self._tls) as client:
+            async with Client(self._address, RanksServiceStub, self._tls, self._name) as client:
                 said = await client.call("Update", request, Deadline.RANKS_CALL)
         except TierUnavailable as error:
             raise unavailable(

@@ -36,6 +36,7 @@ from fuse_tier.config_sections import (
     KeepConfig,
     LimitsConfig,
     ListenConfig,
+    NodeTlsConfig,
     RamConfig,
     ScrubConfig,
     Section,
@@ -88,7 +89,7 @@ class NodeConfig(Section):
         default=0, description="Room of the RAM tier that is kept for peers' copies; see [memory](memory.md)."
     )
     bucket: BucketConfig | None = Field(default=None)
-    tls: TlsConfig | None = Field(default=None)
+    tls: NodeTlsConfig | None = Field(default=None)
     encrypt_peer_traffic: bool = Field(
         default=True,
         alias="encryptPeerTraffic",

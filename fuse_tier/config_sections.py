@@ -13,6 +13,7 @@ from fuse_tier.config_fields import (
     BulkRate,
     Count,
     EndpointUrl,
+    Name,
     NumberOr,
     PositiveSeconds,
     Processors,
@@ -80,8 +81,18 @@ class TlsConfig(Section):
     """Who we are to peers, and whom we believe. Needed as soon as an address is not a loopback one."""
 
     ca: AbsolutePath = Field(description="Certificate of the authority that signed all nodes' certificates.")
-    cert: AbsolutePath = Field(description="This process's certificate; it names the node.")
+    cert: AbsolutePath = Field(
+        description="This process's certificate, which [names the node](operations.md#certificates)."
+    )
     key: AbsolutePath = Field(description="The key that belongs to it.")
+
+
+class NodeTlsConfig(TlsConfig):
+    """Likewise, of a node."""
+
+    coordinator: Name | None = Field(
+        default=None, description="The name in the coordinator's certificate; none: any node could play it."
+    )
 
 
 class KeepBucketConfig(Section):

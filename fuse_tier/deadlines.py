@@ -42,6 +42,7 @@ class Deadline:
     BULK_STALL: Final = 20.0  # no byte moved on a bulk stream
     BULK_STALL_LONGEST: Final = 600.0  # the same, while room is made for a file, of 100 GB or however large it is
     RIGHTS: Final = 11.0  # whether a node may add a snapshot: others are asked who had its volume
+    COPY: Final = 10.0  # a small snapshot gets to where a copy is missing; then another place is asked beside it
     MANIFEST_TRANSFER: Final = 40.0  # one manifest there or back, its verification included
     BUCKET_STALL: Final = 10.0  # no byte moved on a request to the bucket
     BUCKET_CALL: Final = 30.0  # a request to the bucket, or what is asked of it at once

@@ -54,6 +54,10 @@ class TierUnavailable(TierError):
     """The tier does not answer, or not now: trying again later may help."""
 
 
+class NotThatNode(TierUnavailable):
+    """Where a node was called another one answers, by its certificate: nothing was told to it."""
+
+
 class TierRefused(TierError):
     """The tier answers and says no: trying again will not help before somebody mends the cause."""
 

@@ -13,6 +13,7 @@ import threading
 import xxhash
 
 from fuse_tier.blobs import Blob, Progress
+from fuse_tier.reading import lost_is_damaged
 
 _STEP = 1 << 20  # large enough for os.preadv and xxhash to give the interpreter lock back, small enough for L2
 _READ_AT_MOST = 64 << 10  # a mapping costs more than a read of so little
@@ -22,27 +23,30 @@ _WINDOW = 4 << 20  # of a file under RunningHash: what is mapped counts as the p
 def hash_descriptor(fd: int, progress: Progress | None = None) -> Blob:
     """The blob that the file behind ``fd`` is, from its start to its end; the offset is left alone.
 
-    ``progress`` is told of each part that was read, and may end the reading by raising.
+    ``progress`` is told of each part that was read, and may end the reading by raising. Raises Damaged when a part
+    cannot be read.
     """
     state = xxhash.xxh3_128()
     buffer = memoryview(bytearray(min(_STEP, max(1, os.fstat(fd).st_size))))
     size = 0
-    while got := os.preadv(fd, [buffer], size):
-        state.update(buffer[:got])
-        size += got
-        if progress is not None:
-            progress(got)
+    with lost_is_damaged("content"):
+        while got := os.preadv(fd, [buffer], size):
+            state.update(buffer[:got])
+            size += got
+            if progress is not None:
+                progress(got)
     return Blob(state.digest(), size)
 
 
 def hash_beginning(fd: int, size: int) -> bytes:
-    """The digest of the first ``size`` bytes, or of all there are when there are fewer."""
+    """The digest of the first ``size`` bytes, or of all there are when there are fewer. Raises Damaged, as above."""
     state = xxhash.xxh3_128()
     buffer = memoryview(bytearray(min(_STEP, max(1, size))))
     done = 0
-    while done < size and (got := os.preadv(fd, [buffer[: size - done]], done)):
-        state.update(buffer[:got])
-        done += got
+    with lost_is_damaged("content"):
+        while done < size and (got := os.preadv(fd, [buffer[: size - done]], done)):
+            state.update(buffer[:got])
+            done += got
     return state.digest()
 
 

@@ -17,6 +17,7 @@ from hypothesis import settings
 
 from tests.harness import needs
 from tests.harness.logs import ExpectedLogs, listen, stop_listening
+from tests.harness.outward import noticing
 from tests.harness.watchdog import body_seconds, bounded
 
 if TYPE_CHECKING:
@@ -28,30 +29,32 @@ settings.register_profile("dev", deadline=None, print_blob=True)
 settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
-# Tests below these start processes or talk TCP: `make test-fast` leaves them out.
+# Tests below these start processes or talk TCP: `make test-fast` leaves them out. One that is not here fails.
 _OUTWARD = (
     "csi/test_publishing.py",
     "csi/test_lifecycle.py",
     "csi/test_mending.py",
     "csi/test_sanity.py",
     "cli",
-    "controller/driver/test_admission.py",
-    "controller/ranks/test_server.py",
-    "controller/reconciling/test_controller.py",
-    "controller/test_watching.py",
     "coordinate/test_service.py",
     "crd",
     "deploy",
     "doctor",
+    "e2e/training/test_programs.py",
     "localcluster",
     "node",
     "ram/test_pins_crashing.py",
+    "replicate/test_coordinator_killed.py",
     "replicate/test_membership.py",
     "replicate/test_membership_of_peers.py",
     "replicate/test_records.py",
+    "replicate/test_reporting.py",
     "replicate/test_steward.py",
     "replicate/test_stewardship.py",
+    "replicate/test_two_coordinators.py",
     "test_emulator.py",
+    "test_logs.py",
+    "test_metrics.py",
     "tiers/test_bucket.py",
     "tiers/test_bucket_access.py",
     "tiers/test_bucket_accidents.py",
@@ -64,13 +67,21 @@ _OUTWARD = (
     "wire/test_bulk_admission.py",
     "wire/test_bulk_limits.py",
     "wire/test_bulk_nonsense.py",
+    "wire/test_bulk_sizes.py",
     "wire/test_clusters_apart.py",
+    "wire/test_conversations.py",
     "wire/test_grpc.py",
+    "wire/test_impostors.py",
+    "wire/test_intake.py",
     "wire/test_resuming.py",
     "wire/test_strangers.py",
     "wire/test_renewal.py",
     "wire/test_versions.py",
 )
+# What stands on these does so as well.
+_OUTWARD_FIXTURES = frozenset({"emulator", "make_cluster", "api_server", "shared_api_server"})
+# A test with none of these marks is one of `make test-fast`.
+_NOT_FAST = (*needs.NEEDS, "network", "slow", "chaos")
 # Whole clusters: they come last, when all that they are made of is known to work.
 _WHOLE = ("chaos", "demo", "e2e")
 _SEED = pytest.StashKey[int]()
@@ -101,8 +112,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if not isinstance(item, pytest.Function):
             continue
         below = f"{item.path.relative_to(Path(__file__).parent).as_posix()}::{item.name}"
-        if below.startswith(_OUTWARD) or {"emulator", "make_cluster"} & set(item.fixturenames):
+        if below.startswith(_OUTWARD) or _OUTWARD_FIXTURES & set(item.fixturenames):
             item.add_marker(pytest.mark.network)
+        if not any(map(item.get_closest_marker, _NOT_FAST)):
+            item.add_marker(pytest.mark.fast)
         if inspect.iscoroutinefunction(item.obj):
             marker = item.get_closest_marker("timeout")
             whole = marker.args[0] if marker and marker.args else float(item.config.getini("timeout"))
@@ -112,8 +125,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _effort(item: pytest.Item) -> int:
     if item.path.relative_to(Path(__file__).parent).parts[0] in _WHOLE:
+        return 3
+    if item.get_closest_marker("fast") is None:
         return 2
-    return int(any(map(item.get_closest_marker, ("fuse", "root", "namespaces", "network", "slow"))))
+    return int(item.name == "runTest")  # a state machine: seconds
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -152,6 +167,18 @@ def expected_logs(tmp_path: Path) -> Iterator[ExpectedLogs]:
     if unannounced:
         shown = "\n".join(f"  {line}" for line in unannounced[:30])
         pytest.fail(f"{len(unannounced)} log lines that were not announced:\n{shown}", pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def _stays_inside(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that `make test-fast` runs starts no process and listens on no TCP port."""
+    if request.node.get_closest_marker("fast") is None:
+        yield
+        return
+    with noticing() as done:
+        yield
+    if done:
+        pytest.fail(f"the test {done[0]}: mark it network, or add it in tests/conftest.py", pytrace=False)
 
 
 @pytest.fixture

@@ -10,7 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fuse_tier.blobs import Blob
-from fuse_tier.hashing import RunningHash, hash_bytes, hash_descriptor
+from fuse_tier.errors import Damaged
+from fuse_tier.hashing import RunningHash, hash_beginning, hash_bytes, hash_descriptor
+from tests.harness.unreadable import Unreadable
+from tests.harness.unreadable import unreadable as unreadable
 
 
 def test_the_hash_is_the_one_of_the_published_algorithm() -> None:
@@ -43,6 +46,28 @@ def test_a_hole_hashes_as_zeros() -> None:
     with tempfile.TemporaryFile() as file:
         file.truncate(2_500_000)
         assert hash_descriptor(file.fileno()) == hash_bytes(bytes(2_500_000))
+
+
+@pytest.mark.fuse
+@pytest.mark.parametrize(("size", "readable"), [(4096, 0), (3 << 20, 2 << 20)])
+def test_what_cannot_be_read_is_damaged(unreadable: Unreadable, size: int, readable: int) -> None:
+    fd = unreadable.open(size, readable)
+    try:
+        with pytest.raises(Damaged, match="cannot be read: Input/output error"):
+            hash_descriptor(fd)
+        with pytest.raises(Damaged, match="cannot be read: Input/output error"):
+            hash_beginning(fd, size)
+    finally:
+        os.close(fd)
+
+
+def test_what_cannot_be_asked_for_is_no_damage() -> None:
+    fd = os.open("/", os.O_RDONLY)
+    try:
+        with pytest.raises(IsADirectoryError):
+            hash_descriptor(fd)
+    finally:
+        os.close(fd)
 
 
 @pytest.mark.parametrize("mapped", [False, True])

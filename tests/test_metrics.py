@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import AsyncIterator
 from functools import partial
@@ -15,7 +14,6 @@ from fuse_tier import metrics
 from fuse_tier.config import Address
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import ConfigError
-from tests.harness.metrics import declared, operators_rows
 
 
 class Health:
@@ -208,11 +206,3 @@ async def test_an_address_that_is_taken_is_named(port: int) -> None:
         ConfigError, match=rf"cannot listen on 127\.0\.0\.1:{port} \(metrics\): the port is already in use"
     ):
         await metrics.serve(Address("127.0.0.1", port))
-
-
-def test_every_metric_is_in_the_operators_guide_with_its_labels() -> None:
-    documented = operators_rows()
-    for name, required in declared().items():
-        family = re.sub("_(bucket|count|sum)$", "", name)
-        assert family in documented, name
-        assert set(re.findall(r"`(\w+)`", documented[family])) >= required - {"le"}, name

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.harness.metrics import declared, operators_rows
+
 ROOT = Path(__file__).parents[1]
 LOUD = {"warning", "error", "exception", "critical"}
 
@@ -61,6 +63,14 @@ def test_every_code_that_the_plugin_refuses_with_is_explained() -> None:
     section = section_of_guide("### Events of pods")
     for code in codes:
         assert f"`{code.title().replace('_', '')}`" in section, code
+
+
+def test_every_metric_is_in_the_operators_guide_with_its_labels() -> None:
+    documented = operators_rows()
+    for name, required in declared().items():
+        family = re.sub("_(bucket|count|sum)$", "", name)
+        assert family in documented, name
+        assert set(re.findall(r"`(\w+)`", documented[family])) >= required - {"le"}, name
 
 
 def section_of_guide(heading: str) -> str:

@@ -39,6 +39,7 @@ def test_every_make_target_that_a_document_names_is_there(document: Path) -> Non
     assert set(_MAKE.findall(document.read_text())) <= targets
 
 
+@pytest.mark.network
 def test_make_without_a_target_lists_them_all() -> None:
     listed = subprocess.run(["make", "--directory", str(ROOT)], capture_output=True, text=True, check=True).stdout
     for target in ("demo", "test", "test-fast", "lint", "bench", "proto", "clean"):

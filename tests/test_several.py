@@ -15,6 +15,7 @@ from fuse_tier.hashing import hash_bytes
 from fuse_tier.identity import SnapshotId
 from fuse_tier.manifest import Lineage, Manifest, decode, encode
 from fuse_tier.several import as_of_step, older_steps, with_linked
+from tests.harness.examples import examples
 from tests.harness.snapshots import LLAMA
 
 RUN = Lineage("llama", world_size=2)
@@ -204,7 +205,7 @@ moves = st.tuples(st.sampled_from(["save", "remove", "snapshot", "snapshot"]), s
 
 
 @given(st.lists(moves, max_size=30))
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_whatever_a_job_does_each_step_that_counts_is_what_it_saved(done: list[tuple[str, int]]) -> None:
     job = Job()
     for what, how in done:

@@ -100,7 +100,7 @@ def _pod(configuration: Configuration, images: Images, settings: Settings, revis
             {
                 "name": "certificates",
                 "projected": {
-                    "sources": [{"secret": {"name": name}} for name in names.certificates_names(configuration.uid)],
+                    "sources": names.certificate_sources(configuration.uid),
                     "defaultMode": 0o400,
                 },
             },

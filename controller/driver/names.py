@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+import hashlib
+from typing import Any, Final
 
 GROUP: Final = "checkpointing.gke.io"
 FINALIZER: Final = f"{GROUP}/checkpoint-target-protection"
@@ -41,6 +42,11 @@ DRIVER_DIRECTORY: Final = "/run/fuse-tier"
 RAM_DIRECTORY: Final = "/var/lib/fuse-tier"
 CONFIG_DIRECTORY: Final = "/etc/fuse-tier/config"
 TLS_DIRECTORY: Final = "/etc/fuse-tier/tls"
+TRUSTED: Final = "ca.crt"
+"""Of a Secret with certificates: whom all trust. Nodes read it as ``TRUSTED_BY_NODES``, which is no node's file."""
+TRUSTED_BY_NODES: Final = "authorities.pem"
+_OF_A_NODE_CALLED_CA: Final = f"_{TRUSTED}"
+"""In a Secret, where ``ca.crt`` is what pods of earlier versions trust; no node's name begins so."""
 KUBELET: Final = "/var/lib/kubelet"
 
 CERTIFICATE_SECRETS: Final = 16
@@ -68,6 +74,28 @@ def cleaner_name(uid: str) -> str:
 def is_reserved_for_config_maps(name: str) -> bool:
     """Whether a config map of that name in the driver's namespace means something to us, or to Kubernetes."""
     return name in _CONFIG_MAPS or name.startswith((daemonset_name(""), cleaner_name("")))
+
+
+def certificate_keys(node: str) -> tuple[str, str]:
+    """Under which names a Secret has a node's certificate, and its key."""
+    certificate = f"{node}.crt"
+    return _OF_A_NODE_CALLED_CA if certificate == TRUSTED else certificate, f"{node}.key"
+
+
+def certificate_sources(uid: str) -> list[dict[str, Any]]:
+    """What a pod's directory of certificates is made of, so that each node's are ``NODE.crt`` and ``NODE.key`` there.
+
+    Of files of one name the kubelet takes the last.
+    """
+    secrets = certificates_names(uid)
+    item = {"key": _OF_A_NODE_CALLED_CA, "path": TRUSTED}
+    aside = {"name": secrets[shard_of(TRUSTED.removesuffix(".crt"))], "items": [item], "optional": True}
+    return [{"secret": one} for one in [*({"name": name} for name in secrets), aside]]
+
+
+def shard_of(node: str) -> int:
+    """Which of its configuration's Secrets a node is in."""
+    return hashlib.sha256(node.encode()).digest()[0] % CERTIFICATE_SECRETS
 
 
 def certificates_names(uid: str) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ def node_yaml(configuration: Configuration, coordinator: str, *, backs_up_odd_st
         "coordinator": coordinator,
         "bucket": bucket,
         "tls": {
-            "ca": f"{names.TLS_DIRECTORY}/ca.crt",
+            "ca": f"{names.TLS_DIRECTORY}/{names.TRUSTED_BY_NODES}",
             "cert": f"{names.TLS_DIRECTORY}/${{NODE_NAME}}.crt",
             "key": f"{names.TLS_DIRECTORY}/${{NODE_NAME}}.key",
         },

@@ -12,6 +12,7 @@ from fuse_tier.coordinate.fencing import Fence
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import NotAuthorized, TierRefused
 from fuse_tier.wire.grpc import Caller
+from fuse_tier.wire.rejections import Rejections
 
 log = structlog.get_logger(__name__)
 
@@ -26,6 +27,7 @@ class RanksService:
         self._book = book
         self._fence = fence
         self._authenticated = authenticated
+        self._rejections = Rejections("peer.refused")
         self._assigned: dict[Name, trio.Event] = {}  # of jobs of which calls are held
 
     async def Update(self, request: pb.UpdateRequest, caller: Caller) -> pb.UpdateResponse:  # noqa: N802 - its wire name
@@ -34,9 +36,11 @@ class RanksService:
         The answer is held while the rank is waited for, for as long as the caller says.
         """
         if self._authenticated and caller.node != request.node:
-            raise NotAuthorized(
+            error = NotAuthorized(
                 f"{caller.address} has the certificate of node {caller.node!r} and speaks for {request.node!r}"
             )
+            self._rejections.note("certificate", caller.address, str(error))
+            raise error
         report = Report(
             request.node,
             request.pod_uid,

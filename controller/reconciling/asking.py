@@ -16,6 +16,7 @@ import trio
 
 from controller.driver.configuration import Configuration
 from controller.reconciling.authorities import Files
+from controller.reconciling.certificates import RANKS_NAME
 from controller.reconciling.issuing import Issuer
 from controller.reconciling.queue import Queue
 from controller.reconciling.selection import runs_on
@@ -80,7 +81,7 @@ class Asker:
                 await trio.sleep(pause)
 
     async def _ask(self, tls: TlsFiles) -> tuple[Picture, tuple[Standing, ...]]:
-        async with Client(self._address, CoordinatorStub, tls) as client:
+        async with Client(self._address, CoordinatorStub, tls, RANKS_NAME) as client:
             picture = await client.call("Picture", pb.Empty(), Deadline.CONTROL_CALL)
             reply = await client.call("Checkpoints", pb.CheckpointsRequest(), Deadline.CONTROL_CALL)
         return picture_from_wire(picture), standings_from_wire(reply.standings)

@@ -19,13 +19,14 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from controller.driver.names import TRUSTED
 from fuse_tier.errors import ConfigError
-from fuse_tier.wire.tls import make_authority, read_key
+from fuse_tier.wire.certificates import make_authority
+from fuse_tier.wire.tls import read_key
 
 SPREAD: Final = timedelta(minutes=10)
 """In which kubelets, and then nodes, see what a Secret says; kubelets look each minute or two."""
 _NEVER: Final = datetime.min.replace(tzinfo=UTC)
-TRUSTED: Final = "ca.crt"
 _FEW: Final = 1 << 14
 
 Files = Mapping[str, bytes]

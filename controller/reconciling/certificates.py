@@ -1,34 +1,32 @@
 """Certificates of nodes and of the ranks server: which are kept, and which are made anew.
 
 Decided from what the Secrets say and from when they were changed, so a controller that is started anew makes nothing
-anew. Private keys are in Secrets of the driver's namespace, and for a moment in a temporary directory of our own.
+anew. Private keys are in Secrets of the driver's namespace, and in no file here. What is wrong with one node's name
+keeps no other from its certificate.
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
-import os
-import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from controller.driver.names import CERTIFICATE_SECRETS
+from controller.driver.names import TRUSTED, TRUSTED_BY_NODES, certificate_keys
 from controller.reconciling.authorities import (
-    TRUSTED,
     Authority,
     Chain,
     Files,
     Held,
-    as_pem,
     is_of,
     is_trusted,
     read_chain,
     renewal,
 )
-from fuse_tier.wire.tls import make_certificate
+from fuse_tier.errors import ConfigError
+from fuse_tier.wire.certificates import check_name, sign
+from fuse_tier.wire.tls import read_key
 
 RANKS_NAME: Final = "high-scale-checkpointing-ranks"
 CONTROLLER_NAME: Final = "high-scale-checkpointing-controller"
@@ -53,31 +51,29 @@ class Signing:
 
 
 def nodes_files(signing: Signing, nodes: Collection[str], present: Files) -> dict[str, bytes]:
-    """What a Secret of nodes shall hold: ``NODE.crt`` and ``NODE.key`` of each, kept where they are still good.
+    """What a Secret of nodes shall hold: certificate and key of each, kept where they are still good.
 
-    Raises ConfigError for a node whose name no certificate has room for. Blocks for some milliseconds each.
+    None of a node whose name no certificate has room for: see ``trouble_of``. Blocks for some milliseconds each.
     """
-    files = {TRUSTED: signing.trusted}
-    made: list[str] = []
+    files = {TRUSTED: signing.trusted, TRUSTED_BY_NODES: signing.trusted}
     for node in nodes:
-        certificate, key = present.get(f"{node}.crt", b""), present.get(f"{node}.key", b"")
-        if key and signing.keeps(read_chain(certificate)):
-            files |= {f"{node}.crt": certificate, f"{node}.key": key}
-        else:
-            made.append(node)
-    return files | _make(signing.authority, made)
+        if trouble_of(node) is None:
+            files |= _kept_or_made(signing, node, certificate_keys(node), present)
+    return files
 
 
 def own_files(signing: Signing, name: str, present: Files) -> dict[str, bytes]:
     """What a process that is no node shall have: ``ca.crt``, ``tls.crt`` and ``tls.key``, kept where still good."""
-    kept = {one.replace("tls.", f"{name}."): content for one, content in present.items()}
-    found = nodes_files(signing, [name], kept)
-    return {one.replace(f"{name}.", "tls."): content for one, content in found.items()}
+    return {TRUSTED: signing.trusted, **_kept_or_made(signing, name, ("tls.crt", "tls.key"), present)}
 
 
-def shard_of(node: str) -> int:
-    """Which of its configuration's Secrets a node is in."""
-    return hashlib.sha256(node.encode()).digest()[0] % CERTIFICATE_SECRETS
+def trouble_of(node: str) -> str | None:
+    """Why there is no certificate for a node of this name; None where there is."""
+    try:
+        check_name(node)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def first_end(held: Held) -> float | None:
@@ -100,22 +96,10 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def _make(authority: Authority, nodes: Collection[str]) -> dict[str, bytes]:
-    if not nodes:
-        return {}
-    files = {}
-    with tempfile.TemporaryDirectory() as directory:
-        for name, content in (("ca.pem", as_pem([authority.signer])), ("ca.key", authority.key)):
-            descriptor = os.open(os.path.join(directory, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with open(descriptor, "wb") as file:
-                file.write(content)
-        for node in nodes:
-            made = make_certificate(directory, node)
-            files[f"{node}.crt"] = _read(made.cert) + authority.between
-            files[f"{node}.key"] = _read(made.key)
-    return files
-
-
-def _read(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read()
+def _kept_or_made(signing: Signing, name: str, keys: tuple[str, str], present: Files) -> dict[str, bytes]:
+    certificate, key = (present.get(one, b"") for one in keys)
+    if not key or not signing.keeps(read_chain(certificate)):
+        authority = signing.authority
+        signed = sign(authority.signer, read_key(authority.key), name)
+        certificate, key = signed.certificate + authority.between, signed.key
+    return dict(zip(keys, (certificate, key), strict=True))

@@ -37,7 +37,7 @@ from controller.reconciling.certificates import (
     first_end,
     nodes_files,
     own_files,
-    shard_of,
+    trouble_of,
     utc_now,
 )
 from controller.reconciling.selection import runs_on
@@ -84,8 +84,8 @@ class Issuer:
             signing = self._signing(await self._authority_of_ranks())
             return await self._thread(partial(own_files, signing, CONTROLLER_NAME, present))
 
-    async def serve_nodes(self, configuration: Configuration) -> None:
-        """Sees that each of its nodes has one. Raises TlsSecretUnusable."""
+    async def serve_nodes(self, configuration: Configuration) -> tuple[str, ...]:
+        """Sees that each of its nodes has one; says of which none can be made, and why. Raises TlsSecretUnusable."""
         async with self._issuing:
             given = _given(configuration)
             signing = self._signing(self._given_authority(given) if given else await self._own())
@@ -93,10 +93,11 @@ class Issuer:
             shards: list[list[str]] = [[] for _ in secrets]
             for node in self._world.nodes.values():
                 if runs_on(configuration, node):
-                    shards[shard_of(node.name)].append(node.name)
+                    shards[names.shard_of(node.name)].append(node.name)
             for name, nodes in zip(secrets, shards, strict=True):
                 files = await self._thread(partial(nodes_files, signing, sorted(nodes), self._held(name).files))
                 await self._put(owned_metadata(configuration, name, self._settings), files)
+        return tuple(trouble for nodes in shards for node in nodes if (trouble := trouble_of(node)) is not None)
 
     def seconds_until_due(self) -> float:
         """Until what is in Secrets has grown old, or what was changed is known to all."""
@@ -199,10 +200,7 @@ class Issuer:
         return held
 
     async def _thread(self, work: Callable[[], Found]) -> Found:
-        try:
-            return await trio.to_thread.run_sync(work, limiter=self._limiter)
-        except ConfigError as error:  # a node's name that no certificate has room for
-            raise TierRefused(f"certificates cannot be made: {error}") from error
+        return await trio.to_thread.run_sync(work, limiter=self._limiter)
 
 
 def _given(configuration: Configuration) -> str:

@@ -38,6 +38,7 @@ log = structlog.get_logger(__name__)
 
 _LOOK_SECONDS: Final = 60.0
 _FIRST_PAUSE_SECONDS: Final = 1.0
+_TOLD: Final = 3  # nodes, of those that one condition is about
 
 Trouble = tuple[str, str]  # a reason, and what to do
 
@@ -182,7 +183,7 @@ class Reconciler:
     async def _try_to_apply(self, wanted: Configuration) -> tuple[Trouble | None, TierRefused | None]:
         """What a person has to mend, and what is to be tried again all the same."""
         try:
-            await self._apply(wanted)
+            refused = await self._apply(wanted)
         except TlsSecretUnusable as error:
             return ("TlsSecretUnusable", str(error)), None
         except ConfigError as error:
@@ -193,13 +194,13 @@ class Reconciler:
             raise
         except TierRefused as error:
             return ("Refused", f"the API server refuses what is to be made: {error}"), error
-        return None, None
+        return (_lacking_certificates(refused) if refused else None), None
 
-    async def _apply(self, configuration: Configuration) -> None:
-        """Raises ConfigError without images."""
+    async def _apply(self, configuration: Configuration) -> tuple[str, ...]:
+        """Says which nodes have no certificate, and why. Raises ConfigError without images."""
         settings, name = self._task.settings, names.daemonset_name(configuration.uid)
         wanted = daemonset(configuration, choose_images(self._task.images, self._world.images()), settings)
-        await self._issuer.serve_nodes(configuration)
+        refused = await self._issuer.serve_nodes(configuration)
         await self._issuer.serve_ranks()
         told = config_map(configuration, settings)
         if differences(told, self._world.config_maps.get(name, {})):
@@ -207,6 +208,7 @@ class Reconciler:
         if differences(wanted, self._world.daemonsets.get(configuration.uid, {})):
             self._world.see_daemonset(await self._writer.apply(f"{self._daemonsets}/{name}", wanted))
             log.info("daemonset.applied", configuration=configuration.name, daemonset=name)
+        return refused
 
     async def _remove(self, configuration: Configuration) -> None:
         """The finalizer goes when nothing else is left."""
@@ -235,3 +237,12 @@ class Reconciler:
             log.warning(
                 "reconcile.failed", configuration=configuration.name, reason=str(error), remedy="it is tried again"
             )
+
+
+def _lacking_certificates(refused: tuple[str, ...]) -> Trouble:
+    more = f", and {len(refused) - _TOLD} more" if len(refused) > _TOLD else ""
+    return (
+        "NodesWithoutCertificates",
+        f"the driver cannot run on nodes for which no certificate can be made: {'; '.join(refused[:_TOLD])}{more}. "
+        "Give them other names, or leave them out (nodeSelector); all others are served",
+    )

@@ -23,7 +23,7 @@ from fuse_tier.bench import (
     restoring,
     streams,
 )
-from fuse_tier.bench.frame import Result, Row, choose, print_table, write_json
+from fuse_tier.bench.frame import Outcome, Row, choose, measured, print_table, write_json
 from fuse_tier.bench.rows import ROWS as JOB_ROWS
 from fuse_tier.localcluster import in_directory
 
@@ -66,16 +66,17 @@ def run_bench(names: Sequence[str] = (), json_path: Path | None = None) -> None:
     for row in rows if not names else ():
         if row not in chosen:
             console.print(f"{row.name}: left out, because it {row.unmet(as_root=as_root)}", highlight=False)
-    results = []
-    for row in chosen:
+
+    def measure(row: Row) -> Outcome:
         with console.status(row.name):
-            results.append(_measure(row))
+            outcome: Outcome = trio.run(in_directory, "fuse-tier-bench-", row.measure)
+            return outcome
+
+    results = []
+    for result in measured(chosen, measure):
+        results.append(result)
         if not console.is_terminal:
-            console.print(f"{row.name}: {results[-1].value:.3g} {row.unit}", highlight=False)
+            console.print(f"{result.name}: {result.value:.3g} {result.unit}", highlight=False)
     print_table(results, console)
     if json_path is not None:
         write_json(results, json_path)
-
-
-def _measure(row: Row) -> Result:
-    return Result.of(row, trio.run(in_directory, "fuse-tier-bench-", row.measure))

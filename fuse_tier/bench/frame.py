@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,6 +33,10 @@ class Figure:
     """What the reference was this time, where the run itself has chosen it."""
 
 
+Outcome = Figure | Mapping[str, Figure]
+"""What a row's measurement gives: its figure, or by name those of all rows that are about the same thing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """A benchmark: its fixed name, what it measures against, and how."""
@@ -40,7 +44,7 @@ class Row:
     name: str
     unit: str
     reference: str
-    measure: Callable[[Path], Awaitable[Figure]]
+    measure: Callable[[Path], Awaitable[Outcome]]
     """Gets an empty directory of its own and leaves nothing mounted in it."""
     needs_root: str = ""
     """What of it an ordinary user cannot do; empty where everybody can measure it."""
@@ -80,6 +84,16 @@ async def alternating(ours: Measure, reference: Measure, runs: int = RUNS) -> Fi
         values.append(await ours())
         references.append(await reference())
     return Figure(statistics.median(values), statistics.median(references))
+
+
+def measured(rows: Iterable[Row], measure: Callable[[Row], Outcome]) -> Iterator[Result]:
+    """The results of rows, one after another. What gives the figures of several of them is measured once."""
+    found: dict[str, Figure] = {}
+    for row in rows:
+        if row.name not in found:
+            outcome = measure(row)
+            found |= {row.name: outcome} if isinstance(outcome, Figure) else outcome
+        yield Result.of(row, found[row.name])
 
 
 def choose(rows: Sequence[Row], names: Sequence[str], *, as_root: bool) -> list[Row]:

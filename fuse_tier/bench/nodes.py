@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import urllib.request
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import trio
+from prometheus_client.parser import text_string_to_metric_families
 
 from fuse_tier.errors import FuseTierError
 from fuse_tier.localcluster import LocalCluster, LocalNode, local_cluster
@@ -17,6 +19,8 @@ from fuse_tier.localcluster.processes import peak_megabytes
 IDENTITY = "default/bench/0"
 _WAIT_SECONDS = 300.0
 _POLL_SECONDS = 0.5
+_METRICS_SECONDS = 10.0
+_SENT = "fuse_tier_bulk_bytes_total"
 
 T = TypeVar("T")
 
@@ -79,6 +83,14 @@ async def warmed(node: LocalNode) -> None:
             if ram["warmed"] is not None:
                 return
             await trio.sleep(_POLL_SECONDS)
+
+
+def sent_bytes(node: LocalNode) -> float:
+    """How much content a node's worker has sent to peers since it was started."""
+    with urllib.request.urlopen(f"http://{node.config['metrics']}/metrics", timeout=_METRICS_SECONDS) as answer:
+        families = list(text_string_to_metric_families(answer.read().decode()))
+    samples = [sample for family in families for sample in family.samples if sample.name == _SENT]
+    return sum(sample.value for sample in samples if sample.labels["direction"] == "out")
 
 
 async def in_thread(work: Callable[..., T], *arguments: Any) -> T:

@@ -32,7 +32,8 @@ from fuse_tier.tiers.base import no_progress
 from fuse_tier.wire.bulk.client import Grant, push
 from fuse_tier.wire.bulk.server import serve_bulk
 from fuse_tier.wire.bulk.sessions import Direction, Session, Sessions
-from fuse_tier.wire.tls import TlsFiles, make_authority, make_certificate
+from fuse_tier.wire.certificates import make_authority, make_certificate
+from fuse_tier.wire.tls import TlsFiles
 
 _CPU_LIMIT = 0.6  # seconds per GB, both sides together
 _SMALL_FILES = 10_000

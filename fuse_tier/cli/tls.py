@@ -33,7 +33,7 @@ def init(directory: str, names: tuple[str, ...]) -> None:
     Example:
       fuse-tier tls init tls --node a --node b
     """
-    from fuse_tier.wire.tls import make_authority
+    from fuse_tier.wire.certificates import make_authority
 
     _check(names)
     os.makedirs(directory, mode=0o700, exist_ok=True)
@@ -57,14 +57,14 @@ def issue(directory: str, names: tuple[str, ...]) -> None:
 
 def _check(names: tuple[str, ...]) -> None:
     """Before anything is made: a name that is refused leaves all as it was."""
-    from fuse_tier.wire.tls import check_name
+    from fuse_tier.wire.certificates import check_name
 
     for name in names:
         check_name(name)
 
 
 def _issue(directory: str, names: tuple[str, ...]) -> None:
-    from fuse_tier.wire.tls import make_certificate
+    from fuse_tier.wire.certificates import make_certificate
 
     for name in names:
         files = make_certificate(directory, name)

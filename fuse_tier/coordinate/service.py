@@ -40,6 +40,7 @@ from fuse_tier.wire.members import (
     parse_identity,
     picture_to_wire,
 )
+from fuse_tier.wire.rejections import Rejections
 from fuse_tier.wire.reports import report_from_wire
 from fuse_tier.wire.restarts import (
     mark_to_wire,
@@ -97,6 +98,7 @@ class CoordinatorService:
         self._job_addresses = JobAddresses()
         self._authenticated = authenticated
         self._refusals_told: set[tuple[str, str]] = set()
+        self._rejections = Rejections("peer.refused")
 
     async def Report(self, request: pb.ReportRequest, caller: Caller) -> pb.ReportReply:  # noqa: N802 - its wire name
         """Of nodes of an earlier minor version: each report by a call of its own."""
@@ -265,10 +267,12 @@ class CoordinatorService:
 
     def _check_caller(self, node: str, caller: Caller) -> None:
         if self._authenticated and caller.node != node:
-            raise NotAuthorized(
+            error = NotAuthorized(
                 f"{caller.address} has the certificate of node {caller.node!r} and speaks as {node!r}: "
                 f"give it a certificate made for {node!r}, or that name in its node.yaml"
             )
+            self._rejections.note("certificate", caller.address, str(error))
+            raise error
 
     async def _see_that_holder_answers(self, identity: Identity) -> None:
         """Raises TierUnavailable when the node that has the identity seems gone, so that the claimer waits.
@@ -302,8 +306,8 @@ class CoordinatorService:
 
     def _tell_refusal(self, request: pb.ReportRequest, caller: Caller, error: FuseTierError) -> None:
         counts.report_refused(type(error).__name__)
-        if isinstance(error, InvalidRequest):
-            return  # told by who took the call
+        if isinstance(error, InvalidRequest | NotAuthorized):
+            return  # told by who took the call, and by who looked at its certificate
         told = (request.node, request.instance)
         if told in self._refusals_told:
             return

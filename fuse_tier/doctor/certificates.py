@@ -93,10 +93,11 @@ def _name(certificate: x509.Certificate, name: str, node: str, renew: str) -> Fi
         return Finding.failed("tls.name", f"the certificate is of node {name!r}, and this is {node!r}", renew)
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        known = SERVER_NAME in names.get_values_for_type(x509.DNSName)
+        known = set(names.get_values_for_type(x509.DNSName))
     except x509.ExtensionNotFound:
-        known = False
-    if not known:
-        detail = f"the certificate lacks the DNS name {SERVER_NAME!r}, under which nodes are verified"
+        known = set()
+    lacking = [one for one in (SERVER_NAME, node) if one not in known]
+    if lacking:
+        detail = f"the certificate lacks the DNS name {' and '.join(map(repr, lacking))}, under which others call it"
         return Finding.failed("tls.name", detail, renew)
     return Finding.ok("tls.name", f"the certificate is of node {node!r}")

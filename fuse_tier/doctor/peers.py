@@ -59,7 +59,8 @@ async def _node(config: NodeConfig) -> Finding:
 async def _coordinator(config: NodeConfig, tls: TlsFiles | None) -> tuple[Finding, dict[str, str]]:
     """The coordinator, and the addresses and names of the other nodes that it knows to be alive."""
     address = str(config.coordinator)
-    async with Client(address, CoordinatorStub, tls) as client:
+    name = config.tls.coordinator if config.tls else None
+    async with Client(address, CoordinatorStub, tls, name) as client:
         try:
             picture: pb.PictureReply = await client.call("Picture", pb.Empty(), Deadline.CONTROL_CALL)
         except FuseTierError as error:
@@ -97,7 +98,7 @@ def _unlooked(count: int) -> Iterable[Finding]:
 async def _peer(config: NodeConfig, tls: TlsFiles | None, address: str, name: str) -> Finding:
     check_name = f"peer {name or address}"
     request = pb.HelloRequest(protocol=PROTOCOL, cluster=config.cluster, node=config.node, instance="doctor")
-    async with Client(address, PeerStub, tls) as client:
+    async with Client(address, PeerStub, tls, name or None) as client:
         try:
             reply: pb.HelloReply = await client.call("Hello", request, Deadline.CONTROL_CALL)
         except FuseTierError as error:

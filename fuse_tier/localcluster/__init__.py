@@ -22,7 +22,8 @@ from fuse_tier.localcluster.ports import free_ports
 from fuse_tier.localcluster.processes import Family, detach_mounts, kill_all
 from fuse_tier.localcluster.services import LocalBucket, LocalCoordinator
 from fuse_tier.localcluster.session import first_of_ours, in_directory
-from fuse_tier.wire.tls import TlsFiles, make_authority, make_certificate
+from fuse_tier.wire.certificates import make_authority, make_certificate
+from fuse_tier.wire.tls import TlsFiles
 
 __all__ = [
     "Host",
@@ -201,6 +202,8 @@ def _arrange(
         if bucket:
             config["bucket"] = {"url": bucket.url, "endpoint": bucket.emulator.endpoint}
         config |= _tls_section(certificates, name) | overrides
+        if certificates and coordinator:
+            config["tls"] |= {"coordinator": "coordinator"}  # as its certificate is called
         cluster.nodes[name] = LocalNode(name, directory / name, ram / name / "ram", config, hosts[name].through)
     return cluster
 

@@ -158,10 +158,13 @@ class _Returning:
             raise
 
     def accept(self) -> None:
-        found = hash_descriptor(self.fd)
-        if found != self._blob:
+        try:
+            found = hash_descriptor(self.fd)
+            if found != self._blob:
+                raise Damaged(f"{found} arrived in the {self._place} in place of {self._blob}: ask another source")
+        except Damaged:
             self.discard()
-            raise Damaged(f"{found} arrived in the {self._place} in place of {self._blob}: ask another source")
+            raise
         with self._held:
             os.utime(self.fd, ns=(self._before.st_atime_ns, self._before.st_mtime_ns))
             unmark(self._volume, self._inode)

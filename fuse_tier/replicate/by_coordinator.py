@@ -60,12 +60,12 @@ _LONGEST_RETRY_SECONDS = 1.0  # of a report that failed
 
 
 class CoordinatorMembership(RosterMembership):
-    """Implements ``Membership``."""
+    """Implements ``Membership``. ``name`` is whose certificate the coordinator has; None where any will do."""
 
-    def __init__(self, own: OwnNode, address: str, layout: Layout) -> None:
+    def __init__(self, own: OwnNode, address: str, name: str | None, layout: Layout) -> None:
         super().__init__(own)
         self._address = address
-        self._client = Client(address, CoordinatorStub, own.tls, keepalive_seconds=SELDOM_KEEPALIVE_SECONDS)
+        self._client = Client(address, CoordinatorStub, own.tls, name, keepalive_seconds=SELDOM_KEEPALIVE_SECONDS)
         self._sequence = itertools.count(1)
         self._turn = trio.Lock()
         self._wanted = trio.Event()

@@ -14,7 +14,7 @@ import trio
 
 from fuse_tier import epochs, metrics
 from fuse_tier.deadlines import Deadline
-from fuse_tier.errors import FuseTierError, IdentityBusy, TierRefused
+from fuse_tier.errors import FuseTierError, IdentityBusy, NotThatNode, TierRefused
 from fuse_tier.identity import Identity
 from fuse_tier.members import Domain, Location, Member
 from fuse_tier.replicate.own import OwnNode
@@ -33,9 +33,10 @@ _ASK_EVERY_SECONDS = 2.0
 class _Peer:
     address: str
     domain: Domain
-    client: Client
+    client: Client  # of ``node`` alone, where that is known
     answered: float  # when it last did, or when this node began to ask, by trio's clock
     member: Member | None = None  # as last heard
+    node: str | None = None  # whose certificate it has shown
     trouble: type[FuseTierError] | None = None  # told already
 
 
@@ -45,10 +46,12 @@ class PeerMembership(RosterMembership):
     def __init__(self, own: OwnNode, peers: tuple[tuple[str, Domain], ...]) -> None:
         super().__init__(own)
         self._peers = [
-            _Peer(address, domain, Client(address, PeerStub, own.tls, cluster=own.cluster), trio.current_time())
-            for address, domain in peers
+            _Peer(address, domain, self._client(address), trio.current_time()) for address, domain in peers
         ]
         self._asking = trio.Lock()
+
+    def _client(self, address: str, node: str | None = None) -> Client:
+        return Client(address, PeerStub, self._own.tls, node, cluster=self._own.cluster)
 
     def report_soon(self) -> None:
         """See Membership. Nothing to do: peers ask for themselves."""
@@ -137,12 +140,8 @@ class PeerMembership(RosterMembership):
         )
 
     async def _ask(self, peer: _Peer) -> None:
-        request = pb.HelloRequest(
-            protocol=PROTOCOL, cluster=self._own.cluster, node=self._own.node, instance=self._own.instance
-        )
         try:
-            reply: pb.HelloReply = await peer.client.call("Hello", request, Deadline.CONTROL_CALL)
-            self._check(reply, peer.address)
+            reply = await self._hello(peer)
             peer.member = hello_from_wire(reply, peer.address, peer.domain)
             peer.answered = trio.current_time()
         except FuseTierError as error:
@@ -153,6 +152,29 @@ class PeerMembership(RosterMembership):
         if peer.trouble is not None:
             log.info("membership.peer_back", member=peer.member.node, address=peer.address)
             peer.trouble = None
+
+    async def _hello(self, peer: _Peer) -> pb.HelloReply:
+        """What it says, with certificates over a connection that has shown that it is who it says."""
+        request = pb.HelloRequest(
+            protocol=PROTOCOL, cluster=self._own.cluster, node=self._own.node, instance=self._own.instance
+        )
+        try:
+            reply: pb.HelloReply = await peer.client.call("Hello", request, Deadline.CONTROL_CALL)
+            self._check(reply, peer.address)
+            if self._own.tls is not None and peer.node != reply.node:
+                await self._call_only(peer, reply.node)
+                reply = await peer.client.call("Hello", request, Deadline.CONTROL_CALL)
+                self._check(reply, peer.address)
+        except NotThatNode:
+            await self._call_only(peer, None)  # the next time it is asked again who it is
+            raise
+        if peer.node not in (None, reply.node):
+            raise TierRefused(f"the peer at {peer.address} says that it is {reply.node}, and then {peer.node}")
+        return reply
+
+    async def _call_only(self, peer: _Peer, node: str | None) -> None:
+        await peer.client.aclose()
+        peer.client, peer.node = self._client(peer.address, node), node
 
     def _check(self, reply: pb.HelloReply, address: str) -> None:
         """Raises TierRefused for one that we cannot work with."""

@@ -15,6 +15,7 @@ import trio
 
 from fuse_tier import failpoints, metrics
 from fuse_tier.blobs import Progress
+from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import FuseTierError, SnapshotConflict, TierFull
 from fuse_tier.manifest import Manifest
 from fuse_tier.replicate.traffic import Meter, Savings
@@ -29,8 +30,7 @@ _LONGEST_PAUSE = 30.0
 _COPIES_AT_ONCE = 4  # to one kind of place, and
 _COPIES_AT_PLACE = 2  # of these to one: so that a slow one does not have them all; and
 _LATE_COPIES = 4  # besides, of those that are late: two places may be slow, and memory and threads stay bounded
-_PATIENCE_SECONDS = 10.0  # with a place that a snapshot is being copied to, and
-_PATIENT_BYTES_PER_SECOND = 10e6  # so much more: then it is late
+_PATIENT_BYTES_PER_SECOND = 10e6  # a copy that is slower is late
 
 
 @dataclass(slots=True)
@@ -91,7 +91,7 @@ class Troubles:
 
 def patience_with(manifest: Manifest) -> float:
     """Within how many seconds a snapshot should have been copied: then others do not wait for that any more."""
-    return _PATIENCE_SECONDS + manifest.size / _PATIENT_BYTES_PER_SECOND
+    return Deadline.COPY + manifest.size / _PATIENT_BYTES_PER_SECOND
 
 
 class Copier:

@@ -14,7 +14,7 @@ import trio
 from fuse_tier import metrics
 from fuse_tier.config import NodeConfig
 from fuse_tier.replicate.node_service import NodeService
-from fuse_tier.replicate.peer_service import PeerService
+from fuse_tier.replicate.peer_service import CARRIERS, PeerService
 from fuse_tier.replicate.protocol.service import ReplicationService
 from fuse_tier.tiers.ram import RamTier
 from fuse_tier.wire import channel, grpc
@@ -74,4 +74,5 @@ class Doors:
     async def _serve_peers(self, task_status: trio.TaskStatus[int]) -> None:
         services = [(add_PeerServicer_to_server, self.peer), *self.beside]
         address, cluster = str(self.config.listen.control), self.config.cluster
-        await grpc.serve(services, address, self.tls, cluster=cluster, task_status=task_status)
+        serving = partial(grpc.serve, cluster=cluster, carriers=CARRIERS)
+        await serving(services, address, self.tls, task_status=task_status)

@@ -2,9 +2,10 @@
 
 A pure decision about one node's RAM; room.py carries it out. The order: replicas of snapshots that newer replicas
 supersede; own superseded snapshots of which the same or a newer one is verified elsewhere; content of own files that
-the bucket has; and, when otherwise a job would get ENOSPC, own superseded snapshots that are nowhere else yet. The
-newest snapshot of a volume is given up only together with content of files that the bucket has: the tree is still
-here then, and the snapshot stays in the worker's mind until other tiers have it. Nothing that is in use is given up.
+the bucket has; and, when otherwise a job would get ENOSPC, own superseded snapshots that are nowhere else yet, those
+last that are on their way to a peer, which may be slow: the newest one goes there instead. The newest snapshot of a
+volume is given up only together with content of files that the bucket has: the tree is still here then, and the
+snapshot stays in the worker's mind until other tiers have it. Nothing that is in use is given up.
 """
 
 from __future__ import annotations
@@ -25,7 +26,13 @@ class Listed:
     blobs: frozenset[Blob]
     own: bool = False  # of a volume whose tree is here
     elsewhere: bool = False  # it, or a newer one, is verified on another tier
-    in_use: bool = False  # it is being copied or restored, or part of the newest complete checkpoint of a job
+    in_use: bool = False  # it goes to the bucket, or is restored, or part of the newest complete checkpoint of a job
+    sent: bool = False  # it is on its way to a peer
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it is left alone while no job waits."""
+        return self.in_use or self.sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +73,17 @@ def plan_eviction(
         (one for one in listed if one.snapshot.number < newest[one.snapshot.identity] and not one.in_use),
         key=lambda one: one.snapshot.number,
     )
+    own = [one for one in superseded if one.own]
+    only_here = [one for one in own if not one.elsewhere]
     plan.drop(one for one in superseded if not one.own)
-    plan.drop(one for one in superseded if one.own and one.elsewhere)
-    only_here = [one for one in superseded if one.own and not one.elsewhere]
-    spared = frozenset(one.snapshot for one in only_here)
-    plan.evict(live, spared)
+    plan.drop(one for one in own if one.elsewhere and not one.sent)
+    plan.evict(live, frozenset(one.snapshot for one in only_here))
     if at_any_price:
+        plan.drop(one for one in own if one.elsewhere)
+        plan.drop(one for one in only_here if not one.sent)
+        plan.evict(live)
         plan.drop(only_here)
-        plan.evict(live, frozenset())
+        plan.evict(live, also_sent=True)
     return Eviction(tuple(plan.dropped), tuple(plan.files), plan.freed)
 
 
@@ -106,13 +116,18 @@ class _Plan:
             if not self._names[blob] and blob not in self._in_tree:
                 self.freed += blob.size
 
-    def evict(self, live: Collection[LiveFile], spared: frozenset[SnapshotId]) -> None:
+    def evict(
+        self, live: Collection[LiveFile], spared: Collection[SnapshotId] = (), *, also_sent: bool = False
+    ) -> None:
         for file in sorted(live, key=lambda file: (file.modified_ns, file.inode)):
             if self.freed >= self._needed:
                 return
             holders = [one for one in self._remaining.values() if file.blob in one.blobs]
             if file in self.files or any(
-                one.in_use or one.snapshot in spared or one.snapshot.identity != file.identity for one in holders
+                (one.in_use if also_sent else one.is_busy)
+                or one.snapshot in spared
+                or one.snapshot.identity != file.identity
+                for one in holders
             ):
                 continue
             for one in holders:

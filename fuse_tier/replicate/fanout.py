@@ -1,16 +1,16 @@
 """Keeping the copies of local volumes: in peers' RAM and in the bucket, each at its own pace.
 
-One task per volume and kind of tier. Only the newest snapshot counts: what was superseded while it waited is
-skipped, what is being copied is finished. A place that fails is tried again with growing pauses, and for
-peers another one is asked meanwhile, as for one that is slow; so after a fault ends everything converges by itself. A
-volume that another node has mounted is that node's to keep.
+One task per volume and kind of tier. Only the newest snapshot counts: what was superseded before its copy began is
+skipped, and a copy that has begun is finished, unless a job needs the room (sending.py). A place that fails is tried
+again with growing pauses, and for peers another one is asked meanwhile, as for one that is slow; so after a fault
+ends everything converges by itself. A volume that another node has mounted is that node's to keep.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import structlog
@@ -105,15 +105,14 @@ class Fanout:
         progress: Progress = no_progress,
     ) -> bool:
         """Copies one snapshot of a volume; whether it is there now."""
-        started = trio.current_time()
-        copies = sum(number >= manifest.id.number for number in volume.copies.held(tier.name).values())
+        started, done, number = trio.current_time(), False, manifest.id.number
+        copies = sum(held >= number for held in volume.copies.held(tier.name).values())
         try:
-            with volume.using(manifest.id.number):
+            with volume.sending.of(number) if tier.name is TierName.PEER else volume.using(number):
                 done = await self._copier.copy(manifest, tier, place, troubles, copies, progress)
         except SnapshotConflict as conflict:
             log.warning("copy.number_taken", snapshot=str(manifest.id), place=tier.place, reason=str(conflict))
             await self._conflicts(volume, conflict)
-            done = False
         if volume.framework:
             code = "OK" if done else "UNAVAILABLE"
             metrics.node_operated(_OPERATIONS[tier.name], volume.framework, trio.current_time() - started, code)
@@ -154,10 +153,9 @@ class _PeerCopies:
             self._forget_gone(alive)
             due = self._fanout.targets_due
             targets_due = due if due > trio.current_time() else math.inf  # else they are decided anew right now
-            for node in await self._lacking():
-                # The member may have gone while that was decided: the next turn will know.
-                if node in alive and node not in self._copying and volume.newest is not None:
-                    self._begin(alive[node], volume.newest)
+            # Anew after each: who has failed before is tried beside whoever stands in for it.
+            while volume.newest is not None and (lacking := await self._lacking(alive)):
+                self._begin(alive[lacking[0]], volume.newest)
             with trio.move_on_at(min(self._troubles.next_try(), self._next_late(), targets_due)):
                 await volume.news.wait_beyond(news)
 
@@ -171,17 +169,24 @@ class _PeerCopies:
             if node not in alive or alive[node].instance != copying.instance:
                 copying.scope.cancel()  # else it would hold its turn until a deadline says what is known already
 
-    async def _lacking(self) -> list[str]:
-        """Who shall have the newest snapshot, and is not known to have it."""
+    async def _lacking(self, alive: Collection[str]) -> list[str]:
+        """Who shall have the newest snapshot, is not known to have it, and is not being sent anything.
+
+        Others stand in for those that are late or have failed, until they have it: one that is alive and out of reach
+        is tried again and again, and nothing waits for that.
+        """
         volume = self._volume
         if volume.newest is None or not await self._fanout.is_ours(volume) or volume.tenure.is_to_be_renumbered:
             return []
         now = trio.current_time()
         late = {node: copying for node, copying in self._copying.items() if copying.late <= now}
         slow = sorted(late, key=lambda node: late[node].late)[:_SLOW_PEERS]
-        chosen = await self._fanout.targets(volume, self._troubles.refusing().union(slow))
+        tried = {node for node in self._copying if self._troubles.reason(node)}
+        chosen = await self._fanout.targets(volume, self._troubles.refusing().union(slow, tried))
         held, number = volume.copies.held(TierName.PEER), volume.newest.id.number
-        return [node for node in chosen if held.get(node, 0) < number]
+        # A member may have gone while that was decided: the next turn will know.
+        able = [node for node in chosen if node in alive and node not in self._copying]
+        return [node for node in able if held.get(node, 0) < number]
 
     def _next_late(self) -> float:
         now = trio.current_time()

@@ -24,7 +24,8 @@ from fuse_tier.tiers.base import Fetched, Tier, TierName
 log = structlog.get_logger(__name__)
 
 _PART_BYTES = 64 << 20
-_FIRST_PART_BYTES = 16 << 20  # where the order may change: what is opened first shows what will be wanted next
+_FIRST_PART_BYTES = 16 << 20  # where the order may change: what is opened first shows what will be wanted next,
+_PART_SECONDS = 0.25  # and what is opened later shall not lie far back in what was asked for already
 _PARTS = 16  # of much: each costs calls and a stream, however large it is
 _PART_BLOBS = 512
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.5
@@ -40,7 +41,7 @@ Refer = Callable[[Tier, Sequence[Blob]], Awaitable[Mapping[Blob, Tier]]]
 """Asks a place who else is just getting content that it has: that is to be asked instead."""
 
 Reorder = Callable[[Sequence[Blob]], Sequence[Blob] | None]
-"""What is still to be brought, in another order, without what others bring; None if that is to stay as it is."""
+"""What is still to be brought, in another order; None if that is to stay as it is."""
 
 
 async def nobody_else(place: Tier, blobs: Sequence[Blob]) -> Mapping[Blob, Tier]:
@@ -65,11 +66,12 @@ async def gather(
     refer: Refer = nobody_else,
     *,
     reorder: Reorder | None = None,
+    unwanted: Collection[Blob] = (),
 ) -> Gathered:
     """Brings blobs from the places of each rank in turn. ``what`` is named in the log. Never raises TierError.
 
     Large ones come first, so that all places end at about the same time; with ``reorder``, as they stand in
-    ``blobs``, or as it says before each part.
+    ``blobs``, or as it says before each part. What is ``unwanted``, which may grow meanwhile, is asked for no more.
     """
     gathered = Gathered()
     wanted = (
@@ -80,7 +82,7 @@ async def gather(
     for places in ranks:
         if wanted:
             async with trio.open_nursery() as nursery:
-                heap = _Heap(what, wanted, gathered, fetch, refer, nursery, reorder)
+                heap = _Heap(what, wanted, gathered, fetch, refer, nursery, reorder, unwanted)
                 for place in places:
                     for _ in range(_PARTS_AT_ONCE if place.name is TierName.PEER else 1):
                         nursery.start_soon(heap.take_from, place)
@@ -101,6 +103,7 @@ class _Heap:
         refer: Refer,
         nursery: trio.Nursery,
         reorder: Reorder | None,
+        unwanted: Collection[Blob],
     ) -> None:
         self.wanted = set(wanted)
         self._what = what
@@ -109,10 +112,11 @@ class _Heap:
         self._refer = refer
         self._nursery = nursery
         self._reorder = reorder
+        self._unwanted = unwanted
         self._insisted: set[Blob] = set()  # others had nothing after all
         self._free = [*reversed(list(wanted))]  # taken from the end
         self._largest_part = max(_PART_BYTES, sum(blob.size for blob in wanted) // _PARTS)
-        self._part_bytes = self._largest_part if reorder is None else _FIRST_PART_BYTES
+        self._part_bytes: dict[str, int] = {}  # by place, where the order may change
         self._asked: dict[str, set[Blob]] = {}  # by place
         self._failed: set[str] = set()
         self._under_way = 0
@@ -134,28 +138,36 @@ class _Heap:
                 return
 
     def _take(self, place: Tier, asked: set[Blob]) -> list[Blob]:
+        if self._give_up_unwanted():
+            self._free = [blob for blob in self._free if blob in self.wanted]
         if self._reorder is not None and (reordered := self._reorder(self._free)) is not None:
-            self.wanted.difference_update(set(self._free).difference(reordered))
             self._free = [*reversed(reordered)]
         part: list[Blob] = []
         left: list[Blob] = []
         size = 0
         is_limited = place.name is TierName.PEER  # the others go through all that they get at their own pace
+        most = self._largest_part
+        if self._reorder is not None:
+            most = self._part_bytes.get(place.place, _FIRST_PART_BYTES)
         while self._free:
             blob = self._free.pop()
             if blob in asked:
                 left.append(blob)
                 continue
-            if is_limited and part and (size + blob.size > self._part_bytes or len(part) == _PART_BLOBS):
+            if is_limited and part and (size + blob.size > most or len(part) == _PART_BLOBS):
                 self._free.append(blob)
                 break
             part.append(blob)
             size += blob.size
-        if part and is_limited:
-            self._part_bytes = min(self._largest_part, 2 * self._part_bytes)
         self._free += reversed(left)
         asked.update(part)
         return part
+
+    def _give_up_unwanted(self) -> bool:
+        """Whether there was any."""
+        unwanted = self.wanted.intersection(self._unwanted)
+        self.wanted -= unwanted
+        return bool(unwanted)
 
     async def _send_for(self, place: Tier, part: list[Blob], asked: set[Blob]) -> list[Blob]:
         """Has others bring what they are getting from this place; gives what it has to bring itself."""
@@ -174,7 +186,8 @@ class _Heap:
         for other, blobs in by_place.values():
             self._under_way += 1
             self._nursery.start_soon(self._wait_for, other, blobs)
-        return [blob for blob in part if blob not in referred]
+        self._give_up_unwanted()
+        return [blob for blob in part if blob not in referred and blob in self.wanted]
 
     async def _wait_for(self, place: Tier, blobs: set[Blob]) -> None:
         """A place that is getting content itself: what it has by now, again and again, while more comes."""
@@ -182,7 +195,11 @@ class _Heap:
         patience = _PATIENCE_SECONDS + min(getting, Deadline.BULK_STALL_LONGEST)
         pause, patient_until = _FIRST_PAUSE, trio.current_time() + patience
         try:
-            while blobs and trio.current_time() < patient_until:
+            while trio.current_time() < patient_until:
+                self._give_up_unwanted()
+                blobs &= self.wanted
+                if not blobs:
+                    break
                 fetched = await self._fetch(place, blobs)
                 if fetched.arrived:
                     self._arrived(place, fetched.arrived)
@@ -212,9 +229,11 @@ class _Heap:
         """Whether the place may be asked for more."""
         self._under_way += 1
         arrived: Collection[Blob] = ()
+        began = trio.current_time()
         try:
             fetched = await self._fetch(place, part)
             arrived = fetched.arrived
+            self._measured(place, sum(blob.size for blob in arrived), trio.current_time() - began)
             for blob, reason in fetched.failed.items():
                 self._note(place, blob, reason)
         except TierError as error:
@@ -231,6 +250,11 @@ class _Heap:
             self._free += (blob for blob in part if blob in self.wanted)
             self._under_way -= 1
             self._changed.announce()
+
+    def _measured(self, place: Tier, size: int, seconds: float) -> None:
+        """A place is asked for as much at a time as it gives in a moment."""
+        most = int(size * _PART_SECONDS / seconds) if seconds > 0 else self._largest_part
+        self._part_bytes[place.place] = max(_FIRST_PART_BYTES, min(self._largest_part, most))
 
     def _note(self, place: Tier, blob: Blob, reason: TierError) -> None:
         self._gathered.failed[blob] = _worse(self._gathered.failed.get(blob), reason)

@@ -79,7 +79,7 @@ class Locating:
             live = [member for member in self._roster.members if member.alive]
             clients = {
                 member: await stack.enter_async_context(
-                    Client(member.control, PeerStub, self._own.tls, cluster=self._own.cluster)
+                    Client(member.control, PeerStub, self._own.tls, member.node, cluster=self._own.cluster)
                 )
                 for member in live
             }

@@ -175,5 +175,6 @@ def build_membership(config: NodeConfig, instance: str, facts: Callable[[], Loca
         tls=TlsFiles(config.tls.ca, config.tls.cert, config.tls.key) if config.tls else None,
     )
     if config.coordinator:
-        return CoordinatorMembership(own, str(config.coordinator), Layout(config.ram.path))
+        name = config.tls.coordinator if config.tls else None
+        return CoordinatorMembership(own, str(config.coordinator), name, Layout(config.ram.path))
     return PeerMembership(own, tuple((str(peer), Domain(host=peer.host)) for peer in config.peers))

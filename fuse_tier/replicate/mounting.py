@@ -24,7 +24,7 @@ from fuse_tier.ram.room import Reserve
 from fuse_tier.replicate.daemons import leave_quiescent
 from fuse_tier.replicate.membership import Membership
 from fuse_tier.replicate.preparing import MountOrder, Preparing
-from fuse_tier.replicate.restore import Restored
+from fuse_tier.replicate.restored import Restored
 from fuse_tier.replicate.settling import final_snapshot
 from fuse_tier.replicate.steps import Report
 from fuse_tier.replicate.supervisor import Supervisor

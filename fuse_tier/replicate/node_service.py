@@ -17,6 +17,8 @@ from fuse_tier.errors import ConfigError, DeadlineExceeded, InvalidRequest, NotF
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Lineage, Manifest, encode
 from fuse_tier.replicate.choice import Chooser
+from fuse_tier.replicate.directory import into_directory
+from fuse_tier.replicate.fetching import Fetcher
 from fuse_tier.replicate.inventory import Inventory
 from fuse_tier.replicate.marks import Marks
 from fuse_tier.replicate.membership import Membership
@@ -24,7 +26,6 @@ from fuse_tier.replicate.mounting import Mounting
 from fuse_tier.replicate.plan import Leg
 from fuse_tier.replicate.planning import Part, Planner
 from fuse_tier.replicate.preparing import MountOrder
-from fuse_tier.replicate.restore import Restorer
 from fuse_tier.replicate.settling import awaited_snapshot
 from fuse_tier.replicate.steps import Report, steps
 from fuse_tier.replicate.stewardship import Stewardship
@@ -48,7 +49,7 @@ class NodeService:
         volumes: Volumes,
         mounting: Mounting,
         chooser: Chooser,
-        restorer: Restorer,
+        fetcher: Fetcher,
         inventory: Inventory,
         nursery: trio.Nursery,
         stewardship: Stewardship | None,
@@ -62,7 +63,7 @@ class NodeService:
         self._volumes = volumes
         self._mounting = mounting
         self._chooser = chooser
-        self._restorer = restorer
+        self._fetcher = fetcher
         self._inventory = inventory
         self._nursery = nursery
         self._stewardship = stewardship
@@ -184,8 +185,8 @@ class NodeService:
         chosen = await self._chooser.choose(identity, lineage, number, request.version, step=step)
         if chosen.manifest is not None:
             report.begin(f"restoring {chosen.manifest.id}", chosen.manifest.size)
-        restored = await self._restorer.into_directory(
-            identity, chosen, target, report.moved, partial=request.partial
+        restored = await into_directory(
+            self._fetcher, identity, chosen, target, report.moved, partial=request.partial
         )
         facts = asdict(restored)
         return facts | {"snapshot": str(restored.snapshot), "to": target, "bytes": facts.pop("size")}

@@ -2,7 +2,8 @@
 
 Of those that hold the newest snapshot of one, the first by name sees to it that the configured number of nodes do.
 It never makes two of them do the same for long: each looks who else there is, and who is the first. A volume whose
-node is alive and still has it is that node's to keep (fanout.py).
+node is alive and still has it is that node's to keep (fanout.py). So is one that another has mounted; but if that one
+does not have it after all that time (keepers.py), one more node gets it in its place, from which it can have it then.
 
 What a node has that is about to be taken away does not count. Where only such nodes have a snapshot, the first of
 them brings it to one that stays before it ends; the rest is up to that one.
@@ -10,7 +11,7 @@ them brings it to one that stays before it ends; the rest is up to that one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -22,9 +23,10 @@ from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Manifest
 from fuse_tier.members import Location, Member
 from fuse_tier.replicate.copying import Copier, Troubles
-from fuse_tier.replicate.membership import mounted_on
+from fuse_tier.replicate.keepers import Keepers
 from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.targets import Targets
+from fuse_tier.replicate.unsaved import Unsaved
 from fuse_tier.replicate.volume import Volume
 
 log = structlog.get_logger(__name__)
@@ -37,6 +39,7 @@ _LOOK_SOON_SECONDS = 0.5  # while this node leaves
 class _Copying:
     """A copy that is under way."""
 
+    snapshot: SnapshotId
     node: str
     instance: str
     scope: trio.CancelScope
@@ -69,6 +72,8 @@ class Orphans:
         self._troubles: dict[Identity, Troubles] = {}
         self._at_work: set[Identity] = set()
         self._copying: dict[Identity, _Copying] = {}
+        self._keepers = Keepers(places.membership)
+        self._silent: frozenset[str] = frozenset()  # nodes that a drain asked in vain
 
     async def run(self) -> None:
         """Looks until cancelled."""
@@ -88,15 +93,16 @@ class Orphans:
         now or in a later round. Raises OSError.
         """
         newest = await self._newest()
+        self._keepers.look(newest.keys())
         alive = {member.node: member.instance for member in self._places.membership.members() if member.alive}
-        for identity, copying in self._copying.items():
+        for copying in self._copying.values():
             # Else it would hold its turn until a deadline says what is known already, or bring what nobody wants.
-            if alive.get(copying.node) != copying.instance or self._is_kept(identity):
+            if alive.get(copying.node) != copying.instance or self._is_kept(copying.snapshot):
                 copying.scope.cancel()
         self._troubles = {identity: self._troubles.get(identity, Troubles()) for identity in newest}
         for snapshot in newest.values():
             self._troubles[snapshot.identity].look_at(alive)
-            if snapshot.identity not in self._at_work and not self._is_kept(snapshot.identity):
+            if snapshot.identity not in self._at_work and not self._is_kept(snapshot):
                 self._at_work.add(snapshot.identity)
                 nursery.start_soon(self._look_after_one, snapshot, self._troubles[snapshot.identity])
 
@@ -105,49 +111,40 @@ class Orphans:
 
         One copy is enough, on a node that stays or in the bucket: peers may have no room. Raises OSError.
         """
-        membership = self._places.membership
+        membership, unsaved_here = self._places.membership, Unsaved(self._places)
         unsaved: set[SnapshotId] = set()
         begun: set[SnapshotId] = set()
         backed_up: set[SnapshotId] = set()
-        with trio.move_on_after(seconds) as scope:
-            async with trio.open_nursery() as nursery:
-                while True:
-                    version = membership.version
-                    await self.look(nursery)
-                    unsaved = await self._unsaved() - backed_up
-                    for snapshot in unsaved - begun:
-                        begun.add(snapshot)
-                        nursery.start_soon(self._back_up, snapshot, backed_up)
-                    if not unsaved:
-                        break
-                    with trio.move_on_after(_LOOK_SOON_SECONDS):
-                        await membership.wait_changed(version)
-                nursery.cancel_scope.cancel()  # what is still being copied is not only here
+        try:
+            with trio.move_on_after(seconds) as scope:
+                async with trio.open_nursery() as nursery:
+                    while True:
+                        version = membership.version
+                        await self.look(nursery)
+                        unsaved = await self._unsaved(unsaved_here) - backed_up
+                        self._silent = unsaved_here.silent
+                        self._keepers.forsaken = frozenset(snapshot.identity for snapshot in unsaved)
+                        for snapshot in unsaved - begun:
+                            begun.add(snapshot)
+                            nursery.start_soon(self._back_up, snapshot, backed_up)
+                        if not unsaved:
+                            break
+                        with trio.move_on_after(_LOOK_SOON_SECONDS):
+                            await membership.wait_changed(version)
+                    nursery.cancel_scope.cancel()  # what is still being copied is not only here
+        finally:
+            self._silent, self._keepers.forsaken = frozenset(), frozenset()
         if scope.cancelled_caught:
             for snapshot in sorted(unsaved - backed_up):
                 log.warning("drain.ran_out", snapshot=str(snapshot), seconds=seconds, peer=0, bucket=0)
 
-    async def _unsaved(self) -> set[SnapshotId]:
+    async def _unsaved(self, unsaved_here: Unsaved) -> set[SnapshotId]:
         """Newest snapshots of volumes without a tree here that no node has which stays. Raises OSError."""
-        members = self._places.membership.members()
-        may_copy = self._replicas and any(member.stays for member in members)
+        may_copy = self._replicas and any(member.stays for member in self._places.membership.members())
         if not may_copy and self._places.bucket is None:
             return set()  # and nothing can be done about that
-        kept = {identity for member in members if member.stays for identity in member.mounted}
-        unsaved: set[SnapshotId] = set()
-
-        async def look_at(snapshot: SnapshotId) -> None:
-            location = await self._places.membership.locate(snapshot.identity)
-            holders = holders_of(location, snapshot.number)
-            if holders is not None and not holders.staying:
-                unsaved.add(snapshot)
-
         newest = await self._newest()
-        async with trio.open_nursery() as nursery:
-            for identity, snapshot in newest.items():
-                if identity not in kept and not self._is_kept_here(identity):
-                    nursery.start_soon(look_at, snapshot)
-        return unsaved
+        return await unsaved_here.among(one for one in newest.values() if not self._is_kept_here(one))
 
     async def _back_up(self, snapshot: SnapshotId, backed_up: set[SnapshotId]) -> None:
         """Brings it to the bucket, if that does not list it, or a newer one. Survives its failures."""
@@ -180,41 +177,65 @@ class Orphans:
         finally:
             self._at_work.discard(snapshot.identity)
 
-    def _is_kept(self, identity: Identity) -> bool:
-        """Whether it lives here, or somebody who is alive has it mounted."""
-        return self._is_kept_here(identity) or bool(mounted_on(self._places.membership, identity))
+    def _is_kept(self, snapshot: SnapshotId) -> bool:
+        """Whether it lives here, or somebody who is alive has it mounted, and has it."""
+        return self._is_kept_here(snapshot) or self._keepers.keeps(snapshot.identity)
 
-    def _is_kept_here(self, identity: Identity) -> bool:
-        volume = self._find(identity)
-        return (
-            volume is not None and ((volume.has_tree and not volume.tenure.superseded) or volume.mounting.locked())
-        ) or identity in self._places.membership.mounted()
+    def _is_kept_here(self, snapshot: SnapshotId) -> bool:
+        """A tree that was left here, and has been mounted elsewhere since, is not what another node saved there."""
+        volume, identity = self._find(snapshot.identity), snapshot.identity
+        if identity in self._places.membership.mounted() or (volume is not None and volume.mounting.locked()):
+            return True
+        if volume is None or not volume.has_tree or volume.tenure.superseded:
+            return False
+        return volume.newest is not None and volume.newest.id.number >= snapshot.number
 
     async def _look_after(self, snapshot: SnapshotId, troubles: Troubles) -> None:
         manifest = await self._places.ram.manifest(snapshot)
         location = await self._places.membership.locate(snapshot.identity)
-        holders = holders_of(location, snapshot.number)
+        holders = holders_of(location, snapshot.number, self._silent)
         own = self._places.membership.own()
         if location.silent and own.stays:
             return  # one of them may have a newer one, or this: later
-        if holders is None or manifest.node in holders.staying | holders.leaving:
+        if holders is None or self._has_keeper(manifest, holders):
+            self._keepers.trust(snapshot.identity)
+            return
+        if own.stays and self._is_to_wait(manifest, location):
             return
         good = holders.staying | ({own.node} if own.stays else frozenset())
-        wanted = self._replicas if own.stays else min(1, self._replicas)
+        wanted = self._wanted(snapshot.identity)
         if min(good or holders.leaving | {own.node}) != own.node or len(good) >= wanted:
             return
         members = {member.node: member for member in self._places.membership.members() if member.alive}
-        chosen = await self._targets.of(snapshot.identity, self._owner(manifest), troubles.refusing())
-        lacking = [node for node in chosen if node in members and node not in holders.staying | holders.leaving]
+        have = holders.staying | holders.leaving | {own.node}
+        chosen = await self._targets.of(snapshot.identity, self._owner(manifest), troubles.refusing() | have)
+        lacking = [node for node in chosen if node in members]
         for node in lacking[: wanted - len(good)]:
-            if self._is_kept(snapshot.identity):
+            if self._is_kept(snapshot):
                 return  # by now
             log.info("orphan.kept", snapshot=str(snapshot), owner=manifest.node, copies=len(good), to=node)
             await self._copy(manifest, members[node], troubles, len(good))
 
+    def _has_keeper(self, manifest: Manifest, holders: Holders) -> bool:
+        """Whether who keeps the copies of a volume has a snapshot: its owner, else the node that took it."""
+        keeper = self._keepers.owner(manifest.id.identity) or manifest.node
+        return keeper in holders.staying | holders.leaving
+
+    def _is_to_wait(self, manifest: Manifest, location: Location) -> bool:
+        """Whether an owner that does not have a snapshot may be bringing it, or can have it from the bucket."""
+        if self._keepers.owner(manifest.id.identity) is None:
+            return False
+        return not self._keepers.is_late(manifest) or max(location.bucket, default=0) >= manifest.id.number
+
+    def _wanted(self, identity: Identity) -> int:
+        """How many copies there are to be: one more where an owner does not have the volume."""
+        if not self._places.membership.own().stays:
+            return min(1, self._replicas)
+        return self._replicas + (self._replicas > 0 and self._keepers.owner(identity) is not None)
+
     async def _copy(self, manifest: Manifest, member: Member, troubles: Troubles, copies: int) -> None:
         identity = manifest.id.identity
-        copying = self._copying[identity] = _Copying(member.node, member.instance, trio.CancelScope())
+        copying = self._copying[identity] = _Copying(manifest.id, member.node, member.instance, trio.CancelScope())
         try:
             with copying.scope:
                 await self._copier.copy(manifest, self._places.peer(member), member.node, troubles, copies)
@@ -225,9 +246,10 @@ class Orphans:
             del self._copying[identity]
 
     def _owner(self, manifest: Manifest) -> Member:
+        """The node whose volume it is, or was."""
         known: Sequence[Member] = self._places.membership.members()
-        unknown = Member(manifest.node, "", "", "", alive=False)
-        return next((member for member in known if member.node == manifest.node), unknown)
+        owner = self._keepers.owner(manifest.id.identity) or manifest.node
+        return next((member for member in known if member.node == owner), Member(owner, "", "", "", alive=False))
 
 
 def _tell_postponed(error: Exception, **what: str) -> None:
@@ -235,9 +257,12 @@ def _tell_postponed(error: Exception, **what: str) -> None:
     log.warning("orphans.postponed", reason=str(error), **what)
 
 
-def holders_of(location: Location, number: int) -> Holders | None:
-    """Who lists a snapshot; None when a live node lists a newer one: then this is no matter any more."""
-    live = [(member, numbers) for member, numbers in location.holders if member.alive]
+def holders_of(location: Location, number: int, apart_from: Collection[str] = ()) -> Holders | None:
+    """Who lists a snapshot, ``apart_from`` some; None when a live one lists a newer one: then this is no matter any
+    more.
+    """
+    holders = ((member, numbers) for member, numbers in location.holders if member.node not in apart_from)
+    live = [(member, numbers) for member, numbers in holders if member.alive]
     if any(numbers[-1] > number for _, numbers in live):
         return None
     listing = [member for member, numbers in live if number in numbers]

@@ -7,6 +7,7 @@ tier. Decides nothing about what should be where; bytes of content travel in ses
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection
+from typing import Final
 
 import trio
 
@@ -38,6 +39,9 @@ from fuse_tier.wire.rejections import Rejections
 
 SMALLEST_GRACE_SECONDS = 600.0
 """Content that peers have pushed, and will name in a manifest soon, is never collected sooner at a peer's wish."""
+
+CARRIERS: Final = frozenset({"/fuse_tier.v1.Peer/Commit"})
+"""Calls that bring manifests."""
 
 _RESERVE_BYTES = 16 << 20  # of the RAM tier, for manifests and what a job's markers need
 _RESERVE_PART = 50  # or this part of a small tier
@@ -239,10 +243,18 @@ class PeerService:
 
 
 async def _parse_manifest(text: bytes, limiter: trio.CapacityLimiter) -> Manifest:
+    found = await trio.to_thread.run_sync(_decoded, text, limiter=limiter)
+    if isinstance(found, MalformedManifest):
+        raise InvalidRequest(f"the manifest that was to be committed is refused: {found}")
+    return found
+
+
+def _decoded(text: bytes) -> Manifest | MalformedManifest:
+    """An error that is raised through a thread would keep the text until cycles are looked for."""
     try:
-        return await trio.to_thread.run_sync(decode, text, limiter=limiter)
+        return decode(text)
     except MalformedManifest as error:
-        raise InvalidRequest(f"the manifest that was to be committed is refused: {error}") from error
+        return error.with_traceback(None)
 
 
 def decode_blobs(encoded: Collection[bytes], most: int) -> tuple[Blob, ...]:

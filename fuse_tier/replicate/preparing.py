@@ -19,7 +19,8 @@ from fuse_tier.manifest import Lineage
 from fuse_tier.replicate.agreeing import Agreed, Agreeing
 from fuse_tier.replicate.choice import Chooser, Chosen
 from fuse_tier.replicate.membership import Membership
-from fuse_tier.replicate.restore import Restored, Restorer
+from fuse_tier.replicate.restore import Restorer
+from fuse_tier.replicate.restored import Restored
 from fuse_tier.replicate.settling import final_snapshot
 from fuse_tier.replicate.steps import Report
 from fuse_tier.replicate.succession import was_left

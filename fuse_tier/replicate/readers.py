@@ -61,7 +61,7 @@ class Readers:
 
     async def _ask(self, keeper: Member, own: str, blobs: Sequence[Blob], referred: dict[Blob, str]) -> None:
         try:
-            async with Client(keeper.control, StewardStub, self._tls) as client:
+            async with Client(keeper.control, StewardStub, self._tls, keeper.node) as client:
                 for start in range(0, len(blobs), BLOBS_A_CALL):
                     part = blobs[start : start + BLOBS_A_CALL]
                     request = pb.ReadersRequest(blobs=map(encode_blob, part), node=own, place=self._place)

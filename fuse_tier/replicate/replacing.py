@@ -94,8 +94,11 @@ class Trees:
 
     def _copy(self, blob: Blob, path: str) -> None:
         copy_into(self._ram, blob, path)
-        with open(path, "rb") as copied:
-            found = hash_descriptor(copied.fileno())
-        if found != blob:
+        try:
+            with open(path, "rb") as copied:
+                found = hash_descriptor(copied.fileno())
+            if found != blob:
+                raise Damaged(f"content of {blob} is {found} in the {self._ram.place}: another source is needed")
+        except Damaged:
             os.unlink(path)
-            raise Damaged(f"content of {blob} is {found} in the {self._ram.place}: another source is needed")
+            raise

@@ -7,30 +7,26 @@ own RAM is hashed again before it is used. What one place cannot give, or gives 
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection
+from dataclasses import replace
 
 import structlog
 import trio
 
 from fuse_tier import failpoints, metrics
-from fuse_tier.blobs import Blob, Progress, Sink
-from fuse_tier.errors import Damaged, NotFound, TierError, TierRefused, TierUnavailable
-from fuse_tier.identity import Identity, SnapshotId
+from fuse_tier.blobs import Blob, Progress
+from fuse_tier.errors import Damaged, NotFound, TierError, TierUnavailable
+from fuse_tier.identity import SnapshotId
 from fuse_tier.manifest import Entry, Lineage, Manifest
 from fuse_tier.ram.layout import Layout
-from fuse_tier.ram.remote import Refill
 from fuse_tier.replicate.choice import Chosen
-from fuse_tier.replicate.gather import Reorder, gather, nobody_else
-from fuse_tier.replicate.hopes import Hopes
-from fuse_tier.replicate.places import Places
-from fuse_tier.replicate.plan import nearest
+from fuse_tier.replicate.fetching import Fetcher
 from fuse_tier.replicate.record import read_record
 from fuse_tier.replicate.replacing import Trees
-from fuse_tier.replicate.staging import StagingDirectory, lost_paths, make_tree
-from fuse_tier.replicate.tree import check_new_directory
+from fuse_tier.replicate.restored import Restored, report
 from fuse_tier.replicate.volume import Volume
-from fuse_tier.tiers.base import Fetched, Tier, TierName, no_progress
+from fuse_tier.tiers.base import no_progress
+from fuse_tier.tiers.ram import RamTier
 
 log = structlog.get_logger(__name__)
 
@@ -40,99 +36,22 @@ AT_ONCE_BYTES = 64 << 20
 _BATCH_BLOBS = 256
 
 
-@dataclass(slots=True)
-class Restored:
-    """What a restore did."""
-
-    snapshot: SnapshotId
-    files: int
-    size: int
-    seconds: float
-    sources: dict[str, int] = field(default_factory=dict)  # place -> bytes that it gave
-    unreadable: tuple[str, ...] = ()  # files whose content no place could give
-    passed_over: tuple[int, ...] = ()  # newer snapshots that are damaged or gone
-    coming: int = 0  # bytes that come after the mount, first those of what is opened
-    is_from_bucket: bool = False  # because no node had it
-
-
 class Restorer:
     """Restores volumes of one node."""
 
     def __init__(
         self,
         layout: Layout,
-        places: Places,
-        node: str,
+        ram: RamTier,
+        fetcher: Fetcher,
         limiter: trio.CapacityLimiter,
         at_once_bytes: int = AT_ONCE_BYTES,
     ) -> None:
-        self._trees = Trees(layout, places.ram)
-        self._places = places
-        self._node = node
+        self._trees = Trees(layout, ram)
+        self._ram = ram
+        self._fetcher = fetcher
         self._limiter = limiter
         self._at_once_bytes = at_once_bytes
-
-    async def fetch(
-        self,
-        what: object,
-        blobs: Collection[Blob],
-        sink: Sink,
-        chosen: Chosen,
-        progress: Progress = no_progress,
-        *,
-        stays: bool = True,
-        begins: Callable[[Collection[Blob]], object] | None = None,
-        reorder: Reorder | None = None,
-        gone: Collection[str] = (),
-    ) -> tuple[dict[str, int], dict[Blob, TierError]]:
-        """Brings blobs into a sink, from those that have the snapshot, nearest first, then from anybody else.
-
-        Gives the bytes that each place gave, and what nobody could give, with the last reason. What ``stays`` in the
-        RAM tier others may take from here while it comes: then those that want the same feed each other. ``begins``
-        is told of each part that a place is asked for; for ``reorder`` see ``gather``. Places that are ``gone``
-        (hopes.py) are asked as well; if one does not answer, that is no reason to hope for it.
-        """
-
-        async def fetch_from(place: Tier, part: Collection[Blob]) -> Fetched:
-            if begins is not None:
-                begins(part)
-            listed = chosen.manifest if place in chosen.places else None
-            try:
-                return await self._places.fetch(place, listed, part, sink, progress)
-            except (TierUnavailable, TierRefused) as error:
-                if place.place not in gone:
-                    raise
-                raise NotFound(f"{place.place} is gone: {error}") from error
-
-        async def refer(place: Tier, part: Sequence[Blob]) -> Mapping[Blob, Tier]:
-            return await self._places.refer(place, part)
-
-        ranks = self._ranks(chosen)
-        others = refer if stays else nobody_else
-        gathered = await gather(what, blobs, ranks, fetch_from, others, reorder=reorder)
-        return gathered.sources, gathered.failed
-
-    def hopes(self, identity: Identity) -> Hopes:
-        """For a volume of which content is to come."""
-        return Hopes(self._places, identity)
-
-    def _ranks(self, chosen: Chosen) -> list[list[Tier]]:
-        """Who is asked, the nearest first: who has the snapshot, anybody else, the bucket."""
-        membership = self._places.membership
-        alive = [one for one in membership.members() if one.alive and one.node != self._node]
-        peers = {self._places.peer(member).place: member for member in alive}
-        holders = {place.place: self._places.current(place) for place in chosen.places}
-        domains = {place: member.domain for place, member in peers.items() if place in holders}
-        # Who has just gone is asked all the same, after the others: it may be back.
-        near = nearest(membership.own().domain, domains) if len(domains) > 1 else (tuple(domains),)
-        near = (*near, tuple(holders.keys() - domains.keys()))
-        ranks = [[place for place in holders.values() if place.name is TierName.RAM]]
-        for names in near:
-            ranks.append([holders[name] for name in names if holders[name].name is TierName.PEER])
-        others = [self._places.peer(member) for place, member in peers.items() if place not in holders]
-        return [*ranks, others, [self._places.bucket] if self._places.bucket is not None else []]
-
-    # ---- into a volume ----
 
     def is_current(self, volume: Volume, lineage: Lineage, chosen: Chosen) -> bool:
         """Whether the live tree that is here is at least as new as anything else of its run."""
@@ -182,7 +101,7 @@ class Restorer:
             if chosen.is_part:
                 manifest = self._under_own_number(volume, manifest, chosen.highest, epoch)
             elif not failed and not coming:
-                await self._places.ram.commit(manifest)
+                await self._ram.commit(manifest)
         failpoints.reached("restore.fetched")
         await trio.to_thread.run_sync(self._trees.replace, volume, manifest, frozenset(failed), coming)
         failpoints.reached("restore.placed")
@@ -202,7 +121,7 @@ class Restorer:
         unreadable = tuple(os.fsdecode(entry.path) for entry in manifest.entries if entry.blob in failed)
         for path in unreadable:
             log.error("restore.file_lost", identity=str(volume.identity), snapshot=manifest.id.number, path=path)
-        restored = _report(manifest, chosen, trio.current_time() - started, sources, unreadable, coming)
+        restored = report(manifest, chosen, trio.current_time() - started, sources, unreadable, coming)
         metrics.restored(restored.seconds)
         log.info(
             "volume.restored",
@@ -219,7 +138,7 @@ class Restorer:
         """A part of a snapshot is another tree, which stands under no number that anybody knows."""
         volume.tenure.numbering.heard_of(highest, part.id.number)
         volume.tenure.numbering.own(epoch)
-        return replace(part, id=SnapshotId(volume.identity, volume.tenure.numbering.next()), node=self._node)
+        return replace(part, id=SnapshotId(volume.identity, volume.tenure.numbering.next()), node=self._fetcher.node)
 
     async def into_stage(
         self,
@@ -236,12 +155,12 @@ class Restorer:
         """
         if chosen.manifest is None:
             raise NotFound(f"{volume.identity} has no snapshot to restore")
-        part, ram = replace(chosen.manifest, entries=entries), self._places.ram
+        part, ram = replace(chosen.manifest, entries=entries), self._ram
         with ram.unfinished():
             absent = await ram.missing(part.blobs)
             unusable = await self._unusable(part.blobs - absent, progress)
             elsewhere = Chosen(part, tuple(place for place in chosen.places if place is not ram))
-            sources, failed = await self.fetch(part.id, absent | unusable, ram, elsewhere, progress)
+            sources, failed = await self._fetcher.fetch(part.id, absent | unusable, ram, elsewhere, progress)
             if failed:
                 hopeful = [error for error in failed.values() if not isinstance(error, Damaged | NotFound)]
                 told = (
@@ -255,7 +174,7 @@ class Restorer:
         self, manifest: Manifest, chosen: Chosen, progress: Progress
     ) -> tuple[dict[str, int], dict[Blob, TierError], frozenset[Blob]]:
         """Gives the bytes that each place gave, what nobody could give, and what is left to come later."""
-        ram = self._places.ram
+        ram = self._ram
         absent = await ram.missing(manifest.blobs)
         here = manifest.blobs - absent
         unusable = await self._unusable(here, progress)
@@ -265,7 +184,7 @@ class Restorer:
         if sum(blob.size for blob in wanted) > self._at_once_bytes:
             places = {place.place: 0 for place in elsewhere.places}
             return ({ram.place: own} if own else {}) | places, {}, frozenset(wanted)
-        sources, failed = await self.fetch(manifest.id, wanted, ram, elsewhere, progress)
+        sources, failed = await self._fetcher.fetch(manifest.id, wanted, ram, elsewhere, progress)
         return ({ram.place: own} if own or not sources else {}) | sources, failed, frozenset()
 
     async def _unusable(self, blobs: Collection[Blob], progress: Progress) -> set[Blob]:
@@ -284,83 +203,13 @@ class Restorer:
         unusable = set()
         for blob in blobs:
             try:
-                self._places.ram.check(blob, progress)
+                self._ram.check(blob, progress)
             except NotFound:
                 unusable.add(blob)
             except Damaged as error:
-                self._places.ram.remove(blob)
+                self._ram.remove(blob)
                 unusable.add(blob)
                 metrics.error("damaged")
                 remedy = "fetched again from another place"
                 log.error("ram.content_damaged", blob=blob.name, reason=str(error), remedy=remedy)
         return unusable
-
-    async def materialize(
-        self, volume: Volume, inode: int, make_room: Callable[[int], Awaitable[int]] | None = None
-    ) -> None:
-        """Gets the content of a file of ``remote/`` into that very file. Raises TierError, NotFound."""
-        async with volume.evicting:  # not while it is still on its way out
-            pass
-        marker = os.path.join(volume.layout.remote, str(inode))
-        try:
-            blob = Blob.parse(os.path.basename(os.readlink(marker)))
-        except FileNotFoundError:
-            return  # it has come back, or the file is gone
-        if make_room is not None:
-            await make_room(blob.size)
-        ram = self._places.ram
-        places = () if await ram.missing([blob]) else (ram,)
-        sink = Refill(volume.layout, inode, ram.place)
-        what, chosen = f"inode {inode} of {volume.identity}", Chosen(None, places)
-        _, failed = await self.fetch(what, [blob], sink, chosen, stays=False)
-        if failed and volume.is_remote(inode):  # else somebody else has brought it
-            error = failed[blob]
-            log.error("restore.content_lost", identity=str(volume.identity), blob=blob.name, reason=str(error))
-            raise error
-
-    # ---- into a directory ----
-
-    async def into_directory(
-        self,
-        identity: Identity,
-        chosen: Chosen,
-        target: str,
-        progress: Progress = no_progress,
-        *,
-        partial: bool = False,
-    ) -> Restored:
-        """Makes a plain tree at ``target``, which must be missing or empty, without using the RAM tier.
-
-        Raises MountError (the target), NotFound, and TierError when content could not be had: nothing is left
-        at the target then. A ``partial`` tree lacks only what is damaged or gone on every tier.
-        """
-        manifest, started = chosen.manifest, trio.current_time()
-        if manifest is None:
-            others = f"; there are some of run {', '.join(chosen.other_runs)}" if chosen.other_runs else ""
-            raise NotFound(f"no snapshot of {identity} was found on any tier{others}: see `fuse-tier ls`")
-        await trio.to_thread.run_sync(check_new_directory, target)
-        sources: dict[str, int] = {}
-
-        async def fetch(staging: StagingDirectory) -> dict[Blob, TierError]:
-            given, failed = await self.fetch(manifest.id, manifest.blobs, staging, chosen, progress, stays=False)
-            sources.update(given)
-            return failed
-
-        kept = await make_tree(manifest, target, fetch, partial=partial)
-        return _report(kept, chosen, trio.current_time() - started, sources, lost_paths(manifest, kept))
-
-
-def _report(
-    manifest: Manifest,
-    chosen: Chosen,
-    seconds: float,
-    sources: dict[str, int],
-    unreadable: tuple[str, ...],
-    coming: Collection[Blob] = (),
-) -> Restored:
-    files = sum(1 for entry in manifest.entries if entry.blob is not None)
-    later = sum(blob.size for blob in coming)
-    bucket_only = all(place.name is TierName.BUCKET for place in chosen.places)
-    return Restored(
-        manifest.id, files, manifest.size, seconds, sources, unreadable, chosen.passed_over, later, bucket_only
-    )

@@ -61,8 +61,8 @@ class Rights:
             )
 
     async def check_commit(self, snapshot: SnapshotId, caller: Caller) -> None:
-        """Who has the volume mounted adds snapshots; while nobody has, who had it when they were taken, and copies of
-        what is known.
+        """Who has the volume mounted adds snapshots; while nobody has, who had it when they were taken; and anybody
+        copies of what is known.
 
         What outranks all that others have would be restored next, and would have what is older given up: that a node
         cannot bring about behind the backs of the rest. Raises NotAuthorized, and TierUnavailable when nobody can
@@ -71,7 +71,11 @@ class Rights:
         if caller.node is None:
             return
         owners = self._owners(snapshot.identity)
-        if caller.node in owners:
+        if caller.node in owners or (not owners and not await self._is_news(snapshot)):
+            return
+        location = await self._located(snapshot)
+        others = [numbers[-1] for member, numbers in location.holders if member.node != caller.node]
+        if snapshot.number <= max([*others, *location.bucket], default=0):
             return
         if owners:
             self._refuse(
@@ -79,20 +83,15 @@ class Rights:
                 f"{snapshot} of {caller.node} is refused: {' and '.join(sorted(owners))} has the volume mounted by "
                 "now, and what it saves counts",
             )
-        if not await self._is_news(snapshot):
-            return
-        location = await self._located(snapshot)
         owner = location.owners.get(snapshot.epoch, "another node")
         if owner == caller.node or snapshot.epoch < min(location.owners, default=snapshot.epoch + 1):
             return  # what was before the coordinator's memory nobody can tell
-        others = [numbers[-1] for member, numbers in location.holders if member.node != caller.node]
-        if snapshot.number > max([*others, *location.bucket], default=0):
-            self._refuse(
-                caller,
-                f"{snapshot} of {caller.node} is refused: nobody has the volume mounted, {owner} had it when this is "
-                "said to have been taken, and no other node was heard to have this or a newer one: mount the volume "
-                f"on {caller.node} to go on with it there",
-            )
+        self._refuse(
+            caller,
+            f"{snapshot} of {caller.node} is refused: nobody has the volume mounted, {owner} had it when this is "
+            "said to have been taken, and no other node was heard to have this or a newer one: mount the volume "
+            f"on {caller.node} to go on with it there",
+        )
 
     async def _located(self, snapshot: SnapshotId) -> Location:
         with trio.move_on_after(Deadline.RIGHTS):

@@ -183,7 +183,7 @@ class RoomKeeper:
             return
         async with self._turn:
             holders = [one for one in await self._listed() if blob in one.blobs]
-            if all(one.own and one.snapshot.identity == volume.identity and not one.in_use for one in holders):
+            if all(one.own and one.snapshot.identity == volume.identity and not one.is_busy for one in holders):
                 await self._drop([one.snapshot for one in holders])
                 await self._ram.release({blob}, shared=True)
 
@@ -221,7 +221,8 @@ class RoomKeeper:
             return Listed(snapshot, blobs, in_use=is_needed)
         held = (*volume.copies.held(TierName.PEER).values(), *volume.copies.held(TierName.BUCKET).values())
         elsewhere = max(held, default=0) >= snapshot.number
-        return Listed(snapshot, blobs, True, elsewhere, is_needed or snapshot.number in volume.in_use)
+        in_use, sent = snapshot.number in volume.in_use, snapshot.number in volume.sending.numbers
+        return Listed(snapshot, blobs, True, elsewhere, is_needed or in_use, sent)
 
     def _shared(self, blobs: Collection[Blob]) -> frozenset[Blob]:
         shared = set()
@@ -267,9 +268,11 @@ class RoomKeeper:
     async def _drop(self, snapshots: Collection[SnapshotId]) -> None:
         blobs: set[Blob] = set()
         for snapshot in snapshots:
+            volume = self._volumes.find(snapshot.identity)
+            if volume is not None:
+                await volume.sending.stop(snapshot.number)
             await self._ram.drop(snapshot)
             blobs |= self._known.pop(snapshot, frozenset())
-            volume = self._volumes.find(snapshot.identity)
             if volume is not None:
                 volume.copies.dropped_from_ram(snapshot.number)
         await self._ram.release(blobs - self.newest_content())

@@ -30,10 +30,13 @@ class _Landing:
 
     def accept(self) -> None:
         """Names what landed, if it is the blob. Raises Damaged."""
-        found = hash_descriptor(self.fd)
-        if found != self.blob:
+        try:
+            found = hash_descriptor(self.fd)
+            if found != self.blob:
+                raise Damaged(f"expected {self.blob}, received {found}")
+        except Damaged:
             self.discard()
-            raise Damaged(f"expected {self.blob}, received {found}")
+            raise
         os.close(self.fd)
         os.rename(f"{self.path}.part", self.path)
 

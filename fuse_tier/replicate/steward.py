@@ -128,7 +128,7 @@ class Steward:
             if node == own.node:
                 return None
             try:
-                async with Client(members[node].control, StewardStub, self._tls) as client:
+                async with Client(members[node].control, StewardStub, self._tls, node) as client:
                     return await client.call(name, request, deadline_seconds)
             except _PASSED_OVER as error:
                 log.info("steward.passed_over", member=node, reason=str(error))

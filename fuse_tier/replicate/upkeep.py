@@ -76,7 +76,7 @@ class Upkeep:
                     *volume.copies.held(TierName.PEER).values(),
                     *volume.copies.held(TierName.BUCKET).values(),
                 }
-                in_use = set(volume.in_use)
+                in_use = volume.in_use.keys() | volume.sending.numbers
             known = await self._knowledge.of(SnapshotId(identity, number) for number in numbers)
             saved = {snapshot.number: one for snapshot, one in known.items()}
             needed, aside = self._for_job(identity, saved)

@@ -30,6 +30,7 @@ from fuse_tier.replicate.copies import Copies
 from fuse_tier.replicate.instant import Gate, Quiescent
 from fuse_tier.replicate.listing import list_in_ram
 from fuse_tier.replicate.record import TreeRecord, read_record
+from fuse_tier.replicate.sending import Sending
 from fuse_tier.replicate.snapshot import Snapshotter
 from fuse_tier.replicate.taking import Taking
 from fuse_tier.replicate.tenure import Tenure
@@ -78,6 +79,7 @@ class Volume:
         self.evicting = trio.Lock()
         self.ending = trio.Lock()
         self.in_use: Counter[int] = Counter()
+        self.sending = Sending()  # to peers
         self.demanded = 0  # the newest snapshot that somebody waits for in the bucket
         self.tenure = Tenure(identity, self.layout)
         self.still = trio.Lock()  # while it is held nobody takes a snapshot
@@ -230,7 +232,7 @@ class Volume:
 
     @contextmanager
     def using(self, number: int) -> Iterator[None]:
-        """While a snapshot is being copied it is not given up."""
+        """While a snapshot is being copied to the bucket it is not given up."""
         self.in_use[number] += 1
         try:
             yield

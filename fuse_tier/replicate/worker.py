@@ -18,7 +18,6 @@ import trio
 from fuse_tier.blobs import Blob
 from fuse_tier.config import NodeConfig
 from fuse_tier.errors import TierError
-from fuse_tier.identity import Identity
 from fuse_tier.members import Member
 from fuse_tier.ram.layout import Layout
 from fuse_tier.replicate.agreeing import Agreeing
@@ -30,7 +29,9 @@ from fuse_tier.replicate.doors import BulkDoor, Doors
 from fuse_tier.replicate.expecting import Expecting
 from fuse_tier.replicate.facts import Facts
 from fuse_tier.replicate.fanout import Fanout
+from fuse_tier.replicate.fetching import Fetcher
 from fuse_tier.replicate.filling import Filling
+from fuse_tier.replicate.frameworks import Frameworks
 from fuse_tier.replicate.holdings import OwnHoldings
 from fuse_tier.replicate.inventory import Inventory
 from fuse_tier.replicate.knowledge import Knowledge
@@ -46,10 +47,7 @@ from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.planning import Planner
 from fuse_tier.replicate.preemption import Preemption
 from fuse_tier.replicate.preparing import Preparing
-from fuse_tier.replicate.protocol.adapter import Adapter
 from fuse_tier.replicate.protocol.cycle import Means
-from fuse_tier.replicate.protocol.in_place import InPlace
-from fuse_tier.replicate.protocol.order import Order
 from fuse_tier.replicate.protocol.service import ReplicationService
 from fuse_tier.replicate.replacing import Trees
 from fuse_tier.replicate.resting import Resting, huge_bytes_of
@@ -119,9 +117,10 @@ class Worker:
             self._duties.backups.brings if self._duties else nothing_comes,
         )
         self._chooser = Chooser(self._places, self._marks.own)
-        self._restorer = Restorer(layout, self._places, config.node, hashing, config.restore_at_once)
+        self._fetcher = Fetcher(self._places, config.node)
+        self._restorer = Restorer(layout, self._ram, self._fetcher, hashing, config.restore_at_once)
         make_beside_pieces = partial(self._room.make, kept=KeptSpares.PIECES)
-        self._filling = Filling(layout, self._ram, self._restorer, self._room.make, make_beside_pieces)
+        self._filling = Filling(layout, self._ram, self._fetcher, self._room.make, make_beside_pieces)
         self._scrubber = Scrubber(self._ram, self._fetch_again, config.scrub.every, config.scrub.limit)
         self._supervisor = Supervisor(f"{config.socket}.supervisor")
         agreeing = Agreeing(self._membership)
@@ -166,8 +165,11 @@ class Worker:
             self._duties,
         )
         surplus = Surplus(self._fanout)
-        frameworks = self._frameworks = self._speak_to_frameworks(agreeing)
-        self._mounting.before_mount = frameworks.forget
+        means = Means(
+            agreeing, self._chooser, self._restorer, self._membership, self._mounting.claim, bucket is not None
+        )
+        self._frameworks = Frameworks(means, self._volumes, self._duties)
+        self._mounting.before_mount = self._frameworks.adapter.forget
         self._volumes.tasks = [
             ownership.keep,
             self._fanout.keep_peers,
@@ -176,7 +178,7 @@ class Worker:
             surplus.keep_down,
             Leftovers(Trees(layout, self._ram), self._membership).keep_down,
             self._filling.keep_filled,
-            frameworks.watch,
+            self._frameworks.adapter.watch,
         ]
         self._doors = self._build_doors()
 
@@ -198,7 +200,7 @@ class Worker:
             self._volumes,
             self._mounting,
             self._chooser,
-            self._restorer,
+            self._fetcher,
             self._inventory,
             self._nursery,
             duties.stewardship if duties else None,
@@ -219,21 +221,6 @@ class Worker:
             self._serve_daemon,
         )
 
-    def _speak_to_frameworks(self, agreeing: Agreeing) -> Adapter:
-        duties = self._duties
-
-        def followed(identity: Identity, order: Order | None) -> None:
-            if (volume := self._volumes.find(identity)) is not None:
-                volume.framework = order.framework if order else ""
-            if duties is not None:
-                duties.follow(identity, order.backups if order else None)
-
-        means = Means(
-            agreeing, self._chooser, self._restorer, self._membership, self._mounting.claim, duties is not None
-        )
-        self._in_place = InPlace(means)
-        return Adapter(means, followed)
-
     async def _supersede(self, volume: Volume, by: str) -> None:
         await supersede(volume, self._ram, by)
         await self._mounting.give_up(volume)
@@ -253,7 +240,7 @@ class Worker:
         await self._holdings.refresh()
         await self._volumes.discover()
         await self._mounting.find_mounted()
-        self._frameworks.begins.set()
+        self._frameworks.adapter.begins.set()
         nursery, config = self._nursery, self._config
         await nursery.start(partial(self._membership.run))
         await self._doors.open(nursery)
@@ -283,14 +270,14 @@ class Worker:
             self._volumes.find,
             self._filling.materialize,
             self._mounting.ended,
-            self._in_place.begin_again,
+            self._frameworks.in_place.begin_again,
             max(1, self._config.replicas),
             self._room,
         )
         await session.serve(stream)
 
     async def _fetch_again(self, blobs: Collection[Blob]) -> Mapping[Blob, TierError]:
-        _, failed = await self._restorer.fetch("the scrub", blobs, self._ram, Chosen(None, ()))
+        _, failed = await self._fetcher.fetch("the scrub", blobs, self._ram, Chosen(None, ()))
         return failed
 
     async def _keep_bucket(self, volume: Volume) -> None:

@@ -18,6 +18,7 @@ import xxhash
 
 from fuse_tier.blobs import Blob
 from fuse_tier.errors import Damaged
+from fuse_tier.reading import lost_is_damaged
 from fuse_tier.tiers.bucket_checksums import crc32c
 
 PIECE: Final = 1 << 20  # bytes a read: large enough that the interpreter costs little
@@ -75,9 +76,10 @@ class Reader:
         self._crc: Any = crc32c()
 
     def piece(self, at_most: int = PIECE) -> bytes:
-        """The next one; empty at the end."""
-        # One byte more than the blob has tells that the file has more, too.
-        piece = os.pread(self._fd, min(PIECE, at_most, self._blob.size + 1 - self.done), self.done)
+        """The next one; empty at the end. Raises Damaged when it cannot be read."""
+        with lost_is_damaged(self._blob):
+            # One byte more than the blob has tells that the file has more, too.
+            piece = os.pread(self._fd, min(PIECE, at_most, self._blob.size + 1 - self.done), self.done)
         self._state.update(piece)
         self.crc32c = self._crc.extend(self.crc32c, piece)
         self.done += len(piece)

@@ -12,6 +12,7 @@ from threading import Event
 
 from fuse_tier.blobs import Blob, Progress, Sink, Source
 from fuse_tier.errors import Damaged, TierError, TierUnavailable
+from fuse_tier.reading import is_lost, lost_is_damaged
 from fuse_tier.tiers.base import Fetched
 
 _STEP = 16 << 20  # bytes between two looks at `stop`: some milliseconds
@@ -55,7 +56,7 @@ def _copy_once(blob: Blob, source: Source, sink: Sink, progress: Progress, stop:
         incoming = sink.create(blob)
         try:
             left = blob.size
-            while left and (moved := os.sendfile(incoming.fd, reading, None, min(left, _STEP))):
+            while left and (moved := _move(reading, incoming.fd, min(left, _STEP))):
                 left -= moved
                 progress(moved)
                 if stop.is_set():
@@ -66,3 +67,14 @@ def _copy_once(blob: Blob, source: Source, sink: Sink, progress: Progress, stop:
         incoming.accept()
     finally:
         os.close(reading)
+
+
+def _move(reading: int, writing: int, size: int) -> int:
+    """Raises Damaged where the source cannot be read, OSError where the sink does not take it."""
+    try:
+        return os.sendfile(writing, reading, None, size)
+    except OSError as error:
+        if is_lost(error):
+            with lost_is_damaged("content"):
+                os.read(reading, 1)
+        raise

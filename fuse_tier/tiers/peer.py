@@ -1,7 +1,8 @@
 """A peer's RAM as a tier: control calls for everything but content, which goes over bulk streams.
 
 The first call says hello: a peer of another cluster or major version, or one that is not who it should be, is
-refused before anything is asked of it, and so it is again after it could not be reached. Content goes in
+refused before anything is asked of it, and so it is again after it could not be reached; with certificates nothing is
+said to any but the node that is meant. Content goes in
 sessions (peer_sessions.py); what another node is sending to the peer already is not sent a second time.
 """
 
@@ -52,6 +53,7 @@ _REFERS = 2  # minor version of those that can say who else has something
 _SETTLE_SECONDS = 1.0  # see Client.call
 _FIRST_LOOK_SECONDS = 0.02  # whether what another node sends has arrived
 _LONGEST_LOOK_SECONDS = 1.0
+_ONE_BYTES = 16 << 20
 _PATIENCE_SECONDS = 60.0  # with other senders, while nothing of theirs arrives
 
 
@@ -79,11 +81,12 @@ class PeerTier:
         self._own = own
         self._tls = tls
         self._encrypt = encrypt
-        self._client = Client(control, PeerStub, tls, cluster=own.cluster)
+        self._client = Client(control, PeerStub, tls, node, cluster=own.cluster)
         self._bulk = ""  # learned by hello; empty: hello is due
         self._minor = 0
         self._link = link or Link()
         self._lanes = {Direction.PUSH: Lanes(), Direction.PULL: Lanes()}
+        self._for_one = Lanes()
         self._threads = trio.CapacityLimiter(math.inf)  # as many as there are lanes
         self._parsing = trio.CapacityLimiter(2)
 
@@ -169,16 +172,17 @@ class PeerTier:
             if not sent:
                 return False
             begun = partials_from_wire(batch, session.begun)
-            grant = Grant(bulk, session.token, self._tls if session.encrypted else None, begun)
+            grant = Grant(bulk, session.token, self._tls if session.encrypted else None, begun, self._node)
             pushed = await push(grant, sent, source, progress, self._threads, self._link)
             receipt.arrived |= pushed.arrived
             receipt.failed |= pushed.failed
             receipt.torn |= pushed.torn
             return True
 
-        receipt, _ = await self._in_sessions(Direction.PUSH, largest_first(blobs), send, patience)
+        lanes = self._lanes[Direction.PUSH]
+        receipt, _ = await self._in_sessions(lanes, largest_first(blobs), send, patience)
         if receipt.torn and receipt.torn == receipt.failed.keys():
-            receipt, _ = await self._in_sessions(Direction.PUSH, largest_first(receipt.torn), send, patience)
+            receipt, _ = await self._in_sessions(lanes, largest_first(receipt.torn), send, patience)
         if receipt.failed:
             raise min(receipt.failed.values(), key=lambda error: not isinstance(error, TierFull))
         return left_out
@@ -207,7 +211,10 @@ class PeerTier:
         return manifest
 
     async def fetch(self, blobs: Collection[Blob], sink: Sink, progress: Progress = no_progress) -> Fetched:
-        """See Tier. Blobs come in the order that they have, if any; what was torn by a writer is asked for again."""
+        """See Tier. Blobs come in the order that they have, if any; what was torn by a writer is asked for again.
+
+        One file alone is what somebody waits for: unless it is large it does not queue behind much.
+        """
 
         async def receive(batch: Sequence[Blob], receipt: Receipt) -> bool:
             begun: dict[Blob, Partial] = {}
@@ -217,16 +224,18 @@ class PeerTier:
                 blobs=map(encode_blob, batch), encrypt=self._encrypt, begun=partials_to_wire(batch, begun.get)
             )
             bulk, session = await self._open("OpenPull", request)
-            grant = Grant(bulk, session.token, self._tls if session.encrypted else None, begun)
+            grant = Grant(bulk, session.token, self._tls if session.encrypted else None, begun, self._node)
             await pull(grant, batch, sink, progress, self._threads, receipt, self._link)
             return True
 
-        patience = Patience()
-        receipt, lost = await self._in_sessions(Direction.PULL, tuple(dict.fromkeys(blobs)), receive, patience)
+        patience, ordered = Patience(), tuple(dict.fromkeys(blobs))
+        is_one = len(ordered) == 1 and ordered[0].size <= _ONE_BYTES
+        lanes = self._for_one if is_one else self._lanes[Direction.PULL]
+        receipt, lost = await self._in_sessions(lanes, ordered, receive, patience)
         if lost is not None:
             raise lost
         if receipt.torn:
-            again, _ = await self._in_sessions(Direction.PULL, largest_first(receipt.torn), receive, patience)
+            again, _ = await self._in_sessions(lanes, largest_first(receipt.torn), receive, patience)
             receipt.arrived |= again.arrived
             receipt.failed |= again.failed
         failed = {blob: error for blob, error in receipt.failed.items() if blob not in receipt.arrived}
@@ -249,9 +258,9 @@ class PeerTier:
         return VerifyReport(reply.snapshots, reply.blobs, reply.bytes, tuple(reply.damaged))
 
     async def _in_sessions(
-        self, direction: Direction, blobs: Sequence[Blob], transfer: Transfer, patience: Patience
+        self, lanes: Lanes, blobs: Sequence[Blob], transfer: Transfer, patience: Patience
     ) -> tuple[Receipt, TierError | None]:
-        receipt, lost = await run_sessions(blobs, transfer, self._lanes[direction], patience)
+        receipt, lost = await run_sessions(blobs, transfer, lanes, patience)
         for error in receipt.failed.values():
             self._lost_if_unavailable(error)
         return receipt, lost

@@ -23,6 +23,7 @@ import trio
 from fuse_tier.deadlines import Deadline
 from fuse_tier.wire.rejections import UNFINISHED, Rejections
 from fuse_tier.wire.renewal import Renewing
+from fuse_tier.wire.strangers import Strangers
 from fuse_tier.wire.tls import TlsFiles, node_of, server_context
 
 log = structlog.get_logger(__name__)
@@ -57,8 +58,7 @@ class Door:
         self._name = f"fuse-tier-{secrets.token_hex(16)}"
         self._context = Renewing(tls, _context) if tls is not None else None
         self._places = trio.Semaphore(most_connections)
-        self._most_strangers = max(_LEAST_STRANGERS, most_connections // _STRANGERS)
-        self._strangers = trio.Semaphore(self._most_strangers)
+        self._strangers = Strangers(max(_LEAST_STRANGERS, most_connections // _STRANGERS))
         self._most = most_connections
         self._callers: dict[str, Caller] = {}
         self._rejections = Rejections("control.connection_refused")
@@ -83,24 +83,23 @@ class Door:
                     log.warning("control.accept_failed", reason=error.strerror)
                     await trio.sleep(_RESPITE_SECONDS)  # the backlog keeps who comes until something was freed
                     continue
-                address = f"{peer[0]}:{peer[1]}"
+                host, address = peer[0], f"{peer[0]}:{peer[1]}"
                 try:
                     self._places.acquire_nowait()
                 except trio.WouldBlock:
                     connection.close()
                     self._rejections.note("too_many", address, f"{self._most} connections are open")
                     continue
-                try:
-                    self._strangers.acquire_nowait()
-                except trio.WouldBlock:
+                full = self._strangers.enter(host)
+                if full is not None:
                     self._places.release()
                     connection.close()
-                    self._rejections.note("too_many", address, f"{self._most_strangers} others are being let in")
+                    self._rejections.note("too_many", address, full)
                     continue
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                nursery.start_soon(self._take_in, trio.SocketStream(connection), address)
+                nursery.start_soon(self._take_in, trio.SocketStream(connection), host, address)
 
-    async def _take_in(self, outer: trio.SocketStream, address: str) -> None:
+    async def _take_in(self, outer: trio.SocketStream, host: str, address: str) -> None:
         """Survives whatever comes over a connection."""
         try:
             async with outer:
@@ -109,7 +108,7 @@ class Door:
                 except (trio.BrokenResourceError, OSError) as error:
                     raise _TurnedAway(UNFINISHED, "it went away before it had said who it is") from error
                 finally:
-                    self._strangers.release()
+                    self._strangers.leave(host)
                 if admitted is not None:
                     stream, node = admitted
                     await self._relay(stream, Caller(node, address))

@@ -11,7 +11,7 @@ logged here with its traceback, and the caller learns only that there was one.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
@@ -23,11 +23,12 @@ import trio
 
 from fuse_tier.errors import FuseTierError, TierUnavailable
 from fuse_tier.manifest import MAX_ENCODED_BYTES
-from fuse_tier.wire import looping, statuses
+from fuse_tier.wire import impostors, looping, statuses
 from fuse_tier.wire.calls import Conversation, Steps
 from fuse_tier.wire.door import MOST_CONNECTIONS, Door
 from fuse_tier.wire.door import Caller as Caller
 from fuse_tier.wire.handlers import CLUSTER_KEY, Adapter, Bridge
+from fuse_tier.wire.intake import MOST_BYTES, Intake
 from fuse_tier.wire.listening import UNIX, bind_unix, listen_tcp, unbind_unix
 from fuse_tier.wire.renewal import Renewing
 from fuse_tier.wire.tls import SERVER_NAME, TlsFiles, grpc_client_credentials
@@ -40,8 +41,8 @@ KEEPALIVE_SECONDS = 10.0  # without a byte from the other side of an open call: 
 SELDOM_KEEPALIVE_SECONDS = 25.0  # where something is said over streams every twenty seconds: nobody need ask
 _KEEPALIVE_TIMEOUT_MILLISECONDS = 5_000
 
+_RECEIVED = "grpc.max_receive_message_length"
 _COMMON_OPTIONS = (
-    ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MILLISECONDS),
     ("grpc.http2.max_pings_without_data", 0),
@@ -53,6 +54,7 @@ _SERVER_OPTIONS = (
 )
 _CLIENT_OPTIONS = (
     *_COMMON_OPTIONS,
+    (_RECEIVED, _MAX_MESSAGE_BYTES),
     ("grpc.enable_http_proxy", 0),
     ("grpc.enable_retries", 0),  # whoever calls decides whether to try again
     ("grpc.service_config_disable_resolution", 1),
@@ -74,6 +76,7 @@ async def serve(
     cluster: str = "",
     most_connections: int = MOST_CONNECTIONS,
     most_calls: int = MOST_CALLS,
+    carriers: Collection[str] = (),
     keepalive_seconds: float = KEEPALIVE_SECONDS,
     task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -83,26 +86,32 @@ async def serve(
     Name(self, request, caller: Caller)`` for each call, an async generator where the answer is a stream, a plain
     function where each message of a stream is answered.
     ``address`` is HOST:PORT, or unix:/path, which is the owner's alone and has no TLS. Callers of another ``cluster``
-    are refused. More than ``most_calls`` at once are turned away. Raises ConfigError when it can not be listened on.
+    are refused. More than ``most_calls`` at once are turned away. ``carriers`` are the full names of calls that bring
+    manifests: how long the requests of all others may be, see ``intake.py``. Raises ConfigError when it can not be
+    listened on.
     """
+
+    door = None if address.startswith(UNIX) else Door(tls, most_connections=most_connections)
+    bridge = Bridge(trio.lowlevel.current_trio_token(), door.callers if door else None, cluster)
 
     async def make() -> grpc.aio.Server:
         # Else of those that come at once, some beyond a thousand are turned away before they are counted.
         pending = [(_PENDING, max(1000, most_calls)), (f"{_PENDING}_hard_limit", max(3000, 2 * most_calls))]
-        options = (*_SERVER_OPTIONS, _keepalive(keepalive_seconds), *pending)
-        return grpc.aio.server(options=options, maximum_concurrent_rpcs=most_calls)
+        received = (_RECEIVED, _MAX_MESSAGE_BYTES if carriers or door is None else MOST_BYTES)
+        options = (*_SERVER_OPTIONS, received, _keepalive(keepalive_seconds), *pending)
+        intake = [Intake(bridge, carriers)] if door else []
+        return grpc.aio.server(interceptors=intake, options=options, maximum_concurrent_rpcs=most_calls)
 
     server = await looping.do(make)
     try:
-        if address.startswith(UNIX):
+        if door is None:
             path = address.removeprefix(UNIX)
             bind_unix(server, path)
             try:
-                await _handle(services, server, None, 0, task_status, "")
+                await _handle(services, server, bridge, 0, task_status)
             finally:
                 unbind_unix(path)
             return
-        door = Door(tls, most_connections=most_connections)
         with await listen_tcp(address) as listener:
             server.add_insecure_port(door.inner)
             port = listener.getsockname()[1]
@@ -116,7 +125,7 @@ async def serve(
 
                 nursery.start_soon(keep_open)
                 try:
-                    await _handle(services, server, door.callers, port, task_status, cluster)
+                    await _handle(services, server, bridge, port, task_status)
                 finally:
                     open_door.cancel()
     finally:
@@ -126,12 +135,10 @@ async def serve(
 async def _handle(
     services: Sequence[Service],
     server: grpc.aio.Server,
-    callers: Mapping[str, Caller] | None,
+    bridge: Bridge,
     port: int,
     task_status: trio.TaskStatus[int],
-    cluster: str,
 ) -> None:
-    bridge = Bridge(trio.lowlevel.current_trio_token(), callers, cluster)
     for register, servicer in services:
         register(Adapter(servicer, bridge), server)
     try:
@@ -152,7 +159,8 @@ class Client:
     """Calls one server. Connects when needed and again after a failure, never waiting for a server to come.
 
     ``stub`` is a generated stub class. Calls raise what their handler raised, or TierUnavailable when there is
-    no connection, or DeadlineExceeded. ``cluster`` is told with each call.
+    no connection, or DeadlineExceeded. ``cluster`` is told with each call. With certificates only ``node`` is called,
+    and NotThatNode raised where another one answers; None where any with a certificate of the cluster will do.
     """
 
     def __init__(
@@ -160,7 +168,7 @@ class Client:
         address: str,
         stub: Callable[[grpc.Channel], Any],
         tls: TlsFiles | None,
-        server_name: str | None = None,
+        node: str | None = None,
         *,
         cluster: str = "",
         keepalive_seconds: float = KEEPALIVE_SECONDS,
@@ -170,7 +178,8 @@ class Client:
         self._make_stub = stub
         self._metadata = ((CLUSTER_KEY, cluster),) if cluster else ()
         self._options = (*_CLIENT_OPTIONS, _keepalive(keepalive_seconds))
-        self._name = ("grpc.ssl_target_name_override", server_name or SERVER_NAME)
+        self._node = node
+        self._name = ("grpc.ssl_target_name_override", node or SERVER_NAME)
         is_plain = tls is None or address.startswith(UNIX)
         self._credentials = None if is_plain or tls is None else Renewing(tls, grpc_client_credentials)
         self._shown = self._credentials.current() if self._credentials is not None else None
@@ -218,6 +227,7 @@ class Client:
                 token.run_sync_soon(answered.set)
 
         call = self._start(name, "future", request, deadline_seconds)
+        del request  # an error is kept with this frame until cycles are looked for
         call.add_done_callback(tell)
         try:
             await answered.wait()
@@ -277,6 +287,8 @@ class Client:
     def _explain(self, error: grpc.RpcError, name: str, deadline_seconds: float | None) -> FuseTierError:
         if self._is_closed:
             return self._closed()
+        if self._node is not None and statuses.is_of_another_name(error):
+            return impostors.note(self._node, self._address)
         return statuses.rebuild(error, name, self._address, deadline_seconds)
 
     def _closed(self) -> TierUnavailable:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import urllib.parse
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, NoReturn
@@ -31,6 +32,7 @@ log = structlog.get_logger(__name__)
 Context = grpc.aio.ServicerContext[Any, Any]
 
 _FEW = 100  # streams of which each message is answered; of more
+_CONVERSATIONS = 32  # of one node: some may be of connections that broke, and have not ended here
 _MOMENT_SECONDS = 0.02  # messages that come within it are answered together
 
 CLUSTER_KEY = "fuse-tier-cluster"  # of a call's metadata: the cluster that the caller belongs to
@@ -74,16 +76,18 @@ class Bridge:
         self._refused = Rejections("control.request_refused")
         self._of_others = Rejections("peer.refused")
         self._conversations = 0
+        self._talking: Counter[str | None] = Counter()  # these, by the node
         self._answers: Answers | None = None  # to messages of this moment
         self.nursery: trio.Nursery | None = None
 
     async def unary(self, method: Callable[..., Any], request: object, context: Context) -> Any:
         """Runs in the loop."""
-        caller = await self._caller(context)
+        caller = await self.caller(context)
         if method.__name__ != "Hello":  # which tells more
             await self._check_cluster(caller, context)
         task = Task(self._token)
-        self._start(task, method.__name__, lambda: method(request, caller))
+        self._start(task, method.__name__, partial(method, request, caller))
+        del request  # gRPC keeps the frames of a call that was aborted until cycles are looked for
         try:
             return await self._wait(task.outcome, method.__name__, context)
         finally:
@@ -91,7 +95,7 @@ class Bridge:
 
     async def stream(self, method: Callable[..., Any], request: object, context: Context) -> AsyncIterator[Any]:
         """Runs in the loop."""
-        caller = await self._caller(context)
+        caller = await self.caller(context)
         task = Task(self._token)
 
         async def work() -> None:
@@ -115,9 +119,14 @@ class Bridge:
 
     async def converse(self, method: Callable[..., Any], _: object, context: Context) -> None:
         """Runs in the loop. Takes a message when the one before is answered, and the answer is on its way."""
-        caller = await self._caller(context)
+        caller = await self.caller(context)
         await self._check_cluster(caller, context)
+        if caller.node is not None and self._talking[caller.node] >= _CONVERSATIONS:
+            error = TierUnavailable(f"node {caller.node} has {_CONVERSATIONS} streams open already")
+            self._refused.note("too_many", caller.address, str(error))
+            await self._abort(error, context)
         self._conversations += 1
+        self._talking[caller.node] += 1
         try:
             while (request := await self._heard(context)) is not grpc.aio.EOF:
                 outcome = self._ask_soon(partial(method, request, caller))
@@ -127,6 +136,9 @@ class Bridge:
                     give_up(outcome)
         finally:
             self._conversations -= 1
+            self._talking[caller.node] -= 1
+            if not self._talking[caller.node]:
+                del self._talking[caller.node]
 
     async def _heard(self, context: Context) -> Any:
         try:
@@ -155,7 +167,8 @@ class Bridge:
         except trio.RunFinishedError:
             answers.never()
 
-    async def _caller(self, context: Context) -> Caller:
+    async def caller(self, context: Context) -> Caller:
+        """Runs in the loop: who calls. Aborts where nobody can have come in so."""
         if self._callers is None:
             return Caller(None, "a local process")
         caller = self._callers.get(urllib.parse.unquote(context.peer()))
@@ -188,13 +201,19 @@ class Bridge:
         except Ended:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the process is shutting down, or the caller has gone")
         except FuseTierError as error:
-            if isinstance(error, InvalidRequest) and self._callers is not None:
-                self._refused.note("request", (await self._caller(context)).address, f"{name}: {error}")
+            if isinstance(error, InvalidRequest):
+                await self.refuse(error, name, context)
             await self._abort(error, context)
         except Exception:
             log.exception("grpc.handler_failed", call=name)
             reason = f"{name} met with an unexpected error: grpc.handler_failed in the log says more"
             await context.abort(grpc.StatusCode.INTERNAL, reason)
+
+    async def refuse(self, error: InvalidRequest, name: str, context: Context) -> NoReturn:
+        """Runs in the loop: has a malformed request told and counted, and tells its caller what is wrong with it."""
+        if self._callers is not None:
+            self._refused.note("request", (await self.caller(context)).address, f"{name}: {error}")
+        await self._abort(error, context)
 
     async def _abort(self, error: FuseTierError, context: Context) -> NoReturn:
         await context.abort(statuses.code_of(error), statuses.details_of(error), statuses.metadata_of(error))

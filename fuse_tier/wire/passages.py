@@ -13,6 +13,8 @@ from typing import Any
 
 import trio
 
+from fuse_tier.errors import FuseTierError
+
 _STREAMED_AHEAD = 2  # answers that a caller has not taken yet
 
 
@@ -42,6 +44,10 @@ class Task:
                 failure = Ended()
         except Exception as error:  # noqa: BLE001 - raised or logged by who waits for the outcome
             failure = _sole_cause(error)
+            if isinstance(failure, FuseTierError):
+                # Where it comes from nobody asks, and what was said, however long, would stay with it for a while.
+                failure = failure.with_traceback(None)
+                failure.__cause__ = failure.__context__ = None
         except BaseException:
             failure = Ended()
             raise

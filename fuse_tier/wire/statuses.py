@@ -40,9 +40,10 @@ _CODES: dict[type[FuseTierError], grpc.StatusCode] = {
     errors.SnapshotConflict: grpc.StatusCode.ALREADY_EXISTS,
 }
 
+_OTHER_NAME = "Hostname Verification Check failed"
 _WORDS = (  # what gRPC's core writes, in its order of preference, and what it means
     ("CERTIFICATE_VERIFY_FAILED", "TLS refused: its certificate is not of this cluster's authority, or has expired"),
-    ("Peer name", "TLS refused: its certificate is none of a fuse-tier node"),
+    (_OTHER_NAME, "TLS refused: its certificate is none of a fuse-tier node"),
     ("handshake failed", "TLS handshake failed: it may have another authority, or no TLS at all"),
     ("handshaker shutdown", "TLS handshake failed: it may have another authority, or no TLS at all"),
     ("Connection refused", "connection refused: nothing listens there"),
@@ -85,6 +86,12 @@ def details_of(error: FuseTierError) -> str:
     if len(encoded) <= _MAX_DETAILS:
         return encoded.decode()
     return encoded[:_MAX_DETAILS].decode(errors="ignore") + "…"
+
+
+def is_of_another_name(error: grpc.RpcError) -> bool:
+    """Whether a call failed because the certificate over there lacks the name that was called."""
+    status: Any = error  # see ``rebuild``
+    return status.code() is grpc.StatusCode.UNAVAILABLE and _OTHER_NAME in (status.details() or "")
 
 
 def rebuild(error: grpc.RpcError, call: str, address: str, deadline_seconds: float | None) -> FuseTierError:

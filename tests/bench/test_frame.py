@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from fuse_tier.bench import ROWS
-from fuse_tier.bench.frame import Figure, Result, Row, alternating, choose, print_table, write_json
+from fuse_tier.bench.frame import Figure, Outcome, Result, Row, alternating, choose, measured, print_table, write_json
 from fuse_tier.errors import ConfigError
 
 
@@ -34,6 +34,20 @@ async def test_ours_and_the_reference_take_turns_and_the_median_counts() -> None
     figure = await alternating(ours, reference)
     assert calls == ["ours", "reference"] * 6
     assert figure == Figure(3.0, 2.0)
+
+
+def test_what_gives_the_figures_of_several_rows_is_measured_once_in_each_run() -> None:
+    asked: list[str] = []
+
+    def measure(row: Row) -> Outcome:
+        asked.append(row.name)
+        both = {"first": Figure(1.0, 2.0), "second": Figure(3.0, 2.0)}
+        return both if row.name in both else Figure(5.0, 2.0)
+
+    third = Row("third", "s", "limit", _nothing)
+    for _ in range(2):
+        assert [result.value for result in measured((_ROWS[1], third, _ROWS[0]), measure)] == [3.0, 5.0, 1.0]
+    assert asked == ["second", "third"] * 2
 
 
 def test_rows_keep_the_order_of_the_registry() -> None:

@@ -133,7 +133,14 @@ async def test_certificates_are_made_once_and_their_keys_are_private(tmp_path: P
     assert (directory / "c.key").exists()
 
 
-@pytest.mark.parametrize("name", ["ca", "b/c"])
+async def test_a_node_may_be_called_as_the_authoritys_files_are(tmp_path: Path) -> None:
+    done = await run("tls", "init", str(tmp_path), "--node", "ca", "--node", "b")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == f"ca: {tmp_path}/nodes/ca.pem, {tmp_path}/nodes/ca.key"
+    assert (tmp_path / "ca.pem").read_bytes() != (tmp_path / "nodes" / "ca.pem").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["b/c", "a" * 65])
 async def test_a_name_that_no_certificate_can_have_is_refused_before_anything_is_made(
     tmp_path: Path, name: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""One API server for all tests below: it takes seconds to start."""
+"""An API server for each test that asks for one: it takes seconds to start."""
 
 from __future__ import annotations
 

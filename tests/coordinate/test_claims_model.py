@@ -22,6 +22,7 @@ from fuse_tier.epochs import number_after, number_before
 from fuse_tier.errors import IdentityBusy, TierRefused, TierUnavailable
 from fuse_tier.identity import Identity
 from fuse_tier.members import LocalFacts, Report
+from tests.harness.examples import examples
 
 T = TypeVar("T")
 
@@ -233,16 +234,16 @@ class Claims(RuleBasedStateMachine):
     def _copy(self, identity: Identity) -> int:
         return self.nodes[WITNESS].listed.get(identity, 0)
 
-    @rule(name=nodes, identity=identities, fate=fates)
-    def a_node_releases(self, name: str, identity: Identity, fate: str) -> None:
+    @rule(name=nodes, identity=identities, told=fates, fate=fates)
+    def a_node_releases(self, name: str, identity: Identity, told: str, fate: str) -> None:
         node = self.nodes[name]
         if identity not in node.mounted:
             return
-        self.a_node_reports(name=name, fate=fate)  # what it has saved is told first
+        self.a_node_reports(name=name, fate=told)  # what it has saved is told first
         node.mounted.pop(identity, None)
         node.owned.discard(identity)
-        if fate == "lost":
-            return
+        if told != "arrives":
+            return  # its next report says both
         instance, sequence = node.instance, node.next()
 
         def deliver() -> None:
@@ -270,4 +271,4 @@ class Claims(RuleBasedStateMachine):
 
 
 TestClaims = Claims.TestCase
-TestClaims.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
+TestClaims.settings = settings(max_examples=examples(200), stateful_step_count=60, deadline=None)

@@ -31,6 +31,7 @@ from fuse_tier.members import LocalFacts, Report
 from fuse_tier.replicate.aside import stays_for_job
 from fuse_tier.replicate.retention import Keep, plan_retention
 from fuse_tier.restarts import Backup, BranchPoint, Question, Resumption, Verdict
+from tests.harness.examples import examples
 
 LEASE = 5.0
 _KEPT_BESIDE = 2  # steps that jobs leave in their trees beside the newest
@@ -602,7 +603,9 @@ class Jobs(RuleBasedStateMachine):
 TestJobs = Jobs.TestCase
 # Examples of sixty steps take minutes to shrink: the long form does so, and a failure prints how to run it again.
 _WITHOUT_SHRINKING = set(Phase) - {Phase.shrink, Phase.explain}
-TestJobs.settings = settings(max_examples=60, stateful_step_count=60, deadline=None, phases=_WITHOUT_SHRINKING)
+TestJobs.settings = settings(
+    max_examples=examples(60), stateful_step_count=60, deadline=None, phases=_WITHOUT_SHRINKING
+)
 
 
 @pytest.mark.chaos

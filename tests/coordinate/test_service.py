@@ -8,12 +8,14 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
+from fuse_tier import metrics
 from fuse_tier.config import CoordinatorConfig, TlsConfig
 from fuse_tier.coordinate.server import run_coordinator, serve_coordinator
 from fuse_tier.errors import (
@@ -27,10 +29,11 @@ from fuse_tier.errors import (
 )
 from fuse_tier.localcluster.ports import free_ports
 from fuse_tier.wire import control_pb2 as pb
+from fuse_tier.wire.certificates import make_authority, make_certificate
 from fuse_tier.wire.control_pb2_grpc import CoordinatorStub
 from fuse_tier.wire.grpc import Client
 from fuse_tier.wire.members import MINOR, location_from_wire, picture_from_wire
-from fuse_tier.wire.tls import TlsFiles, make_authority, make_certificate
+from fuse_tier.wire.tls import TlsFiles
 from tests.harness.logs import ExpectedLogs
 from tests.harness.waiting import until
 
@@ -271,7 +274,9 @@ async def test_an_identity_mounted_twice_is_an_error_in_the_log(expected_logs: E
 
 
 async def test_a_node_speaks_only_for_its_certificate(tmp_path: Path, expected_logs: ExpectedLogs) -> None:
-    expected_logs.allow("coordinator.report_refused")
+    labels = {"reason": "certificate"}
+    counted = partial(metrics.REGISTRY.get_sample_value, "fuse_tier_rejected_connections_total", labels)
+    before = counted() or 0.0
     make_authority(str(tmp_path))
     server, node = (make_certificate(str(tmp_path), name) for name in ("coordinator", "a"))
     config = configuration(tls=TlsConfig(ca=server.ca, cert=server.cert, key=server.key))
@@ -283,12 +288,17 @@ async def test_a_node_speaks_only_for_its_certificate(tmp_path: Path, expected_l
             await claim(client, "b")
         with pytest.raises(NotAuthorized):
             await client.call("Release", pb.ReleaseRequest(identity=IDENTITY, node="b", instance="b1"), 5)
+    (line,) = expected_logs.unannounced()  # of a host, for one reason: once a minute
+    assert line.event == "peer.refused"
+    assert "address='127.0.0.1:" in line.text
+    assert counted() == before + 3
+    expected_logs.allow("peer.refused")
 
 
 async def test_reports_of_a_stream_are_taken_as_calls_are_and_one_that_is_refused_ends_it(
     tmp_path: Path, expected_logs: ExpectedLogs
 ) -> None:
-    expected_logs.allow("coordinator.report_refused")
+    expected_logs.allow("peer.refused")
     make_authority(str(tmp_path))
     server, node = (make_certificate(str(tmp_path), name) for name in ("coordinator", "a"))
     config = configuration(tls=TlsConfig(ca=server.ca, cert=server.cert, key=server.key))

@@ -129,6 +129,7 @@ async def ranks(make_cluster: Clusters, tmp_path: Path, expected_logs: ExpectedL
             await one.stop()
 
 
+@pytest.mark.network
 async def test_a_pod_that_waits_too_long_is_told_whom_it_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Deadline, "RANKS", 0.1)
     (port, control, bulk) = free_ports(3)

@@ -18,11 +18,12 @@ from fuse_tier.emulator import Emulator, running_emulator
 from fuse_tier.localcluster.ports import free_ports
 from fuse_tier.tiers.bucket import BucketTier
 from fuse_tier.tiers.bucket_settings import deletes
-from fuse_tier.wire.tls import TlsFiles, make_authority, make_certificate
+from fuse_tier.wire.certificates import make_authority, make_certificate
+from fuse_tier.wire.tls import TlsFiles
 from tests.cli.conftest import run
 from tests.harness.clusters import Clusters
 from tests.tiers.faulty_http import Fault, faulty
-from tests.wire.certificates import make_certificates
+from tests.wire.certificates import make_certificates, self_made
 
 
 def by_check(findings: list[Finding]) -> dict[str, Finding]:
@@ -105,6 +106,19 @@ def test_each_way_in_which_a_certificate_is_no_use_is_told_with_the_command_that
         finding = by_check(certificates.examine(a_node(tmp_path, files, node=node)))[check]
         assert finding.state is state, (check, finding)
         assert "fuse-tier tls issue" in finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("names", "lacking"), [(("fuse-tier",), "'a'"), (("a",), "'fuse-tier'"), (("fuse-tier", "a"), "")]
+)
+def test_a_certificate_that_was_made_otherwise_has_the_names_by_which_nodes_are_called(
+    tmp_path: Path, names: tuple[str, ...], lacking: str
+) -> None:
+    make_authority(str(tmp_path))
+    config = a_node(tmp_path, self_made(tmp_path, "a", *names))
+    finding = by_check(certificates.examine(config))["tls.name"]
+    assert finding.state is (State.FAILED if lacking else State.OK)
+    assert not lacking or f"lacks the DNS name {lacking}, under which others call it" in finding.detail
 
 
 def test_a_key_that_others_may_read_is_told(tmp_path: Path) -> None:

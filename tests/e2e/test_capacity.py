@@ -5,12 +5,16 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
+from fuse_tier.localcluster import LocalNode
+from tests.e2e.jobs import layout_of
 from tests.harness.waiting import until
 
 pytestmark = [pytest.mark.fuse, pytest.mark.root]
@@ -43,6 +47,10 @@ def check(mount: Path, step: int, size: int) -> None:
 
 def state_of(path: Path) -> str:
     return os.getxattr(path, "user.fuse_tier.state").decode()
+
+
+async def is_receiving(node: LocalNode) -> bool:
+    return bool(os.listdir(layout_of(node).incoming))
 
 
 async def in_thread(work: Any, *arguments: Any) -> None:
@@ -91,6 +99,24 @@ async def test_a_job_that_replaces_its_checkpoints_needs_no_other_tier(make_clus
             (mount / f"step_{step - 1}").rmdir()
         await node.wait("default/job/0", "ram", 60)
     await in_thread(check, mount, 8, size)
+
+
+async def test_a_job_that_replaces_its_checkpoints_does_not_run_out_of_room_while_a_peer_is_slow(
+    make_cluster: Any,
+) -> None:
+    """What is being copied was superseded long ago, and holds the room that the job needs."""
+    cluster = await make_cluster("a", "b", ram_size="128MiB", bucket=False, settle="10m", start=False)
+    cluster["a"].config["limits"] = {"bulk": "10Mbps"}
+    await cluster.start()
+    node, mount, size = cluster["a"], cluster.mountpoint("a"), 48 * MIB
+    await node.mount("default/job/0", mount)
+    for step in range(1, 6):
+        await in_thread(save, mount, step, size)
+        if step > 1:
+            await in_thread(shutil.rmtree, mount / f"step_{step - 1}")
+        await node.wait("default/job/0", "ram", 60)
+        await until(partial(is_receiving, cluster["b"]))
+    await in_thread(check, mount, 5, size)
 
 
 async def test_where_nothing_can_be_given_up_a_full_tier_is_exact_and_a_removal_brings_it_back(

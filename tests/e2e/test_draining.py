@@ -73,6 +73,26 @@ async def test_what_is_left_of_a_node_that_is_gone_outlives_those_that_hold_it_a
     assert tree_of(tmp_path / "restored") == written
 
 
+async def test_what_an_owner_has_that_has_died_but_is_not_known_to_have_is_brought_away_as_well(
+    make_cluster: Clusters, expected_logs: ExpectedLogs, tmp_path: Path
+) -> None:
+    """Its lease still runs when the only node with its copy is stopped: a node that does not answer has nothing."""
+    expected_logs.allow(*A_NODE_DIED)
+    cluster = await make_cluster("a", "b", "c", bucket=False, start=False)
+    assert cluster.coordinator
+    cluster.coordinator.config["lease"] = Deadline.CONTROL_CALL + Deadline.CONTROL_CONNECT  # longer than a stop takes
+    await cluster.start()
+    written = await _save_on_two_nodes(cluster["a"], cluster.mountpoint("a"))
+    (holder,) = _holding(cluster, "bc")
+    await until(partial(_is_known, cluster, "a"))  # else all that speaks for the copy is who has it (decision 0038)
+    await cluster["a"].lose_ram()
+    assert await cluster[holder].stop() == 0
+    await cluster[holder].lose_ram()
+    (left,) = _holding(cluster, "bc")
+    await cluster[left].restore(JOB, tmp_path / "restored")
+    assert tree_of(tmp_path / "restored") == written
+
+
 async def test_the_last_node_that_holds_what_is_left_of_another_brings_it_to_the_bucket(
     make_cluster: Clusters, expected_logs: ExpectedLogs, tmp_path: Path
 ) -> None:

@@ -15,8 +15,11 @@ import trio
 from fuse_tier.errors import FuseTierError, TierRefused
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.localcluster import LocalCluster, LocalNode
+from fuse_tier.localcluster.processes import Family
+from fuse_tier.localcluster.services import LocalCoordinator
 from fuse_tier.manifest import Manifest
 from fuse_tier.tiers.peer import Introduction, PeerTier
+from fuse_tier.wire.certificates import make_certificate
 from tests.e2e.jobs import JOB, layout_of
 from tests.harness.checker import listed
 from tests.harness.clusters import Clusters
@@ -50,6 +53,69 @@ async def test_a_node_saves_into_a_volume_that_nobody_has_only_after_it_has_moun
         assert (cluster.mountpoint("c") / "step_1").read_bytes() == b"what was saved"
         (cluster.mountpoint("c") / "step_2").write_bytes(b"in the open")
         await until(partial(_is_told_of_the_mount, hostile, kept), 10)
+
+
+async def test_a_node_that_plays_another_one_gets_nothing_and_counts_for_nothing(
+    make_cluster: Clusters, expected_logs: ExpectedLogs, memory_path: Path
+) -> None:
+    """It has a good certificate, and the addresses of a node that has died."""
+    expected_logs.allow("peer.impostor", "membership.peer_unavailable", "copy.failed", "list.place_silent")
+    cluster = await make_cluster("a", "b", bucket=False, coordinator=False)
+    own = make_certificate(str(cluster.directory / "tls"), "c")
+    mount, victim = cluster.mountpoint("a"), cluster["b"]
+    await cluster["a"].mount(JOB, mount)
+    await victim.kill()
+    listen = victim.config["listen"]
+    whom = (str(memory_path), "b", listen["control"], listen["bulk"], own.ca, own.cert, own.key)
+    impostor = Family("an impostor", ["-m", "tests.e2e.impostor", *whom], cluster.directory / "impostor.log")
+    impostor.start()
+    try:
+        await until(partial(_has_said, impostor.log.with_suffix(".out"), "serving as b"), 30)
+        (mount / "step_1").write_bytes(b"for b alone")
+        await until(partial(_has_said, cluster["a"].log_path, '"event": "peer.impostor"'), 30)
+        await until(partial(_is_sealed, cluster["a"]), 30)
+        assert not any(path.is_file() for path in memory_path.rglob("*")), "it was told nothing"
+    finally:
+        await impostor.kill()
+    await victim.start()
+    await cluster["a"].wait(JOB, "peer", 60)
+    assert any(one.identity == Identity.parse(JOB) for one in listed(layout_of(victim)))
+
+
+async def test_a_node_that_plays_the_coordinator_is_told_nothing(
+    make_cluster: Clusters, expected_logs: ExpectedLogs
+) -> None:
+    """A real one, with a good certificate, at the address of the real one that has died."""
+    expected_logs.allow("peer.impostor", "membership.coordinator_unavailable")
+    cluster = await make_cluster("a", bucket=False)
+    assert cluster.coordinator
+    own = make_certificate(str(cluster.directory / "tls"), "c")
+    await cluster.coordinator.kill()
+    config = cluster.coordinator.config | {"tls": {"ca": own.ca, "cert": own.cert, "key": own.key}}
+    impostor = LocalCoordinator(cluster.coordinator.address, cluster.directory / "impostor", config, own)
+    await impostor.start()
+    try:
+        await until(partial(_has_said, cluster["a"].log_path, '"event": "peer.impostor"'), 30)
+        assert not (await impostor.picture()).members
+    finally:
+        await impostor.kill()
+    await cluster.coordinator.start()
+    await until(partial(_knows, cluster.coordinator, "a"), 30)
+
+
+async def _knows(coordinator: LocalCoordinator, node: str) -> bool:
+    return [member.node for member in (await coordinator.picture()).members] == [node]
+
+
+async def _is_sealed(node: LocalNode) -> bool:
+    """And nowhere else."""
+    found = await node.list(JOB)
+    assert all("peer" not in one.tiers for one in found)
+    return bool(found)
+
+
+async def _has_said(log: Path, words: str) -> bool:
+    return log.exists() and words in log.read_text()
 
 
 async def test_a_flood_at_either_port_is_told_counted_and_makes_a_node_no_larger(

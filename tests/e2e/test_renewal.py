@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fuse_tier.wire.tls import make_authority, make_certificate
+from fuse_tier.wire.certificates import make_authority, make_certificate
 from tests.e2e.jobs import A_NODE_DIED, JOB
 from tests.harness.clusters import Clusters
 from tests.harness.logs import ExpectedLogs

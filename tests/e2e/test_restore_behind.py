@@ -11,7 +11,9 @@ import pytest
 import trio
 
 from fuse_tier import failpoints
+from fuse_tier.bench.nodes import sent_bytes
 from fuse_tier.errors import MountError, TierUnavailable
+from fuse_tier.hashing import hash_bytes
 from fuse_tier.localcluster import LocalCluster, LocalNode
 from tests.e2e.jobs import A_NODE_DIED, DAMAGE, JOB, blobs_in, damage, layout_of, mount_when_free
 from tests.harness.checker import listed
@@ -62,6 +64,66 @@ async def test_a_large_restore_is_mounted_at_once_and_all_comes_behind_it(
     assert await _lists_it(node)
     await node.wait(JOB, "peer", 60)
     assert await trio.to_thread.run_sync(tree_of, mount) == saved
+
+
+async def test_what_is_opened_while_it_comes_over_a_slow_link_is_sent_once(
+    make_cluster: Clusters, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.allow(*A_NODE_DIED)
+    cluster = await make_cluster("a", "b", bucket=False, replicas=1, restoreAtOnce="0")
+    node, holder = cluster["a"], cluster["b"]
+    contents = [os.urandom(1 << 20) for _ in range(12)]
+    mount, again = cluster.mountpoint("a"), cluster.mountpoint("again")
+    await node.mount(JOB, mount)
+    for number, content in enumerate(contents):
+        (mount / f"{number:02}").write_bytes(content)
+    await node.wait(JOB, "peer", 60)
+    await node.lose_ram()
+    node.config["limits"] = {"bulk": "100Mbps"}  # a second for all
+    await node.start()
+    await mount_when_free(node, again)
+    opened: list[bytes] = []
+
+    async def open_it(number: int) -> None:
+        path = again / f"{number:02}"
+        opened.append(await trio.to_thread.run_sync(path.read_bytes))
+
+    async with trio.open_nursery() as nursery:
+        for number in (11, 5, 9):
+            nursery.start_soon(open_it, number)
+    assert sorted(opened) == sorted(contents[number] for number in (11, 5, 9))
+    await node.wait(JOB, "ram", 60)
+    assert await trio.to_thread.run_sync(sent_bytes, holder) == sum(map(len, contents))
+
+
+async def test_jobs_that_read_the_same_at_once_on_several_nodes_have_the_source_send_it_about_once(
+    make_cluster: Clusters,
+) -> None:
+    """And nobody gets anything twice, whoever gives it."""
+    receivers = ["b", "c", "d"]
+    slow = {"bulk": "200Mbps"}  # a second and a half for all
+    cluster = await make_cluster("a", *receivers, bucket=False, replicas=0, restoreAtOnce="0", limits=slow)
+    contents = {f"{number:02}": os.urandom(1 << 20) for number in range(40)}
+    for name in receivers:
+        mount = cluster.mountpoint(name)
+        await cluster["a"].mount(f"default/rank/{name}", mount)
+        for file, content in contents.items():
+            (mount / file).write_bytes(content)
+        await cluster["a"].unmount(mount)
+
+    async def restore(name: str) -> None:
+        again = cluster.mountpoint(f"{name}-again")
+        await cluster[name].mount(f"default/rank/{name}", again)
+        for file in sorted(contents, key=lambda file: hash_bytes(f"{name} {file}".encode()).digest):
+            assert await trio.to_thread.run_sync((again / file).read_bytes) == contents[file]
+
+    async with trio.open_nursery() as nursery:
+        for name in receivers:
+            nursery.start_soon(restore, name)
+    size = sum(map(len, contents.values()))
+    sent = {node.name: await trio.to_thread.run_sync(sent_bytes, node) for node in cluster}
+    assert sent["a"] <= 1.3 * size
+    assert sum(sent.values()) <= 1.1 * len(receivers) * size
 
 
 @pytest.mark.chaos  # the lease of a dead node runs out first

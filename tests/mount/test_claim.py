@@ -57,6 +57,7 @@ def test_a_lock_that_is_held_is_refused_and_its_holder_named(
     os.close(take_claim(layout, path, RECORD).fd)
 
 
+@pytest.mark.network
 def test_the_lock_lasts_as_long_as_any_process_that_has_it(layout: Layout, path: str) -> None:
     claim = take_claim(layout, path, RECORD)
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[claim.fd]) as daemon:

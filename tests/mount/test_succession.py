@@ -51,6 +51,7 @@ def standing(who: str, claim: int) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
+@pytest.mark.network
 def test_a_keeper_that_lives_has_no_heir_though_others_have_its_descriptor(claim: int) -> None:
     with standing("keeper", claim) as keeper:
         assert holder_of(claim) is Holder.KEEPER
@@ -59,6 +60,7 @@ def test_a_keeper_that_lives_has_no_heir_though_others_have_its_descriptor(claim
         assert inherit(claim) is None
 
 
+@pytest.mark.network
 def test_a_keeper_that_died_has_one_heir_and_another_when_that_dies_as_well(claim: int) -> None:
     with standing("keeper", claim):
         pass

@@ -21,6 +21,7 @@ from fuse_tier.ram import pins as pins_module
 from fuse_tier.ram import upkeep
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.listing import RamListing
+from tests.harness.examples import examples
 from tests.harness.snapshots import LLAMA
 from tests.ram.crashing import survives
 from tests.ram.pinned import Volume
@@ -225,4 +226,4 @@ class PinsModel(RuleBasedStateMachine):
 
 
 TestPinsModel = PinsModel.TestCase
-TestPinsModel.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TestPinsModel.settings = settings(max_examples=examples(80), stateful_step_count=40, deadline=None)

@@ -117,6 +117,7 @@ def test_a_directory_of_another_user_is_refused(memory_path: Path) -> None:
         prepare(memory_path)
 
 
+@pytest.mark.network
 def test_a_directory_on_a_disk_that_is_not_empty_is_refused(disk_path: Path) -> None:
     disk_path.mkdir()
     (disk_path / "thesis.txt").write_text("precious")

@@ -9,7 +9,9 @@ from threading import Event
 import trio
 
 from fuse_tier.blobs import Blob, Progress, Source
-from fuse_tier.identity import Identity
+from fuse_tier.deadlines import Deadline
+from fuse_tier.errors import TierUnavailable
+from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.members import Domain, LocalFacts, Location, Member
 from fuse_tier.replicate.copying import Copier
 from fuse_tier.replicate.fanout import Fanout
@@ -57,6 +59,27 @@ class HangingPeer(MemoryPeer):
         return await trio.sleep_forever()
 
 
+class UnreachablePeer(MemoryPeer):
+    """A peer that is alive for others, and whom nothing reaches that is sent from here; as long as it is."""
+
+    is_reached = False
+    asked = 0
+
+    async def missing(self, blobs: Collection[Blob]) -> set[Blob]:
+        if self.is_reached:
+            return await super().missing(blobs)
+        self.asked += 1
+        await trio.sleep(Deadline.CONTROL_CALL)
+        raise TierUnavailable("no answer")
+
+
+class SilentPeer(MemoryPeer):
+    """A peer that does not answer: it has died, and nobody knows yet."""
+
+    async def snapshots(self, identity: Identity | None = None) -> Sequence[SnapshotId]:
+        raise TierUnavailable("no answer")
+
+
 class SlowPeer(MemoryPeer):
     """A peer that takes minutes for everything that it is sent, and always takes some."""
 
@@ -71,7 +94,7 @@ class SlowPeer(MemoryPeer):
 
 
 class StandingMembership(RosterMembership):
-    """Knows what a test tells it, and asks the peers' tiers what they list."""
+    """Knows what a test tells it, and what the peers' tiers list, whether they answer or not."""
 
     def __init__(self, neighbourhood: Neighbourhood) -> None:
         self.facts = LocalFacts(GIB, GIB)
@@ -81,6 +104,8 @@ class StandingMembership(RosterMembership):
         self.copied = 0
         self.doubtful: set[Identity] = set()
         self.silent: tuple[str, ...] = ()
+        self.bucket: tuple[int, ...] = ()
+        self.located = 0
 
     def report_soon(self) -> None:
         """Nobody is told."""
@@ -116,12 +141,14 @@ class StandingMembership(RosterMembership):
         await trio.sleep_forever()
 
     async def locate(self, identity: Identity) -> Location:
+        self.located += 1
+        await trio.lowlevel.checkpoint()
         holders = []
         for member in self.members():
-            listed = await self._neighbourhood.peers[member.node].snapshots(identity)
+            listed = sorted(one for one in self._neighbourhood.peers[member.node].texts if one.identity == identity)
             if listed:
                 holders.append((member, tuple(snapshot.number for snapshot in listed)))
-        return Location(tuple(holders), copied=self.copied, silent=self.silent)
+        return Location(tuple(holders), self.bucket, copied=self.copied, silent=self.silent)
 
     def update(self, members: Iterable[Member]) -> None:
         self._roster.update(members)

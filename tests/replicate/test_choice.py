@@ -147,6 +147,7 @@ async def test_what_nobody_lists_who_answers_is_not_called_missing_while_others_
         await chooser.choose(IDENTITY, None, 7)
 
 
+@pytest.mark.network
 async def test_a_mount_finds_nothing_older_when_the_coordinator_and_a_peer_fall_silent_after_the_claim(
     bench: Bench, cluster: Cluster, expected_logs: ExpectedLogs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

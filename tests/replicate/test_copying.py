@@ -7,6 +7,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -104,6 +105,7 @@ async def test_a_peer_that_comes_back_or_is_another_is_tried_at_once_and_one_tha
     assert not troubles.refusing()
 
 
+@pytest.mark.network
 async def test_content_that_ranks_share_is_sent_once_and_how_much_that_saves_is_known(
     bench: Bench, memory_path: Path
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
 
 from fuse_tier.replicate.broadcast import Broadcast
@@ -53,8 +54,9 @@ def session(bench: Bench, nursery: trio.Nursery) -> DaemonSession:
 
 
 async def test_who_syncs_waits_until_a_tree_can_be_read_that_was_held_in_vain(
-    bench: Bench, nursery: trio.Nursery, tmp_path: Path
+    bench: Bench, nursery: trio.Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("fuse_tier.replicate.settling._RETRY_SECONDS", 0.01)
     (bench.tree / "a").write_bytes(b"a")
     socket, daemon = str(tmp_path / "worker.sock"), Restless(rests_after=1)
     await nursery.start(serve, socket, session(bench, nursery).serve)

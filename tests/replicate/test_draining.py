@@ -9,6 +9,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from fuse_tier.replicate.agreeing import Agreeing
 from fuse_tier.replicate.backup import BackupPolicy, Turn
 from fuse_tier.replicate.choice import Chooser
+from fuse_tier.replicate.fetching import Fetcher
 from fuse_tier.replicate.instant import Quiescent, TreeVersion
 from fuse_tier.replicate.mounting import Mounting
 from fuse_tier.replicate.preparing import Preparing
@@ -29,7 +30,7 @@ _AN_HOUR = 3600.0
 def mounting_of(around: Neighbourhood, nursery: trio.Nursery, *, has_bucket: bool = True) -> Mounting:
     bench, limiter = around.bench, trio.CapacityLimiter(2)
     volumes = Volumes(bench.layout, bench.ram, bench.volume.options, limiter, nursery, has_bucket=has_bucket)
-    restorer = Restorer(bench.layout, around.places, "a", limiter)
+    restorer = Restorer(bench.layout, bench.ram, Fetcher(around.places, "a"), limiter)
     preparing = Preparing(Chooser(around.places), restorer, around.membership, Agreeing(around.membership))
     return Mounting(volumes, preparing, around.membership, Supervisor("/nowhere"))
 

@@ -11,6 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from fuse_tier.deadlines import Deadline
 from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Entry, Kind, Manifest
 from fuse_tier.replicate import targets
@@ -19,7 +20,7 @@ from fuse_tier.replicate.surplus import Surplus
 from fuse_tier.tiers.base import TierName
 from tests.harness.logs import ExpectedLogs
 from tests.harness.waiting import until
-from tests.replicate.cluster import HangingPeer, Neighbourhood, SlowPeer
+from tests.replicate.cluster import HangingPeer, Neighbourhood, SlowPeer, UnreachablePeer
 from tests.replicate.conftest import IDENTITY, LINEAGE, Bench
 
 ROOT = (Entry(b"", Kind.DIRECTORY, 0o755, 0, 0, 0),)
@@ -137,6 +138,39 @@ async def test_when_each_peer_is_slow_a_volume_is_not_sent_to_all_of_them(
     await trio.sleep(1000)
     assert len(await around.holders(1)) == 3
     assert sum(peer.offered for peer in peers.values()) == 3
+
+
+async def test_who_stands_in_for_a_peer_out_of_reach_gets_what_is_saved_while_that_one_is_tried_again(
+    bench: Bench, nursery: trio.Nursery, mock_clock: MockClock, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.allow("copy.failed")
+    around = Neighbourhood(bench, "bcde", 1)
+    (best,) = await around.targets.of(IDENTITY, around.membership.own())
+    away = around.peers[best] = UnreachablePeer()
+    await around.membership.claim(IDENTITY)
+    nursery.start_soon(around.fanout.keep_peers, bench.volume)
+    nursery.start_soon(Surplus(around.fanout, 30.0).keep_down, bench.volume)
+    await _save(bench, "1")
+    await wait_all_tasks_blocked()
+    await _pass(mock_clock, Deadline.CONTROL_CALL)
+    assert bench.volume.copies.is_replicated(1)
+    for number in range(2, 100):
+        await _save(bench, str(number))
+        await wait_all_tasks_blocked()
+        assert bench.volume.copies.is_replicated(number)
+        await _pass(mock_clock, 1.7)  # so that it is tried at some of these moments, and not at others
+    assert len({name for name in around.peers if await around.peers[name].snapshots(IDENTITY)}) == 1
+    assert away.asked < 20, "it is left alone for longer and longer"
+
+    away.is_reached = True
+    while await around.holders(99) != {best}:
+        await _pass(mock_clock, 1)
+
+
+async def _pass(clock: MockClock, seconds: float) -> None:
+    """Time goes by, and what that brings about is done."""
+    clock.jump(seconds)
+    await wait_all_tasks_blocked()
 
 
 def _belonging_to(around: Neighbourhood, node: str) -> Iterator[Identity]:

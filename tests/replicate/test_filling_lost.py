@@ -12,6 +12,7 @@ from fuse_tier.blobs import Blob, Progress, Sink
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import TierUnavailable
 from fuse_tier.replicate.choice import Chosen
+from fuse_tier.replicate.fetching import Fetcher
 from fuse_tier.replicate.filling import Filling
 from fuse_tier.replicate.restore import Restorer
 from fuse_tier.replicate.settling import keep_snapshots
@@ -47,8 +48,9 @@ class Restoring:
         self.around.peers["c"] = self.source
         for name, peer in self.around.peers.items():
             peer.place = f"peer {name}"
-        self.restorer = Restorer(bench.layout, self.around.places, "a", trio.CapacityLimiter(2), at_once_bytes=0)
-        self.filling = Filling(bench.layout, bench.ram, self.restorer, nothing_to_give_up, nothing_to_give_up)
+        fetcher = Fetcher(self.around.places, "a")
+        self.restorer = Restorer(bench.layout, bench.ram, fetcher, trio.CapacityLimiter(2), at_once_bytes=0)
+        self.filling = Filling(bench.layout, bench.ram, fetcher, nothing_to_give_up, nothing_to_give_up)
 
     async def begin(self) -> None:
         """The names are there, and who has the content goes."""

@@ -70,19 +70,44 @@ async def test_what_is_left_may_be_put_in_another_order_before_each_part(autojum
     assert [set(asked[first : first + 2]) for first in pairs] == [set(due[first : first + 2]) for first in pairs]
 
 
-async def test_what_is_left_out_of_the_new_order_is_neither_asked_for_nor_amiss(autojump_clock: MockClock) -> None:
+async def test_what_others_bring_meanwhile_is_neither_asked_for_nor_amiss(autojump_clock: MockClock) -> None:
     places = Places("a", "b")
-    gathered = await gather(
-        "it", PARTS, [places.tiers[:1], places.tiers[1:]], places.fetch, reorder=lambda left: left[:-1]
-    )
-    left_out = set(PARTS) - set(places.asked["a"])
-    assert left_out
+    unwanted: set[Blob] = set()
+
+    async def fetch(place: object, blobs: Collection[Blob]) -> Fetched:
+        unwanted.add(PARTS[-1])
+        return await places.fetch(place, blobs)
+
+    ranks = [places.tiers[:1], places.tiers[1:]]
+    gathered = await gather("it", PARTS, ranks, fetch, reorder=lambda left: None, unwanted=unwanted)
+    assert sorted(places.asked["a"]) == sorted(PARTS[:-1])
     assert not places.asked["b"]
     assert not gathered.failed
 
 
-async def test_where_the_order_may_change_the_first_parts_are_small(autojump_clock: MockClock) -> None:
+async def test_nobody_is_asked_again_and_again_for_what_others_have_brought(autojump_clock: MockClock) -> None:
+    sharers, unwanted = Sharers("a"), set[Blob]()
+    source, other = sharers.tiers
+
+    async def fetch(place: object, blobs: Collection[Blob]) -> Fetched:
+        unwanted.update(PARTS[:1])
+        return await sharers.fetch(place, blobs)
+
+    async def refer(place: Tier, blobs: Sequence[Blob]) -> Mapping[Blob, Tier]:
+        await trio.lowlevel.checkpoint()
+        return dict.fromkeys(blobs, other) if place is source else {}
+
+    gathered = await gather("it", PARTS[:1], [[source]], fetch, refer, unwanted=unwanted)
+    assert sharers.asked == {"source": [], "a": PARTS[:1]}
+    assert not gathered.failed
+
+
+@pytest.mark.parametrize(("seconds", "later"), [(1.0, 4), (0.25, 4), (0.125, 8), (0.001, 16)])
+async def test_where_the_order_may_change_parts_are_small_until_a_place_has_shown_that_it_is_fast(
+    autojump_clock: MockClock, seconds: float, later: int
+) -> None:
     places = Places("a")
+    places.seconds["a"] = seconds
     small = [Blob(hash_bytes(b"small %d" % number).digest, 4 << 20) for number in range(256)]
     places.has["a"] = frozenset(small)
     parts: list[list[Blob]] = []
@@ -93,8 +118,9 @@ async def test_where_the_order_may_change_the_first_parts_are_small(autojump_clo
 
     await gather("it", small, [places.tiers], fetch, reorder=lambda left: None)
     lengths = [len(part) for part in parts]
-    assert sorted(lengths[:2]) == [4, 8]
-    assert max(lengths) == 16
+    assert lengths[:2] == [4, 4]
+    assert max(lengths) >= later
+    assert lengths[2:4] == [later, later]
     assert sorted(itertools.chain(*parts)) == sorted(small)
 
 

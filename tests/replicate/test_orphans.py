@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import trio
 
-from fuse_tier.identity import Identity
+from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Manifest
 from fuse_tier.replicate.orphans import Orphans
 from fuse_tier.replicate.records import InBucket
@@ -17,10 +18,15 @@ from fuse_tier.tiers.memory import MemoryTier
 from tests.harness.snapshots import holding, keep, manifest_of
 from tests.harness.waiting import until
 from tests.replicate.cluster import HangingPeer, Neighbourhood
-from tests.replicate.conftest import Bench
+from tests.replicate.conftest import IDENTITY, Bench
 
 ORPHAN = Identity("default", "job", "0")
 REPLICAS = 2
+
+
+@pytest.fixture(autouse=True)
+def _often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fuse_tier.replicate.orphans._LOOK_SOON_SECONDS", 0.02)
 
 
 @pytest.fixture
@@ -77,6 +83,21 @@ async def test_what_somebody_has_mounted_is_that_nodes_to_keep(
     await _look(orphans)
     assert not await _lists(around, "b", held)
     assert not await _lists(around, "c", held)
+
+
+async def test_a_tree_that_was_left_here_before_keeps_no_copies_of_what_was_saved_elsewhere_since(
+    around: Neighbourhood, bench: Bench
+) -> None:
+    (bench.tree / "weights").write_bytes(b"before")
+    before = await bench.volume.take_snapshot()
+    assert before is not None
+    orphans = Orphans(around.places, around.copier, around.targets, lambda identity: bench.volume, REPLICAS)
+    await _look(orphans)
+    assert not await around.holders(before.id.number), "that is its own node's to keep (fanout.py)"
+    since = replace(before, id=SnapshotId(IDENTITY, before.id.number + 1), node="x")
+    await bench.ram.commit(since)
+    await _look(orphans)
+    assert len(await around.holders(since.id.number)) == 1
 
 
 async def test_what_is_older_than_what_another_holds_is_left_alone(

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 from collections.abc import Collection, Iterator
@@ -11,7 +10,7 @@ import pytest
 import trio
 
 from fuse_tier.blobs import Blob, Progress, Sink
-from fuse_tier.errors import MountError, NotFound, RunMismatch, TierUnavailable
+from fuse_tier.errors import NotFound, RunMismatch, TierUnavailable
 from fuse_tier.identity import SnapshotId
 from fuse_tier.manifest import Lineage, Manifest
 from fuse_tier.members import Domain, LocalFacts, Location, Member
@@ -19,14 +18,19 @@ from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.tmpfs import create_directories
 from fuse_tier.replicate.by_peers import PeerMembership
 from fuse_tier.replicate.choice import Chooser
+from fuse_tier.replicate.directory import into_directory
+from fuse_tier.replicate.fetching import Fetcher
 from fuse_tier.replicate.own import OwnNode
 from fuse_tier.replicate.places import PeerConnection, Places
 from fuse_tier.replicate.restore import Restorer
+from fuse_tier.replicate.returning import bring_back
 from fuse_tier.replicate.volume import Volume, VolumeOptions
 from fuse_tier.tiers.base import Fetched, Tier, TierName
 from fuse_tier.tiers.memory import MemoryTier
 from fuse_tier.tiers.ram import RamTier
 from tests.harness.logs import ExpectedLogs
+from tests.harness.unreadable import Unreadable
+from tests.harness.unreadable import unreadable as unreadable
 from tests.replicate.conftest import IDENTITY, LINEAGE, Bench
 from tests.replicate.test_tree import describe
 
@@ -42,7 +46,8 @@ class Node:
         own = OwnNode("c", "1", "default", "127.0.0.1:1", "127.0.0.1:2", Domain(), no_facts, None)
         self.places = Places(self.ram, PeerMembership(own, ()), bucket, no_peers)
         self.chooser = Chooser(self.places)
-        self.restorer = Restorer(self.layout, self.places, "c", trio.CapacityLimiter(2))
+        self.fetcher = Fetcher(self.places, "c")
+        self.restorer = Restorer(self.layout, self.ram, self.fetcher, trio.CapacityLimiter(2))
         options = VolumeOptions("c", 0.05, 1)
         self.volume = Volume(IDENTITY, self.ram, self.layout, options, trio.CapacityLimiter(2))
 
@@ -60,6 +65,11 @@ class Node:
 
 def no_facts() -> LocalFacts:
     raise AssertionError("nobody reports here")
+
+
+async def there_is_room(size: int) -> int:
+    await trio.lowlevel.checkpoint()
+    return size
 
 
 def no_peers(member: Member) -> PeerConnection:
@@ -148,6 +158,25 @@ async def test_damaged_content_of_the_own_ram_is_fetched_from_elsewhere(
     assert (node.tree / "a").read_bytes() == b"right"
 
 
+@pytest.mark.fuse
+async def test_content_of_the_own_ram_that_cannot_be_read_is_fetched_from_elsewhere(
+    bench: Bench,
+    bucket: MemoryTier,
+    node: Node,
+    expected_logs: ExpectedLogs,
+    unreadable: Unreadable,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    content = unreadable.content(5000)
+    await save(bench, bucket, {"a": content, "b": b"right"})
+    await node.restore()
+    unreadable.lose(node.layout, 5000, monkeypatch)
+    shutil.rmtree(node.tree)
+    expected_logs.allow("ram.content_damaged")
+    await node.restore()
+    assert (node.tree / "a").read_bytes() == content
+
+
 class Lossy(MemoryTier):
     """A bucket that gives some content damaged, or not at all for now."""
 
@@ -189,7 +218,7 @@ async def test_content_that_is_lost_everywhere_costs_that_file_alone(
         inode = (node.tree / "bad").stat().st_ino
         assert node.volume.is_remote(inode)
         with pytest.raises(NotFound):
-            await node.restorer.materialize(node.volume, inode)
+            await bring_back(node.fetcher, node.ram, node.volume, inode, there_is_room)
         assert await node.volume.take_snapshot() == restored  # the loss alone is no new state
 
         (node.tree / "new").write_bytes(b"new")
@@ -199,7 +228,7 @@ async def test_content_that_is_lost_everywhere_costs_that_file_alone(
         assert 1 in node.volume.in_use  # what names the lost file is not given up
 
         del lossy.refuses[bad]
-        await node.restorer.materialize(node.volume, inode)
+        await bring_back(node.fetcher, node.ram, node.volume, inode, there_is_room)
         assert (node.tree / "bad").read_bytes() == b"bad"
         assert not node.volume.is_remote(inode)
         assert (node.tree / "bad").stat().st_nlink == 1
@@ -270,7 +299,7 @@ async def test_a_snapshot_that_cannot_be_restored_is_refused_with_the_reason(
         await node.chooser.choose(IDENTITY, Lineage("another"), 1)
     other = await node.chooser.choose(IDENTITY, Lineage("another"))
     with pytest.raises(NotFound, match="there are some of run llama"):
-        await node.restorer.into_directory(IDENTITY, other, "/nowhere")
+        await into_directory(node.fetcher, IDENTITY, other, "/nowhere")
     bucket.texts[taken.id] = b"nonsense"
     expected_logs.allow("restore.manifest_unreadable")
     with pytest.raises(NotFound, match="is damaged wherever it is"):
@@ -358,18 +387,3 @@ async def test_a_number_that_no_tier_has_is_refused_with_those_that_exist(
     await save(bench, bucket, {"a": b"a"}, 3)
     with pytest.raises(NotFound, match="those found are 3"):
         await node.restore(number=2)
-
-
-async def test_a_plain_directory_is_restored_whole_or_not_at_all(
-    bench: Bench, bucket: MemoryTier, node: Node, tmp_path: Path
-) -> None:
-    await save(bench, bucket, {"d/a": b"a" * 10_000, "d/b": b"a" * 10_000})
-    chosen = await node.chooser.choose(IDENTITY, None)
-    target = tmp_path / "out"
-    restored = await node.restorer.into_directory(IDENTITY, chosen, str(target))
-    assert describe(target) == describe(bench.tree)
-    assert not os.path.samefile(target / "d/a", target / "d/b")
-    assert restored.files == 2
-    assert os.listdir(tmp_path) == ["out"]
-    with pytest.raises(MountError, match="not empty"):
-        await node.restorer.into_directory(IDENTITY, chosen, str(target))

@@ -18,6 +18,7 @@ from fuse_tier.members import Domain
 from fuse_tier.ram.content import RamContent
 from fuse_tier.replicate.by_peers import PeerMembership
 from fuse_tier.replicate.choice import Chosen
+from fuse_tier.replicate.fetching import Fetcher
 from fuse_tier.replicate.own import OwnNode
 from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.restore import Restorer
@@ -57,9 +58,8 @@ class Beside:
     def __init__(self, bench: Bench) -> None:
         own = OwnNode("a", "1", "default", "127.0.0.1:1", "127.0.0.1:2", Domain(), no_facts, None)
         self.bench = bench
-        self.restorer = Restorer(
-            bench.layout, Places(bench.ram, PeerMembership(own, ()), None, no_peers), "a", trio.CapacityLimiter(2)
-        )
+        places = Places(bench.ram, PeerMembership(own, ()), None, no_peers)
+        self.restorer = Restorer(bench.layout, bench.ram, Fetcher(places, "a"), trio.CapacityLimiter(2))
         identity = replace(IDENTITY, replica="1")
         self.volume = Volume(identity, bench.ram, bench.layout, VolumeOptions("a", 0.05, 1), trio.CapacityLimiter(2))
 

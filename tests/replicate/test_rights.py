@@ -78,6 +78,18 @@ async def test_while_a_volume_is_mounted_who_has_it_adds_snapshots_and_nobody_el
     await known.commit(9, "a")
     with refused("a has the volume mounted by now"):
         await known.commit(9, "b")
+    await keep(known.ram, {"weights": b"0123"}, 9)
+    with refused("a has the volume mounted by now"):
+        await known.commit(8, "b")
+
+
+async def test_while_a_volume_is_mounted_anybody_copies_what_another_node_has_or_had(known: Known) -> None:
+    """Who has it mounted may be restoring it, or have died."""
+    known.mounted_on = {"a"}
+    known.held({0: "gone"}, b=9, gone=9)
+    await known.commit(9, "b")
+    known.held({0: "a"}, a=9, b=9)
+    await known.commit(9, "b")
 
 
 async def test_to_what_is_mounted_here_no_other_node_adds(known: Known) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
@@ -113,8 +114,9 @@ async def test_a_restart_knows_what_was_given_up(bench: Bench) -> None:
 
 
 async def test_for_room_that_is_reserved_for_peers_what_is_superseded_and_elsewhere_goes(
-    bench: Bench, nursery: trio.Nursery
+    bench: Bench, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("fuse_tier.replicate.room._LOOK_EVERY_SECONDS", 0.02)
     volumes = Volumes(
         bench.layout, bench.ram, bench.volume.options, trio.CapacityLimiter(2), nursery, has_bucket=False
     )
@@ -129,7 +131,7 @@ async def test_for_room_that_is_reserved_for_peers_what_is_superseded_and_elsewh
     assert len(await bench.ram.snapshots()) == 2  # the older one is nowhere else
     volume.copies.stored(TierName.PEER, "b", 2)
     with trio.fail_after(10):
-        while len(await bench.ram.snapshots()) > 1:  # noqa: ASYNC110 - looked at twice a second
+        while len(await bench.ram.snapshots()) > 1:  # noqa: ASYNC110 - nobody announces it
             await trio.sleep(0.05)
     assert [snapshot.number for snapshot in await bench.ram.snapshots()] == [2]
 

@@ -22,6 +22,8 @@ from fuse_tier.tiers.memory import MemoryBlobs
 from fuse_tier.tiers.ram import RamTier
 from tests.harness.logs import ExpectedLogs
 from tests.harness.snapshots import check_producible, holding, keep
+from tests.harness.unreadable import Unreadable
+from tests.harness.unreadable import unreadable as unreadable
 
 FAST = 1e12
 
@@ -102,6 +104,26 @@ async def test_what_has_another_size_or_is_gone_is_mended_too(
     os.truncate(ram.layout.blob(hash_bytes(b"0123")), 2)
     os.unlink(ram.layout.blob(hash_bytes(b"4567")))
     await Scrubber(ram, others.fetch, 3600, FAST).go_through()
+    await check_producible(ram)
+
+
+@pytest.mark.fuse
+async def test_what_cannot_be_read_is_set_aside_and_mended_and_the_rest_is_looked_at(
+    ram: RamTier,
+    others: Others,
+    expected_logs: ExpectedLogs,
+    unreadable: Unreadable,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected_logs.allow("scrub.damaged")
+    content = unreadable.content(5000)
+    await keep(ram, {"weights": content, "optimizer": b"4567", "marker": b"0123"})
+    others.have = holding([content, b"4567", b"0123"])
+    lost = unreadable.lose(ram.layout, 5000, monkeypatch)
+    damage(ram, hash_bytes(b"4567"))
+    damage(ram, hash_bytes(b"0123"))
+    await Scrubber(ram, others.fetch, 3600, FAST).go_through()
+    assert others.asked == [{lost, hash_bytes(b"4567"), hash_bytes(b"0123")}]
     await check_producible(ram)
 
 

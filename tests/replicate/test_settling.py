@@ -88,7 +88,10 @@ class Unready:
         await trio.lowlevel.checkpoint()
 
 
-async def test_the_last_snapshot_is_tried_again_after_holds_in_vain(bench: Bench) -> None:
+async def test_the_last_snapshot_is_tried_again_after_holds_in_vain(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fuse_tier.replicate.settling._RETRY_SECONDS", 0.01)
     (bench.tree / "file").write_bytes(b"content")
     bench.volume.gate = Unready(2)
     with pytest.raises(TreeChanged):

@@ -224,6 +224,7 @@ async def test_pieces_are_kept_of_memory_that_nobody_else_uses(
     nursery.start_soon(node.sparing(keeps_pieces=True).run)
     await node.until_there_are(PIECE_BYTES, PIECE_BYTES, PIECE_BYTES)
     node.rests = False
+    await node.until_looked()  # what was begun at rest is over
     node.others += 2 * PIECE_BYTES + 1
     await node.until_there_are(PIECE_BYTES)
     node.others = 40 * SIZE

@@ -11,6 +11,7 @@ from fuse_tier.tiers.bucket import BucketTier
 from tests.tiers.faulty_http import Proxy, faulty
 
 Open = Callable[[], BucketTier]
+PATIENCE_SECONDS = 20.0  # with faults that pass by themselves, on a machine that is slow
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ async def opened(proxy: Proxy) -> AsyncIterator[Open]:
     tiers: list[BucketTier] = []
 
     def open_tier() -> BucketTier:
-        tiers.append(BucketTier("gs://checkpoints/a", proxy.endpoint, patience=5))
+        tiers.append(BucketTier("gs://checkpoints/a", proxy.endpoint, patience=PATIENCE_SECONDS))
         return tiers[-1]
 
     yield open_tier

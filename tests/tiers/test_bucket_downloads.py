@@ -25,6 +25,7 @@ from fuse_tier.tiers.bucket_content import MemoryContent
 from fuse_tier.tiers.bucket_packs import divide
 from fuse_tier.tiers.memory import MemoryBlobs
 from tests.harness.snapshots import cancel_after, holding, keep
+from tests.tiers.conftest import PATIENCE_SECONDS
 from tests.tiers.faulty_http import Fault, Proxy
 
 KIB = 1 << 10
@@ -137,7 +138,7 @@ async def test_what_was_changed_on_its_way_is_read_again(
     manifest = await keep(tier, files)
     fault = Fault("GET", folder, change_answer=True)
     proxy.faults.append(fault)
-    another = BucketTier("gs://checkpoints/a", proxy.endpoint, patience=5)
+    another = BucketTier("gs://checkpoints/a", proxy.endpoint, patience=PATIENCE_SECONDS)
     assert await another.manifest(manifest.id) == manifest
     sink = MemoryBlobs()
     assert not (await another.fetch(manifest.blobs, sink)).failed
@@ -189,7 +190,7 @@ async def test_one_small_file_of_many_costs_one_ranged_read_of_it_whatever_else_
     for number in range(5):
         others = {f"{index}": rng.randbytes(1000) for index in range(100)}
         await keep(tier, others, 1, Identity("default", "other", str(number)))
-    another = BucketTier("gs://checkpoints/a", proxy.endpoint, patience=5)
+    another = BucketTier("gs://checkpoints/a", proxy.endpoint, patience=PATIENCE_SECONDS)
     await another.manifest(manifest.id)
     proxy.requests.clear()
     packs = len(list(divide(manifest.blobs)))
@@ -212,7 +213,7 @@ async def test_without_its_word_about_packs_a_snapshot_is_found_all_the_same(
     assert stored is not None
     assert len(stored.packs) == len(list(divide(manifest.blobs)))
     tier._objects.put(name, MemoryContent(encode(manifest)), stored.generation, lambda _: None, proxy.closing)
-    another = BucketTier("gs://checkpoints/a", proxy.endpoint, patience=5)
+    another = BucketTier("gs://checkpoints/a", proxy.endpoint, patience=PATIENCE_SECONDS)
     await another.manifest(manifest.id)
     sink = MemoryBlobs()
     await another.fetch(manifest.blobs, sink)

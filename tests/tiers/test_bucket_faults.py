@@ -15,6 +15,7 @@ from fuse_tier.tiers.bucket import BucketTier
 from fuse_tier.tiers.memory import MemoryBlobs
 from tests.harness.logs import ExpectedLogs
 from tests.harness.snapshots import check_producible, holding, keep
+from tests.tiers.conftest import PATIENCE_SECONDS
 from tests.tiers.faulty_http import Fault, Proxy
 
 SEVERAL_PIECES = 5 << 20
@@ -48,7 +49,7 @@ async def test_what_passes_by_itself_is_not_noticed(
     manifest = await keep(tier, files)
     await check_producible(tier)
     assert (await tier.verify()).damaged == ()
-    another = BucketTier("gs://checkpoints/a", proxy.endpoint, patience=5)
+    another = BucketTier("gs://checkpoints/a", proxy.endpoint, patience=PATIENCE_SECONDS)
     await check_producible(another)
     await another.drop(manifest.id)
     await another.collect(0)

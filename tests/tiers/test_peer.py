@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import socket
+import threading
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -344,6 +345,42 @@ async def test_what_is_fetched_comes_in_the_order_in_which_it_is_asked_for(
     rng.shuffle(wanted)
     assert not (await tier.fetch(wanted, Noting())).failed
     assert came == wanted
+
+
+class Held(MemoryBlobs):
+    """A sink that takes nothing until it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+        self.is_asked_by_two = trio.Event()
+        self.may = threading.Event()
+
+    def create(self, blob: Blob) -> Incoming:
+        trio.from_thread.run_sync(self._note)
+        assert self.may.wait(60)
+        return super().create(blob)
+
+    def _note(self) -> None:
+        self.asked += 1
+        if self.asked == 2:
+            self.is_asked_by_two.set()
+
+
+async def test_one_file_that_somebody_waits_for_does_not_queue_behind_much(peer: Peer, tier: PeerTier) -> None:
+    source, held, sink = holding(bytes([number]) * 1000 for number in range(10)), Held(), MemoryBlobs()
+    await tier.store(source.contents.keys(), source)
+    *much, one = source.contents
+    async with trio.open_nursery() as nursery:
+        for start in range(0, 9, 3):  # more than go at once
+            nursery.start_soon(tier.fetch, much[start : start + 3], held)
+        await held.is_asked_by_two.wait()
+        try:
+            fetched = await tier.fetch([one], sink)
+        finally:
+            held.may.set()
+    assert fetched.arrived == sink.contents.keys() == {one}
+    assert held.contents.keys() == set(much)
 
 
 async def test_content_that_several_nodes_bring_at_once_is_sent_once(

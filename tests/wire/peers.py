@@ -14,7 +14,7 @@ from fuse_tier.identity import Identity
 from fuse_tier.members import Location, Member
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.tmpfs import create_directories
-from fuse_tier.replicate.peer_service import PeerService
+from fuse_tier.replicate.peer_service import CARRIERS, PeerService
 from fuse_tier.tiers.peer import Introduction, PeerTier
 from fuse_tier.tiers.ram import RamTier
 from fuse_tier.wire import grpc
@@ -63,8 +63,9 @@ async def running_peer(
     cluster: str = CLUSTER,
     encrypt: bool = True,
     link: Link | None = None,
+    listen: tuple[str, str] = ("127.0.0.1:0", "127.0.0.1:0"),
 ) -> AsyncIterator[Peer]:
-    """Serves until the block ends. Content is collected at once when a peer asks for it."""
+    """Serves until the block ends, at ``listen``. Content is collected at once when a peer asks for it."""
     layout = Layout(str(root))
     create_directories(layout)
     ram, sessions = RamTier(layout, node), Sessions()
@@ -91,9 +92,9 @@ async def running_peer(
         smallest_grace_seconds=0.0,
     )
     async with trio.open_nursery() as nursery:
-        bulk = await nursery.start(partial(serve_bulk, "127.0.0.1:0", sessions, ram, ram, tls, link=link))
+        bulk = await nursery.start(partial(serve_bulk, listen[1], sessions, ram, ram, tls, link=link))
         control = await nursery.start(
-            partial(grpc.serve, [(add_PeerServicer_to_server, service)], "127.0.0.1:0", tls)
+            partial(grpc.serve, [(add_PeerServicer_to_server, service)], listen[0], tls, carriers=CARRIERS)
         )
         addresses.update(control=f"127.0.0.1:{control}", bulk=f"127.0.0.1:{bulk}")
         control_at, bulk_at = addresses["control"], addresses["bulk"]

@@ -16,6 +16,8 @@ from fuse_tier.tiers.memory import MemoryBlobs
 from fuse_tier.wire.bulk.client import push
 from fuse_tier.wire.bulk.sessions import Direction
 from tests.harness.snapshots import holding
+from tests.harness.unreadable import Unreadable
+from tests.harness.unreadable import unreadable as unreadable
 from tests.wire.bulk import SIZES, Server, contents_of, receive, running_server, send
 from tests.wire.certificates import Certificates
 
@@ -73,6 +75,43 @@ class ReadsAsItIs:
         fd = os.memfd_create(blob.name)
         os.write(fd, self.contents[blob])
         return fd
+
+
+class PartlyUnreadable:
+    """A source that can be read, but for one file."""
+
+    def __init__(self, unreadable: Unreadable, size: int, others: MemoryBlobs) -> None:
+        self._unreadable = unreadable
+        self._size = size
+        self._others = others
+
+    def open(self, blob: Blob) -> int:
+        if blob == self._unreadable.blob(self._size):
+            return self._unreadable.open(self._size, self._size // 2)
+        return self._others.open(blob)
+
+
+@pytest.mark.fuse
+@pytest.mark.parametrize("encrypted", [False, True], ids=["clear", "tls"])
+@pytest.mark.parametrize("size", [8192, 3 << 20], ids=["small", "large"])
+async def test_a_file_that_the_sender_cannot_read_is_found_by_the_receiver_and_the_rest_arrives(
+    unreadable: Unreadable, certificates: Certificates, size: int, encrypted: bool
+) -> None:
+    before, after = holding([b"before"]), holding([b"after"])
+    readable = MemoryBlobs()
+    readable.contents = before.contents | after.contents
+    blobs = [*before.contents, unreadable.blob(size), *after.contents]
+    source, sink = PartlyUnreadable(unreadable, size, readable), MemoryBlobs()
+    own, theirs = (certificates.a, certificates.b) if encrypted else (None, None)
+    async with running_server(theirs, source=source) as server:
+        pulled = await receive(server, blobs, sink, own)
+        assert isinstance(pulled.failed[unreadable.blob(size)], Damaged)
+        assert sink.contents == readable.contents
+        pushed = await push(
+            server.grant(Direction.PUSH, blobs, own), blobs, source, no_progress, trio.CapacityLimiter(1)
+        )
+        assert pushed.torn == {unreadable.blob(size)}
+        assert server.store.contents == readable.contents
 
 
 async def test_what_a_source_lacks_and_what_does_not_fit_is_told_and_the_rest_arrives() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import socket
-import ssl
 import threading
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,6 @@ from fuse_tier.wire.bulk import format
 from fuse_tier.wire.bulk.client import Grant, push
 from fuse_tier.wire.bulk.format import Answer
 from fuse_tier.wire.bulk.sessions import Direction
-from fuse_tier.wire.bulk.strangers import Strangers
 from fuse_tier.wire.bulk.streams import Stream, StreamBroken
 from fuse_tier.wire.bulk.transfer import Receipt
 from fuse_tier.wire.tls import client_context
@@ -111,30 +109,6 @@ async def test_a_flood_of_strangers_takes_nothing_from_streams_of_other_hosts(
         for stranger in strangers:
             await stranger.aclose()
     assert sink.store.contents == restored.contents == source.contents
-
-
-class TestStrangers:
-    def test_places_are_bounded_and_come_back(self) -> None:
-        strangers = Strangers(8)
-        hosts = [f"10.0.0.{number}" for number in range(5)]
-        taken = [host for host in hosts for _ in range(3) if strangers.enter(host) is None]
-        assert taken == [host for host in hosts[:4] for _ in range(2)]
-        strangers.leave(hosts[0])
-        assert strangers.enter(hosts[0]) is None
-        for host in taken:
-            strangers.leave(host)
-        assert [strangers.enter(hosts[4]) for _ in range(2)] == [None, None]
-
-    def test_one_host_alone_keeps_no_other_out(self) -> None:
-        strangers = Strangers(8)
-        refused = [reason for _ in range(1000) if (reason := strangers.enter("10.0.0.1")) is not None]
-        assert len(refused) == 998
-        assert strangers.enter("10.0.0.2") is None
-
-    def test_what_has_room_for_one_lets_one_in(self) -> None:
-        strangers = Strangers(1)
-        assert strangers.enter("10.0.0.1") is None
-        assert strangers.enter("10.0.0.2") == "1 others are being let in"
 
 
 @pytest.mark.parametrize("encrypted", [False, True])
@@ -265,7 +239,7 @@ class TestStream:
         stream = Stream(ours, 0.05)
         with pytest.raises(StreamBroken, match="no byte moved"):
             stream.encrypt(client_context(certificates.a), "fuse-tier")
-        assert isinstance(stream.secured, ssl.SSLSocket)
+        assert stream.encrypted
         stream.close()
         theirs.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 
 import pytest
 import trio
@@ -16,8 +17,11 @@ from fuse_tier.wire import handlers
 from fuse_tier.wire.calls import Conversation
 from fuse_tier.wire.control_pb2_grpc import CoordinatorStub, add_CoordinatorServicer_to_server
 from fuse_tier.wire.grpc import Caller, Client, serve
+from fuse_tier.wire.intake import MOST_BYTES
+from fuse_tier.wire.tls import TlsFiles
 from tests.harness.logs import ExpectedLogs
 from tests.harness.waiting import until
+from tests.wire.certificates import make_certificates
 
 
 class Counting:
@@ -38,11 +42,13 @@ class Counting:
 
 
 @asynccontextmanager
-async def serving(servicer: object) -> AsyncIterator[Client]:
+async def serving(
+    servicer: object, tls: TlsFiles | None = None, own: TlsFiles | None = None
+) -> AsyncIterator[Client]:
     async with trio.open_nursery() as nursery:
         registered = [(add_CoordinatorServicer_to_server, servicer)]
-        port = await nursery.start(partial(serve, registered, "127.0.0.1:0", None))
-        async with Client(f"127.0.0.1:{port}", CoordinatorStub, None) as client:
+        port = await nursery.start(partial(serve, registered, "127.0.0.1:0", tls))
+        async with Client(f"127.0.0.1:{port}", CoordinatorStub, own) as client:
             yield client
         nursery.cancel_scope.cancel()
 
@@ -61,6 +67,39 @@ async def test_each_message_is_answered_over_one_call() -> None:
         conversation.close()
     assert counting.heard == list(range(1, 50))
     assert len({caller.address for caller in counting.of}) == 1
+
+
+async def test_a_node_has_so_many_at_once_and_more_are_refused_and_told(
+    tmp_path: Path, expected_logs: ExpectedLogs
+) -> None:
+    """Each may bring something long, and all at once."""
+    expected_logs.allow("control.request_refused")
+    certificates = make_certificates(tmp_path)
+    async with serving(Counting(), certificates.b, certificates.a) as client:
+        conversations = [client.converse("Reports") for _ in range(32)]
+        assert [await say(one, 1) for one in conversations] == [1] * 32
+        with pytest.raises(TierUnavailable, match="node a has 32 streams open already"):
+            await say(client.converse("Reports"), 1)
+        conversations[0].close()
+
+        async def is_let_in() -> bool:
+            try:
+                return await say(client.converse("Reports"), 2) == 2
+            except TierUnavailable:
+                return False
+
+        await until(is_let_in)
+        assert [await say(one, 3) for one in conversations[1:]] == [3] * 31
+    (line,) = expected_logs.heard
+    assert "kind='too_many'" in line.text
+
+
+async def test_a_message_as_long_as_manifests_may_be_is_not_taken_where_none_are_brought() -> None:
+    async with serving(Counting()) as client:
+        conversation = client.converse("Reports")
+        with pytest.raises(TierUnavailable, match="larger than max"):
+            await say(conversation, 1, node="x" * MOST_BYTES)
+        assert await say(client.converse("Reports"), 2) == 2
 
 
 async def test_of_many_each_is_given_its_own_answer_and_a_refusal_concerns_one_alone(

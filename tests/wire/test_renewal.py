@@ -11,8 +11,9 @@ import pytest
 
 from fuse_tier.errors import ConfigError
 from fuse_tier.tiers.memory import MemoryBlobs
+from fuse_tier.wire.certificates import make_authority, make_certificate
 from fuse_tier.wire.renewal import Renewing, current_client_context
-from fuse_tier.wire.tls import TlsFiles, check, make_authority, make_certificate
+from fuse_tier.wire.tls import TlsFiles, check
 from tests.harness.logs import ExpectedLogs
 from tests.harness.snapshots import check_producible, holding, keep
 from tests.wire.peers import running_peer

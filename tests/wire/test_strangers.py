@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
@@ -32,24 +32,13 @@ from fuse_tier.wire.grpc import Caller, Client, serve
 from fuse_tier.wire.listening import listen_tcp
 from fuse_tier.wire.members import PROTOCOL
 from fuse_tier.wire.rejections import Rejections
+from fuse_tier.wire.strangers import Strangers
 from fuse_tier.wire.tls import TlsFiles, client_context
 from tests.harness.logs import ExpectedLogs
 from tests.harness.snapshots import GEMMA, check_producible, keep, manifest_of
 from tests.harness.waiting import until
-from tests.wire.certificates import Certificates, make_certificates
-from tests.wire.peers import CLUSTER, Peer, running_peer
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return make_certificates(tmp_path_factory.mktemp("tls"))
-
-
-@pytest.fixture
-async def peer(memory_path: Path, certificates: Certificates) -> AsyncIterator[Peer]:
-    async with running_peer(memory_path, certificates.b) as peer:
-        yield peer
-
+from tests.wire.certificates import Certificates
+from tests.wire.peers import CLUSTER, Peer
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
@@ -342,6 +331,50 @@ async def test_a_flood_of_connections_is_bounded_and_told_once(expected_logs: Ex
     listener.close()
     heard = [line for line in expected_logs.heard if "connections are open" in line.text]
     assert len(heard) == 1
+
+
+async def test_a_flood_of_strangers_keeps_no_other_host_out_of_the_control_port(
+    peer: Peer, certificates: Certificates, expected_logs: ExpectedLogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected_logs.allow("control.connection_refused")
+    monkeypatch.setattr("fuse_tier.wire.door.Deadline.CONTROL_CONNECT", 60.0)  # none of them leaves by itself
+    before, port = rejected("too_many"), int(peer.control.rpartition(":")[2])
+    strangers = [await trio.open_tcp_stream("127.0.0.1", port, local_address="127.0.0.2") for _ in range(70)]
+    for stranger in strangers[16:]:
+        assert await stranger.receive_some(1) == b""  # all places that its host can have are taken
+    assert rejected("too_many") == before + 54
+    async with aclosing(peer.tier(certificates.a)) as tier:
+        await keep(tier, {"weights": b"0123"})
+        await check_producible(tier)
+    for stranger in strangers:
+        await stranger.aclose()
+    (line,) = expected_logs.heard
+    assert "address='127.0.0.2:" in line.text
+    assert "16 others of its host are being let in" in line.text
+
+
+class TestStrangers:
+    def test_places_are_bounded_and_come_back(self) -> None:
+        strangers = Strangers(8)
+        hosts = [f"10.0.0.{number}" for number in range(5)]
+        taken = [host for host in hosts for _ in range(3) if strangers.enter(host) is None]
+        assert taken == [host for host in hosts[:4] for _ in range(2)]
+        strangers.leave(hosts[0])
+        assert strangers.enter(hosts[0]) is None
+        for host in taken:
+            strangers.leave(host)
+        assert [strangers.enter(hosts[4]) for _ in range(2)] == [None, None]
+
+    def test_one_host_alone_keeps_no_other_out(self) -> None:
+        strangers = Strangers(8)
+        refused = [reason for _ in range(1000) if (reason := strangers.enter("10.0.0.1")) is not None]
+        assert len(refused) == 998
+        assert strangers.enter("10.0.0.2") is None
+
+    def test_what_has_room_for_one_lets_one_in(self) -> None:
+        strangers = Strangers(1)
+        assert strangers.enter("10.0.0.1") is None
+        assert strangers.enter("10.0.0.2") == "1 others are being let in"
 
 
 async def test_who_is_let_in_too_slowly_is_sent_away(peer: Peer, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,8 @@ from cryptography import x509
 
 from fuse_tier.errors import ConfigError
 from fuse_tier.wire import tls
-from fuse_tier.wire.tls import TlsFiles, make_authority, make_certificate
+from fuse_tier.wire.certificates import make_authority, make_certificate
+from fuse_tier.wire.tls import TlsFiles
 
 
 @pytest.fixture
@@ -59,11 +60,23 @@ def test_a_name_that_can_not_stand_in_a_certificate_is_refused(directory: Path, 
         make_certificate(str(directory), name)
 
 
-def test_no_node_has_the_name_of_the_authoritys_files(directory: Path) -> None:
+@pytest.mark.parametrize("name", ["fuse-tier", "Fuse-Tier"])
+def test_no_node_has_the_name_that_stands_in_all_certificates(directory: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="any node could play that one"):
+        make_certificate(str(directory), name)
+
+
+def test_a_node_that_is_called_as_the_authoritys_files_are_has_its_own_beside_them(directory: Path) -> None:
     before = {path: path.read_bytes() for path in directory.iterdir()}
-    with pytest.raises(ConfigError, match=r"'ca' .* would replace the authority's, ca\.pem and ca\.key; "):
-        make_certificate(str(directory), "ca")
-    assert {path: path.read_bytes() for path in directory.iterdir()} == before
+    for _ in range(2):
+        files = make_certificate(str(directory), "ca")
+        tls.check(files)
+        assert tls.common_name(files) == "ca"
+    assert [Path(path).relative_to(directory) for path in (files.ca, files.cert, files.key)] == [
+        Path("ca.pem"), Path("nodes/ca.pem"), Path("nodes/ca.key")
+    ]  # fmt: skip
+    assert {path: path.read_bytes() for path in directory.iterdir() if path.is_file()} == before
+    tls.check(make_certificate(str(directory), "b"))
 
 
 def test_a_certificate_without_an_authority_is_refused_and_names_the_file(tmp_path: Path) -> None:

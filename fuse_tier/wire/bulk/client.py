@@ -19,6 +19,7 @@ from fuse_tier.blobs import Blob, Partial, Progress, Sink, Source
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import InvalidRequest, TierRefused, TierUnavailable
 from fuse_tier.threads import run_interruptible
+from fuse_tier.wire import impostors
 from fuse_tier.wire.bulk import format
 from fuse_tier.wire.bulk.format import Answer
 from fuse_tier.wire.bulk.pacing import Link, Urgency
@@ -32,12 +33,16 @@ _LETTING_GO_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """Where a session was granted, and its token. ``tls`` is None for a stream in the clear."""
+    """Where a session was granted, and its token. ``tls`` is None for a stream in the clear.
+
+    Under TLS the token is shown to ``node`` alone; None where any with a certificate of the cluster will do.
+    """
 
     address: str  # HOST:PORT
     token: bytes
     tls: TlsFiles | None
     begun: Mapping[Blob, Partial] = field(default_factory=dict)  # what the receiver has already
+    node: str | None = None
 
 
 async def push(
@@ -50,7 +55,7 @@ async def push(
 ) -> Receipt:
     """Sends the session's blobs. What the receipt says has arrived, the receiver has verified.
 
-    Raises TierUnavailable, and then nothing is known of any; TierRefused.
+    Raises TierUnavailable, and then nothing is known of any, NotThatNode among them; TierRefused.
     """
 
     receipt = Receipt()
@@ -101,6 +106,8 @@ async def pull(
 def _begin(stream: Stream, grant: Grant, blobs: Sequence[Blob]) -> None:
     if grant.tls is not None:
         stream.encrypt(current_client_context(grant.tls), SERVER_NAME)
+        if grant.node is not None and stream.node != grant.node:
+            raise impostors.note(grant.node, grant.address)
     stream.send(format.encode_prelude(grant.token))
     answer = format.decode_answer(stream.receive_exactly(format.ANSWER_BYTES))
     if answer is Answer.OTHER_VERSION:

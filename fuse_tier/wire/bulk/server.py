@@ -25,13 +25,13 @@ from fuse_tier.wire.bulk import format
 from fuse_tier.wire.bulk.format import Answer
 from fuse_tier.wire.bulk.pacing import Link, Urgency
 from fuse_tier.wire.bulk.sessions import Direction, Session, Sessions
-from fuse_tier.wire.bulk.strangers import Strangers
 from fuse_tier.wire.bulk.streams import HandshakeFailed, Stream, StreamBroken, StreamStalled
 from fuse_tier.wire.bulk.transfer import Receipt, patience_for, receive, send_verdicts, transmit
 from fuse_tier.wire.listening import listen_tcp
 from fuse_tier.wire.rejections import UNFINISHED, Rejections
 from fuse_tier.wire.renewal import Renewing
-from fuse_tier.wire.tls import TlsFiles, node_of, server_context
+from fuse_tier.wire.strangers import Strangers
+from fuse_tier.wire.tls import TlsFiles, server_context
 
 log = structlog.get_logger(__name__)
 
@@ -166,8 +166,7 @@ class _Server:
                 raise InvalidRequest("it speaks TLS, and no certificate is configured here")
             stream.encrypt(self._context.current(), None)
         version, token = format.decode_prelude(_prelude(stream))
-        secured = stream.secured
-        return version, token, node_of(secured.getpeercert(binary_form=True)) if secured is not None else None
+        return version, token, stream.node
 
     def _admit(
         self, version: int, token: bytes, caller: str | None, encrypted: bool

@@ -20,7 +20,9 @@ from contextlib import suppress
 
 from fuse_tier.blobs import Progress
 from fuse_tier.errors import TierUnavailable
+from fuse_tier.reading import is_lost
 from fuse_tier.wire.bulk.pacing import Link, Pace, Urgency
+from fuse_tier.wire.tls import node_of
 
 _PIPE_BYTES = 1 << 20  # /proc/sys/fs/pipe-max-size, as kernels come
 _CHUNK_BYTES = 8 << 20  # of one sendfile: between two reports of progress
@@ -67,9 +69,10 @@ class Stream:
         return isinstance(self._socket, ssl.SSLSocket)
 
     @property
-    def secured(self) -> ssl.SSLSocket | None:
-        """The TLS connection, if it is one."""
-        return self._socket if isinstance(self._socket, ssl.SSLSocket) else None
+    def node(self) -> str | None:
+        """Whose certificate the other side has shown; None in the clear."""
+        connected = self._socket
+        return node_of(connected.getpeercert(binary_form=True)) if isinstance(connected, ssl.SSLSocket) else None
 
     def patience(self, seconds: float) -> None:
         """How long an operation waits for a byte to move, from here on."""
@@ -141,7 +144,7 @@ class Stream:
         return bytes(buffer)
 
     def send_file(self, fd: int, offset: int, size: int, progress: Progress) -> None:
-        """Sends ``size`` bytes of a file, from an offset on; if it is shorter, zeros go in their place."""
+        """Sends ``size`` bytes of a file, from an offset on; for what is not there, or cannot be read, go zeros."""
         while size:
             moved = self._send_part(fd, offset, size)
             if not moved:
@@ -224,9 +227,11 @@ class Stream:
             try:
                 return os.sendfile(self._socket.fileno(), fd, offset, min(left, _CHUNK_BYTES))
             except OSError as error:
+                if is_lost(error):  # of the file: a socket has other errors
+                    return 0
                 raise self._broken(error) from error
         buffer = self._buffer()
-        got = os.preadv(fd, [buffer[:left]], offset)
+        got = read_there(fd, buffer[:left], offset)
         self.send(buffer[:got])
         return got
 
@@ -288,6 +293,16 @@ def _is_end(error: OSError) -> bool:
     return isinstance(error, ssl.SSLEOFError) or (
         isinstance(error, ssl.SSLError) and error.reason == "UNEXPECTED_EOF_WHILE_READING"
     )
+
+
+def read_there(fd: int, buffer: memoryview, offset: int) -> int:
+    """How much of a file was read; nothing at its end, or where it cannot be read."""
+    try:
+        return os.preadv(fd, [buffer], offset)
+    except OSError as error:
+        if is_lost(error):
+            return 0
+        raise
 
 
 def write_fully(fd: int, content: memoryview, offset: int) -> None:

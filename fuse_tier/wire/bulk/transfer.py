@@ -19,7 +19,7 @@ from fuse_tier.errors import Damaged, TierError
 from fuse_tier.hashing import hash_beginning
 from fuse_tier.wire.bulk import format
 from fuse_tier.wire.bulk.format import Outcome
-from fuse_tier.wire.bulk.streams import Stream, StreamBroken, write_fully
+from fuse_tier.wire.bulk.streams import Stream, StreamBroken, read_there, write_fully
 
 _BUFFER_BYTES = 256 << 10
 _SMALL = 64 << 10  # files up to this size share a sender's buffer
@@ -52,8 +52,8 @@ def transmit(
     """Sends the blobs in order; gives those that the source could not produce. Raises StreamBroken.
 
     Of what the receiver has ``begun`` with, the rest goes out, if it is a beginning of what we have. A file that
-    has become shorter is filled up with zeros: it is the receiver who finds that it is not the blob. The receiver
-    gets as much patience as what was really there asks for, whatever else it has named.
+    has become shorter, or cannot be read, is filled up with zeros: it is the receiver who finds that it is not the
+    blob. The receiver gets as much patience as what was really there asks for, whatever else it has named.
     """
     failed: dict[Blob, TierError] = {}
     largest = -1
@@ -93,9 +93,12 @@ def _counted(direction: str, progress: Progress) -> Progress:
 
 
 def _agreed_offset(fd: int, blob: Blob, begun: Partial | None) -> int:
-    if begun is None or not 0 < begun.size < blob.size or hash_beginning(fd, begun.size) != begun.digest:
+    if begun is None or not 0 < begun.size < blob.size:
         return 0
-    return begun.size
+    try:
+        return begun.size if hash_beginning(fd, begun.size) == begun.digest else 0
+    except Damaged:  # the receiver will find that, too
+        return 0
 
 
 def receive(
@@ -199,11 +202,11 @@ class _Outgoing:
         self._buffer[self._reserve(len(content)) : self._used] = content
 
     def add_file(self, fd: int, size: int) -> None:
-        """A file from its start; if it is shorter, zeros go in its place."""
+        """A file from its start; if it is shorter, or cannot be read, zeros go in its place."""
         place = self._buffer[self._reserve(size) : self._used]
         got = 0
         while got < size:
-            step = os.preadv(fd, [place[got:]], got)
+            step = read_there(fd, place[got:], got)
             if not step:
                 place[got:] = bytes(size - got)
                 return

@@ -15,6 +15,7 @@ from controller.ranks.shape import Shape
 from csi.services import DRIVER_NAME
 from fuse_tier.errors import FuseTierError
 from tests.controller.ranks.objects import jobset_pod
+from tests.harness.examples import examples
 
 JOB = Name("ml", "llama")
 
@@ -162,4 +163,4 @@ class Ranks(RuleBasedStateMachine):
 
 
 TestRanks = Ranks.TestCase
-TestRanks.settings = settings(max_examples=60, stateful_step_count=40)
+TestRanks.settings = settings(max_examples=examples(60), stateful_step_count=40)

@@ -134,6 +134,11 @@ async def test_there_is_an_object_for_as_long_as_there_is_the_checkpoint_and_not
             nursery.start_soon(checkpoints.run)
             checkpoints.complete([standing(100, "ram"), standing(200, "ram")])
             await until_shown(llama_100="ram", llama_200="ram")
+
+            async def both_are_answered() -> bool:
+                return len(calls) == 2
+
+            await until(both_are_answered)
             assert calls == ["POST 201", "POST 201"]
             for _ in range(3):
                 checkpoints.complete([standing(100, "ram"), standing(200, "ram")])

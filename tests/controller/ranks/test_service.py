@@ -93,7 +93,10 @@ async def test_who_is_held_learns_that_its_job_has_begun_anew(
     assert "is of an earlier life of ml/llama" in refused[0]
 
 
-async def test_a_node_speaks_only_for_its_certificate_and_a_server_that_was_replaced_for_nobody() -> None:
+async def test_a_node_speaks_only_for_its_certificate_and_a_server_that_was_replaced_for_nobody(
+    expected_logs: ExpectedLogs,
+) -> None:
+    expected_logs.allow("peer.refused")
     fence = Fence(1)
     service = RanksService(book_of_a_job(), fence, authenticated=True)
     request = pb.UpdateRequest(node="node-0", pod_uid="0", rank=-1)

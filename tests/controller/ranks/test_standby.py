@@ -16,14 +16,17 @@ from typing import Any
 import pytest
 import trio
 import yaml
+from kubernetes.client import ApiClient
 
 from controller.election import TERM_ANNOTATION
 from controller.local.kube import ApiServer
-from controller.ranks.server import LEASE
-from controller.ranks.sign import LABEL
+from controller.ranks import sign
+from controller.ranks.server import LEASE, Serving, serve_ranks
 from controller.writing import Writer
 from csi import ranks_pb2 as pb
 from csi.ranks_pb2_grpc import RanksServiceStub
+from csi.services import DRIVER_NAME
+from fuse_tier.config import CoordinatorConfig
 from fuse_tier.epochs import FARTHEST_AHEAD, from_the_time, is_in_reason
 from fuse_tier.errors import FuseTierError, TierUnavailable
 from fuse_tier.localcluster.ports import free_ports
@@ -31,6 +34,7 @@ from fuse_tier.wire import control_pb2 as core
 from fuse_tier.wire.control_pb2_grpc import CoordinatorStub
 from fuse_tier.wire.grpc import Client
 from tests.controller.ranks.test_server import ask, assigned, make_job, make_node, make_pod
+from tests.harness.logs import ExpectedLogs
 from tests.harness.waiting import until
 
 pytestmark = pytest.mark.kube
@@ -77,7 +81,7 @@ class Site:
 
     async def leader(self) -> str:
         """The pod that the service has nodes go to; empty: none, or several."""
-        found = (await self.writer.read(f"/api/v1/namespaces/{NAMESPACE}/pods", LABEL))["items"]
+        found = (await self.writer.read(f"/api/v1/namespaces/{NAMESPACE}/pods", sign.LABEL))["items"]
         return str(found[0]["metadata"]["name"]) if len(found) == 1 else ""
 
     async def until_led_by(self, *pods: str) -> str:
@@ -91,16 +95,20 @@ class Site:
         return int((await self.writer.read(LEASE_PATH))["metadata"]["annotations"][TERM_ANNOTATION])
 
 
+async def with_two_pods(server: ApiServer, api: ApiClient, directory: Path) -> Site:
+    """In which nothing runs."""
+    await server.create("/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
+    for pod in ("ranks-1", "ranks-2"):
+        spec = {"containers": [{"name": "ranks", "image": "i"}]}
+        await server.create(f"/api/v1/namespaces/{NAMESPACE}/pods", {"metadata": {"name": pod}, "spec": spec})
+    return Site(server, Writer(api, 1000), directory)
+
+
 @asynccontextmanager
 async def two_servers(api_server: ApiServer, directory: Path) -> AsyncIterator[tuple[Site, Server, Server]]:
     """The first of them leads."""
     with api_server.client as api:
-        site = Site(api_server, Writer(api, 1000), directory)
-        await api_server.create("/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
-        for pod in ("ranks-1", "ranks-2"):
-            spec = {"containers": [{"name": "ranks", "image": "i"}]}
-            made = {"metadata": {"name": pod}, "spec": spec}
-            await api_server.create(f"/api/v1/namespaces/{NAMESPACE}/pods", made)
+        site = await with_two_pods(api_server, api, directory)
         servers: list[Server] = []
         try:
             servers.append(await site.start("ranks-1"))
@@ -221,15 +229,27 @@ async def test_a_term_out_of_all_reason_that_the_lease_remembers_is_not_gone_on_
         await first.ended()
         lease = await site.writer.read(LEASE_PATH)
         lease["metadata"]["annotations"][TERM_ANNOTATION] = str(from_the_time() + 2 * FARTHEST_AHEAD)
+        lease["spec"]["holderIdentity"] = ""  # given back: nobody waits for it to run out
         await site.writer.replace(LEASE_PATH, lease)
         await site.until_led_by("ranks-2")
         assert is_in_reason(await site.term())
 
 
-async def test_a_sign_that_somebody_takes_away_is_put_up_again(api_server: ApiServer, tmp_path: Path) -> None:
-    async with two_servers(api_server, tmp_path) as (site, _first, _second):
-        for pod, value in (("ranks-2", "leader"), ("ranks-1", None)):
-            path = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}"
-            await site.writer.merge(path, {"metadata": {"labels": {LABEL: value}}})
-        assert await site.leader() == "ranks-2"
-        await site.until_led_by("ranks-1")
+async def test_a_sign_that_somebody_takes_away_is_put_up_again(
+    api_server: ApiServer, tmp_path: Path, expected_logs: ExpectedLogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sign, "_LOOK_EVERY_SECONDS", 0.2)
+    expected_logs.allow("sign.put_up_again")
+    config = CoordinatorConfig.model_validate({"listen": f"127.0.0.1:{free_ports(1)[0]}"})
+    with api_server.client as api, api_server.client as admin:
+        site = await with_two_pods(api_server, admin, tmp_path)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve_ranks, api, Serving(DRIVER_NAME, config, NAMESPACE, "ranks-1"))
+            assert await site.leader() == "ranks-1"
+            for pod, value in (("ranks-2", sign.LEADS), ("ranks-1", None)):
+                path = f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}"
+                changed = await site.writer.merge(path, {"metadata": {"labels": {sign.LABEL: value}}})
+                assert changed["metadata"].get("labels", {}).get(sign.LABEL) == value
+            await site.until_led_by("ranks-1")
+            nursery.cancel_scope.cancel()
+    assert {line.event for line in expected_logs.heard} == {"sign.put_up_again"}

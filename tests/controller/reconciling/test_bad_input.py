@@ -13,7 +13,7 @@ from controller.driver import names
 from controller.driver.images import KEYS
 from controller.local.programs import TOOLS
 from controller.reconciling.world import CONFIGURATIONS
-from tests.controller.cluster import DAEMONSETS, DEFINITIONS, NAMESPACE, Cluster, path_of, running_controller
+from tests.controller.cluster import DAEMONSETS, DEFINITIONS, LABELS, NAMESPACE, Cluster, path_of, running_controller
 from tests.controller.configurations import SETTINGS
 from tests.harness.logs import ExpectedLogs
 
@@ -188,3 +188,21 @@ async def test_a_given_authority_signs_and_one_that_is_missing_or_none_is_told(c
         await cluster.configure(tlsSecretName=None)
         await cluster.until_condition("Degraded", "False", "AsWanted")
         assert (await cluster.certificates())["a.crt"] == found["a.crt"], "it is replaced when all trust ours"
+
+
+async def test_one_nodes_name_keeps_no_other_from_its_certificate(cluster: Cluster) -> None:
+    long = f"{'a' * 60}.{'b' * 60}"
+    for name in ("ca", long):
+        await cluster.writer.create("/api/v1/nodes", {"metadata": {"name": name, "labels": LABELS}})
+    async with running_controller(cluster.api):
+        await cluster.configure()
+        message = await cluster.until_condition("Degraded", "True", "NodesWithoutCertificates")
+        assert f"{long!r} can not stand in a certificate: use at most 64" in message
+        assert "'ca'" not in message
+        await cluster.until_event("NodesWithoutCertificates")
+        await cluster.daemonset()
+        found = await cluster.certificates()
+        assert {"_ca.crt", "ca.key", *(f"{node}.{kind}" for node in "abc" for kind in ("crt", "key"))} < set(found)
+        assert f"{long}.crt" not in found
+        await cluster.writer.delete(f"/api/v1/nodes/{long}")
+        await cluster.until_condition("Degraded", "False", "AsWanted")

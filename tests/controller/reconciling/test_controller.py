@@ -43,7 +43,8 @@ async def test_a_configuration_becomes_a_daemonset_and_tells_how_its_nodes_are_u
         told = await cluster.writer.read(config)
         assert "gs://my-checkpoints" in told["data"]["node.yaml"]
         secret = await cluster.certificates()
-        assert set(secret) == {"ca.crt", *(f"{node}.{kind}" for node in "abc" for kind in ("crt", "key"))}
+        own = {f"{node}.{kind}" for node in "abc" for kind in ("crt", "key")}
+        assert set(secret) == {"ca.crt", "authorities.pem", *own}
         await cluster.until_found(f"{NAMESPACE}/secrets/{RANKS}", lambda one: "tls.key" in one["data"])
         await cluster.writer.create("/api/v1/nodes", {"metadata": {"name": "d", "labels": LABELS}})
 

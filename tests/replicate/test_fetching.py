@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import pytest
-import trio
 
 from fuse_tier.blobs import Blob, Progress, Sink
 from fuse_tier.errors import TierUnavailable
 from fuse_tier.replicate.choice import Chosen
-from fuse_tier.replicate.restore import Restorer
+from fuse_tier.replicate.fetching import Fetcher
 from fuse_tier.tiers.base import Fetched, no_progress
 from tests.harness.snapshots import keep
 from tests.replicate.cluster import MemoryPeer, Neighbourhood
@@ -53,13 +52,13 @@ def start_again(around: Neighbourhood, name: str) -> None:
 async def test_a_holder_that_was_started_again_with_its_ram_is_asked_over_the_connection_of_now(
     is_back: bool, bench: Bench, around: Neighbourhood
 ) -> None:
-    restorer = Restorer(bench.layout, around.places, "a", trio.CapacityLimiter(2))
+    fetcher = Fetcher(around.places, "a")
     saved = await keep(around.peers["b"], {"weights": b"0123", "optimizer": b"4567"}, identity=IDENTITY)
     chosen = Chosen(saved, (around.places.peer(around.members["b"]),))
     start_again(around, "b")
     around.places.peer(around.members["b"])
     await around.places.holdings(IDENTITY)  # somebody looks: connections to what is gone are closed
     around.change("b", alive=is_back)
-    sources, failed = await restorer.fetch("all", saved.blobs, bench.ram, chosen)
+    sources, failed = await fetcher.fetch("all", saved.blobs, bench.ram, chosen)
     assert failed == {}
     assert sources == {"peer b": 8}

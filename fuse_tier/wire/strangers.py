@@ -1,6 +1,6 @@
-"""Places for connections that have not shown yet who they are: not those of streams, and not all for one host.
+"""Places for connections that have not shown yet who they are: not those of who is in, and not all for one host.
 
-Who comes in floods is in the way of itself, and of no stream that has begun. Lives in the trio thread.
+Who comes in floods is in the way of itself, and of nobody who is in. One for each port; lives in the trio thread.
 """
 
 from __future__ import annotations
