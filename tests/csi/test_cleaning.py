@@ -82,7 +82,9 @@ class Machine:
 
 @pytest.fixture
 async def machine(tmp_path: Path, expected_logs: ExpectedLogs) -> AsyncIterator[Machine]:
-    expected_logs.allow("cleaner.waits", "vault.stands_in", "vault.gave_up", "daemon.ended", "worker.ended")
+    # A driver's processes are killed one after another.
+    expected_logs.allow("vault.stands_in", "vault.gave_up", "daemon.ended", "worker.ended", "volume.daemon_lost")
+    expected_logs.allow("cleaner.waits")
     expected_logs.watch(tmp_path)
     async with AsyncExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ft-csi-")))
