@@ -7,12 +7,12 @@ owner's to see to, rather than the holder's: it alone knows what it lacks, and f
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 import trio
 
-from fuse_tier.errors import Damaged, FuseTierError, NotFound, TierError
+from fuse_tier.errors import Damaged, FuseTierError, NotFound, TierError, TierUnavailable
 from fuse_tier.members import Member
 from fuse_tier.ram.remote import lost_files
 from fuse_tier.replicate.fetching import Fetcher
@@ -25,6 +25,7 @@ from fuse_tier.tiers.base import Tier
 log = structlog.get_logger(__name__)
 
 _PAUSES = (0.0, 1.0, 2.0, 4.0)  # before each try of a node that is there; then copies go there as before
+_FILES_AT_ONCE = 4
 
 
 class Regaining:
@@ -66,7 +67,7 @@ class Regaining:
         return next((member.instance for member in alive if member.node == node), None)
 
     async def _bring_from(self, volume: Volume, place: Tier, turn: trio.Lock) -> None:
-        """All that a place has. Raises TierError for what may be had if it is asked again."""
+        """All that a place has. Raises FuseTierError, OSError for what may be had if it is asked again."""
         lost = volume.lost
         files = await trio.to_thread.run_sync(lost_files, volume.layout)
         if not files:  # all is here, or was written anew
@@ -76,15 +77,25 @@ class Regaining:
         has = files.keys() - await place.missing(files)
         if not has:
             return
-        errors: list[TierError] = []
-        tried = [inode for blob in has for inode in files[blob]]
         async with turn:  # else what two have would be sent twice
-            for inode in tried:
-                error = await try_to_bring_back(
-                    self._fetcher, self._places.ram, volume, inode, self._make_room, (place,)
-                )
-                if error is not None:
-                    errors.append(error)
-        log.info("volume.regained", identity=str(volume.identity), place=place.place, files=len(tried) - len(errors))
+            errors = await self._bring(volume, place, [inode for blob in has for inode in files[blob]])
+        log.info("volume.regained", identity=str(volume.identity), place=place.place, failed=len(errors))
         if hopeful := [error for error in errors if not isinstance(error, Damaged | NotFound)]:
             raise hopeful[0]
+
+    async def _bring(self, volume: Volume, place: Tier, inodes: Sequence[int]) -> list[TierError]:
+        """What failed, and why. Once a place does not answer it is asked for nothing more."""
+        pending, errors, ram = iter(inodes), list[TierError](), self._places.ram
+
+        async def bring_some() -> None:
+            for inode in pending:
+                error = await try_to_bring_back(self._fetcher, ram, volume, inode, self._make_room, (place,))
+                if error is not None:
+                    errors.append(error)
+                if isinstance(error, TierUnavailable):
+                    return
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(_FILES_AT_ONCE):
+                nursery.start_soon(bring_some)
+        return errors

@@ -35,7 +35,7 @@ async def try_to_bring_back(
     make_room: Callable[[int], Awaitable[int]],
     places: tuple[Tier, ...] = (),
 ) -> TierError | None:
-    """The same, with ``places`` asked before others; gives why it could not be had, if it is still wanted."""
+    """The same, from ``places`` alone if there are any; gives why it could not be had, if it is still wanted."""
     async with volume.evicting:  # not while it is still on its way out
         pass
     try:
@@ -43,11 +43,10 @@ async def try_to_bring_back(
     except FileNotFoundError:
         return None  # it has come back, or the file is gone
     await make_room(blob.size)
-    if not await ram.missing([blob]):
-        places = (ram, *places)
+    own = () if await ram.missing([blob]) else (ram,)
     sink = Refill(volume.layout, inode, ram.place)
-    what, chosen = f"inode {inode} of {volume.identity}", Chosen(None, places)
-    _, failed = await fetcher.fetch(what, [blob], sink, chosen, stays=False)
+    what, chosen = f"inode {inode} of {volume.identity}", Chosen(None, (*own, *places))
+    _, failed = await fetcher.fetch(what, [blob], sink, chosen, stays=False, others=not places)
     if failed and volume.is_remote(inode):  # else somebody else has brought it
         return failed[blob]
     if is_lost:

@@ -180,3 +180,19 @@ async def test_a_worker_that_was_started_again_asks_for_what_was_lost_before(
     while again.is_remote((bench.tree / "weights").stat().st_ino):
         await again.news.wait_beyond(again.news.version)
     assert (bench.tree / "weights").read_bytes() == b"0123"
+
+
+async def test_who_goes_away_again_while_it_gives_is_asked_again_when_it_is_back(
+    bench: Bench, nursery: trio.Nursery, mock_clock: MockClock, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.allow(*ALLOWED)
+    losing = Losing(bench, nursery, mock_clock)
+    await losing.lose()
+    losing.restoring.come_back()
+    await losing.holder.is_asked.wait()
+    losing.holder.answers = False
+    losing.around.change("c", alive=False)
+    losing.holder.gives.set()
+    losing.restoring.come_back()
+    await losing.until(lambda: "weights" in losing.newest())
+    assert (bench.tree / "weights").read_bytes() == b"0123"
