@@ -42,10 +42,26 @@ def remote_files(volume: VolumeLayout) -> dict[int, Blob | None]:
     for name in os.listdir(volume.remote):
         if name.isdigit():
             with suppress(FileNotFoundError):  # it comes back at this very moment
-                target = os.readlink(os.path.join(volume.remote, name))
-                is_known = os.path.dirname(target) in (_GIVEN_UP, COMING)
-                found[int(name)] = Blob.parse(os.path.basename(target)) if is_known else None
+                blob, is_lost = marked(volume, int(name))
+                found[int(name)] = None if is_lost else blob
     return found
+
+
+def lost_files(volume: VolumeLayout) -> dict[Blob, list[int]]:
+    """The content that no place had intact when it was asked for, and the inodes of its files."""
+    found: dict[Blob, list[int]] = {}
+    for inode, known in remote_files(volume).items():
+        if known is None:
+            with suppress(FileNotFoundError):
+                blob, _ = marked(volume, inode)
+                found.setdefault(blob, []).append(inode)
+    return found
+
+
+def marked(volume: VolumeLayout, inode: int) -> tuple[Blob, bool]:
+    """What a file of ``remote/`` shall hold, and whether that is lost. Raises FileNotFoundError: it is none."""
+    place, name = os.path.split(os.readlink(os.path.join(volume.remote, str(inode))))
+    return Blob.parse(name), place not in (_GIVEN_UP, COMING)
 
 
 @contextmanager

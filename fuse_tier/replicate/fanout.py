@@ -122,6 +122,16 @@ class Fanout:
         """Where the copies of a volume belong, but for those that refuse."""
         return await self._targets.of(volume.identity, self._places.membership.own(), {*refusing})
 
+    def spared(self, volume: Volume) -> set[str]:
+        """The nodes that may have what the volume has lost, and are to get nothing newer before they were asked.
+
+        A node that drains does not wait for that.
+        """
+        lost = volume.lost
+        if lost is None or self._copier.drains_since_ns is not None:
+            return set()
+        return {member.node for member in self._places.membership.members() if lost.may_be_on(member)}
+
     @property
     def targets_due(self) -> float:
         """When copies may belong elsewhere though nothing changes any more: see Targets."""
@@ -182,7 +192,8 @@ class _PeerCopies:
         late = {node: copying for node, copying in self._copying.items() if copying.late <= now}
         slow = sorted(late, key=lambda node: late[node].late)[:_SLOW_PEERS]
         tried = {node for node in self._copying if self._troubles.reason(node)}
-        chosen = await self._fanout.targets(volume, self._troubles.refusing().union(slow, tried))
+        spared = self._fanout.spared(volume)
+        chosen = await self._fanout.targets(volume, self._troubles.refusing().union(slow, tried, spared))
         held, number = volume.copies.held(TierName.PEER), volume.newest.id.number
         # A member may have gone while that was decided: the next turn will know.
         able = [node for node in chosen if node in alive and node not in self._copying]

@@ -39,8 +39,9 @@ class Fetcher:
         reorder: Reorder | None = None,
         unwanted: Collection[Blob] = (),
         gone: Collection[str] = (),
+        others: bool = True,
     ) -> tuple[dict[str, int], dict[Blob, TierError]]:
-        """Brings blobs into a sink, from those that have the snapshot, nearest first, then from anybody else.
+        """Brings blobs into a sink, from those that have the snapshot, nearest first, then from any ``others``.
 
         Gives the bytes that each place gave, and what nobody could give, with the last reason. What ``stays`` in the
         RAM tier others may take from here while it comes: then those that want the same feed each other. ``begins``
@@ -64,9 +65,9 @@ class Fetcher:
         async def refer(place: Tier, part: Sequence[Blob]) -> Mapping[Blob, Tier]:
             return await self._places.refer(place, part)
 
-        ranks = self._ranks(chosen)
-        others = refer if stays else nobody_else
-        gathered = await gather(what, blobs, ranks, fetch_from, others, reorder=reorder, unwanted=unwanted)
+        ranks = self._ranks(chosen) if others else [[place] for place in chosen.places]
+        instead = refer if stays else nobody_else
+        gathered = await gather(what, blobs, ranks, fetch_from, instead, reorder=reorder, unwanted=unwanted)
         return gathered.sources, gathered.failed
 
     def hopes(self, identity: Identity) -> Hopes:

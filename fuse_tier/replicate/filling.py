@@ -20,10 +20,12 @@ from fuse_tier import metrics
 from fuse_tier.blobs import Blob
 from fuse_tier.errors import Damaged, FuseTierError, NotFound, TierError
 from fuse_tier.identity import Identity
+from fuse_tier.members import Member
 from fuse_tier.ram.arrival import Arrivals, coming_blob, coming_files, lose
 from fuse_tier.ram.layout import Layout
 from fuse_tier.replicate.choice import Chosen
 from fuse_tier.replicate.fetching import Fetcher
+from fuse_tier.replicate.lost import Lost
 from fuse_tier.replicate.returning import bring_back
 from fuse_tier.replicate.under_way import UnderWay, Urgent
 from fuse_tier.replicate.volume import Volume
@@ -111,6 +113,7 @@ class Filling:
         sources: dict[str, int] = {}
         hopes = self._fetcher.hopes(volume.identity)
         while waiting := await trio.to_thread.run_sync(coming_files, volume.layout):
+            asked = hopes.reached()
             given, failed = await self._bring(volume, waiting, chosen, hopes.gone)
             for place, moved in given.items():
                 sources[place] = sources.get(place, 0) + moved
@@ -119,8 +122,8 @@ class Filling:
             if not failed:
                 continue
             tries += 1
-            if tries >= _TRIES and not hopes.may_come:
-                await self._give_up(volume, chosen, failed)
+            if tries >= _TRIES and not hopes.may_come and await self._give_up(volume, chosen, failed, asked):
+                continue
             await trio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
             await hopes.look(chosen)
@@ -168,12 +171,16 @@ class Filling:
         finally:
             under_way.end_round()
 
-    async def _give_up(self, volume: Volume, chosen: Chosen, failed: dict[Blob, TierError]) -> None:
+    async def _give_up(
+        self, volume: Volume, chosen: Chosen, failed: dict[Blob, TierError], asked: Collection[Member]
+    ) -> bool:
+        """Whether there was anything that nobody has, of those that were asked."""
         lost = [blob for blob, error in failed.items() if isinstance(error, Damaged | NotFound)]
         async with volume.still:  # a snapshot that is just being taken may name it
-            if volume.coming is not chosen:
-                return
+            if volume.coming is not chosen or not lost:
+                return False
             paths = await trio.to_thread.run_sync(self._lose, volume, lost)
+            volume.lost = Lost(asked)
             newest, restored = volume.newest, chosen.manifest
             is_later = newest and restored and newest.id.number > restored.id.number
             if newest and is_later and not newest.blobs.isdisjoint(lost):
@@ -183,6 +190,7 @@ class Filling:
         for path in paths:
             metrics.error("lost")
             log.error("restore.file_lost", identity=str(volume.identity), path=path)
+        return True
 
     def _lose(self, volume: Volume, blobs: Collection[Blob]) -> list[str]:
         inodes = {inode for blob in blobs for inode in lose(self._layout, volume.layout, blob)}

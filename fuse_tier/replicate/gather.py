@@ -240,7 +240,8 @@ class _Heap:
             if place.place not in self._failed:
                 self._failed.add(place.place)
                 log.warning("restore.place_failed", snapshot=str(self._what), place=place.place, reason=str(error))
-            for blob in part:
+            # It might have had what it will not even be asked for.
+            for blob in self.wanted.difference(self._asked[place.place]).union(part):
                 self._gathered.failed[blob] = _worse(self._gathered.failed.get(blob), error)
             return False
         else:

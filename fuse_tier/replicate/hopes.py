@@ -10,6 +10,7 @@ import trio
 
 from fuse_tier.deadlines import Deadline
 from fuse_tier.identity import Identity
+from fuse_tier.members import Member
 from fuse_tier.replicate.choice import Chosen
 from fuse_tier.replicate.places import Places
 from fuse_tier.tiers.base import TierName
@@ -24,6 +25,11 @@ class Hopes:
         self._since: dict[str, float] = {}  # places that are away, and when that was seen first, by trio's clock
         self.gone: frozenset[str] = frozenset()  # of these, those that were not back in time
         self.may_come = True
+
+    def reached(self) -> list[Member]:
+        """Who is there now, and is not hoped for in vain: what such a node does not give, it does not have."""
+        members = [member for member in self._places.membership.members() if member.alive]
+        return [member for member in members if self._places.peer(member).place not in self.gone]
 
     async def look(self, chosen: Chosen) -> None:
         """Sees who is away of those that had the snapshot when it was chosen, and of those that list any now.

@@ -60,10 +60,11 @@ class Surplus:
         highest = max((numbers[-1] for member, numbers in location.holders if member.alive), default=0)
         if highest > newest.id.number:
             return {}  # what is here is not the newest: nothing of the rest is too much
+        kept = {*chosen, *self._fanout.spared(volume)}
         return {
             member: tuple(number for number in numbers if number <= newest.id.number)
             for member, numbers in location.holders
-            if member.alive and member.node not in chosen and volume.identity not in member.mounted
+            if member.alive and member.node not in kept and volume.identity not in member.mounted
         }
 
     async def _drop(self, volume: Volume, member: Member, numbers: tuple[int, ...]) -> None:

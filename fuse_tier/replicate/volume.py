@@ -24,11 +24,13 @@ from fuse_tier.manifest import Lineage, Manifest
 from fuse_tier.ram.arrival import coming_files
 from fuse_tier.ram.layout import Layout
 from fuse_tier.ram.pins import Pins
+from fuse_tier.ram.remote import lost_files
 from fuse_tier.replicate.broadcast import Broadcast
 from fuse_tier.replicate.choice import Chosen
 from fuse_tier.replicate.copies import Copies
 from fuse_tier.replicate.instant import Gate, Quiescent
 from fuse_tier.replicate.listing import list_in_ram
+from fuse_tier.replicate.lost import Lost
 from fuse_tier.replicate.record import TreeRecord, read_record
 from fuse_tier.replicate.sending import Sending
 from fuse_tier.replicate.snapshot import Snapshotter
@@ -97,6 +99,7 @@ class Volume:
             lambda: self.mountpoint is not None,
         )
         self.coming: Chosen | None = None  # what a restore is still bringing, and from whom
+        self.lost: Lost | None = None  # what nobody had, and who may have it all the same
         self.framework = ""  # of the job's order (protocol/); empty: it gave none
         self.backup = ""  # the complete checkpoint in the bucket from which the tree was made, if it was
 
@@ -149,6 +152,7 @@ class Volume:
         self.tenure.load(record)
         if record:
             self.coming = Chosen(None) if await trio.to_thread.run_sync(coming_files, self.layout) else None
+            self.lost = Lost() if await trio.to_thread.run_sync(lost_files, self.layout) else None
             own = [number for number in numbers if number <= record.number]
             newest = await self._load_newest(own)
             if newest is not None:
@@ -185,6 +189,7 @@ class Volume:
         """
         self.in_use.clear()
         self.coming = coming
+        self.lost = None if is_whole else Lost()
         self.copies.begin_again(restored, is_listed=coming is None and not is_part)
         if restored is not None and not is_whole:
             self.in_use[restored.id.number] += 1
@@ -196,7 +201,7 @@ class Volume:
     def forget_tree(self) -> None:
         """There is no live tree any more."""
         self.tenure.forget()
-        self.coming = None
+        self.coming = self.lost = None
         self.copies.begin_again(None, is_listed=True)
         self.news.announce()
 

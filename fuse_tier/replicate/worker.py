@@ -49,6 +49,7 @@ from fuse_tier.replicate.preemption import Preemption
 from fuse_tier.replicate.preparing import Preparing
 from fuse_tier.replicate.protocol.cycle import Means
 from fuse_tier.replicate.protocol.service import ReplicationService
+from fuse_tier.replicate.regaining import Regaining
 from fuse_tier.replicate.replacing import Trees
 from fuse_tier.replicate.resting import Resting, huge_bytes_of
 from fuse_tier.replicate.restore import Restorer
@@ -178,6 +179,7 @@ class Worker:
             surplus.keep_down,
             Leftovers(Trees(layout, self._ram), self._membership).keep_down,
             self._filling.keep_filled,
+            Regaining(self._places, self._fetcher, self._room.make).keep_asking,
             self._frameworks.adapter.watch,
         ]
         self._doors = self._build_doors()

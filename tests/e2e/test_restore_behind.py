@@ -14,7 +14,10 @@ from fuse_tier import failpoints
 from fuse_tier.bench.nodes import sent_bytes
 from fuse_tier.errors import MountError, TierUnavailable
 from fuse_tier.hashing import hash_bytes
+from fuse_tier.identity import Identity
 from fuse_tier.localcluster import LocalCluster, LocalNode
+from fuse_tier.ram.arrival import coming_files
+from fuse_tier.ram.remote import lost_files
 from tests.e2e.jobs import A_NODE_DIED, DAMAGE, JOB, blobs_in, damage, layout_of, mount_when_free
 from tests.harness.checker import listed
 from tests.harness.clusters import Clusters
@@ -181,6 +184,45 @@ async def test_a_worker_that_dies_while_content_comes_goes_on_where_it_was(
     assert not Path(node.family.environment[failpoints.VARIABLE]).exists()
     assert await trio.to_thread.run_sync(tree_of, mount) == saved
     await until(partial(_lists_it, node))
+
+
+@pytest.mark.chaos  # the holder is waited for first
+async def test_what_was_given_up_is_had_again_though_the_job_goes_on_saving_and_opens_nothing(
+    make_cluster: Clusters, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.allow(*A_NODE_DIED, r"restore\..*")
+    slow = {"bulk": "10Mbps"}  # eight seconds for all
+    cluster = await make_cluster(
+        "a", "b", "c", bucket=False, replicas=1, keep={"ram": 1}, restoreAtOnce="0", limits=slow
+    )
+    contents = {f"{number}": os.urandom(2 << 20) for number in range(5)}
+    mount, again = cluster.mountpoint("a"), cluster.mountpoint("again")
+    await cluster["a"].mount(JOB, mount)
+    for name, content in contents.items():
+        (mount / name).write_bytes(content)
+    await cluster["a"].wait(JOB, "peer", 60)
+    await cluster["a"].lose_ram()
+    node = _without(cluster)
+    (holder,) = [cluster[name] for name in "bc" if cluster[name] is not node]
+    await mount_when_free(node, again)
+    await holder.kill()
+    await cluster["a"].start()
+    volume = layout_of(node).volume(Identity.parse(JOB))
+
+    async def is_given_up() -> bool:
+        return not coming_files(volume)
+
+    async def is_back() -> bool:
+        return not lost_files(volume)
+
+    await until(is_given_up, 90)
+    assert lost_files(volume)
+    await holder.start()
+    for number in range(6):
+        (again / "saved").write_bytes(b"%d" % number)
+        await node.wait(JOB, "peer", 60)
+    await until(is_back, 60)
+    assert {name: await trio.to_thread.run_sync((again / name).read_bytes) for name in contents} == contents
 
 
 async def _lists_it(node: LocalNode) -> bool:

@@ -13,7 +13,7 @@ from fuse_tier.hashing import hash_bytes
 from fuse_tier.identity import Identity
 from fuse_tier.ram.layout import Layout, VolumeLayout
 from fuse_tier.ram.pins import Pins
-from fuse_tier.ram.remote import Refill, drop, give_up, mark, remote_files
+from fuse_tier.ram.remote import Refill, drop, give_up, lost_files, mark, remote_files
 from fuse_tier.ram.tmpfs import create_directories
 from tests.harness.mapping import mapped
 
@@ -91,6 +91,19 @@ def test_damaged_content_does_not_come_back(sealed: Sealed) -> None:
         sealed.refill(CONTENT[::-1])
     assert remote_files(sealed.volume) == {sealed.inode: sealed.blob}
     assert sealed.path.stat().st_size == len(CONTENT)
+
+
+def test_what_is_lost_is_told_from_what_the_bucket_has(sealed: Sealed) -> None:
+    sealed.mark()
+    sealed.give_up()
+    assert lost_files(sealed.volume) == {}
+    marker = Path(sealed.volume.remote, str(sealed.inode))
+    marker.unlink()
+    marker.symlink_to(sealed.layout.blob(sealed.blob))  # as a restore marks what no place had
+    assert lost_files(sealed.volume) == {sealed.blob: [sealed.inode]}
+    assert remote_files(sealed.volume) == {sealed.inode: None}
+    sealed.refill(CONTENT)
+    assert lost_files(sealed.volume) == {}
 
 
 def test_what_was_dropped_to_be_written_anew_is_neither_emptied_nor_filled(sealed: Sealed) -> None:

@@ -11,6 +11,7 @@ from trio.testing import MockClock
 from fuse_tier.blobs import Blob, Progress, Sink
 from fuse_tier.deadlines import Deadline
 from fuse_tier.errors import TierUnavailable
+from fuse_tier.ram.arrival import coming_files
 from fuse_tier.replicate.choice import Chosen
 from fuse_tier.replicate.fetching import Fetcher
 from fuse_tier.replicate.filling import Filling
@@ -41,10 +42,10 @@ async def nothing_to_give_up(size: int) -> int:
 class Restoring:
     """Node ``a`` is restored from ``c``, which is away before it has given anything; ``d`` has room for copies."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: Bench, source: Answering, replicas: int = 1) -> None:
         self.bench = bench
-        self.around = Neighbourhood(bench, "cd", 1)
-        self.source = Answering()
+        self.around = Neighbourhood(bench, "cd", replicas)
+        self.source = source
         self.around.peers["c"] = self.source
         for name, peer in self.around.peers.items():
             peer.place = f"peer {name}"
@@ -76,7 +77,7 @@ async def test_what_only_a_node_had_that_died_is_given_up_and_what_the_job_has_s
     bench: Bench, nursery: trio.Nursery, mock_clock: MockClock, expected_logs: ExpectedLogs
 ) -> None:
     expected_logs.allow("restore.place_failed", "restore.file_lost", "copy.failed")
-    restoring, volume = Restoring(bench), bench.volume
+    restoring, volume = Restoring(bench, Answering()), bench.volume
     await restoring.begin()
     for keeps in (restoring.filling.keep_filled, restoring.around.fanout.keep_peers, keep_snapshots):
         nursery.start_soon(keeps, volume)
@@ -107,7 +108,7 @@ async def test_what_somebody_may_have_is_not_given_up_however_long_that_one_is_o
     who: str, bench: Bench, nursery: trio.Nursery, mock_clock: MockClock, expected_logs: ExpectedLogs
 ) -> None:
     expected_logs.allow("restore.place_failed")
-    restoring, far = Restoring(bench), Answering()
+    restoring, far = Restoring(bench, Answering()), Answering()
     await restoring.begin()
     if who == "the bucket":
         far.name, far.place, far.answers = TierName.BUCKET, who, False
@@ -131,3 +132,19 @@ async def test_what_somebody_may_have_is_not_given_up_however_long_that_one_is_o
         restoring.come_back()
     await restoring.until(is_here, mock_clock)
     assert (bench.tree / "weights").read_bytes() == b"0123"
+
+
+async def test_once_something_was_given_up_what_the_job_has_saved_is_copied_at_once(
+    bench: Bench, nursery: trio.Nursery, mock_clock: MockClock, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.allow("restore.place_failed", "restore.file_lost", "copy.failed")
+    restoring, volume = Restoring(bench, Answering()), bench.volume
+    await restoring.begin()
+    nursery.start_soon(restoring.filling.keep_filled, volume)
+
+    async def is_lost() -> bool:
+        return not coming_files(volume.layout)
+
+    await restoring.until(is_lost, mock_clock)
+    while volume.coming is not None:  # no time passes any more
+        await volume.news.wait_beyond(volume.news.version)

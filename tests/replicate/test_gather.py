@@ -234,3 +234,15 @@ async def test_nobody_is_waited_for_without_end_however_large_something_is_said_
     gathered = await gather("it", [huge], [[source]], sharers.fetch, refer)
     assert huge in gathered.failed
     assert trio.current_time() - begun < 2 * Deadline.BULK_STALL_LONGEST
+
+
+async def test_nothing_that_one_who_has_failed_was_not_even_asked_for_is_taken_for_lost(
+    autojump_clock: MockClock, expected_logs: ExpectedLogs
+) -> None:
+    expected_logs.allow("restore.place_failed")
+    places = Places("a", "b")
+    places.fails_after["a"] = 0
+    places.has["b"] = frozenset()
+    gathered = await gather("it", PARTS, [places.tiers], places.fetch)
+    assert {*map(type, gathered.failed.values())} == {TierUnavailable}
+    assert gathered.failed.keys() == {*PARTS}

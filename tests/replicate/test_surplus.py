@@ -8,6 +8,7 @@ from trio.testing import MockClock
 
 from fuse_tier.errors import TierUnavailable
 from fuse_tier.identity import SnapshotId
+from fuse_tier.replicate.lost import Lost
 from fuse_tier.replicate.surplus import LOOK_EVERY_SECONDS, Surplus
 from fuse_tier.tiers.base import TierName
 from tests.replicate.cluster import MemoryPeer, Neighbourhood
@@ -40,3 +41,25 @@ async def test_a_copy_that_was_dropped_is_not_counted_whether_that_was_answered_
     await trio.sleep(3 * LOOK_EVERY_SECONDS)
     assert await around.holders(saved.id.number) == {belongs}
     assert volume.copies.held(TierName.PEER).keys() == {belongs}
+
+
+async def test_a_copy_where_it_does_not_belong_stays_while_it_may_have_what_was_lost(
+    bench: Bench, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    around, volume = Neighbourhood(bench, "bc", 1), bench.volume
+    await around.membership.claim(volume.identity)
+    saved = await bench.snapshot()
+    volume.copies.follow(saved)
+    (belongs,) = await around.fanout.targets(volume, ())
+    (other,) = {"b", "c"} - {belongs}
+    for name, peer in around.peers.items():
+        await peer.store(saved.blobs, bench.ram)
+        await peer.commit(saved)
+        volume.copies.stored(TierName.PEER, name, saved.id.number)
+    volume.lost = Lost([around.members[belongs]])
+    nursery.start_soon(Surplus(around.fanout).keep_down, volume)
+    await trio.sleep(3 * LOOK_EVERY_SECONDS)
+    assert await around.holders(saved.id.number) == {"b", "c"}
+    volume.lost.end(around.members[other])
+    await trio.sleep(3 * LOOK_EVERY_SECONDS)
+    assert await around.holders(saved.id.number) == {belongs}
