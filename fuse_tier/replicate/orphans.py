@@ -3,7 +3,7 @@
 Of those that hold the newest snapshot of one, the first by name sees to it that the configured number of nodes do.
 It never makes two of them do the same for long: each looks who else there is, and who is the first. A volume whose
 node is alive and still has it is that node's to keep (fanout.py). So is one that another has mounted; but if that one
-does not have it after all that time (keepers.py), one more node gets it in its place, from which it can have it then.
+does not have it after all that time (custody.py), one more node gets it in its place, from which it can have it then.
 
 What a node has that is about to be taken away does not count. Where only such nodes have a snapshot, the first of
 them brings it to one that stays before it ends; the rest is up to that one.
@@ -23,7 +23,7 @@ from fuse_tier.identity import Identity, SnapshotId
 from fuse_tier.manifest import Manifest
 from fuse_tier.members import Location, Member
 from fuse_tier.replicate.copying import Copier, Troubles
-from fuse_tier.replicate.keepers import Keepers
+from fuse_tier.replicate.custody import Custody
 from fuse_tier.replicate.places import Places
 from fuse_tier.replicate.targets import Targets
 from fuse_tier.replicate.unsaved import Unsaved
@@ -72,7 +72,7 @@ class Orphans:
         self._troubles: dict[Identity, Troubles] = {}
         self._at_work: set[Identity] = set()
         self._copying: dict[Identity, _Copying] = {}
-        self._keepers = Keepers(places.membership)
+        self._custody = Custody(places.membership)
         self._silent: frozenset[str] = frozenset()  # nodes that a drain asked in vain
 
     async def run(self) -> None:
@@ -93,7 +93,7 @@ class Orphans:
         now or in a later round. Raises OSError.
         """
         newest = await self._newest()
-        self._keepers.look(newest.keys())
+        self._custody.look(newest.keys())
         alive = {member.node: member.instance for member in self._places.membership.members() if member.alive}
         for copying in self._copying.values():
             # Else it would hold its turn until a deadline says what is known already, or bring what nobody wants.
@@ -123,7 +123,7 @@ class Orphans:
                         await self.look(nursery)
                         unsaved = await self._unsaved(unsaved_here) - backed_up
                         self._silent = unsaved_here.silent
-                        self._keepers.forsaken = frozenset(snapshot.identity for snapshot in unsaved)
+                        self._custody.forsaken = frozenset(snapshot.identity for snapshot in unsaved)
                         for snapshot in unsaved - begun:
                             begun.add(snapshot)
                             nursery.start_soon(self._back_up, snapshot, backed_up)
@@ -133,7 +133,7 @@ class Orphans:
                             await membership.wait_changed(version)
                     nursery.cancel_scope.cancel()  # what is still being copied is not only here
         finally:
-            self._silent, self._keepers.forsaken = frozenset(), frozenset()
+            self._silent, self._custody.forsaken = frozenset(), frozenset()
         if scope.cancelled_caught:
             for snapshot in sorted(unsaved - backed_up):
                 log.warning("drain.ran_out", snapshot=str(snapshot), seconds=seconds, peer=0, bucket=0)
@@ -179,7 +179,7 @@ class Orphans:
 
     def _is_kept(self, snapshot: SnapshotId) -> bool:
         """Whether it lives here, or somebody who is alive has it mounted, and has it."""
-        return self._is_kept_here(snapshot) or self._keepers.keeps(snapshot.identity)
+        return self._is_kept_here(snapshot) or self._custody.keeps(snapshot.identity)
 
     def _is_kept_here(self, snapshot: SnapshotId) -> bool:
         """A tree that was left here, and has been mounted elsewhere since, is not what another node saved there."""
@@ -197,8 +197,8 @@ class Orphans:
         own = self._places.membership.own()
         if location.silent and own.stays:
             return  # one of them may have a newer one, or this: later
-        if holders is None or self._has_keeper(manifest, holders):
-            self._keepers.trust(snapshot.identity)
+        if holders is None or self._is_in_custody(manifest, holders):
+            self._custody.trust(snapshot.identity)
             return
         if own.stays and self._is_to_wait(manifest, location):
             return
@@ -216,22 +216,22 @@ class Orphans:
             log.info("orphan.kept", snapshot=str(snapshot), owner=manifest.node, copies=len(good), to=node)
             await self._copy(manifest, members[node], troubles, len(good))
 
-    def _has_keeper(self, manifest: Manifest, holders: Holders) -> bool:
+    def _is_in_custody(self, manifest: Manifest, holders: Holders) -> bool:
         """Whether who keeps the copies of a volume has a snapshot: its owner, else the node that took it."""
-        keeper = self._keepers.owner(manifest.id.identity) or manifest.node
-        return keeper in holders.staying | holders.leaving
+        custodian = self._custody.owner(manifest.id.identity) or manifest.node
+        return custodian in holders.staying | holders.leaving
 
     def _is_to_wait(self, manifest: Manifest, location: Location) -> bool:
         """Whether an owner that does not have a snapshot may be bringing it, or can have it from the bucket."""
-        if self._keepers.owner(manifest.id.identity) is None:
+        if self._custody.owner(manifest.id.identity) is None:
             return False
-        return not self._keepers.is_late(manifest) or max(location.bucket, default=0) >= manifest.id.number
+        return not self._custody.is_late(manifest) or max(location.bucket, default=0) >= manifest.id.number
 
     def _wanted(self, identity: Identity) -> int:
         """How many copies there are to be: one more where an owner does not have the volume."""
         if not self._places.membership.own().stays:
             return min(1, self._replicas)
-        return self._replicas + (self._replicas > 0 and self._keepers.owner(identity) is not None)
+        return self._replicas + (self._replicas > 0 and self._custody.owner(identity) is not None)
 
     async def _copy(self, manifest: Manifest, member: Member, troubles: Troubles, copies: int) -> None:
         identity = manifest.id.identity
@@ -248,7 +248,7 @@ class Orphans:
     def _owner(self, manifest: Manifest) -> Member:
         """The node whose volume it is, or was."""
         known: Sequence[Member] = self._places.membership.members()
-        owner = self._keepers.owner(manifest.id.identity) or manifest.node
+        owner = self._custody.owner(manifest.id.identity) or manifest.node
         return next((member for member in known if member.node == owner), Member(owner, "", "", "", alive=False))
 
 

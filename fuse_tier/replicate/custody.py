@@ -30,7 +30,7 @@ class _Mount:
     has_it: bool = False
 
 
-class Keepers:
+class Custody:
     """Of what one node holds for others. ``look`` from time to time."""
 
     def __init__(self, membership: Membership) -> None:
