@@ -11,6 +11,7 @@ logged here with its traceback, and the caller learns only that there was one.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
@@ -41,6 +42,7 @@ KEEPALIVE_SECONDS = 10.0  # without a byte from the other side of an open call: 
 SELDOM_KEEPALIVE_SECONDS = 25.0  # where something is said over streams every twenty seconds: nobody need ask
 _KEEPALIVE_TIMEOUT_MILLISECONDS = 5_000
 
+_CORES_LOGGER = "grpc._cython.cygrpc"
 _RECEIVED = "grpc.max_receive_message_length"
 _COMMON_OPTIONS = (
     ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
@@ -102,6 +104,7 @@ async def serve(
         intake = [Intake(bridge, carriers)] if door else []
         return grpc.aio.server(interceptors=intake, options=options, maximum_concurrent_rpcs=most_calls)
 
+    logging.getLogger(_CORES_LOGGER).addFilter(_is_news)
     server = await looping.do(make)
     try:
         if door is None:
@@ -130,6 +133,11 @@ async def serve(
                     open_door.cancel()
     finally:
         await looping.do(partial(server.stop, None))  # also one that was never started
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """That a server which ends has ended its calls is what it is for: their callers are told, each by its own end."""
+    return "due to server stop" not in record.getMessage()
 
 
 async def _handle(

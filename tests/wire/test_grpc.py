@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -312,3 +313,15 @@ class TestUnderTls:
                 await self.call(server, certificates.a)
         with pytest.raises(TierUnavailable, match=r"TLS handshake failed|does not take our certificate"):
             await self.call(None, certificates.a)
+
+
+async def test_a_server_that_ends_warns_nobody_of_the_calls_that_end_with_it(
+    client: Client, expected_logs: ExpectedLogs, caplog: pytest.LogCaptureFixture
+) -> None:
+    """gRPC says so only of those that are late: it cannot be brought about at will."""
+    expected_logs.allow("the handler is late")
+    await client.call("Hello", pb.HelloRequest(), 5)  # there is a server
+    core = logging.getLogger("grpc._cython.cygrpc")
+    core.warning("Aborting method [%s] due to server stop.", "/fuse_tier.v1.Coordinator/Reports")
+    core.warning("the handler is late")
+    assert caplog.messages == ["the handler is late"]
