@@ -138,3 +138,13 @@ class Verdict:
     wish: str = ""  # of a person's, that is followed with this, or was before
     partner: str = ""  # the replica whose snapshot is taken; empty: the volume's own
     branch_points: tuple[BranchPoint, ...] = ()  # of the volume, as far as is known, whichever nodes had it
+
+    def followed(self, run: str, epoch: int, known: Iterable[BranchPoint] = ()) -> Resumption:
+        """From what a volume has gone on that has followed this, with what its node has ``known`` of it besides.
+
+        What it was given counts from then on, though the job had gone back from it: a person may name a backup.
+        """
+        points = [*self.branch_points, *known]
+        if self.number and not self.partner and self.step is not None:
+            points = [one for one in points if not one.gives_up(self.step, epoch_of(self.number))]
+        return Resumption(run, self.restart, self.step, epoch, self.wish).after(points)

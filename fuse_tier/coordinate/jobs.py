@@ -122,8 +122,7 @@ class Jobs:
             begun.joined.add(identity.replica)
         last = job.last.get((one.run, identity))
         if last is None or one.restart >= last.restart:
-            # A node of an earlier version does not tell what was before.
-            job.last[one.run, identity] = one if last is None else one.after(last.branch_points)
+            job.last[one.run, identity] = one
 
     def _drop(self, identity: Identity) -> None:
         if (before := self.of(identity).resumed.pop(identity, None)) is not None:

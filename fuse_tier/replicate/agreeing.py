@@ -143,9 +143,7 @@ class Agreeing:
         failpoints.reached("restart.joining")
         epoch = self._membership.epoch(volume.identity)
         known = last.branch_points if last is not None and last.run == lineage.run else ()
-        resumption = Resumption(lineage.run, verdict.restart, verdict.step, epoch, verdict.wish).after(
-            (*verdict.branch_points, *known)
-        )
+        resumption = verdict.followed(lineage.run, epoch, known)
         await self._membership.join(volume.identity, resumption)
         await volume.went_on_from(resumption)
         failpoints.reached("restart.joined")

@@ -215,6 +215,16 @@ class World:
         told = [node.resumed[identity] for node in self.nodes.values() if node.is_up and identity in node.resumed]
         return any(one.gives_up(point.rank + 1, point.epoch - 1) for one in told)
 
+    def has_backup_of_another_life(self, step: int) -> bool:
+        """Whether the bucket has a step that the job has gone back from."""
+        return any(
+            self.contents[part.id, step]
+            not in {self.contents[saved.id, step] for saved in self.ranks[int(rank)].line if step in saved.steps}
+            for record in self.records
+            if record.step == step
+            for rank, part in record.parts.items()
+        )
+
     def has(self, identity: Identity, number: int) -> bool:
         return any(number in listed for listed in self.holders(identity))
 

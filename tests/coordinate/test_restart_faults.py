@@ -125,8 +125,7 @@ class Cluster:
 
     def join(self, rank: int, verdict: Verdict) -> None:
         node = self.nodes[str(rank)]
-        one = Resumption(RUN.run, verdict.restart, verdict.step, node.mounted[rank], verdict.wish)
-        one = one.after(verdict.branch_points)
+        one = verdict.followed(RUN.run, node.mounted[rank])
         self.restarts.join(JOB.identity(str(rank)), node.name, one, self.now)
         node.resumed[rank] = one
         node.at_work.add(rank)
@@ -386,6 +385,19 @@ def test_what_a_person_went_back_from_is_not_complete_again_after_a_later_restar
         cluster.nodes[str(rank)].saved_since.clear()
     cluster.wait(1)
     assert cluster.ask(0, backups=(Backup(200, number_before(900) + 200, 900),)).step == 100
+
+
+def test_a_backup_that_a_person_goes_to_counts_again_though_the_job_had_gone_back_from_it(cluster: Cluster) -> None:
+    assert go_on(cluster, *RANKS, forced=100) == [100] * 3
+    there = (Backup(200, number_before(900) + 200, 900),)
+    for forced in (200, None):  # and nothing is saved in between
+        for rank in RANKS:
+            cluster.end(rank)
+        cluster.all_start()
+        for rank in RANKS:
+            verdict = cluster.ask(rank, backups=there, forced=forced)
+            assert verdict.step == 200
+            cluster.join(rank, verdict)
 
 
 def test_a_rank_whose_node_is_lost_is_not_given_what_it_went_back_from_before_its_last_restart(

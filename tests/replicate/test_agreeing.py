@@ -7,6 +7,7 @@ import trio
 from trio.testing import MockClock
 
 from fuse_tier.deadlines import Deadline
+from fuse_tier.epochs import number_before
 from fuse_tier.errors import DeadlineExceeded, FuseTierError, TierUnavailable
 from fuse_tier.identity import Identity
 from fuse_tier.replicate.agreeing import Agreed, Agreeing, nothing_to_save
@@ -51,7 +52,7 @@ class Choosing(StandingMembership):
 
     async def restart(self, question: Question) -> Verdict:
         await trio.lowlevel.checkpoint()
-        return Verdict(9, 300, 3, branch_points=self._told)
+        return Verdict(9, 300, number_before(5) + 3, branch_points=self._told)
 
     async def join(self, identity: Identity, resumption: Resumption) -> None:
         await trio.lowlevel.checkpoint()
